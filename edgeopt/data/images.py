@@ -1,0 +1,165 @@
+"""Images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after a resize of the shorter side and a centre crop.
+
+A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or from a look at the float model
+(`edgeopt.optimize`). Decoding is Pillow's.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgeopt.data.spec import Feed, InputSpec
+from edgeopt.errors import DataError, UsageError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+MAX_PIXELS = 64_000_000
+_FREE_SIDE = 640  # longer side for models that take any size
+_FREE_MULTIPLE = 32
+UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, ValueError, SyntaxError)
+
+
+class Preprocess(BaseModel):
+    """How an image becomes an input. resize, crop: (height, width); a single number resizes the shorter side. None: what the model's input asks for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: Literal["NCHW", "NHWC"] | None = None
+    color: Literal["rgb", "bgr", "gray"] | None = None
+
+    def describe(self) -> str:
+        """One line for people."""
+        parts = [f"{k} {v}" for k, v in self.model_dump(exclude_none=True).items()]
+        return ", ".join(parts)
+
+
+PRESETS: dict[str, Preprocess] = {
+    "imagenet": Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+    "unit": Preprocess(),
+    "signed": Preprocess(scale=1 / 127.5, mean=(1.0,)),
+    "raw255": Preprocess(scale=1.0),
+}
+
+
+def load_toml(path: Path) -> Preprocess:
+    """The recipe in a `preprocess.toml`.
+
+    Raises:
+        UsageError: not TOML, an unknown key or a wrong type; names the file.
+    """
+    try:
+        return Preprocess.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as e:
+        raise UsageError(f"{path}: {e}") from e
+
+
+def image_input(inputs: list[InputSpec]) -> InputSpec | None:
+    """The one input that can take an image: rank 4, floats or bytes, 1 or 3 channels."""
+    if len(inputs) != 1:
+        return None
+    spec = inputs[0]
+    if spec.shape is None or len(spec.shape) != 4 or spec.dtype not in (np.float32, np.float16, np.uint8):
+        return None
+    return spec if spec.shape[1] in (1, 3, None) or spec.shape[3] in (1, 3) else None
+
+
+def resolve(recipe: Preprocess, spec: InputSpec) -> Preprocess:
+    """`recipe` with layout, colour and size filled in from the model's input `spec`.
+
+    Raises:
+        UsageError: the recipe and the input disagree, or the input cannot hold an image.
+    """
+    layout = recipe.layout or ("NHWC" if spec.fixed(3) in (1, 3) and spec.fixed(1) not in (1, 3) else "NCHW")
+    channels = spec.fixed(1 if layout == "NCHW" else 3) or (1 if recipe.color == "gray" else 3)
+    if channels not in (1, 3):
+        raise UsageError(f"input {spec.name!r} has {channels} channels ({layout}); images give 1 or 3: use --layout, or give the samples as .npz")
+    color = recipe.color or ("gray" if channels == 1 else "rgb")
+    if (color == "gray") != (channels == 1):
+        raise UsageError(f"input {spec.name!r} has {channels} channels, --color {color} gives {1 if color == 'gray' else 3}")
+    if any(len(x) not in (1, channels) for x in (recipe.mean, recipe.std)):
+        recipe = _grey_means(recipe, channels)
+    h, w = (spec.fixed(2), spec.fixed(3)) if layout == "NCHW" else (spec.fixed(1), spec.fixed(2))
+    crop = recipe.crop or ((h, w) if h and w else None)
+    if crop and ((h and crop[0] != h) or (w and crop[1] != w)):
+        raise UsageError(f"input {spec.name!r} wants {h}x{w}, --crop gives {crop[0]}x{crop[1]}")
+    resize = recipe.resize
+    if resize is None and crop:
+        resize = round(max(crop) / 0.875) if min(crop) >= 64 else crop
+    return recipe.model_copy(update={"layout": layout, "color": color, "crop": crop, "resize": resize})
+
+
+def _grey_means(recipe: Preprocess, channels: int) -> Preprocess:
+    if channels != 1:
+        raise UsageError(f"mean and std need 1 or {channels} numbers, got {len(recipe.mean)} and {len(recipe.std)}")
+    return recipe.model_copy(update={"mean": (float(np.mean(recipe.mean)),), "std": (float(np.mean(recipe.std)),)})
+
+
+def check_header(path: Path) -> str | None:
+    """Why `path` cannot be used, from its header alone, or None."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                pixels = image.width * image.height
+    except UNREADABLE as e:
+        return f"{type(e).__name__}: {e}"
+    return f"{pixels / 1e6:.0f} million pixels; the limit is {MAX_PIXELS / 1e6:.0f}" if pixels > MAX_PIXELS else None
+
+
+def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
+    """The feed [1, C, H, W] or [1, H, W, C] of one image under a resolved `recipe`.
+
+    Raises:
+        DataError: the file cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            if recipe.crop is not None:
+                image.draft("RGB" if recipe.color != "gray" else "L", (2 * max(recipe.crop), 2 * max(recipe.crop)))
+            pixels = np.asarray(_geometry(image.convert("L" if recipe.color == "gray" else "RGB"), recipe), np.float32)
+    except UNREADABLE as e:
+        raise DataError(f"{path}: not a readable image ({type(e).__name__}: {e})") from e
+    return {spec.name: tensor(pixels, recipe, spec.dtype)}
+
+
+def _geometry(image: Image.Image, recipe: Preprocess) -> Image.Image:
+    if recipe.crop is None and recipe.resize is None:
+        shrink = min(1.0, _FREE_SIDE / max(image.size))
+        w, h = (max(_FREE_MULTIPLE, round(s * shrink / _FREE_MULTIPLE) * _FREE_MULTIPLE) for s in image.size)
+        return image.resize((w, h), Image.Resampling.BILINEAR)
+    if isinstance(recipe.resize, int):
+        ratio = recipe.resize / min(image.size)
+        image = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), Image.Resampling.BILINEAR)
+    elif recipe.resize is not None and image.size != recipe.resize[::-1]:
+        image = image.resize(recipe.resize[::-1], Image.Resampling.BILINEAR)
+    if recipe.crop is None or image.size == recipe.crop[::-1]:
+        return image
+    h, w = recipe.crop
+    left, top = (image.width - w) // 2, (image.height - h) // 2
+    return image.crop((left, top, left + w, top + h))
+
+
+def tensor(pixels: NDArray[np.float32], recipe: Preprocess, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """`pixels` [H, W] or [H, W, 3] in 0 ... 255 as the batch of one that `recipe` describes."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    elif recipe.color == "bgr":
+        pixels = pixels[..., ::-1]
+    y = (pixels * np.float32(recipe.scale) - np.asarray(recipe.mean, np.float32)) / np.asarray(recipe.std, np.float32)
+    if recipe.layout != "NHWC":
+        y = y.transpose(2, 0, 1)
+    if dtype == np.uint8:
+        y = np.clip(np.rint(y), 0, 255)
+    return np.ascontiguousarray(y[None], dtype=dtype)

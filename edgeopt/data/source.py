@@ -1,0 +1,202 @@
+"""From a path, a function or arrays to samples; which of them calibrate and which are held out.
+
+The choice is deterministic: sorted names, then one fixed permutation, so that sorted-by-class folders do not calibrate on the first class only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import sys
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from edgeopt.data import audio, text
+from edgeopt.data.images import SUFFIXES, Preprocess, check_header, image_input, read_image, resolve
+from edgeopt.data.spec import Feed, InputSpec, Sample, specs
+from edgeopt.errors import DataError, UsageError
+
+__all__ = ["DataOptions", "Feed", "InputSpec", "Sample", "as_samples", "open_data", "random_samples", "readable", "specs", "split"]
+
+MAX_UNREADABLE = 0.05
+_HELD_OUT = 64
+_TEXT = frozenset({".jsonl", ".csv", ".txt"})
+_ARRAYS = frozenset({".npz", ".npy"})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How samples are read: how many calibrate, the image recipe, the tokenizer of text."""
+
+    samples: int = 128
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    tokenizer: Path | None = None
+
+
+def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
+    """The samples at `source`, in a fixed random order, about twice as many as can be used at the most.
+
+    Raises:
+        UsageError: no such path or function, or a tokenizer is missing. DataError: nothing usable in it, or more than 5 % unreadable images.
+    """
+    path = Path(source)
+    if not path.exists():
+        if ":" in str(source) and os.sep not in str(source):
+            return _function(str(source), inputs, options.samples)
+        raise UsageError(f"--calib {source}: no such file or folder")
+    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    found = _samples(path, files, inputs, options)
+    if not found:
+        raise DataError(f"--calib {path}: no images, .npz/.npy, test_data_set_*, .wav, .jsonl, .csv or .txt in it")
+    order = np.random.default_rng(0).permutation(len(found))
+    return [found[i] for i in order]
+
+
+def _samples(path: Path, files: list[Path], inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
+    kinds = {f.suffix.lower() for f in files}
+    if kinds & SUFFIXES:
+        return _images([f for f in files if f.suffix.lower() in SUFFIXES], inputs, options.preprocess)
+    if kinds & _ARRAYS:
+        return [s for f in files if f.suffix.lower() in _ARRAYS for s in _arrays(f, inputs)]
+    if any(f.name == "input_0.pb" for f in files):
+        return [(str(f.parent), partial(_protobufs, f.parent, inputs)) for f in files if f.name == "input_0.pb"]
+    if ".wav" in kinds:
+        return [(str(f), partial(audio.read, f, inputs)) for f in files if f.suffix.lower() == ".wav"]
+    if kinds & _TEXT:
+        if options.tokenizer is None:
+            raise UsageError(f"--calib {path}: text needs --tokenizer tokenizer.json (the file that came with the model)")
+        return text.samples([f for f in files if f.suffix.lower() in _TEXT], options.tokenizer, inputs)
+    return []
+
+
+def _images(files: list[Path], inputs: list[InputSpec], recipe: Preprocess) -> list[Sample]:
+    spec = image_input(inputs)
+    if spec is None:
+        shapes = ", ".join(f"{s.name} {list(s.shape or [])}" for s in inputs)
+        raise DataError(f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: give its feeds as .npz or package.module:function")
+    problems = {f: reason for f in files if (reason := check_header(f)) is not None}
+    _refuse_many(problems, len(files))
+    resolved = resolve(recipe, spec)
+    return [(str(f), partial(read_image, f, resolved, spec)) for f in files if f not in problems]
+
+
+def _refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) -> None:
+    if len(problems) > MAX_UNREADABLE * total:
+        first = "; ".join(f"{f} ({reason})" for f, reason in itertools.islice(problems.items(), 3))
+        raise DataError(f"{len(problems)} of {total} samples cannot be read (the limit is {MAX_UNREADABLE:.0%}): {first}")
+
+
+def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
+    """An .npz is one feed by input names; an .npy is one input's samples along axis 0, or one sample if its rank says so."""
+    try:
+        loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
+    if isinstance(loaded, np.ndarray):
+        return as_samples(loaded, inputs, str(file))
+    loaded.close()
+    return [(str(file), partial(_npz, file))]
+
+
+def _npz(file: Path) -> Feed:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+        raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
+
+
+def _protobufs(folder: Path, inputs: list[InputSpec]) -> Feed:
+    feed = {}
+    for i, spec in enumerate(inputs):
+        file = folder / f"input_{i}.pb"
+        try:
+            feed[spec.name] = onnx.numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes()))
+        except (OSError, DecodeError, ValueError, TypeError) as e:
+            raise DataError(f"{file}: not a readable tensor ({e})") from e
+    return feed
+
+
+def as_samples(data: Iterable[Feed | NDArray[Any]] | NDArray[Any], inputs: list[InputSpec], name: str = "sample") -> list[Sample]:
+    """Samples of feeds or arrays in memory; an array holds samples along axis 0, or is a single one if it has one dimension less than the input."""
+    if isinstance(data, np.ndarray):
+        if len(inputs) != 1:
+            raise DataError(f"{name}: one array for a model with inputs {', '.join(s.name for s in inputs)}; give an .npz with these names")
+        spec = inputs[0]
+        if spec.shape is not None and data.ndim == len(spec.shape) - 1:
+            data = data[None]
+        step = spec.fixed(0) or 1
+        return [(f"{name}[{i}]", partial(_slice, data, spec, i, step)) for i in range(0, len(data) - step + 1, step)]
+    found: list[Sample] = []
+    for i, item in enumerate(data):
+        feed = {inputs[0].name: item} if isinstance(item, np.ndarray) and len(inputs) == 1 else item
+        if not isinstance(feed, Mapping):
+            raise DataError(f"{name}[{i}]: a sample is a mapping from input names to arrays, got {type(item).__name__}")
+        found.append((f"{name}[{i}]", partial(dict, {k: np.asarray(v) for k, v in feed.items()})))
+    return found
+
+
+def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
+    return {spec.name: np.ascontiguousarray(data[start : start + step])}
+
+
+def _function(source: str, inputs: list[InputSpec], samples: int) -> list[Sample]:
+    module_name, _, name = source.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UsageError(f"--calib {source}: {e}") from e
+    finally:
+        sys.path.pop(0)
+    return as_samples(itertools.islice(function(), samples + _HELD_OUT), inputs, source)
+
+
+def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:
+    """Normal floats and small non-negative integers of the declared shapes (dimensions that vary are 1): for trying out only."""
+
+    def feed(seed: int) -> Feed:
+        rng = np.random.default_rng(seed)
+        made: dict[str, NDArray[Any]] = {}
+        for spec in inputs:
+            shape = [d or 1 for d in spec.shape or ()]
+            floats = np.issubdtype(spec.dtype, np.floating)
+            made[spec.name] = (rng.standard_normal(shape) if floats else rng.integers(0, 2, shape)).astype(spec.dtype)
+        return made
+
+    return [(f"random[{i}]", partial(feed, i)) for i in range(count)]
+
+
+def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """(calibration, held out): at most `count` and 64; a fifth is held out when there are few; a single sample serves as both."""
+    if len(samples) < 2:
+        return list(samples), list(samples)
+    held = min(_HELD_OUT, max(1, len(samples) - count, len(samples) // 5))
+    return list(samples[held : held + count]), list(samples[:held])
+
+
+def readable(samples: Sequence[Sample]) -> tuple[list[tuple[str, Feed]], dict[str, str]]:
+    """The feeds of `samples` that can be read, and the reasons of those that cannot.
+
+    Raises:
+        DataError: more than 5 % cannot.
+    """
+    feeds: list[tuple[str, Feed]] = []
+    problems: dict[str, str] = {}
+    for name, read in samples:
+        try:
+            feeds.append((name, read()))
+        except DataError as e:
+            problems[name] = str(e)
+    _refuse_many(problems, len(samples))
+    return feeds, problems

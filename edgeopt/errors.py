@@ -1,0 +1,51 @@
+"""Every error that edgeopt raises on purpose, on one page.
+
+    EdgeoptError            exit code 3
+    ├── UsageError          exit code 2   an option, a name or a combination that cannot be
+    ├── ModelError                        the input model cannot be read, is not valid, or holds what cannot be handled
+    ├── DataError                         the samples cannot be read or do not fit the model
+    ├── CalibrationError                  a statistic cannot be made: NaN, infinity, a value that no sample reached
+    └── ValidityError                     the result failed a check and was not written
+
+A message says what is wrong, where, and what to do. `ThresholdMissed` is no error: a result below a demanded figure is written, and the command line
+ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeoptError(Exception):
+    """Something that edgeopt refuses or could not do; the message is written for the user."""
+
+    exit_code = 3
+
+
+class UsageError(EdgeoptError):
+    """An option, a name or a combination of options that cannot be."""
+
+    exit_code = 2
+
+
+class ModelError(EdgeoptError):
+    """The model cannot be read, is not valid, or holds something that cannot be handled."""
+
+
+class DataError(EdgeoptError):
+    """The samples cannot be read or do not fit the model."""
+
+
+class CalibrationError(EdgeoptError):
+    """A statistic of an activation cannot be made."""
+
+
+class ValidityError(EdgeoptError):
+    """The result failed a check; nothing was written."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for a misspelt `name`, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

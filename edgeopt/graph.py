@@ -1,0 +1,233 @@
+"""Free functions over `onnx_ir.Model`: load, canonical form, opset, sizes, and a save that cannot leave half a file.
+
+The canonical form is what every other module works on: no functions, no Constant nodes, weights as initializers and not among the inputs, sorted,
+every node named, no unused opset imports, no dimension below 1 on a graph input. `canonical` returns a copy; the argument keeps its form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+from onnx_ir.passes import PassBase, Sequential
+from onnx_ir.passes.common import (
+    InlinePass,
+    LiftConstantsToInitializersPass,
+    NameFixPass,
+    RemoveInitializersFromInputsPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+    TopologicalSortPass,
+)
+
+from edgeopt.errors import ModelError, UsageError
+
+PROTOBUF_LIMIT = 2_000_000_000
+_MALFORMED = (DecodeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, UnicodeDecodeError, OverflowError)
+
+
+def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
+    """The model in a file, in bytes, or in memory; external data stay mapped and must lie inside the model's folder.
+
+    Raises:
+        ModelError: not a readable ONNX model, an empty graph, or external data that are missing, too short or outside the model's folder.
+    """
+    if isinstance(source, ir.Model):
+        return source
+    name = "the model in memory"
+    try:
+        if isinstance(source, onnx.ModelProto):
+            model = ir.from_proto(source)
+        elif isinstance(source, bytes):
+            model = ir.from_proto(onnx.load_model_from_string(source))
+        else:
+            name = str(source)
+            model = _load_file(Path(source))
+    except _MALFORMED as e:
+        raise ModelError(f"{name}: not a readable ONNX model ({type(e).__name__}: {str(e)[:200]}); is it a complete .onnx file?") from e
+    _check(model, name)
+    return model
+
+
+def _load_file(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        model = ir.load(path, format="protobuf")
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read ({e.strerror or e})") from e
+    folder = path.resolve().parent
+    for value in _initializers(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(tensor, folder, path)
+    return model
+
+
+def _check_external(tensor: ir.ExternalTensor, folder: Path, path: Path) -> None:
+    where = (folder / tensor.location).resolve()
+    if not where.is_relative_to(folder):
+        raise ModelError(f"{path}: the data of {tensor.name!r} lie outside the model's folder ({tensor.location}); refused")
+    if not where.is_file():
+        raise ModelError(f"{path}: the data of {tensor.name!r} are missing: {where} (keep the .data file beside the model)")
+    need = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if where.stat().st_size < need or tensor.nbytes > need - (tensor.offset or 0):
+        raise ModelError(f"{path}: the data of {tensor.name!r} are cut short: {where} ends before byte {need}")
+
+
+def _check(model: ir.Model, name: str) -> None:
+    if len(model.graph) == 0:
+        raise ModelError(f"{name}: the graph has no nodes; is it an ONNX model?")
+    if not model.graph.outputs:
+        raise ModelError(f"{name}: the graph has no outputs")
+    if "" not in model.opset_imports:
+        raise ModelError(f"{name}: the model imports no version of the ONNX operators")
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def canonical(model: ir.Model) -> ir.Model:
+    """A copy in canonical form (see the module); the tensors are shared.
+
+    Raises:
+        ModelError: a pass refused the model, or an input is not a tensor.
+    """
+    copy = model.clone()
+    steps: list[PassBase] = [
+        InlinePass(),
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RemoveInitializersFromInputsPass(),
+        TopologicalSortPass(),
+        RemoveUnusedNodesPass(),
+        RemoveUnusedOpsetsPass(),
+        NameFixPass(),
+    ]
+    try:
+        copy = Sequential(*steps)(copy).model
+    except (*_MALFORMED, ir.passes.PassError) as e:
+        raise ModelError(f"the graph cannot be brought into canonical form: {e}") from e
+    for value in copy.graph.inputs:
+        if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
+            raise ModelError(f"input {value.name!r} is a {value.type}: only inputs that are tensors of numbers can be quantized or measured")
+        if value.shape is not None:
+            dims = [None if isinstance(d, int) and d < 1 else d for d in value.shape]
+            value.shape = ir.Shape(dims)
+    _name_nodes(copy)
+    return copy
+
+
+def _name_nodes(model: ir.Model) -> None:
+    taken = Counter(n.name for n in model.graph.all_nodes() if n.name)
+    for i, node in enumerate(model.graph.all_nodes()):
+        if not node.name:
+            name = f"{node.op_type}_{i}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken[name] += 1
+
+
+def raise_opset(model: ir.Model, version: int) -> ir.Model:
+    """The model at ONNX opset `version` or later; an older one goes through ONNX's version converter.
+
+    Raises:
+        ModelError: the converter does not know an operator of the model.
+    """
+    if model.opset_imports[""] >= version:
+        return model
+    if size_bytes(model) > PROTOBUF_LIMIT:
+        raise ModelError(f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; export it again at opset {version}")
+    try:
+        converted = onnx.version_converter.convert_version(ir.to_proto(model), version)
+        # the C++ error type of the converter derives from RuntimeError
+    except (RuntimeError, ValueError) as e:
+        raise ModelError(f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; export the model again at opset {version}") from e
+    return canonical(ir.from_proto(converted))
+
+
+def proto_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf message, external data pulled in.
+
+    Raises:
+        ModelError: it is larger than protobuf's 2 GB.
+    """
+    with embedded(model) as whole:
+        try:
+            return ir.to_proto(whole).SerializeToString(deterministic=True)
+        except (EncodeError, ValueError) as e:
+            raise ModelError(f"the model does not fit into one protobuf message: {e}") from e
+
+
+@contextlib.contextmanager
+def embedded(model: ir.Model) -> Iterator[ir.Model]:
+    """A clone whose external tensors are in memory, so that it can be written without its data file."""
+    copy = model.clone()
+    for value in _initializers(copy):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+    yield copy
+
+
+def size_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
+
+
+def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
+    """Bytes of initializers by element type, largest first."""
+    sizes: Counter[str] = Counter()
+    for value in _initializers(model):
+        if value.const_value is not None:
+            sizes[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return dict(sizes.most_common())
+
+
+def write(model: ir.Model, path: Path) -> list[Path]:
+    """Write `model` at `path`, weights in `path`.data beside it when it is above 2 GB; the files written, the model last.
+
+    For a file of its own only: never over a file that the model still maps.
+    """
+    if size_bytes(model) > PROTOBUF_LIMIT:
+        data = path.name + ".data"
+        ir.save(model, path, format="protobuf", external_data=data, size_threshold_bytes=1024)
+        return [path.with_name(data), path]
+    path.write_bytes(proto_bytes(model))
+    return [path]
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write and check in; what it holds at the end is moved to the folder of `path`, or removed after an error.
+
+    Raises:
+        UsageError: the folder of `path` cannot be written.
+    """
+    try:
+        stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as e:
+        raise UsageError(f"{path.parent}: cannot be written ({e.strerror}); choose another place with -o") from e
+    try:
+        yield stage
+        for file in sorted(stage.iterdir(), key=lambda f: f.name == path.name):
+            _sync(file)
+            file.replace(path.parent / file.name)
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be written ({e.strerror or e}); nothing was left there") from e
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,148 @@
+"""Write a quantization plan into the graph: `insert_qdq` puts Q/DQ pairs in, `fold_weights` turns a constant's Q into integers.
+
+A value that an integer node makes is quantized for every reader; a value that stays float inside is quantized only for its integer readers, so that float
+readers lose nothing. Biases become int32 behind a DequantizeLinear at once, because QuantizeLinear has no 32-bit output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.grid import QParams, quantize
+from edgeopt.ops import OPS
+from edgeopt.state import Plan
+
+_TYPES = {t.name.lower(): t for t in ir.DataType}
+
+
+def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
+    """A clone of `model` with a Q/DQ pair on every value of `params` where the plan's integer nodes need it; clamps taken over by a grid are gone."""
+    copy = model.clone()
+    nodes = {str(n.name): n for n in copy.graph}
+    for name in plan.clamps:
+        _bypass(nodes[name])
+    made = {str(v.name): str(n.name) for n in copy.graph if n.name in plan.integer for v in n.outputs}
+    values = {str(v.name): v for v in _values(copy)}
+    for name, p in params.items():
+        value = values[name]
+        if p.qtype.dtype == "int32":
+            _dequantize_constant(copy, value, p)
+        else:
+            _pair(copy, value, p, plan, made)
+    copy.graph.sort()
+    return copy
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    yield from model.graph.initializers.values()
+    for node in model.graph:
+        yield from node.outputs
+
+
+def _bypass(clamp: ir.Node) -> None:
+    """Take `clamp` out; its producer's output takes its name, type and readers."""
+    before, after = clamp.inputs[0], clamp.outputs[0]
+    assert before is not None and clamp.graph is not None
+    name, graph = str(after.name), clamp.graph
+    after.replace_all_uses_with(before, replace_graph_outputs=True)
+    graph.remove(clamp, safe=True)
+    before.name = name
+
+
+def _constant(model: ir.Model, name: str, array: np.ndarray, dtype: str) -> ir.Value:
+    tensor = ir.Tensor(array, dtype=_TYPES[dtype], name=name) if dtype not in ("int4", "uint4") else _packed(array, dtype, name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _packed(array: np.ndarray, dtype: str, name: str) -> ir.Tensor:
+    return ir.Tensor(array.astype(_TYPES[dtype].numpy()), dtype=_TYPES[dtype], name=name)
+
+
+def _attributes(p: QParams) -> list[ir.Attr]:
+    attributes = [ir.AttrInt64("axis", p.axis)] if p.axis is not None else []
+    return attributes + ([ir.AttrInt64("block_size", p.block)] if p.block is not None else [])
+
+
+def _grid(model: ir.Model, name: str, p: QParams) -> list[ir.Value]:
+    return [_constant(model, f"{name}_scale", p.scale, "float32" if False else "float"), _constant(model, f"{name}_zero_point", p.zero_point, p.qtype.dtype)]
+
+
+def _dequantize_constant(model: ir.Model, value: ir.Value, p: QParams) -> None:
+    assert value.const_value is not None
+    name = str(value.name)
+    integers = _constant(model, f"{name}_quantized", quantize(value.const_value.numpy(), p), p.qtype.dtype)
+    scale = _constant(model, f"{name}_scale", p.scale, "float")
+    dq = ir.Node("", "DequantizeLinear", [integers, scale], _attributes(p), name=f"{name}_DequantizeLinear")
+    _finish(model, value, dq, [u for u in tuple(value.uses())])
+
+
+def _pair(model: ir.Model, value: ir.Value, p: QParams, plan: Plan, made: Mapping[str, str]) -> None:
+    uses = tuple(value.uses())
+    integer_made = str(value.name) in made
+    readers = [u for u in uses if integer_made or _takes_grid(u, plan)]
+    name, is_output = str(value.name), value.is_graph_output() and integer_made
+    grid = _grid(model, name, p)
+    q = ir.Node("", "QuantizeLinear", [value, *grid], _attributes(p), name=f"{name}_QuantizeLinear")
+    q.outputs[0].name = f"{name}_quantized"
+    q.outputs[0].type = ir.TensorType(_TYPES[p.qtype.dtype])
+    q.outputs[0].shape = value.shape
+    dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *grid], _attributes(p), name=f"{name}_DequantizeLinear")
+    model.graph.append(q)
+    _finish(model, value, dq, readers)
+    if is_output:
+        outputs = model.graph.outputs
+        outputs[next(i for i, v in enumerate(outputs) if v is value)] = dq.outputs[0]
+        value.name, dq.outputs[0].name = f"{name}_real", name
+
+
+def _takes_grid(use: ir.Usage, plan: Plan) -> bool:
+    if use.node.name not in plan.integer:
+        return False
+    rule = OPS[use.node.op_type]
+    return use.idx in rule.inputs or use.idx in (rule.weight, rule.bias)
+
+
+def _finish(model: ir.Model, value: ir.Value, dq: ir.Node, readers: list[ir.Usage]) -> None:
+    out = dq.outputs[0]
+    out.name, out.type, out.shape = f"{value.name}_dequantized", ir.TensorType(ir.DataType.FLOAT), value.shape
+    model.graph.append(dq)
+    for use in readers:
+        use.node.replace_input_with(use.idx, out)
+
+
+def fold_weights(model: ir.Model) -> ir.Model:
+    """A clone in which a QuantizeLinear of a constant has become a constant of integers; floats that nothing reads any more are gone."""
+    copy = model.clone()
+    for node in tuple(copy.graph):
+        source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
+        if source is None or source.const_value is None or not source.is_initializer():
+            continue
+        q = node.outputs[0]
+        p = params_of(node)
+        name = str(q.name)
+        q.name = f"{name}_old"
+        q.replace_all_uses_with(_constant(copy, name, quantize(source.const_value.numpy(), p), p.qtype.dtype))
+        copy.graph.remove(node, safe=True)
+    for name, value in tuple(copy.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del copy.graph.initializers[name]
+    return copy
+
+
+def params_of(node: ir.Node) -> QParams:
+    """The grid that a QuantizeLinear or DequantizeLinear with constant scale and zero point states."""
+    from edgeopt.grid import _STORAGE, QType
+
+    scale, zero_point = node.inputs[1], node.inputs[2]
+    assert scale is not None and zero_point is not None and scale.const_value is not None and zero_point.const_value is not None
+    dtype = zero_point.const_value.dtype.name.lower()
+    low, high = _STORAGE[dtype]
+    axis = node.attributes.get_int("axis", 1) if scale.const_value.shape.rank() else None
+    block = node.attributes.get_int("block_size", 0) or None
+    return QParams(scale.const_value.numpy(), zero_point.const_value.numpy(), QType(dtype, low, high, symmetric=False), axis, block)

@@ -1,0 +1,196 @@
+"""Which nodes compute in integers: the cheapest placement under the target's cost table, found exactly as a minimum cut.
+
+Every node that may be integer pays its integer or its float time; a value that crosses from float to integer pays one QuantizeLinear, one that crosses
+back pays one DequantizeLinear. With labels integer = source side and float = sink side all terms are sub-modular, so the minimum cut is the optimum (D. M.
+Greig et al. 1989). Thin first convolutions, lone activations and pooling islands stay float because they do not pay, not by special rules.
+
+The result is a `state.Plan`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.errors import UsageError, suggestion
+from edgeopt.ops import CLAMPS, OPS, activations, constant, constants, cost_class, weight_of
+from edgeopt.ptq.mincut import INFINITE, FlowNetwork
+from edgeopt.runtime.probe import Probe
+from edgeopt.state import Plan
+from edgeopt.target import Target
+
+
+def select(model: ir.Model, patterns: Sequence[str]) -> set[str]:
+    """Names of the nodes that `patterns` (names, globs or operator types) match.
+
+    Raises:
+        UsageError: a pattern that matches nothing.
+    """
+    nodes = [(str(n.name), n.op_type) for n in model.graph.all_nodes()]
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name, op in nodes if op == pattern or name == pattern or fnmatch.fnmatchcase(name, pattern)}
+        if not hits:
+            known = {x for node in nodes for x in node}
+            raise UsageError(f"no node, glob or operator type {pattern!r} in the model{suggestion(pattern, known)}")
+        found |= hits
+    return found
+
+
+def macs(node: ir.Node, probes: Mapping[str, Probe]) -> int:
+    """Multiply-accumulates of a Conv, Gemm or MatMul on the probed sample; 0 for others."""
+    name = str(node.outputs[0].name)
+    if name not in probes:
+        return 0
+    size = probes[name].size
+    weight = weight_of(node)
+    if node.op_type == "Conv" and weight is not None and weight.const_value is not None:
+        return size * math.prod(weight.const_value.shape.numpy()[1:])
+    if node.op_type in ("Gemm", "MatMul") and node.inputs[0] is not None and str(node.inputs[0].name) in probes:
+        shape = probes[str(node.inputs[0].name)].shape
+        return size * (shape[0] if node.attributes.get_int("transA", 0) else shape[-1])
+    return 0
+
+
+def refusal(node: ir.Node, target: Target, probes: Mapping[str, Probe]) -> str | None:
+    """Why `node` can never be integer on `target`, or None."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
+        return "no integer kernel for this operator"
+    if cost_class(node) not in target.cost:
+        return f"{cost_class(node)} does not pay in integers on {target.name}"
+    weight = weight_of(node)
+    if weight is not None and (weight.const_value is None or not np.isfinite(weight.const_value.numpy()).all()):
+        return "weights are not finite"
+    if weight is not None and weight.dtype != ir.DataType.FLOAT:
+        return "weights are not float32"
+    bias = OPS[node.op_type].bias
+    if bias is not None and len(node.inputs) > bias and node.inputs[bias] is not None and not constant(node.inputs[bias]):
+        return "the bias is computed at run time"
+    if node.op_type == "Gemm" and (node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0):
+        return "Gemm with alpha or beta"
+    operands = activations(node)
+    if not operands or any(str(v.name) not in probes for v in [*(v for _, v in operands), *node.outputs]):
+        return "not a float32 operation on the sample"
+    touched = [probes[str(v.name)] for v in [*(v for _, v in operands), *node.outputs]]
+    if any(p.size == 0 for p in touched):
+        return "an empty tensor on the sample"
+    if any(p.masked for p in touched):
+        return "an attention mask or infinity would set its range"
+    if any(not np.isfinite(c.const_value.numpy()).all() for _, c in constants(node) if c.const_value is not None):
+        return "a constant is not finite"
+    return None
+
+
+def _clamp_of(node: ir.Node) -> ir.Node | None:
+    """The Relu or Clip behind `node` that a grid can take over: the only consumer, with 0 inside its bounds."""
+    if OPS[node.op_type].same_grid or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+        return None
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].idx != 0 or uses[0].node.op_type not in CLAMPS or uses[0].node.graph is not node.graph:
+        return None
+    clamp = uses[0].node
+    for i, sign in ((1, 1), (2, -1)):
+        bound = clamp.inputs[i] if len(clamp.inputs) > i else None
+        if bound is None:
+            continue
+        if not constant(bound) or bound.const_value is None or sign * float(bound.const_value.numpy().reshape(-1)[0]) > 0:
+            return None
+    return clamp
+
+
+def place(model: ir.Model, target: Target, probes: Mapping[str, Probe], *, exclude: frozenset[str] = frozenset(), include: frozenset[str] = frozenset()) -> Plan:
+    """The cheapest placement of `model` (canonical) on `target`; `exclude` stays float, `include` becomes integer where a kernel exists, paying or not."""
+    reasons: dict[str, str] = {}
+    candidates: list[ir.Node] = []
+    for node in model.graph:
+        reason = "excluded" if node.name in exclude else refusal(node, target, probes)
+        if reason is None:
+            candidates.append(node)
+        else:
+            reasons[str(node.name)] = reason
+    clamps = {str(c.name): n for n in candidates if (c := _clamp_of(n)) is not None and c.name not in exclude}
+    integer = _cut(model, candidates, clamps, target, probes, include)
+    reasons |= {str(n.name): "does not pay: the integer kernel and its Q/DQ take longer" for n in candidates if n.name not in integer}
+    taken = {c: str(n.name) for c, n in clamps.items() if n.name in integer}
+    return Plan(integer, taken, _grids(model, integer, taken), {n: r for n, r in reasons.items() if n not in taken})
+
+
+def _output(node: ir.Node, clamps: Mapping[str, ir.Node]) -> list[ir.Value]:
+    """The values that `node` gives to the rest of the graph: its clamp's, if it has one."""
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) == 1 and str(uses[0].node.name) in clamps:
+        return [uses[0].node.outputs[0]]
+    return list(node.outputs)
+
+
+def _cut(
+    model: ir.Model,
+    candidates: Sequence[ir.Node],
+    clamps: Mapping[str, ir.Node],
+    target: Target,
+    probes: Mapping[str, Probe],
+    include: frozenset[str],
+) -> frozenset[str]:
+    network = FlowNetwork(2 + len(candidates))
+    source, sink = 0, 1
+    label = {str(n.name): i + 2 for i, n in enumerate(candidates)}
+    for node in candidates:
+        cost = target.cost[cost_class(node)]
+        work, size = macs(node, probes), sum(probes[str(v.name)].size for v in node.outputs)
+        floating = cost.float_ps[0] * work + cost.float_ps[1] * size
+        integral = (cost.int_ps[0] * work + cost.int_ps[1] * size) * (1 + target.margin)
+        network.add_edge(source, label[str(node.name)], INFINITE if node.name in include else round(floating))
+        network.add_edge(label[str(node.name)], sink, round(integral))
+    made = {str(v.name): n for n in candidates for v in _output(n, clamps)}
+    for value in _values(model):
+        users = [u.node for u in value.uses() if str(u.node.name) in label and u.idx in {i for i, _ in activations(u.node)}]
+        producer = made.get(str(value.name))
+        if str(value.name) not in probes or (producer is None and not users):
+            continue
+        start = label[str(producer.name)] if producer is not None else sink
+        size = probes[str(value.name)].size
+        ends = [label[str(u.name)] for u in users]
+        if ends:
+            crossing = network.add_node()
+            network.add_edge(crossing, start, round(target.quantize_ps * size))
+            for end in ends:
+                network.add_edge(end, crossing, INFINITE)
+        if producer is not None and not OPS[producer.op_type].float_output:
+            crossing = network.add_node()
+            network.add_edge(start, crossing, round(target.dequantize_ps * size))
+            stays = len(users) < len(tuple(value.uses())) or value.is_graph_output()
+            for end in [*ends, *([sink] if stays else [])]:
+                network.add_edge(crossing, end, INFINITE)
+    side = network.source_side(source, sink)
+    return frozenset(name for name, i in label.items() if side[i])
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    return [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
+
+
+def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str]) -> dict[str, str]:
+    """Every value that gets a grid, mapped to the value whose statistics decide it."""
+    grids: dict[str, str] = {}
+    for node in model.graph:
+        if node.name not in integer:
+            continue
+        for _, value in activations(node):
+            grids.setdefault(str(value.name), str(value.name))
+        rule = OPS[node.op_type]
+        outputs = list(node.outputs)
+        uses = tuple(node.outputs[0].uses())
+        if len(uses) == 1 and str(uses[0].node.name) in clamps:
+            outputs = [uses[0].node.outputs[0]]
+        for out in outputs:
+            needed = not rule.float_output or any(str(u.node.name) in integer for u in out.uses()) or out is not node.outputs[0]
+            if needed:
+                first = activations(node)[0][1]
+                grids[str(out.name)] = grids[str(first.name)] if rule.same_grid else str(out.name)
+    return grids
+
+

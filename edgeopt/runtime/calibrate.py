@@ -1,0 +1,125 @@
+"""Statistics of activations over samples, streamed: nothing is kept but the observers.
+
+Each worker thread owns a single-threaded session, which beats one session with many threads on the small operators of mobile models, and its own
+statistics; the merge does not depend on who saw what. Values are observed in groups that fit under the memory cap, one pass of the model a group.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.errors import CalibrationError
+from edgeopt.graph import size_bytes
+from edgeopt.observers import Statistics
+from edgeopt.runtime.probe import Probe
+from edgeopt.runtime.session import Feed, Session, cores, open_session, with_outputs
+
+SUBSAMPLE = 4096  # elements of a tensor and sample that enter the histogram
+Sample = tuple[str, Callable[[], Feed]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a calibration will need, before it runs."""
+
+    passes: int
+    ram_bytes: int
+
+
+def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fixed: int = 0) -> list[list[str]]:
+    """`values` in as few groups as keep one worker's observed bytes below its share of `max_ram` (bytes); at least one value a group."""
+    share = max(max_ram - fixed, max_ram // 4) / cores()
+    parts: list[list[str]] = []
+    used = math.inf
+    for name in values:
+        need = 4 * probes[name].size if name in probes else 0
+        if used + need > share:
+            parts.append([])
+            used = 0
+        parts[-1].append(name)
+        used += need
+    return parts
+
+
+def forecast(model: ir.Model, values: Sequence[str], probes: Mapping[str, Probe], max_ram: int) -> Forecast:
+    """Passes over the samples and peak bytes of `observe` beyond the interpreter's own."""
+    parts = groups(values, probes, max_ram, size_bytes(model))
+    largest = max((sum(4 * probes[v].size for v in part if v in probes) for part in parts), default=0)
+    return Forecast(len(parts), 2 * size_bytes(model) + cores() * largest)
+
+
+def observe(
+    model: ir.Model,
+    values: Sequence[str],
+    samples: Sequence[Sample],
+    *,
+    probes: Mapping[str, Probe],
+    max_ram: int,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Statistics]:
+    """Statistics of the values called `values` over `samples`; the same bytes for every order, split and number of threads.
+
+    Raises:
+        CalibrationError: NaN or infinity in a value (names it and the sample), or no sample at all.
+        DataError: a sample cannot be read or run.
+    """
+    if not samples:
+        raise CalibrationError("no samples to calibrate with")
+    parts = groups(values, probes, max_ram, size_bytes(model))
+    found: dict[str, Statistics] = {}
+    total = len(parts) * len(samples)
+    for i, part in enumerate(parts):
+        found |= _observe_group(model, part, samples, lambda done, i=i: progress(i * len(samples) + done, total))  # type: ignore[misc]
+    return found
+
+
+def _observe_group(model: ir.Model, values: Sequence[str], samples: Sequence[Sample], progress: Callable[[int], None]) -> dict[str, Statistics]:
+    inputs = {str(v.name) for v in model.graph.inputs}
+    inner = [v for v in values if v not in inputs]
+    watched = with_outputs(model, inner) if inner else None
+    done = 0
+    workers = min(cores(), len(samples))
+
+    def work(worker: int) -> dict[str, Statistics]:
+        nonlocal done
+        session = open_session(watched) if watched is not None else None
+        found = {name: Statistics() for name in values}
+        for name, read in samples[worker::workers]:
+            for value, x in _values(session, read(), values):
+                found[value] = _update(found[value], x, value, name)
+            done += 1
+            progress(done)
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        shards = list(pool.map(work, range(workers)))
+    return merge(shards)
+
+
+def _values(session: Session | None, feed: Feed, values: Sequence[str]) -> list[tuple[str, np.ndarray]]:
+    found = [(v, feed[v]) for v in values if v in feed]
+    if session is not None:
+        found += zip(session.outputs, session.run(feed), strict=True)
+    return found
+
+
+def _update(statistics: Statistics, x: np.ndarray, value: str, sample: str) -> Statistics:
+    if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
+        raise CalibrationError(f"value {value!r} is not finite on sample {sample}; check the sample, or keep the node in float with --exclude")
+    return statistics.update(x, SUBSAMPLE)
+
+
+def merge(shards: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
+    """The statistics of all shards together."""
+    total = dict(shards[0])
+    for shard in shards[1:]:
+        for name, statistics in shard.items():
+            total[name] = total[name].merge(statistics) if name in total else statistics
+    return total

@@ -1,0 +1,54 @@
+"""One run of the float model on one sample with every value exposed: shapes as they really are, and what must never set a range.
+
+Static shape inference fails on many exported models; a sample does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.runtime.session import Feed, open_session, with_outputs
+
+_VALUES_A_RUN = 400
+MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A float value on one sample."""
+
+    shape: tuple[int, ...]
+    lo: float
+    hi: float
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def masked(self) -> bool:
+        """Whether it holds an attention mask or an infinity, which must not set a range."""
+        return not (math.isfinite(self.lo) and math.isfinite(self.hi)) or self.lo <= -MASK
+
+
+def probe(model: ir.Model, feed: Feed) -> Mapping[str, Probe]:
+    """Shape and extremes of every float value of the main graph of `model` on `feed`, by name."""
+    values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
+    found = {name: _probe(x) for name, x in feed.items() if x.dtype == np.float32}
+    for start in range(0, len(values), _VALUES_A_RUN):
+        session = open_session(with_outputs(model, values[start : start + _VALUES_A_RUN]), level="none", threads=2)
+        for name, x in zip(session.outputs, session.run(feed), strict=True):
+            if isinstance(x, np.ndarray) and x.dtype == np.float32:
+                found[name] = _probe(x)
+    return found
+
+
+def _probe(x: np.ndarray) -> Probe:
+    lo, hi = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
+    return Probe(x.shape, lo, hi)

@@ -1,0 +1,148 @@
+"""Sessions on ONNX Runtime's CPU provider: threads set explicitly, errors in our own words, extra outputs on request."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from edgeopt.errors import DataError, ModelError
+from edgeopt.graph import PROTOBUF_LIMIT, proto_bytes, size_bytes, write
+
+Feed = Mapping[str, NDArray[Any]]
+ERRORS: tuple[type[Exception], ...] = (
+    state.EPFail,
+    state.EngineError,
+    state.Fail,
+    state.InvalidArgument,
+    state.InvalidGraph,
+    state.InvalidProtobuf,
+    state.ModelLoaded,
+    state.NoModel,
+    state.NoSuchFile,
+    state.NotImplemented,
+    state.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model; `outputs` in the order that `run` returns them."""
+
+    raw: ort.InferenceSession
+    outputs: tuple[str, ...]
+
+    def run(self, feed: Feed) -> list[NDArray[Any]]:
+        """The outputs for one feed.
+
+        Raises:
+            DataError: the runtime refused the feed or failed on it.
+        """
+        try:
+            return list(self.raw.run(list(self.outputs), dict(feed)))
+        except ERRORS as e:
+            shapes = ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items())
+            raise DataError(f"the model failed on a sample ({shapes}): {e}") from e
+
+
+def open_session(
+    model: ir.Model | Path,
+    *,
+    threads: int = 1,
+    level: str = "all",
+    options: Mapping[str, str] | None = None,
+    optimized: Path | None = None,
+) -> Session:
+    """Load `model` (in memory or from a file) on the CPU; `optimized`: where ONNX Runtime shall write the graph it made of it.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = LEVELS[level]
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+    for key, value in (options or {}).items():
+        settings.add_session_config_entry(key, value)
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
+    try:
+        raw = _load(model, settings)
+    except ERRORS as e:
+        raise ModelError(f"ONNX Runtime refuses the model: {e}") from e
+    return Session(raw, tuple(o.name for o in raw.get_outputs()))
+
+
+def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.InferenceSession:
+    providers = ["CPUExecutionProvider"]
+    if isinstance(model, Path):
+        return ort.InferenceSession(str(model), settings, providers=providers)
+    if size_bytes(model) <= PROTOBUF_LIMIT:
+        return ort.InferenceSession(proto_bytes(model), settings, providers=providers)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write(model, path)
+        return ort.InferenceSession(str(path), settings, providers=providers)
+
+
+def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
+    """A clone whose outputs are the values called `values`."""
+    copy = model.clone()
+    known = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(known[name] for name in values)
+    return copy
+
+
+def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
+    """Refuse a feed that does not fit the inputs of `model`.
+
+    Raises:
+        DataError: a name that is missing or unknown, another dtype, rank or fixed dimension; names the sample.
+    """
+    inputs = {str(v.name): v for v in model.graph.inputs}
+    missing, unknown = sorted(inputs.keys() - feed.keys()), sorted(feed.keys() - inputs.keys())
+    if missing or unknown:
+        raise DataError(
+            f"{sample}: the model's inputs are {', '.join(inputs)}"
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + (f"; not an input: {', '.join(unknown)}" if unknown else "")
+        )
+    for name, value in inputs.items():
+        array = feed[name]
+        if value.dtype is not None and array.dtype != value.dtype.numpy():
+            raise DataError(f"{sample}: input {name!r} wants {value.dtype.name.lower()}, the sample has {array.dtype}")
+        if value.shape is None:
+            continue
+        want = ["?" if not isinstance(d, int) else d for d in value.shape]
+        if len(want) != array.ndim or any(w not in ("?", d) for w, d in zip(want, array.shape, strict=True)):
+            raise DataError(f"{sample}: input {name!r} wants shape {want}, the sample has {list(array.shape)}")
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def finite(arrays: Iterable[NDArray[Any]]) -> bool:
+    """Whether every float in `arrays` is finite."""
+    return all(np.isfinite(a).all() for a in arrays if np.issubdtype(a.dtype, np.floating))
