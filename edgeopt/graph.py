@@ -156,6 +156,21 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     return canonical(ir.from_proto(converted))
 
 
+def typed(model: ir.Model) -> ir.Model:
+    """The model with an element type on every value, by ONNX's strict inference.
+
+    Raises:
+        ModelError: the inference fails; says where.
+    """
+    if size_bytes(model) > PROTOBUF_LIMIT:
+        raise ModelError("a model above 2 GB cannot go through ONNX's type inference, which this mode needs")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
+        raise ModelError(f"type inference failed: {e}") from e
+    return canonical(ir.from_proto(inferred))
+
+
 def proto_bytes(model: ir.Model) -> bytes:
     """The model as one protobuf message, external data pulled in.
 

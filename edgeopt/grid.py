@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-_STORAGE = {"int32": (-(2**31), 2**31 - 1), "uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767), "int4": (-8, 7), "uint4": (0, 15)}
+STORAGE = {"int32": (-(2**31), 2**31 - 1), "uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767), "int4": (-8, 7), "uint4": (0, 15)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class QType:
     symmetric: bool
 
     def __post_init__(self) -> None:
-        low, high = _STORAGE[self.dtype]
+        low, high = STORAGE[self.dtype]
         if not low <= self.qmin < self.qmax <= high:
             raise ValueError(f"{self.dtype} cannot hold {self.qmin}..{self.qmax}")
 

@@ -121,7 +121,7 @@ def cls_feeds() -> Iterator[Feed]:
 
 def page(part: str, photos: Sequence[Path], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A page and its lines: uint8 [480, 640, 3] and boxes int64 [lines, 4] as left, top, right, bottom."""
-    photo = Image.open(photos[rng.integers(len(photos))]).convert("RGB").resize((640, 480))
+    photo = Image.open(photos[int(rng.integers(len(photos)))]).convert("RGB").resize((640, 480))
     image = Image.blend(Image.new("RGB", photo.size, tinted(rng.uniform(0, 255), rng)), photo, rng.uniform(0, 0.5))
     draw, boxes, y = ImageDraw.Draw(image), [], int(rng.integers(8, 30))
     while y < 440:

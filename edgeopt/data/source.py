@@ -85,12 +85,13 @@ def _images(files: list[Path], inputs: list[InputSpec], recipe: Preprocess) -> l
         shapes = ", ".join(f"{s.name} {list(s.shape or [])}" for s in inputs)
         raise DataError(f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: give its feeds as .npz or package.module:function")
     problems = {f: reason for f in files if (reason := check_header(f)) is not None}
-    _refuse_many(problems, len(files))
+    refuse_many(problems, len(files))
     resolved = resolve(recipe, spec)
     return [(str(f), partial(read_image, f, resolved, spec)) for f in files if f not in problems]
 
 
-def _refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) -> None:
+def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) -> None:
+    """Raise DataError when more than 5 % of `total` samples have a problem."""
     if len(problems) > MAX_UNREADABLE * total:
         first = "; ".join(f"{f} ({reason})" for f, reason in itertools.islice(problems.items(), 3))
         raise DataError(f"{len(problems)} of {total} samples cannot be read (the limit is {MAX_UNREADABLE:.0%}): {first}")
@@ -198,5 +199,5 @@ def readable(samples: Sequence[Sample]) -> tuple[list[tuple[str, Feed]], dict[st
             feeds.append((name, read()))
         except DataError as e:
             problems[name] = str(e)
-    _refuse_many(problems, len(samples))
+    refuse_many(problems, len(samples))
     return feeds, problems

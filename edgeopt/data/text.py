@@ -29,13 +29,21 @@ def samples(files: list[Path], tokenizer: Path, inputs: list[InputSpec]) -> list
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not inputs or any(s.name not in known for s in inputs):
         raise UsageError(f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz")
-    try:
-        encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
-    except Exception as e:  # noqa: BLE001  the Rust binding raises bare Exception
-        raise UsageError(f"--tokenizer {tokenizer}: {e}") from e
+    encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))
     encoder.no_padding()
     encoder.enable_truncation(inputs[0].fixed(-1) or _LONGEST)
     return [(f"{f}:{i}", partial(_encode, line, encoder, inputs)) for f in files for i, line in enumerate(_texts(f), 1)]
+
+
+def _description(tokenizer: Path) -> str:
+    try:
+        content = tokenizer.read_text(encoding="utf-8")
+        known = "type" in json.loads(content)["model"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UsageError(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers ({e})") from e
+    if not known:
+        raise UsageError(f"--tokenizer {tokenizer}: its 'model' has no 'type'; save it again with a current version of tokenizers")
+    return content
 
 
 def _texts(file: Path) -> list[str]:

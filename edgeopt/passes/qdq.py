@@ -6,16 +6,16 @@ readers lose nothing. Biases become int32 behind a DequantizeLinear at once, bec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import QParams, quantize
+from edgeopt.grid import STORAGE, QParams, QType, quantize
 from edgeopt.ops import OPS
 from edgeopt.state import Plan
 
-_TYPES = {t.name.lower(): t for t in ir.DataType}
+TYPES = {t.name.lower(): t for t in ir.DataType}
 
 
 def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
@@ -29,7 +29,7 @@ def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir
     for name, p in params.items():
         value = values[name]
         if p.qtype.dtype == "int32":
-            _dequantize_constant(copy, value, p)
+            dequantized_constant(copy, value, p, tuple(value.uses()), name)
         else:
             _pair(copy, value, p, plan, made)
     copy.graph.sort()
@@ -54,14 +54,11 @@ def _bypass(clamp: ir.Node) -> None:
 
 
 def _constant(model: ir.Model, name: str, array: np.ndarray, dtype: str) -> ir.Value:
-    tensor = ir.Tensor(array, dtype=_TYPES[dtype], name=name) if dtype not in ("int4", "uint4") else _packed(array, dtype, name)
+    kind = TYPES[dtype]
+    tensor = ir.Tensor(array.astype(kind.numpy()), dtype=kind, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     model.graph.register_initializer(value)
     return value
-
-
-def _packed(array: np.ndarray, dtype: str, name: str) -> ir.Tensor:
-    return ir.Tensor(array.astype(_TYPES[dtype].numpy()), dtype=_TYPES[dtype], name=name)
 
 
 def _attributes(p: QParams) -> list[ir.Attr]:
@@ -70,16 +67,26 @@ def _attributes(p: QParams) -> list[ir.Attr]:
 
 
 def _grid(model: ir.Model, name: str, p: QParams) -> list[ir.Value]:
-    return [_constant(model, f"{name}_scale", p.scale, "float32" if False else "float"), _constant(model, f"{name}_zero_point", p.zero_point, p.qtype.dtype)]
-
-
-def _dequantize_constant(model: ir.Model, value: ir.Value, p: QParams) -> None:
-    assert value.const_value is not None
-    name = str(value.name)
-    integers = _constant(model, f"{name}_quantized", quantize(value.const_value.numpy(), p), p.qtype.dtype)
     scale = _constant(model, f"{name}_scale", p.scale, "float")
-    dq = ir.Node("", "DequantizeLinear", [integers, scale], _attributes(p), name=f"{name}_DequantizeLinear")
-    _finish(model, value, dq, [u for u in tuple(value.uses())])
+    return [scale] if p.qtype.dtype == "int32" else [scale, _constant(model, f"{name}_zero_point", p.zero_point, p.qtype.dtype)]
+
+
+def dequantized_constant(model: ir.Model, value: ir.Value, p: QParams, readers: Sequence[ir.Usage], name: str) -> None:
+    """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`; changes `model` and leaves it unsorted."""
+    assert value.const_value is not None
+    integers = _constant(model, f"{name}_quantized", quantize(value.const_value.numpy(), p), p.qtype.dtype)
+    dq = ir.Node("", "DequantizeLinear", [integers, *_grid(model, name, p)], _attributes(p), name=f"{name}_DequantizeLinear")
+    graph = readers[0].node.graph
+    assert graph is not None
+    _finish(graph, value, dq, readers)
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove initializers that nothing reads, in every graph of `model`; changes it."""
+    for graph in model.graphs():
+        for name, value in tuple(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                del graph.initializers[name]
 
 
 def _pair(model: ir.Model, value: ir.Value, p: QParams, plan: Plan, made: Mapping[str, str]) -> None:
@@ -90,11 +97,11 @@ def _pair(model: ir.Model, value: ir.Value, p: QParams, plan: Plan, made: Mappin
     grid = _grid(model, name, p)
     q = ir.Node("", "QuantizeLinear", [value, *grid], _attributes(p), name=f"{name}_QuantizeLinear")
     q.outputs[0].name = f"{name}_quantized"
-    q.outputs[0].type = ir.TensorType(_TYPES[p.qtype.dtype])
+    q.outputs[0].type = ir.TensorType(TYPES[p.qtype.dtype])
     q.outputs[0].shape = value.shape
     dq = ir.Node("", "DequantizeLinear", [q.outputs[0], *grid], _attributes(p), name=f"{name}_DequantizeLinear")
     model.graph.append(q)
-    _finish(model, value, dq, readers)
+    _finish(model.graph, value, dq, readers)
     if is_output:
         outputs = model.graph.outputs
         outputs[next(i for i, v in enumerate(outputs) if v is value)] = dq.outputs[0]
@@ -108,10 +115,11 @@ def _takes_grid(use: ir.Usage, plan: Plan) -> bool:
     return use.idx in rule.inputs or use.idx in (rule.weight, rule.bias)
 
 
-def _finish(model: ir.Model, value: ir.Value, dq: ir.Node, readers: list[ir.Usage]) -> None:
+def _finish(graph: ir.Graph | ir.Function, value: ir.Value, dq: ir.Node, readers: Sequence[ir.Usage]) -> None:
+    """Put `dq` into `graph`, unsorted, as what `readers` read in place of `value`."""
     out = dq.outputs[0]
-    out.name, out.type, out.shape = f"{value.name}_dequantized", ir.TensorType(ir.DataType.FLOAT), value.shape
-    model.graph.append(dq)
+    out.name, out.type, out.shape = f"{dq.name}_output", ir.TensorType(ir.DataType.FLOAT), value.shape
+    graph.append(dq)
     for use in readers:
         use.node.replace_input_with(use.idx, out)
 
@@ -129,20 +137,16 @@ def fold_weights(model: ir.Model) -> ir.Model:
         q.name = f"{name}_old"
         q.replace_all_uses_with(_constant(copy, name, quantize(source.const_value.numpy(), p), p.qtype.dtype))
         copy.graph.remove(node, safe=True)
-    for name, value in tuple(copy.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del copy.graph.initializers[name]
+    drop_unused(copy)
     return copy
 
 
 def params_of(node: ir.Node) -> QParams:
     """The grid that a QuantizeLinear or DequantizeLinear with constant scale and zero point states."""
-    from edgeopt.grid import _STORAGE, QType
-
     scale, zero_point = node.inputs[1], node.inputs[2]
     assert scale is not None and zero_point is not None and scale.const_value is not None and zero_point.const_value is not None
     dtype = zero_point.const_value.dtype.name.lower()
-    low, high = _STORAGE[dtype]
+    low, high = STORAGE[dtype]
     axis = node.attributes.get_int("axis", 1) if scale.const_value.shape.rank() else None
     block = node.attributes.get_int("block_size", 0) or None
     return QParams(scale.const_value.numpy(), zero_point.const_value.numpy(), QType(dtype, low, high, symmetric=False), axis, block)

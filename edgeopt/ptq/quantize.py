@@ -66,9 +66,13 @@ def _floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Target) -
         floor = np.abs(bias.const_value.numpy().reshape(-1).astype(np.float64)) / (float(scale_x) * _BIAS_LIMIT)
         floor = np.broadcast_to(floor, w.shape[axis]).copy()
     if target.saturates and cost_class(node) != "Conv.depthwise":
-        # rounding can move each of the two by half a step
-        floor = np.maximum(floor, largest_pair(reduction_rows(w, node.op_type, axis)) / (_PAIR - 1))
+        floor = np.maximum(floor, saturation_floor(w, node.op_type, axis))
     return floor.astype(np.float32)
+
+
+def saturation_floor(w: Array, op_type: str, axis: int) -> Array:
+    """The smallest scales [channels] under which no pair of products of `w` saturates; rounding can move each of the two by half a step."""
+    return np.asarray(largest_pair(reduction_rows(w, op_type, axis)) / (_PAIR - 1), dtype=np.float32)
 
 
 def activation_params(plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str) -> dict[str, QParams]:

@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.errors import CalibrationError
+from edgeopt.data.source import refuse_many
+from edgeopt.errors import CalibrationError, DataError
 from edgeopt.graph import size_bytes
 from edgeopt.observers import Statistics
 from edgeopt.runtime.probe import Probe
@@ -23,6 +25,14 @@ from edgeopt.runtime.session import Feed, Session, cores, open_session, with_out
 SUBSAMPLE = 4096  # elements of a tensor and sample that enter the histogram
 Sample = tuple[str, Callable[[], Feed]]
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Statistics by value, and the samples that could not be read with the reason."""
+
+    statistics: dict[str, Statistics]
+    skipped: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -63,24 +73,32 @@ def observe(
     probes: Mapping[str, Probe],
     max_ram: int,
     progress: Progress = lambda done, total: None,
-) -> dict[str, Statistics]:
+) -> Observation:
     """Statistics of the values called `values` over `samples`; the same bytes for every order, split and number of threads.
 
     Raises:
         CalibrationError: NaN or infinity in a value (names it and the sample), or no sample at all.
-        DataError: a sample cannot be read or run.
+        DataError: more than 5 % of the samples cannot be read, or the model fails on one.
     """
     if not samples:
         raise CalibrationError("no samples to calibrate with")
     parts = groups(values, probes, max_ram, size_bytes(model))
     found: dict[str, Statistics] = {}
+    skipped: dict[str, str] = {}
     total = len(parts) * len(samples)
     for i, part in enumerate(parts):
-        found |= _observe_group(model, part, samples, lambda done, i=i: progress(i * len(samples) + done, total))  # type: ignore[misc]
-    return found
+        found |= _observe_group(model, part, samples, skipped, partial(_tell, progress, i * len(samples), total))
+    refuse_many(skipped, len(samples))
+    return Observation(found, dict(sorted(skipped.items())))
 
 
-def _observe_group(model: ir.Model, values: Sequence[str], samples: Sequence[Sample], progress: Callable[[int], None]) -> dict[str, Statistics]:
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _observe_group(
+    model: ir.Model, values: Sequence[str], samples: Sequence[Sample], skipped: dict[str, str], progress: Callable[[int], None]
+) -> dict[str, Statistics]:
     inputs = {str(v.name) for v in model.graph.inputs}
     inner = [v for v in values if v not in inputs]
     watched = with_outputs(model, inner) if inner else None
@@ -92,9 +110,14 @@ def _observe_group(model: ir.Model, values: Sequence[str], samples: Sequence[Sam
         session = open_session(watched) if watched is not None else None
         found = {name: Statistics() for name in values}
         for name, read in samples[worker::workers]:
-            for value, x in _values(session, read(), values):
-                found[value] = _update(found[value], x, value, name)
             done += 1
+            try:
+                feed = read()
+            except DataError as e:
+                skipped[name] = str(e)
+                continue
+            for value, x in _values(session, feed, values):
+                found[value] = _update(found[value], x, value, name)
             progress(done)
         return found
 

@@ -1,0 +1,169 @@
+"""The models that each mode makes of a job; `auto` and the checks do not know how."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.errors import UsageError
+from edgeopt.observers import Statistics
+from edgeopt.ops import channel_axis, weight_of
+from edgeopt.passes.dynamic import dynamic
+from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.passes.fp16 import fp16
+from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.weights import weight_only
+from edgeopt.prepare import Job
+from edgeopt.ptq.islands import blame
+from edgeopt.ptq.place import place, select
+from edgeopt.ptq.quantize import activation_params, quantization_params, saturation_floor, untie, weight_params
+from edgeopt.runtime.calibrate import forecast, observe
+from edgeopt.runtime.probe import Probe, probe
+from edgeopt.state import Plan
+
+_ISLAND_SHARES = (0.1, 0.25, 0.5)
+_BLAME_SAMPLES = 4
+_INT4_OPSET = 21
+
+
+@dataclass(frozen=True)
+class Made:
+    """A candidate before any check."""
+
+    mode: str
+    model: ir.Model
+    plan: Plan | None = None
+
+
+def static(job: Job) -> Iterator[Made]:
+    """Static int8; asked again, the same with the worst nodes left in float, three times with more of them."""
+    probes = _probe(job)
+    plan = place(job.model, job.target, probes, exclude=job.exclude, include=job.include)
+    if not plan.integer:
+        return
+    statistics: dict[str, Statistics] = {}
+    made = _static(job, plan, probes, statistics)
+    yield made
+    feeds = [feed for _, feed in job.held[:_BLAME_SAMPLES]]
+    lost = [name for name, db in blame(untie(job.model, plan), made.model, plan, feeds).items() if db > 0]
+    for share in _ISLAND_SHARES:
+        worst = frozenset(lost[: max(1, round(share * len(plan.integer)))])
+        islands = place(job.model, job.target, probes, exclude=job.exclude | worst, include=job.include - worst)
+        if islands.integer:
+            yield _static(job, islands, probes, statistics, f"static with {len(worst)} nodes left in float")
+
+
+def _probe(job: Job) -> Mapping[str, Probe]:
+    start = time.perf_counter()
+    found = probe(job.model, job.held[0][1])
+    job.seconds["probe"] = time.perf_counter() - start
+    return found
+
+
+def _static(job: Job, plan: Plan, probes: Mapping[str, Probe], statistics: dict[str, Statistics], mode: str = "static") -> Made:
+    missing = sorted(set(plan.grids.values()) - statistics.keys())
+    if missing:
+        statistics |= calibrate(job, missing, probes)
+    start = time.perf_counter()
+    activation = activation_params(plan, statistics, job.target, job.options.range_rule)
+    model = untie(job.model, plan)
+    params = quantization_params(model, plan, activation, job.target)
+    made = Made(mode, fold_weights(insert_qdq(model, plan, params)), plan)
+    job.seconds["quantize"] = job.seconds.get("quantize", 0.0) + time.perf_counter() - start
+    return made
+
+
+def calibrate(job: Job, values: list[str], probes: Mapping[str, Probe]) -> dict[str, Statistics]:
+    """Statistics of `values` over the job's calibration samples, with a forecast before."""
+    start = time.perf_counter()
+    max_ram = job.options.max_ram or free_bytes() // 2
+    expected = forecast(job.model, values, probes, max_ram)
+    run_s = _run_seconds(job)
+    seconds = 2 * run_s * expected.passes * len(job.calibration)
+    passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
+    job.note(
+        f"calibration: {len(values)} tensors, {len(job.calibration)} samples, {passes}; about {max(1, round(seconds))} s and {expected.ram_bytes / 1e6:.0f} MB"
+    )
+    observation = observe(
+        job.model,
+        values,
+        job.calibration,
+        probes=probes,
+        max_ram=max_ram,
+        progress=lambda done, total: job.listener.progress("calibrating", done, total),
+    )
+    for reason in observation.skipped.values():
+        job.note(f"skipped: {reason}")
+    job.seconds["calibrate"] = job.seconds.get("calibrate", 0.0) + time.perf_counter() - start
+    return observation.statistics
+
+
+def _run_seconds(job: Job) -> float:
+    start = time.perf_counter()
+    job.float_session.run(job.held[0][1])
+    return time.perf_counter() - start
+
+
+def free_bytes() -> int:
+    """Memory that can be had without swapping; 4 GB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
+            for line in lines:
+                if line.startswith("MemAvailable"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30
+
+
+def dynamic_int8(job: Job) -> Iterator[Made]:
+    """Dynamic int8 of every matrix product with constant weights (LSTMs when `include` names them)."""
+    lstm = {str(n.name) for n in job.model.graph.all_nodes() if n.op_type == "LSTM"} & job.include
+    nodes = [n for n in dynamic_nodes(job.model, lstm=bool(lstm)) if n.name not in job.exclude and (n.op_type != "LSTM" or n.name in lstm)]
+    if not nodes:
+        return
+    params = {}
+    for node in nodes:
+        weight = weight_of(node) if node.op_type != "LSTM" else None
+        if weight is not None and weight.const_value is not None:
+            w, axis = weight.const_value.numpy(), channel_axis(node)
+            floor = saturation_floor(w, node.op_type, axis) if job.target.saturates else 0.0
+            params[str(weight.name)] = weight_params(w, axis, job.target.weight_type, floor=floor)
+    yield Made("dynamic", dynamic(job.model, params, frozenset(str(n.name) for n in nodes)))
+
+
+def half(job: Job) -> Iterator[Made]:
+    """fp16, with nodes beyond its range, by constants or by what the held-out samples show, left in float32."""
+    keep = frozenset(select(job.model, job.options.keep)) | job.exclude
+    peaks: dict[str, float] = {}
+    for _, feed in job.held[:_BLAME_SAMPLES]:
+        for name, p in probe(job.model, feed).items():
+            peak = max(abs(p.lo), abs(p.hi))
+            peaks[name] = max(peaks.get(name, 0.0), 0.0 if np.isnan(peak) or np.isinf(peak) else peak)
+    yield Made("fp16", fp16(graph.typed(job.model), keep=keep, io_keep=job.options.io_types == "keep", peaks=peaks))
+
+
+def weights(job: Job) -> Iterator[Made]:
+    """Weight-only integers; 4 bits raise the opset to 21."""
+    bits = job.options.bits
+    model = graph.raise_opset(job.model, _INT4_OPSET) if bits == 4 else job.model
+    yield Made("weights" if bits == 8 else "weights (4 bits)", weight_only(model, bits, job.exclude))
+
+
+def of_mode(job: Job) -> Made:
+    """The one candidate of an explicit mode.
+
+    Raises:
+        UsageError: the mode has nothing to do in this model.
+    """
+    makers = {"static": static, "dynamic": dynamic_int8, "fp16": half, "weights": weights}
+    made = next(makers[job.options.mode](job), None)
+    if made is None:
+        why = "no node pays in integers on this target" if job.options.mode == "static" else "no MatMul or Gemm has constant weights"
+        raise UsageError(f"--mode {job.options.mode}: {why}; use --mode auto, or name nodes with --include")
+    return made

@@ -1,0 +1,202 @@
+"""The main job: `quantize(model, data) -> Result`, from a float model and samples to a checked file.
+
+    load -> canonical -> ONNX Runtime's basic optimizations -> candidates of the mode -> each written to a stage, checked, compared, timed -> the best is kept
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+import time
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from edgeopt import graph, target
+from edgeopt.candidates import Made, dynamic_int8, of_mode, static, weights
+from edgeopt.errors import EdgeoptError, UsageError, ValidityError
+from edgeopt.options import Data, Listener, Options, Result
+from edgeopt.prepare import Job, prepare
+from edgeopt.report import Candidate, LatencyReport, OutputReport, Report
+from edgeopt.runtime.kernels import kernels
+from edgeopt.verify import Tried, measurable, verify
+
+GOOD_SQNR_DB = 15.0  # below this `auto` looks for something better
+_LARGEST_DEFLATE = 200_000_000
+
+
+def quantize(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    data: Data,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    listener: Listener | None = None,
+    **choices: Any,
+) -> Result:
+    """Quantize `model` with calibration `data` and check the result against the float model; the fields of `Options` are keyword arguments.
+
+    data: a path (images, .npz/.npy, ONNX test data, .wav, text), `package.module:function`, "random", or an iterable of feeds or arrays.
+    output: the file to write; an existing one needs `force`. None: nothing is written, the model is in the result.
+
+    Raises:
+        EdgeoptError: see `edgeopt.errors`; nothing was written.
+    """
+    options = Options(**choices)
+    start = time.perf_counter()
+    path = None if output is None else Path(output)
+    if path is not None and path.exists() and not force:
+        raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder")
+    job = prepare(graph.load(model), data, options, listener or Listener())
+    input_bytes = _input_bytes(model, job.source)
+    with tempfile.TemporaryDirectory() as folder, graph.staged(path or Path(folder) / "model.onnx") as stage:
+        final = stage / (path.name if path is not None else "model.onnx")
+        kept, reason, candidates = _best(job, final)
+        report = _report(job, kept, final, reason, candidates, input_bytes, start)
+        result = kept.model if path is None else None
+    return Result(result if result is not None else graph.load(path or ""), path, report)
+
+
+def _input_bytes(model: object, source: ir.Model) -> int:
+    if isinstance(model, str | Path):
+        file = Path(model)
+        external = sum(v.const_value.nbytes for v in source.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor))
+        return file.stat().st_size + external
+    return len(graph.proto_bytes(source)) if graph.size_bytes(source) < graph.PROTOBUF_LIMIT else graph.size_bytes(source)
+
+
+def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
+    """(the candidate at `path`, why, all that were tried)."""
+    if job.options.mode != "auto":
+        tried = verify(job, of_mode(job), path)
+        return tried, f"{tried.mode}: asked for", [tried.candidate("asked for")]
+    tried_all: list[Tried] = []
+    refused: list[Candidate] = []
+    for made in _auto(job, tried_all, refused):
+        at = path.with_name(f"{len(tried_all) + len(refused)}.{path.name}")
+        try:
+            tried_all.append(verify(job, made, at))
+        except ValidityError as e:
+            refused.append(Candidate(made.mode, None, None, str(e)))
+            continue
+        job.note(_line(tried_all[-1]))
+    good = [t for t in tried_all if _good(t)]
+    if good:
+        kept = max(good, key=lambda t: t.latency.speedup if t.latency else 0.0)
+        reason = _why(kept, tried_all)
+    else:
+        kept = verify(job, Made("float", job.model), path)
+        reason = "float: no integer form was both close enough and no slower; the file is the simplified float model"
+        job.note(reason)
+    for t in tried_all:
+        if t is not kept:
+            for file in path.parent.glob(f"{t.path.name}*"):
+                file.unlink()
+    if kept.path != path:
+        kept.path.replace(path)
+    lines = [t.candidate("kept" if t is kept else _why_not(t)) for t in tried_all] + refused
+    return kept, reason, lines if kept in tried_all else [*lines, kept.candidate("kept")]
+
+
+def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
+    """Candidates in turn until one is good: static, dynamic, static with float islands, weights; `tried` is filled by the caller in between."""
+    plain_and_islands = static(job)
+    first = next(plain_and_islands, None)
+    if first is not None:
+        yield first
+        if tried and _good(tried[-1]):
+            return
+    for made in dynamic_int8(job):
+        yield made
+    if any(_good(t) for t in tried):
+        return
+    if first is not None and tried and tried[0].mode == "static" and not tried[0].slower:
+        for made in plain_and_islands:
+            yield made
+            if _good(tried[-1]):
+                return
+    yield from weights(job)
+
+
+def _good(t: Tried) -> bool:
+    return t.worst_sqnr_db >= GOOD_SQNR_DB and not t.slower
+
+
+def _line(t: Tried) -> str:
+    speed = f", {t.latency.speedup:.2f}x float speed" if t.latency else ""
+    return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if _good(t) else ' - ' + _why_not(t)}"
+
+
+def _why_not(t: Tried) -> str:
+    if t.worst_sqnr_db < GOOD_SQNR_DB:
+        return f"too far from float ({t.worst_sqnr_db:.1f} dB, the bar is {GOOD_SQNR_DB:.0f})"
+    return "slower than float" if t.slower else "another one is faster"
+
+
+def _why(kept: Tried, tried: list[Tried]) -> str:
+    others = "; ".join(f"{t.mode} {_why_not(t)}" for t in tried if t is not kept)
+    return f"{kept.mode}: close to float and no slower" + (f" ({others})" if others else "")
+
+
+def _report(job: Job, kept: Tried, path: Path, reason: str, candidates: list[Candidate], input_bytes: int, start: float) -> Report:
+    made = kernels(path)
+    if job.options.measure and not measurable(job):
+        job.note(f"speed not measured: this machine is {target.host()}, the target is {job.target.name}")
+    data = sorted(path.parent.glob(f"{path.name}*"))
+    latency = None
+    if kept.latency is not None:
+        latency = LatencyReport(kept.float_ms, *asdict(kept.latency).values(), 1)
+    plan = kept.plan
+    report = Report(
+        mode=kept.mode,
+        reason=reason,
+        target=job.target.name,
+        host=target.host(),
+        input_bytes=input_bytes,
+        output_bytes=sum(f.stat().st_size for f in data),
+        download_bytes=(_deflated(graph.proto_bytes(job.source)) if input_bytes < _LARGEST_DEFLATE else 0, _deflated(path.read_bytes())),
+        bytes_before=graph.bytes_by_dtype(job.source),
+        bytes_after=graph.bytes_by_dtype(kept.model),
+        outputs=tuple(OutputReport(**asdict(e)) for e in kept.errors),
+        latency=latency,
+        kernels=asdict(made),
+        integer_nodes=tuple(sorted(plan.integer)) if plan else (),
+        kept_float=dict(plan.kept_float) if plan else {},
+        samples={"calibration": len(job.calibration), "held_out": len(job.held)},
+        preprocess=job.preprocess,
+        candidates=tuple(candidates),
+        notes=tuple(job.notes),
+        seconds={k: round(v, 3) for k, v in job.seconds.items()} | {"total": round(time.perf_counter() - start, 3)},
+        versions={p: importlib.metadata.version(p) for p in ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy")},
+    )
+    return _with_missed(report, job.options)
+
+
+def _with_missed(report: Report, options: Options) -> Report:
+    from dataclasses import replace
+
+    demands = (
+        ("SQNR", "dB", report.worst_sqnr_db, options.min_sqnr),
+        ("agreement", "", report.agreement, options.min_agreement),
+        ("speed-up", "x", report.latency.speedup if report.latency else None, options.min_speedup),
+    )
+    missed = [
+        f"{name} {'not known' if value is None else f'{value:.3g}{unit}'} is below {bar:g}{unit}"
+        for name, unit, value, bar in demands
+        if bar is not None and (value is None or value < bar)
+    ]
+    return replace(report, missed=tuple(missed))
+
+
+def _deflated(data: bytes) -> int:
+    """Bytes after deflate, as a download or an app package would carry them."""
+    return len(zlib.compress(data, 6)) if len(data) < _LARGEST_DEFLATE else 0
+
+
+__all__ = ["EdgeoptError", "Listener", "Options", "Result", "quantize"]

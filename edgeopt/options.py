@@ -1,0 +1,69 @@
+"""The choices of a `quantize` run, who is told what goes on, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.data import Feed, Preprocess
+from edgeopt.errors import UsageError, suggestion
+from edgeopt.ranges import RANGES
+from edgeopt.report import Report
+
+Mode = Literal["auto", "static", "dynamic", "fp16", "weights"]
+Data = str | Path | Iterable[Feed | NDArray[Any]]
+MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`; thresholds None are not demanded."""
+
+    mode: Mode = "auto"
+    target: str = "host"
+    range_rule: str = "mse"
+    samples: int = 128
+    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    bits: Literal[4, 8] = 8
+    io_types: Literal["keep", "fp16"] = "keep"
+    max_ram: int | None = None
+    measure: bool = True
+    preprocess: str | Preprocess | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Path | None = None
+    min_sqnr: float | None = None
+    min_agreement: float | None = None
+    min_speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        for value, known, what in ((self.mode, MODES, "mode"), (self.range_rule, RANGES, "range rule")):
+            if value not in known:
+                raise UsageError(f"no {what} {value!r}{suggestion(value, known)} Known: {', '.join(known)}")
+        if self.samples < 1:
+            raise UsageError(f"--samples {self.samples}: at least 1")
+        if self.bits not in (4, 8):
+            raise UsageError(f"--bits {self.bits}: 4 or 8")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what goes on: `note` gets lines, `progress` gets (stage, done, total)."""
+
+    note: Callable[[str], None] = lambda line: None
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The quantized model, where it was written (None: nowhere), and the evidence."""
+
+    model: ir.Model
+    path: Path | None
+    report: Report

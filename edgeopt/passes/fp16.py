@@ -1,0 +1,149 @@
+"""Cast a model to fp16: half the size everywhere, half the time where the device has fp16 kernels.
+
+Types are propagated from the operator schemas. A float32 tensor that binds a type variable which admits float16 becomes float16; an input whose type is
+fixed (Resize's scales) keeps its own. A node stays float32 if its schema has no float16, if the caller says so, or if a constant or a calibrated range
+goes beyond what fp16 holds. A Cast is put where the two meet, once a value and graph. Bodies of If, Loop and Scan are done like the rest, but their inputs
+and outputs keep their types, since the node that holds them expects them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgeopt.ops import constant
+from edgeopt.passes.qdq import drop_unused
+
+LARGEST = 65504.0
+_HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+# attributes that name a float type as a number, by operator
+_DTYPE_ATTRIBUTE = {"RandomNormal": "dtype", "RandomUniform": "dtype", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype", "EyeLike": "dtype"}
+
+
+@dataclass(frozen=True)
+class _Half:
+    """A node that computes in fp16: positions of its inputs and outputs whose float32 becomes float16."""
+
+    inputs: frozenset[int]
+    outputs: frozenset[int]
+
+
+def fp16(model: ir.Model, *, keep: frozenset[str] = frozenset(), io_keep: bool = True, peaks: Mapping[str, float] | None = None) -> ir.Model:
+    """A clone of `model` (canonical, typed) in fp16; `keep`: nodes that stay float32; `peaks`: largest calibrated magnitude by value name.
+
+    io_keep: inputs and outputs stay float32.
+    """
+    copy = model.clone()
+    plan = {n: half for n in copy.graph.all_nodes() if n.name not in keep and (half := _half(n, copy, peaks or {})) is not None}
+    for value in copy.graph.inputs:
+        if not io_keep and value.dtype == _SINGLE:
+            value.dtype = _HALF
+    for node, half in plan.items():
+        for i in half.outputs:
+            node.outputs[i].dtype = _HALF
+        attribute = _DTYPE_ATTRIBUTE.get(node.op_type)
+        if attribute is not None:
+            node.attributes[attribute] = ir.AttrInt64(attribute, _HALF.value)
+    casts: dict[tuple[int, int], ir.Value] = {}
+    for node in tuple(copy.graph.all_nodes()):
+        if node.op_type == "Cast" and not node.domain:
+            continue
+        half_inputs = plan[node].inputs if node in plan else frozenset()
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.dtype in (_SINGLE, _HALF):
+                wanted = _HALF if i in half_inputs else _SINGLE
+                if value.dtype != wanted:
+                    node.replace_input_with(i, _as(copy, value, wanted, node, casts))
+    for graph in copy.graphs():
+        _fix_outputs(graph, keep_types=io_keep or graph is not copy.graph)
+    copy.graph.sort()
+    drop_unused(copy)
+    return copy
+
+
+def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half | None:
+    """How `node` computes in fp16, or None if it stays float32."""
+    if node.domain not in ("", "ai.onnx") or any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return None
+    if node.op_type == "Cast":
+        return _cast(node)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""])
+    except onnx.defs.SchemaError:
+        return None
+    variables = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs and "tensor(float)" in c.allowed_type_strs}
+    inputs = frozenset(i for i, v in enumerate(node.inputs) if v is not None and v.dtype == _SINGLE and _formal(schema.inputs, i) in variables)
+    outputs = frozenset(i for i, v in enumerate(node.outputs) if v.dtype == _SINGLE and _formal(schema.outputs, i) in variables)
+    if not inputs and not outputs:
+        return None
+    # a float32 input or output of a fixed type beside a variable one is fine; a variable that admits no float16 is not
+    bound = {_formal(schema.inputs, i) for i, v in enumerate(node.inputs) if v is not None and v.dtype == _SINGLE}
+    bound |= {_formal(schema.outputs, i) for i, v in enumerate(node.outputs) if v.dtype == _SINGLE}
+    constraints = {c.type_param_str for c in schema.type_constraints}
+    if bound & constraints - variables or (not inputs and node.op_type not in _DTYPE_ATTRIBUTE):
+        return None
+    touched = [node.inputs[i] for i in inputs] + [node.outputs[i] for i in outputs]
+    return None if any(_too_large(v, peaks) for v in touched) else _Half(inputs, outputs)
+
+
+def _cast(node: ir.Node) -> _Half | None:
+    """A Cast to float32 gives float16 instead; its input is taken as it comes."""
+    if node.attributes.get_int("to") != _SINGLE.value:
+        return None
+    node.attributes["to"] = ir.AttrInt64("to", _HALF.value)
+    return _Half(frozenset(), frozenset({0}))
+
+
+def _formal(formals: object, i: int) -> str:
+    """The type string of formal parameter `i`; a variadic last one goes on."""
+    listed = list(formals)  # type: ignore[call-overload]
+    return str(listed[min(i, len(listed) - 1)].type_str) if listed else ""
+
+
+def _too_large(value: ir.Value | None, peaks: Mapping[str, float]) -> bool:
+    if value is None:
+        return False
+    if constant(value) and value.const_value is not None:
+        x = value.const_value.numpy()
+        return bool(x.size and np.abs(x[np.isfinite(x)]).max(initial=0.0) > LARGEST)
+    return peaks.get(str(value.name), 0.0) > LARGEST
+
+
+def _as(model: ir.Model, value: ir.Value, wanted: ir.DataType, reader: ir.Node, casts: dict[tuple[int, int], ir.Value]) -> ir.Value:
+    """`value` as `wanted`: a converted constant, or a Cast in the reader's graph."""
+    graph = reader.graph
+    assert graph is not None
+    is_constant = constant(value)
+    key = (id(value), 0 if is_constant else id(graph))
+    if key not in casts:
+        name = f"{value.name}_{wanted.name.lower()}" + ("" if is_constant or graph is model.graph else f"_{len(casts)}")
+        if is_constant:
+            assert value.const_value is not None
+            tensor = ir.Tensor(value.const_value.numpy().astype(wanted.numpy()), name=name)
+            casts[key] = ir.Value(name=name, type=ir.TensorType(wanted), shape=tensor.shape, const_value=tensor)
+            model.graph.register_initializer(casts[key])
+        else:
+            node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", wanted.value)], name=f"{name}_Cast")
+            node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(wanted), value.shape
+            graph.append(node)
+            casts[key] = node.outputs[0]
+    return casts[key]
+
+
+def _fix_outputs(graph: ir.Graph, *, keep_types: bool) -> None:
+    """Graph outputs that became float16 are cast back under their own name."""
+    for i, value in enumerate(graph.outputs):
+        if value.dtype != _HALF or not keep_types or value.is_initializer():
+            continue
+        name = str(value.name)
+        value.name = f"{name}_float16"
+        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _SINGLE.value)], name=f"{name}_Cast")
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(_SINGLE), value.shape
+        graph.append(node)
+        graph.outputs[i] = node.outputs[0]
+
+

@@ -1,0 +1,177 @@
+"""From a model and data to a `Job`: the simplified model, samples to calibrate with, held-out samples and the float model's answers on them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import ValidationError
+
+from edgeopt import graph
+from edgeopt import target as targets
+from edgeopt.data import PRESETS, DataOptions, Feed, InputSpec, Preprocess, Sample, as_samples, open_data, random_samples, readable, specs, split
+from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
+from edgeopt.errors import DataError, ModelError, UsageError, suggestion
+from edgeopt.options import Data, Listener, Options
+from edgeopt.ptq.place import select
+from edgeopt.runtime.compare import Outputs, class_scores, run_all
+from edgeopt.runtime.guess import Guess, guess
+from edgeopt.runtime.session import Session, check_feed, cores, open_session
+from edgeopt.runtime.simplify import basic
+from edgeopt.target import Target
+
+RANDOM = "random"
+_GUESS_SAMPLES = 12
+_FEW = 16
+_MIN_OPSET = 13  # per-channel DequantizeLinear
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the candidates share. source: canonical, as the user gave it; model: simplified; held: held-out samples with the float model's answers."""
+
+    options: Options
+    target: Target
+    listener: Listener
+    source: ir.Model
+    model: ir.Model
+    calibration: tuple[Sample, ...]
+    held: tuple[tuple[str, Feed], ...]
+    reference: tuple[Outputs, ...]
+    float_session: Session
+    exclude: frozenset[str]
+    include: frozenset[str]
+    preprocess: str
+    notes: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def note(self, line: str) -> None:
+        """Tell the user and put it in the report."""
+        self.notes.append(line)
+        self.listener.note(line)
+
+
+def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) -> Job:
+    """Everything up to the first candidate.
+
+    Raises:
+        ModelError: quantized already, NaN weights, or refused by ONNX Runtime. DataError, UsageError: see `edgeopt.data`.
+    """
+    start = time.perf_counter()
+    model = graph.canonical(source)
+    _check(model)
+    notes: list[str] = []
+    target = targets.load(options.target)
+    simplified = graph.raise_opset(basic(model), _MIN_OPSET)
+    exclude, include = frozenset(select(simplified, options.exclude)), frozenset(select(simplified, options.include))
+    session = open_session(model, threads=1)
+    inputs = specs(model)
+    samples, recipe, told = _samples(data, inputs, options, session)
+    checked = [(name, partial(_checked, read, model, name)) for name, read in samples]
+    calibration, held = split(checked, options.samples)
+    feeds, problems = readable(held)
+    if not feeds:
+        raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
+    reference = run_all(session, feeds, workers=cores())
+    job = Job(options, target, listener, model, simplified, tuple(calibration), tuple(feeds), tuple(reference), session, exclude, include, recipe, notes)
+    for line in [*told, *_warnings(calibration, feeds, problems)]:
+        job.note(line)
+    job.seconds["prepare"] = time.perf_counter() - start
+    return job
+
+
+def _check(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+            raise ModelError(f"node {node.name!r} is a {node.op_type}: the model is quantized already; give the float model")
+    for g in model.graphs():
+        for value in g.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and np.isnan(tensor.numpy()).any():
+                raise ModelError(f"weight {value.name!r} holds NaN; the model is broken before quantization: train or export it again")
+
+
+def _checked(read: Any, model: ir.Model, name: str) -> Feed:
+    feed: Feed = read()
+    check_feed(feed, model, name)
+    return feed
+
+
+def _samples(data: Data, inputs: list[InputSpec], options: Options, session: Session) -> tuple[list[Sample], str, list[str]]:
+    """(samples, the image recipe in words, what to tell the user)."""
+    if not isinstance(data, str | Path):
+        return as_samples(data, inputs), "", []
+    if data == RANDOM:
+        warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
+        return random_samples(inputs, options.samples + 8), "", [warning]
+    path = Path(data)
+    spec = image_input(inputs)
+    if spec is None or not _has_images(path):
+        return open_data(data, inputs, DataOptions(options.samples, tokenizer=options.tokenizer)), "", []
+    recipe, told = _recipe(path, inputs, options, session)
+    resolved = resolve(recipe, spec)
+    samples = open_data(data, inputs, DataOptions(options.samples, resolved))
+    return samples, resolved.describe(), [*told, f"images: {resolved.describe()}"]
+
+
+def _has_images(path: Path) -> bool:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return any(f.suffix.lower() in SUFFIXES for f in files)
+
+
+def _recipe(path: Path, inputs: list[InputSpec], options: Options, session: Session) -> tuple[Preprocess, list[str]]:
+    """Flags over the preset over `preprocess.toml` over a look at the float model."""
+    base, told = options.preprocess, list[str]()
+    if isinstance(base, str):
+        if base not in PRESETS:
+            raise UsageError(f"no preset {base!r}{suggestion(base, PRESETS)} Known: {', '.join(PRESETS)}")
+        base = PRESETS[base]
+    beside = next((f for f in (path / "preprocess.toml", path.parent / "preprocess.toml") if f.is_file()), None)
+    if base is None and beside is not None:
+        base, told = load_toml(beside), [f"preprocessing: from {beside}"]
+    if base is None and not {"scale", "mean", "std"} & options.overrides.keys():
+        found = _guess(path, inputs, options, session)
+        base, told = PRESETS[found.preset], [found.describe()]
+    try:
+        return Preprocess.model_validate({**(base or PRESETS["unit"]).model_dump(), **options.overrides}), told
+    except ValidationError as e:
+        raise UsageError(f"preprocessing: {e}") from e
+
+
+def _guess(path: Path, inputs: list[InputSpec], options: Options, session: Session) -> Guess:
+    spec = image_input(inputs)
+    assert spec is not None
+    answers: dict[str, np.ndarray | None] = {}
+    for name, preset in PRESETS.items():
+        recipe = Preprocess.model_validate({**preset.model_dump(), **options.overrides})
+        samples = open_data(path, inputs, DataOptions(preprocess=resolve(recipe, spec)))[:_GUESS_SAMPLES]
+        feeds, _ = readable(samples)
+        outputs = run_all(session, feeds, workers=cores())
+        scores = [[y[0] for y in sample_outputs if class_scores([y])] for sample_outputs in outputs]
+        answers[name] = np.stack([s[0] for s in scores]) if scores and all(scores) and len({s[0].shape for s in scores}) == 1 else None
+    return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit")
+
+
+def _warnings(calibration: list[Sample], held: list[tuple[str, Feed]], problems: Mapping[str, str]) -> list[str]:
+    lines = [f"skipped: {reason}" for reason in problems.values()]
+    if len(calibration) < _FEW:
+        lines.append(f"only {len(calibration)} samples to calibrate with: ranges may be too narrow; 100 or more are better")
+    if calibration and len(calibration) == len(held) == 1:
+        lines.append("one sample both calibrates and checks: the figures below are not held out")
+    digests: dict[bytes, str] = {}
+    for name, feed in held:
+        floats = [x for x in feed.values() if np.issubdtype(x.dtype, np.floating) and x.size > 1]
+        if floats and all(float(x.min()) == float(x.max()) for x in floats):
+            lines.append(f"sample {name} is constant")
+        digest = hashlib.blake2b(b"".join(np.ascontiguousarray(x).tobytes() for x in feed.values())).digest()
+        if digest in digests:
+            lines.append(f"samples {digests[digest]} and {name} are the same")
+        digests[digest] = name
+    return lines[:10] + ([f"... and {len(lines) - 10} more"] if len(lines) > 10 else [])

@@ -1,0 +1,53 @@
+"""Find the integer nodes to blame for a bad result, so that they can stay float.
+
+For each integer node the loss is the SQNR of its float inputs' values minus that of its output, in dB, both against the float model on the same sample: what
+this node itself adds, its weights' rounding and its output's grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.ops import activations
+from edgeopt.runtime.session import Feed, open_session, with_outputs
+from edgeopt.state import Plan
+
+_CLEAN_DB = 60.0
+
+
+def _sqnr(r: np.ndarray, y: np.ndarray) -> float:
+    noise, signal = float(np.square(r - y, dtype=np.float64).sum()), float(np.square(r, dtype=np.float64).sum())
+    return _CLEAN_DB if noise == 0 or signal == 0 else min(_CLEAN_DB, 10 * math.log10(signal / noise))
+
+
+def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed]) -> Mapping[str, float]:
+    """dB lost at each integer node of `plan`, worst first."""
+    nodes = [n for n in model.graph if n.name in plan.integer]
+    outputs = {str(n.name): _result(n, plan) for n in nodes}
+    watched = sorted({*outputs.values(), *(str(v.name) for n in nodes for _, v in activations(n))} - {str(v.name) for v in model.graph.inputs})
+    known = {str(v.name) for n in quantized.graph for v in n.outputs}
+    twin = {v: next((x for x in (f"{v}_DequantizeLinear_output", v) if x in known), None) for v in watched}
+    shown = [v for v in watched if twin[v] is not None]
+    float_session = open_session(with_outputs(model, shown))
+    integer_session = open_session(with_outputs(quantized, [str(twin[v]) for v in shown]))
+    levels: dict[str, list[float]] = {v: [] for v in shown}
+    for feed in feeds:
+        for name, r, y in zip(shown, float_session.run(feed), integer_session.run(feed), strict=True):
+            levels[name].append(_sqnr(r, y))
+    sqnr = {name: float(np.mean(x)) for name, x in levels.items()}
+    lost = {}
+    for node in nodes:
+        before = min((sqnr.get(str(v.name), _CLEAN_DB) for _, v in activations(node)), default=_CLEAN_DB)
+        lost[str(node.name)] = before - sqnr.get(outputs[str(node.name)], before)
+    return dict(sorted(lost.items(), key=lambda item: -item[1]))
+
+
+def _result(node: ir.Node, plan: Plan) -> str:
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) == 1 and str(uses[0].node.name) in plan.clamps:
+        return str(uses[0].node.outputs[0].name)
+    return str(node.outputs[0].name)

@@ -1,0 +1,95 @@
+"""What `quantize` reports: frozen values that become JSON as they are (`edgeopt.report/1`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = "edgeopt.report/1"
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """One output against the float model on held-out samples."""
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class LatencyReport:
+    """Median latency in this machine's ONNX Runtime, and the speed-up over float with its 95 % interval."""
+
+    float_ms: float
+    latency_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mode that was tried: its figures, and why it was kept or not."""
+
+    mode: str
+    worst_sqnr_db: float | None
+    speedup: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The evidence for one quantized file."""
+
+    mode: str
+    reason: str
+    target: str
+    host: str
+    input_bytes: int
+    output_bytes: int
+    download_bytes: tuple[int, int]
+    bytes_before: Mapping[str, int]
+    bytes_after: Mapping[str, int]
+    outputs: tuple[OutputReport, ...]
+    latency: LatencyReport | None
+    kernels: Mapping[str, Mapping[str, int]]
+    integer_nodes: tuple[str, ...]
+    kept_float: Mapping[str, str]
+    samples: Mapping[str, int]
+    preprocess: str
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    missed: tuple[str, ...] = ()
+    schema: str = field(default=SCHEMA)
+
+    @property
+    def worst_sqnr_db(self) -> float:
+        """The lowest SQNR of all outputs, in dB; infinite when every output is exact."""
+        return min((o.sqnr_db for o in self.outputs), default=math.inf)
+
+    @property
+    def agreement(self) -> float | None:
+        """The lowest top-1 agreement of the outputs that look like class scores."""
+        return min((o.agreement for o in self.outputs if o.agreement is not None), default=None)
+
+    def to_json(self) -> str:
+        """JSON text; infinities become null."""
+        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x

@@ -1,0 +1,83 @@
+"""How far a model's outputs are from the float model's: SQNR, cosine, and top-1 agreement where an output looks like class scores.
+
+    SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import ValidityError
+from edgeopt.runtime.session import Feed, Session
+
+_MIN_CLASSES = 2
+Outputs = list[NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """One output against the float model. agreement: share of equal top-1 over the last axis, None where it is not class scores."""
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    agreement: float | None
+
+
+def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int = 1) -> list[Outputs]:
+    """The outputs for every feed, in order."""
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda item: session.run(item[1]), feeds))
+
+
+def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
+    """Whether one output's samples look like class scores: float, [1, classes] or the same over positions of a sequence."""
+    first = outputs[0]
+    return bool(np.issubdtype(first.dtype, np.floating) and first.ndim == 2 and first.shape[-1] >= _MIN_CLASSES)
+
+
+def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence[Outputs]) -> list[OutputError]:
+    """The error of every float output over all samples.
+
+    Raises:
+        ValidityError: a shape differs from the float model's, or a value is not finite where the float model's is.
+    """
+    found = []
+    for i, name in enumerate(names):
+        pairs = [(r[i], y[i]) for r, y in zip(reference, result, strict=True)]
+        for r, y in pairs:
+            if r.shape != y.shape:
+                raise ValidityError(f"output {name!r} has shape {list(y.shape)}, the float model gives {list(r.shape)}")
+            if np.issubdtype(y.dtype, np.floating) and not np.isfinite(y[np.isfinite(r)]).all():
+                raise ValidityError(f"output {name!r} is not finite where the float model's is")
+        if pairs and np.issubdtype(pairs[0][0].dtype, np.floating):
+            found.append(_error(name, pairs))
+    return found
+
+
+def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> OutputError:
+    signal = noise = dot = power = peak = 0.0
+    same = total = 0
+    scores = class_scores([r for r, _ in pairs])
+    for r, y in pairs:
+        mask = np.isfinite(r)
+        a, b = r[mask].astype(np.float64), y[mask].astype(np.float64)
+        signal += float(a @ a)
+        power += float(b @ b)
+        dot += float(a @ b)
+        noise += float((a - b) @ (a - b))
+        peak = max(peak, float(np.abs(a - b).max(initial=0.0)))
+        if scores:
+            same += int((r.argmax(-1) == y.argmax(-1)).sum())
+            total += r.argmax(-1).size
+    sqnr_db = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    cosine = dot / math.sqrt(signal * power) if signal > 0 and power > 0 else float(signal == power)
+    return OutputError(name, sqnr_db, cosine, peak, same / total if scores and total else None)

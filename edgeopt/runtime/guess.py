@@ -1,0 +1,68 @@
+"""Which preprocessing was a classifier trained with? Run the float model under each preset and see where it knows what it sees.
+
+The score of a preset is the information that the model's answers hold about the samples, in nats,
+
+    I = H(mean_n p_n) - mean_n H(p_n),        p_n = softmax of the output on sample n,
+
+high when answers are sure and differ between samples. Plain confidence is fooled by saturated inputs, which make a network sure of one class for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CLEAR = 0.1  # nats between the best and the second
+
+
+@dataclass(frozen=True)
+class Guess:
+    """The preset taken; `clear` says whether the evidence decides; `scores` (information in nats, mean confidence) by preset."""
+
+    preset: str
+    clear: bool
+    scores: Mapping[str, tuple[float, float]]
+
+    def describe(self) -> str:
+        """One line for people."""
+        table = ", ".join(f"{k} {i:.2f} nats (confidence {c:.2f})" for k, (i, c) in self.scores.items())
+        if not self.scores:
+            return f"preprocessing: cannot tell, since no output looks like class scores; took '{self.preset}': say it with --preprocess"
+        if not self.clear:
+            return f"preprocessing: cannot tell; took '{self.preset}' ({table}): say it with --preprocess"
+        return f"preprocessing: took '{self.preset}', under which the float model knows most of the samples: {table}"
+
+
+def probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Softmax over the last axis; `logits` [n, classes] that are already probabilities stay as they are."""
+    x = logits.astype(np.float64)
+    if x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3):
+        return x
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(-(p * np.log(np.maximum(p, 1e-12))).sum(-1))
+
+
+def information(logits: NDArray[Any]) -> tuple[float, float]:
+    """(I in nats, mean confidence) of `logits` [n, classes]; minus infinity when a value is not finite."""
+    if not np.isfinite(logits).all():
+        return -np.inf, 0.0
+    p = probabilities(logits)
+    return float(_entropy(p.mean(0)) - _entropy(p).mean()), float(p.max(-1).mean())
+
+
+def guess(outputs: Mapping[str, NDArray[Any] | None], fallback: str) -> Guess:
+    """The preset whose `outputs` [n, classes] hold most information; None where the model gives no class scores."""
+    scores = {name: information(x) for name, x in outputs.items() if x is not None}
+    if not scores:
+        return Guess(fallback, False, {})
+    ranked = sorted(scores, key=lambda name: scores[name][0], reverse=True)
+    clear = len(ranked) == 1 or scores[ranked[0]][0] - scores[ranked[1]][0] >= _CLEAR
+    return Guess(ranked[0] if clear else fallback, clear, scores)

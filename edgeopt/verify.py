@@ -1,0 +1,99 @@
+"""Nothing is written that was not checked: the ONNX checker, a load, a run on held-out samples, finite, compared with float, timed against it."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgeopt import graph, target
+from edgeopt.candidates import Made
+from edgeopt.data import Feed
+from edgeopt.errors import EdgeoptError, ValidityError
+from edgeopt.prepare import Job
+from edgeopt.report import Candidate
+from edgeopt.runtime.compare import OutputError, compare, run_all
+from edgeopt.runtime.measure import Latency, interleaved
+from edgeopt.runtime.session import cores, open_session
+from edgeopt.state import Plan
+
+SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that passed the checks."""
+
+    mode: str
+    model: ir.Model
+    path: Path
+    plan: Plan | None
+    errors: tuple[OutputError, ...]
+    latency: Latency | None
+    float_ms: float
+
+    @property
+    def worst_sqnr_db(self) -> float:
+        """The lowest SQNR of all outputs, in dB."""
+        return min((e.sqnr_db for e in self.errors), default=math.inf)
+
+    @property
+    def slower(self) -> bool:
+        """Whether it was measured and is not faster than float."""
+        return self.latency is not None and self.latency.speedup < 1.0
+
+    def candidate(self, verdict: str) -> Candidate:
+        """Its line in the report."""
+        return Candidate(self.mode, self.worst_sqnr_db, self.latency.speedup if self.latency else None, verdict)
+
+
+def verify(job: Job, made: Made, path: Path) -> Tried:
+    """Write `made` at `path` (in a stage), check and compare it.
+
+    Raises:
+        ValidityError: any check failed; says which.
+    """
+    start = time.perf_counter()
+    graph.write(made.model, path)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError) as e:
+        raise ValidityError(f"{made.mode}: the result is not valid ONNX: {e}") from e
+    try:
+        session = open_session(path, options=_options(job))
+        feeds = [(name, _adapted(feed, made.model)) for name, feed in job.held]
+        outputs = run_all(session, feeds, workers=cores())
+    except EdgeoptError as e:
+        raise ValidityError(f"{made.mode}: the result does not run: {e}") from e
+    errors = tuple(compare(session.outputs, job.reference, outputs))
+    job.seconds["check"] = job.seconds.get("check", 0.0) + time.perf_counter() - start
+    start = time.perf_counter()
+    latency, float_ms = None, math.nan
+    if job.options.measure and measurable(job):
+        sessions = {"float": job.float_session, "result": session}
+        found = interleaved(sessions, "float", {"float": job.held[0][1], "result": feeds[0][1]}, seconds=SECONDS)
+        latency, float_ms = found["result"], found["float"].latency_ms
+        job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
+    return Tried(made.mode, made.model, path, made.plan, errors, latency, float_ms)
+
+
+def measurable(job: Job) -> bool:
+    """Whether this machine is the target, so that its clock says something."""
+    return job.target.name in (target.host(), "cpu-portable")
+
+
+def _options(job: Job) -> dict[str, str]:
+    """Session options that give the target's arithmetic here: exact sums for a target that does not saturate on a machine that does."""
+    saturating_here = target.load("host").saturates and not job.target.saturates
+    return {**job.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}
+
+
+def _adapted(feed: Feed, model: ir.Model) -> Feed:
+    """`feed` in the element types of the inputs of `model` (fp16 inputs take float16)."""
+    types = {str(v.name): v.dtype for v in model.graph.inputs}
+    return {name: x.astype(np.float16) if types.get(name) == ir.DataType.FLOAT16 else x for name, x in feed.items()}
