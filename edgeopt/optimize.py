@@ -9,7 +9,7 @@ import importlib.metadata
 import tempfile
 import time
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,10 @@ from edgeopt.errors import EdgeoptError, UsageError, ValidityError
 from edgeopt.options import Data, Listener, Options, Result
 from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, OutputReport, Report
-from edgeopt.runtime.kernels import kernels
 from edgeopt.verify import Tried, measurable, verify
 
 GOOD_SQNR_DB = 15.0  # below this `auto` looks for something better
-_LARGEST_DEFLATE = 200_000_000
+_BLOCK = 1 << 20
 
 
 def quantize(
@@ -145,7 +144,6 @@ def _why(kept: Tried, tried: list[Tried]) -> str:
 
 
 def _report(job: Job, kept: Tried, path: Path, reason: str, candidates: list[Candidate], input_bytes: int, start: float) -> Report:
-    made = kernels(path)
     if job.options.measure and not measurable(job):
         job.note(f"speed not measured: this machine is {target.host()}, the target is {job.target.name}")
     data = sorted(path.parent.glob(f"{path.name}*"))
@@ -160,12 +158,12 @@ def _report(job: Job, kept: Tried, path: Path, reason: str, candidates: list[Can
         host=target.host(),
         input_bytes=input_bytes,
         output_bytes=sum(f.stat().st_size for f in data),
-        download_bytes=(_deflated(graph.proto_bytes(job.source)) if input_bytes < _LARGEST_DEFLATE else 0, _deflated(path.read_bytes())),
+        download_bytes=_deflated(data),
         bytes_before=graph.bytes_by_dtype(job.source),
         bytes_after=graph.bytes_by_dtype(kept.model),
         outputs=tuple(OutputReport(**asdict(e)) for e in kept.errors),
         latency=latency,
-        kernels=asdict(made),
+        kernels=asdict(kept.kernels),
         integer_nodes=tuple(sorted(plan.integer)) if plan else (),
         kept_float=dict(plan.kept_float) if plan else {},
         samples={"calibration": len(job.calibration), "held_out": len(job.held)},
@@ -179,8 +177,6 @@ def _report(job: Job, kept: Tried, path: Path, reason: str, candidates: list[Can
 
 
 def _with_missed(report: Report, options: Options) -> Report:
-    from dataclasses import replace
-
     demands = (
         ("SQNR", "dB", report.worst_sqnr_db, options.min_sqnr),
         ("agreement", "", report.agreement, options.min_agreement),
@@ -194,9 +190,16 @@ def _with_missed(report: Report, options: Options) -> Report:
     return replace(report, missed=tuple(missed))
 
 
-def _deflated(data: bytes) -> int:
-    """Bytes after deflate, as a download or an app package would carry them."""
-    return len(zlib.compress(data, 6)) if len(data) < _LARGEST_DEFLATE else 0
+def _deflated(files: list[Path]) -> int:
+    """Bytes after deflate, as a download or an app package would carry them; streamed."""
+    size = 0
+    for file in files:
+        packer = zlib.compressobj(6)
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                size += len(packer.compress(block))
+        size += len(packer.flush())
+    return size
 
 
 __all__ = ["EdgeoptError", "Listener", "Options", "Result", "quantize"]

@@ -55,7 +55,7 @@ class Report:
     host: str
     input_bytes: int
     output_bytes: int
-    download_bytes: tuple[int, int]
+    download_bytes: int
     bytes_before: Mapping[str, int]
     bytes_after: Mapping[str, int]
     outputs: tuple[OutputReport, ...]

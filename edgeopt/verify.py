@@ -18,6 +18,7 @@ from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.prepare import Job
 from edgeopt.report import Candidate
 from edgeopt.runtime.compare import OutputError, compare, run_all
+from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import cores, open_session
 from edgeopt.state import Plan
@@ -36,6 +37,7 @@ class Tried:
     errors: tuple[OutputError, ...]
     latency: Latency | None
     float_ms: float
+    kernels: Kernels
 
     @property
     def worst_sqnr_db(self) -> float:
@@ -65,7 +67,10 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
     except (onnx.checker.ValidationError, ValueError) as e:
         raise ValidityError(f"{made.mode}: the result is not valid ONNX: {e}") from e
     try:
-        session = open_session(path, options=_options(job))
+        optimized = path.with_name("optimized.onnx")
+        session = open_session(path, options=_options(job), optimized=optimized)
+        made_of = kernels(optimized)
+        optimized.unlink()
         feeds = [(name, _adapted(feed, made.model)) for name, feed in job.held]
         outputs = run_all(session, feeds, workers=cores())
     except EdgeoptError as e:
@@ -79,7 +84,7 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
         found = interleaved(sessions, "float", {"float": job.held[0][1], "result": feeds[0][1]}, seconds=SECONDS)
         latency, float_ms = found["result"], found["float"].latency_ms
         job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
-    return Tried(made.mode, made.model, path, made.plan, errors, latency, float_ms)
+    return Tried(made.mode, made.model, path, made.plan, errors, latency, float_ms, made_of)
 
 
 def measurable(job: Job) -> bool:

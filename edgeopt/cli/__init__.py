@@ -1,0 +1,84 @@
+"""The command line: click commands, one per public function, no logic. Results go to stdout, progress and notes to stderr."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from edgeopt import __version__
+from edgeopt.errors import EdgeoptError
+
+_COMMANDS = {
+    "quantize": ("edgeopt.cli.quantize", "quantize"),
+    "inspect": ("edgeopt.cli.inspect", "inspect"),
+    "simplify": ("edgeopt.cli.simplify", "simplify"),
+    "targets": ("edgeopt.cli.targets", "targets"),
+}
+_HELP = {
+    "quantize": "Make a checked int8, fp16 or int4 file of a float model.",
+    "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
+    "simplify": "Fold and fuse a float model, checked numerically.",
+    "targets": "List the hardware targets.",
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are called, so that --help answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        import importlib
+
+        module, name = _COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_HELP.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        from edgeopt.errors import suggestion
+
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            ctx.fail(f"no command {args[0]!r}{suggestion(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="edgeopt")
+def cli() -> None:
+    """Make a trained ONNX model fit for edge hardware, with proof.
+
+    \b
+    Examples:
+      edgeopt quantize model.onnx --calib images/          checked int8 file model.int8.onnx beside it
+      edgeopt inspect model.onnx                           what is in it, what could be integers
+      edgeopt simplify model.onnx -o small.onnx            the same numbers from fewer nodes
+      edgeopt targets                                      hardware that --target knows
+
+    \b
+    Exit codes: 0 done; 1 a demanded figure (--min-...) was missed, the file is written; 2 usage; 3 the model, the data or a check
+    failed, nothing is written; 130 interrupted.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    try:
+        code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted; nothing was left behind", err=True)
+        sys.exit(130)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except EdgeoptError as e:
+        click.echo(f"edgeopt: {e}", err=True)
+        sys.exit(e.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

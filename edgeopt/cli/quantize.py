@@ -1,0 +1,131 @@
+"""`edgeopt quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeopt import target as targets
+from edgeopt.cli.show import listener, print_report
+from edgeopt.errors import UsageError
+from edgeopt.options import MODES
+from edgeopt.ranges import RANGES
+
+_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+def _size(text: str | None) -> int | None:
+    """Bytes of `2G`, `500MB` or `1000000`."""
+    if text is None:
+        return None
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    try:
+        value = float(number[:-1]) * _UNITS[number[-1]] if number[-1:] in _UNITS else float(number)
+    except ValueError as e:
+        raise click.BadParameter(f"{text!r} is no size; write 500MB or 2G", param_hint="--max-ram") from e
+    return int(value)
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(x) for x in text.replace("x", ",").split(","))
+    except ValueError as e:
+        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from e
+
+
+def _side(text: str | None, option: str) -> Any:
+    numbers = _numbers(text, option)
+    if numbers is None:
+        return None
+    sides = [int(x) for x in numbers]
+    return sides[0] if len(sides) == 1 and option == "--resize" else (sides[0], sides[-1])
+
+
+def _overrides(given: dict[str, Any]) -> dict[str, Any]:
+    found = {
+        "resize": _side(given["resize"], "--resize"),
+        "crop": _side(given["crop"], "--crop"),
+        "mean": _numbers(given["mean"], "--mean"),
+        "std": _numbers(given["std"], "--std"),
+        "scale": given["scale"],
+        "layout": given["layout"].upper() if given["layout"] else None,
+        "color": given["color"],
+    }
+    return {k: v for k, v in found.items() if v is not None}
+
+
+_SUFFIX = {"fp16": "fp16", "weights": "weights"}
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--calib", metavar="PATH", help="Images, .npz/.npy, test_data_set_*, .wav, .jsonl/.csv/.txt, or package.module:function.")
+@click.option("--random", is_flag=True, help="Random samples, to try the tool; the figures mean nothing.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. [default: MODEL.int8.onnx]")
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True, help="auto: static, else what is close and no slower.")
+@click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
+@click.option("--samples", default=128, show_default=True, help="Samples to calibrate with; others are held out.")
+@click.option("--range", "range_rule", type=click.Choice(list(RANGES)), default="mse", show_default=True, help="How ranges are chosen.")
+@click.option("--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255. [default: preprocess.toml, or found out]")
+@click.option("--resize", metavar="S|HxW", help="Shorter side, or both.")
+@click.option("--crop", metavar="HxW", help="Centre crop.")
+@click.option("--mean", metavar="R,G,B")
+@click.option("--std", metavar="R,G,B", help="y = (x * scale - mean) / std, x in 0..255.")
+@click.option("--scale", type=float)
+@click.option("--layout", type=click.Choice(["nchw", "nhwc"], case_sensitive=False))
+@click.option("--color", type=click.Choice(["rgb", "bgr", "gray"]))
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@click.option("--exclude", multiple=True, metavar="NODE|GLOB|OP", help="Stay float; may be repeated.")
+@click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
+@click.option("--keep", multiple=True, metavar="NODE|GLOB|OP", help="Stay float32 in fp16 mode.")
+@click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Of --mode weights.")
+@click.option("--io-types", type=click.Choice(["keep", "fp16"]), default="keep", show_default=True, help="Of --mode fp16.")
+@click.option("--max-ram", metavar="SIZE", help="For calibration, e.g. 2G. [default: half of the free memory]")
+@click.option("--no-measure", is_flag=True, help="Do not time the result against float.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output is further from float.")
+@click.option("--min-agreement", type=float, metavar="SHARE", help="Exit 1 when top-1 agrees less often.")
+@click.option("--min-speedup", type=float, metavar="X", help="Exit 1 when it is not so much faster.")
+@click.option("--report", "report_path", type=click.Path(path_type=Path), help="Write the evidence as JSON.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def quantize(model: Path, calib: str | None, random: bool, output: Path | None, report_path: Path | None, form: str, **given: Any) -> int:
+    """Make a checked int8, fp16 or int4 file of a float model.
+
+    \b
+    Example: edgeopt quantize model.onnx --calib images/ --target cpu-arm64 --min-sqnr 20 --report evidence.json
+    """
+    if (calib is None) == (not random):
+        raise UsageError("give --calib PATH with real samples (or --random just to try): edgeopt quantize model.onnx --calib images/")
+    if report_path is not None and not report_path.parent.is_dir():
+        raise UsageError(f"--report {report_path}: no such folder")
+    targets.load(given["target"])
+    path = output or model.with_name(f"{model.stem}.{_SUFFIX.get(given['mode'], 'int8')}.onnx")
+    from edgeopt.optimize import quantize as run
+
+    with listener() as ears:
+        result = run(
+            model,
+            calib if calib is not None else "random",
+            output=path,
+            listener=ears,
+            force=given["force"],
+            overrides=_overrides(given),
+            bits=int(given["bits"]),
+            max_ram=_size(given["max_ram"]),
+            measure=not given["no_measure"],
+            **{
+                k: given[k]
+                for k in (
+                    "mode", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "min_sqnr",
+                    "min_agreement", "min_speedup",
+                )
+            },
+        )  # fmt: skip
+    if report_path is not None:
+        report_path.write_text(result.report.to_json() + "\n", encoding="utf-8")
+    print_report(result, form)
+    return 1 if result.report.missed else 0
