@@ -64,9 +64,9 @@ def constant(value: ir.Value | None) -> bool:
 
 
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """(input position, value) of the inputs of `node` that take an activation grid."""
-    rule = OPS[node.op_type]
-    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and i in rule.inputs and not constant(v) and v.dtype == ir.DataType.FLOAT]
+    """(input position, value) of the inputs of `node` that take an activation grid (a type that the file does not state may be float)."""
+    rule, floats = OPS[node.op_type], (ir.DataType.FLOAT, None)
+    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and i in rule.inputs and not constant(v) and v.dtype in floats]
 
 
 def constants(node: ir.Node) -> list[tuple[int, ir.Value]]:

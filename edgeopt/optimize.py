@@ -24,7 +24,7 @@ from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, OutputReport, Report
 from edgeopt.verify import Tried, measurable, verify
 
-GOOD_SQNR_DB = 15.0  # below this `auto` looks for something better
+GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either `auto` looks for something better
 _BLOCK = 1 << 20
 
 
@@ -123,8 +123,12 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
     yield from weights(job)
 
 
+def _close(t: Tried) -> bool:
+    return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
+
+
 def _good(t: Tried) -> bool:
-    return t.worst_sqnr_db >= GOOD_SQNR_DB and not t.slower
+    return _close(t) and not t.slower
 
 
 def _line(t: Tried) -> str:
@@ -133,8 +137,9 @@ def _line(t: Tried) -> str:
 
 
 def _why_not(t: Tried) -> str:
-    if t.worst_sqnr_db < GOOD_SQNR_DB:
-        return f"too far from float ({t.worst_sqnr_db:.1f} dB, the bar is {GOOD_SQNR_DB:.0f})"
+    if not _close(t):
+        agreement = "" if t.agreement is None else f", agreement {t.agreement:.0%}"
+        return f"too far from float ({t.worst_sqnr_db:.1f} dB{agreement}; the bar is {GOOD_SQNR_DB:.0f} dB and {GOOD_AGREEMENT:.0%})"
     return "slower than float" if t.slower else "another one is faster"
 
 

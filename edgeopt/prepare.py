@@ -154,7 +154,7 @@ def _guess(path: Path, inputs: list[InputSpec], options: Options, session: Sessi
         samples = open_data(path, inputs, DataOptions(preprocess=resolve(recipe, spec)))[:_GUESS_SAMPLES]
         feeds, _ = readable(samples)
         outputs = run_all(session, feeds, workers=cores())
-        scores = [[y[0] for y in sample_outputs if class_scores([y])] for sample_outputs in outputs]
+        scores = [[y[0] for y in sample_outputs if y.ndim == 2 and class_scores([y])] for sample_outputs in outputs]
         answers[name] = np.stack([s[0] for s in scores]) if scores and all(scores) and len({s[0].shape for s in scores}) == 1 else None
     return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit")
 

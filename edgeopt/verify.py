@@ -45,6 +45,11 @@ class Tried:
         return min((e.sqnr_db for e in self.errors), default=math.inf)
 
     @property
+    def agreement(self) -> float | None:
+        """The lowest top-1 agreement of the outputs that look like class scores."""
+        return min((e.agreement for e in self.errors if e.agreement is not None), default=None)
+
+    @property
     def slower(self) -> bool:
         """Whether it was measured and is not faster than float."""
         return self.latency is not None and self.latency.speedup < 1.0

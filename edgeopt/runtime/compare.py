@@ -39,9 +39,11 @@ def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int
 
 
 def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
-    """Whether one output's samples look like class scores: float, [1, classes] or the same over positions of a sequence."""
+    """Whether one output's samples look like class scores: floats [n, classes], or probabilities over the last axis at every position of a sequence."""
     first = outputs[0]
-    return bool(np.issubdtype(first.dtype, np.floating) and first.ndim == 2 and first.shape[-1] >= _MIN_CLASSES)
+    if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
+        return False
+    return first.ndim == 2 or bool(first.ndim == 3 and first.min() >= 0 and np.allclose(first.sum(-1), 1, atol=1e-3))
 
 
 def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence[Outputs]) -> list[OutputError]:
