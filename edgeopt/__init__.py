@@ -7,28 +7,45 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.errors import CalibrationError, DataError, EdgeoptError, ModelError, UsageError, ValidityError
 
 if TYPE_CHECKING:
+    from edgeopt.inspection import Inspection, inspect
     from edgeopt.optimize import Listener, Options, Result, quantize
+    from edgeopt.simplification import Simplified, simplify
+
+_LAZY = {
+    "Inspection": "inspection",
+    "inspect": "inspection",
+    "Listener": "options",
+    "Options": "options",
+    "Result": "options",
+    "quantize": "optimize",
+    "Simplified": "simplification",
+    "simplify": "simplification",
+}
 
 __version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
     "DataError",
     "EdgeoptError",
+    "Inspection",
     "Listener",
     "ModelError",
     "Options",
     "Result",
+    "Simplified",
     "UsageError",
     "ValidityError",
     "__version__",
+    "inspect",
     "quantize",
+    "simplify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Load what needs onnxruntime only when it is asked for."""
-    if name in ("Listener", "Options", "Result", "quantize"):
-        from edgeopt import optimize
+    if name in _LAZY:
+        import importlib
 
-        return getattr(optimize, name)
+        return getattr(importlib.import_module(f"edgeopt.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")

@@ -90,7 +90,8 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
         kept = max(good, key=lambda t: t.latency.speedup if t.latency else 0.0)
         reason = _why(kept, tried_all)
     else:
-        kept = verify(job, Made("float", job.model), path)
+        smaller = graph.size_bytes(job.model) <= graph.size_bytes(job.source)
+        kept = verify(job, Made("float", job.model if smaller else job.source), path)
         reason = "float: no integer form was both close enough and no slower; the file is the simplified float model"
         job.note(reason)
     for t in tried_all:

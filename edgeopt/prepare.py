@@ -20,17 +20,16 @@ from edgeopt.data import PRESETS, DataOptions, Feed, InputSpec, Preprocess, Samp
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
 from edgeopt.options import Data, Listener, Options
+from edgeopt.passes.simplify import simplify
 from edgeopt.ptq.place import select
 from edgeopt.runtime.compare import Outputs, class_scores, run_all
 from edgeopt.runtime.guess import Guess, guess
 from edgeopt.runtime.session import Session, check_feed, cores, open_session
-from edgeopt.runtime.simplify import basic
 from edgeopt.target import Target
 
 RANDOM = "random"
 _GUESS_SAMPLES = 12
 _FEW = 16
-_MIN_OPSET = 13  # per-channel DequantizeLinear
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     _check(model)
     notes: list[str] = []
     target = targets.load(options.target)
-    simplified = graph.raise_opset(basic(model), _MIN_OPSET)
+    simplified = simplify(model)
     exclude, include = frozenset(select(simplified, options.exclude)), frozenset(select(simplified, options.include))
     session = open_session(model, threads=1)
     inputs = specs(model)

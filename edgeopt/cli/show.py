@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -59,7 +60,7 @@ def print_report(result: Result, form: str) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in _rows(report):
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     for line in report.missed:

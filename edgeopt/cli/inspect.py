@@ -1,0 +1,71 @@
+"""`edgeopt inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgeopt.cli.show import counts, megabytes
+
+if TYPE_CHECKING:
+    from edgeopt.inspection import Inspection
+
+
+def dimensions(given: tuple[str, ...]) -> dict[str, int]:
+    """Sizes by name of `NAME=SIZE` options."""
+    found = {}
+    for text in given:
+        name, _, size = text.partition("=")
+        if not size.isdecimal() or int(size) < 1:
+            raise click.BadParameter(f"{text!r}; write NAME=SIZE, e.g. sequence=128", param_hint="--dim")
+        found[name] = int(size)
+    return found
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dimension that varies (or INPUT.AXIS=SIZE); may be repeated.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def inspect(model: Path, dims: tuple[str, ...], form: str) -> None:
+    """Show inputs, operators, sizes, and what each target would quantize.
+
+    \b
+    Example: edgeopt inspect model.onnx --dim sequence=128
+    """
+    from edgeopt.inspection import inspect as run
+
+    found = run(model, dims=dimensions(dims))
+    if form == "json":
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, value in _rows(found):
+        table.add_row(escape(name), escape(value))
+    Console(highlight=False).print(table)
+
+
+def _rows(x: Inspection) -> Iterator[tuple[str, str]]:
+    for name, text in x.inputs.items():
+        yield "input", f"{name}: {text}"
+    for name, text in x.outputs.items():
+        yield "output", f"{name}: {text}"
+    yield "opset", ", ".join(f"{k or 'ai.onnx'} {v}" for k, v in x.opsets.items())
+    yield "operators", counts(x.operators)
+    yield "parameters", f"{x.parameters / 1e6:.2f} M"
+    yield "size", f"{megabytes(x.file_bytes)}; download {megabytes(x.download_bytes)}"
+    yield "weights", ", ".join(f"{k} {megabytes(v)}" for k, v in x.bytes_by_dtype.items())
+    if x.macs is not None and x.activation_bytes is not None:
+        shapes = ", ".join(f"{k} {'x'.join(map(str, s)) or 'scalar'}" for k, s in x.shapes.items())
+        yield "work", f"{x.macs / 1e6:.1f} M MACs, activations {megabytes(x.activation_bytes)} (sum, float32) on {shapes}"
+    for name, ops in x.integer_nodes.items():
+        yield f"integer on {name}", counts(ops)
+    if x.why:
+        yield "note", x.why

@@ -1,0 +1,127 @@
+"""Fold constant scales and shifts around a convolution into it; what ONNX Runtime's own fusion leaves when the constant is a scalar.
+
+    (W * x + b) c + d  =  (c W) * x + (c b + d)              Mul, Div, Add, Sub behind a Conv; c, d one number or one an output channel
+    W * (c x + d) + b  =  (c W) * x + (b + sum_k W_k d)      Mul, Div, Add, Sub before it; d only where no padding lets zeros in
+
+Exported networks are full of them: learned affine blocks (PP-OCR), normalisation of the input, LayerScale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt.grid import Array
+from edgeopt.ops import bias_of, constant, weight_of
+from edgeopt.passes.qdq import drop_unused
+
+_SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")
+
+
+def fold_affine(model: ir.Model) -> ir.Model:
+    """A clone with every foldable Mul, Div, Add and Sub of a constant next to a Conv gone."""
+    copy = model.clone()
+    changed = True
+    while changed:
+        changed = False
+        for node in tuple(copy.graph):
+            if node.graph is not None and node.op_type == "Conv" and not node.domain and _foldable(node):
+                changed |= _fold_behind(copy, node) or _fold_before(copy, node)
+    drop_unused(copy)
+    return copy
+
+
+def _foldable(conv: ir.Node) -> bool:
+    weight = weight_of(conv)
+    fixed_bias = len(conv.inputs) < 3 or conv.inputs[2] is None or bias_of(conv) is not None
+    return weight is not None and weight.dtype == ir.DataType.FLOAT and fixed_bias
+
+
+def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array | None:
+    """The constant beside `value` in the element-wise `node` as [1] or [channels], or None when it varies over anything else."""
+    other = next((v for v in node.inputs if v is not value), None)
+    if len(node.inputs) != 2 or other is None or not constant(other) or other.const_value is None:
+        return None
+    if node.op_type in ("Div", "Sub") and node.inputs[0] is not value:
+        return None
+    c = other.const_value.numpy()
+    shape = (1,) * (rank - c.ndim) + c.shape
+    if c.dtype != np.float32 or len(shape) != rank or shape[1] not in (1, channels) or any(d != 1 for i, d in enumerate(shape) if i != 1):
+        return None
+    return c.reshape(-1) if node.op_type in ("Mul", "Add") else (1 / c if node.op_type == "Div" else -c).reshape(-1)
+
+
+def _fold_behind(model: ir.Model, conv: ir.Node) -> bool:
+    out = conv.outputs[0]
+    uses = tuple(out.uses())
+    if len(uses) != 1 or out.is_graph_output() or uses[0].node.graph is not conv.graph or uses[0].node.domain:
+        return False
+    node, w, b = uses[0].node, *_numbers(conv)
+    if node.op_type not in _SCALES + _SHIFTS:
+        return False
+    c = _operand(node, out, w.shape[0], w.ndim)
+    if c is None or not np.isfinite(c).all():
+        return False
+    if node.op_type in _SCALES:
+        _set(model, conv, w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c)
+    else:
+        _set(model, conv, w, b + c)
+    name, old = node.outputs[0].name, node.outputs[0]
+    out.type, out.shape = old.type or out.type, old.shape or out.shape
+    old.replace_all_uses_with(out, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    out.name = name
+    return True
+
+
+def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
+    source = conv.inputs[0]
+    node = source.producer() if source is not None else None
+    if source is None or node is None or node.domain or node.op_type not in _SCALES + _SHIFTS:
+        return False
+    if len(tuple(source.uses())) != 1 or source.is_graph_output() or node.graph is not conv.graph:
+        return False
+    w, b = _numbers(conv)
+    group = conv.attributes.get_int("group", 1)
+    value = next((v for v in node.inputs if v is not None and not constant(v)), None)
+    c = _operand(node, value, w.shape[1] * group, w.ndim) if value is not None else None
+    if c is None or value is None or not np.isfinite(c).all():
+        return False
+    per_group = np.broadcast_to(c, w.shape[1] * group).reshape(group, 1, w.shape[1])
+    inputs = np.broadcast_to(per_group, (group, w.shape[0] // group, w.shape[1])).reshape(w.shape[0], w.shape[1], *[1] * (w.ndim - 2))
+    if node.op_type in _SCALES:
+        _set(model, conv, w * inputs, b)
+    elif _unpadded(conv):
+        _set(model, conv, w, b + (w * inputs).sum(axis=tuple(range(1, w.ndim)), dtype=np.float64).astype(np.float32))
+    else:
+        return False
+    conv.replace_input_with(0, value)
+    model.graph.remove(node, safe=True)
+    return True
+
+
+def _unpadded(conv: ir.Node) -> bool:
+    padded = any(conv.attributes.get_ints("pads", [0]) or [0])
+    return not padded and conv.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+
+
+def _numbers(conv: ir.Node) -> tuple[Array, Array]:
+    weight, bias = weight_of(conv), bias_of(conv)
+    assert weight is not None and weight.const_value is not None
+    w = weight.const_value.numpy()
+    return w, bias.const_value.numpy() if bias is not None and bias.const_value is not None else np.zeros(w.shape[0], np.float32)
+
+
+def _set(model: ir.Model, conv: ir.Node, w: Array, b: Array) -> None:
+    """Give `conv` weights and a bias of its own."""
+    for i, (part, array) in enumerate((("weight", w), ("bias", b)), 1):
+        name = f"{conv.name}_{part}_folded"
+        tensor = ir.Tensor(np.ascontiguousarray(array, dtype=np.float32), name=name)
+        if name in model.graph.initializers:
+            model.graph.initializers[name].const_value = tensor
+            continue
+        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=tensor.shape, const_value=tensor)
+        model.graph.register_initializer(value)
+        if len(conv.inputs) <= i:
+            conv.resize_inputs(i + 1)
+        conv.replace_input_with(i, value)

@@ -1,0 +1,50 @@
+"""Fusions of whole transformer blocks by ONNX Runtime's own tools: `onnxruntime.transformers`, or the package it came from.
+
+Both write `com.microsoft` operators that only ONNX Runtime's CPU and CUDA providers know. onnxruntime-tools (1.7.0, 2021) is deprecated by its own words and
+breaks its successor when both are imported into one process, so each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgeopt.errors import ModelError, UsageError
+from edgeopt.graph import canonical, embedded, load, write
+
+TYPES = ("bert", "bart", "bert_keras", "bert_tf", "clip", "conformer", "gpt2", "phi", "sam2", "swin", "t5", "tnlr", "unet", "vae", "vit")
+BACKENDS = {"onnxruntime": "onnxruntime.transformers.optimizer", "onnxruntime-tools": "onnxruntime_tools.optimizer"}
+_PROGRAM = """
+import importlib, sys
+module, source, out, kind, heads, hidden = sys.argv[1:]
+optimizer = importlib.import_module(module)
+fused = optimizer.optimize_model(source, model_type=kind, num_heads=int(heads), hidden_size=int(hidden), opt_level=0, use_gpu=False)
+fused.save_model_to_file(out)
+"""
+
+
+def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int = 0, hidden: int = 0) -> ir.Model:
+    """`model` with the fusions that `backend` knows for transformers of `kind`; heads, hidden: 0 lets it find out.
+
+    Raises:
+        UsageError: the backend is not installed, or an unknown kind. ModelError: the backend failed; its last line says why.
+    """
+    if kind not in TYPES:
+        raise UsageError(f"no transformer type {kind!r}; known: {', '.join(TYPES)}")
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "source.onnx", Path(folder) / "fused.onnx"
+        write(model, source)
+        arguments = [BACKENDS[backend], str(source), str(out), kind, str(heads), str(hidden)]
+        done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            if "ModuleNotFoundError" in last:
+                extra = "legacy" if backend == "onnxruntime-tools" else "transformers"
+                raise UsageError(f"{backend} is not complete ({last}): pip install 'edgeopt[{extra}]'")
+            raise ModelError(f"{backend} failed on this model: {last}")
+        with embedded(load(out)) as whole:
+            return canonical(whole)

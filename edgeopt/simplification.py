@@ -1,0 +1,86 @@
+"""`simplify(model) -> Simplified`: fewer nodes, the same numbers, checked before anything is written."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.data import as_samples, readable, specs
+from edgeopt.errors import UsageError, ValidityError
+from edgeopt.inspection import made_up_feed
+from edgeopt.options import Data
+from edgeopt.passes import simplify as passes
+from edgeopt.runtime.compare import OutputError, compare, run_all
+from edgeopt.runtime.measure import Latency, interleaved
+from edgeopt.runtime.session import open_session
+from edgeopt.runtime.transformer import BACKENDS, fuse
+
+MIN_SQNR_DB = 70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
+_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """The simplified model and the evidence. nodes, size_bytes: before and after."""
+
+    model: ir.Model
+    path: Path | None
+    nodes: tuple[int, int]
+    size_bytes: tuple[int, int]
+    errors: tuple[OutputError, ...]
+    latency: Latency
+
+    @property
+    def worst_sqnr_db(self) -> float:
+        """The lowest SQNR of all outputs against the model before, in dB."""
+        return min((e.sqnr_db for e in self.errors), default=math.inf)
+
+
+def simplify(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    data: Data | None = None,
+    dims: Mapping[str, int] | None = None,
+    transformer: str | None = None,
+    backend: str = "onnxruntime",
+) -> Simplified:
+    """Fold and fuse `model`; check on `data` (feeds), or on made-up inputs of `dims`, that the outputs are the same.
+
+    transformer: also fuse its blocks into operators that only ONNX Runtime knows ("bert", "vit", ...), by `backend`.
+
+    Raises:
+        UsageError: the output exists, or a wrong name. ModelError: a pass failed. ValidityError: outputs differ; nothing was written.
+    """
+    path = None if output is None else Path(output)
+    if path is not None and path.exists() and not force:
+        raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
+    if backend not in BACKENDS:
+        raise UsageError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
+    source = graph.canonical(graph.load(model))
+    # the fusions look for the patterns of exporters, so they go first
+    fused = source if transformer is None else fuse(source, transformer, backend=backend)
+    result = fused if transformer is not None else passes.simplify(source)
+    samples = as_samples([made_up_feed(source, dims or {})] if data is None else data, specs(source))  # type: ignore[arg-type]
+    feeds, _ = readable(samples[:_SAMPLES])
+    with tempfile.TemporaryDirectory() as folder, graph.staged(path or Path(folder) / "model.onnx") as stage:
+        final = stage / (path.name if path is not None else "model.onnx")
+        graph.write(result, final)
+        before, after = open_session(source), open_session(final)
+        errors = tuple(compare(after.outputs, run_all(before, feeds), run_all(after, feeds)))
+        for e in errors:
+            if e.sqnr_db < MIN_SQNR_DB:
+                raise ValidityError(f"output {e.output!r} differs from the model before: SQNR {e.sqnr_db:.1f} dB; nothing was written")
+        latency = interleaved({"before": before, "after": after}, "before", {"before": feeds[0][1], "after": feeds[0][1]}, seconds=0.5)["after"]
+        size = final.stat().st_size
+    nodes = (sum(1 for _ in source.graph.all_nodes()), sum(1 for _ in result.graph.all_nodes()))
+    before_size = Path(model).stat().st_size if isinstance(model, str | Path) else graph.size_bytes(source)
+    return Simplified(result, path, nodes, (before_size, size), errors, latency)
