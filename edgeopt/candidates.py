@@ -13,8 +13,9 @@ from edgeopt import graph
 from edgeopt.errors import UsageError
 from edgeopt.observers import Statistics
 from edgeopt.ops import channel_axis, weight_of
-from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.passes.dynamic import dynamic
+from edgeopt.passes.embedding import quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.weights import weight_only
@@ -65,7 +66,9 @@ def _probe(job: Job) -> Mapping[str, Probe]:
     return found
 
 
-def _static(job: Job, plan: Plan, probes: Mapping[str, Probe], statistics: dict[str, Statistics], mode: str = "static") -> Made:
+def _static(
+    job: Job, plan: Plan, probes: Mapping[str, Probe], statistics: dict[str, Statistics], mode: str = "static"
+) -> Made:
     missing = sorted(set(plan.grids.values()) - statistics.keys())
     if missing:
         statistics |= calibrate(job, missing, probes)
@@ -73,7 +76,7 @@ def _static(job: Job, plan: Plan, probes: Mapping[str, Probe], statistics: dict[
     activation = activation_params(plan, statistics, job.target, job.options.range_rule)
     model = untie(job.model, plan)
     params = quantization_params(model, plan, activation, job.target)
-    made = Made(mode, fold_weights(insert_qdq(model, plan, params)), plan)
+    made = Made(mode, quantize_embeddings(fold_weights(insert_qdq(model, plan, params)), job.exclude), plan)
     job.seconds["quantize"] = job.seconds.get("quantize", 0.0) + time.perf_counter() - start
     return made
 
@@ -124,17 +127,22 @@ def free_bytes() -> int:
 def dynamic_int8(job: Job) -> Iterator[Made]:
     """Dynamic int8 of every matrix product with constant weights (LSTMs when `include` names them)."""
     lstm = {str(n.name) for n in job.model.graph.all_nodes() if n.op_type == "LSTM"} & job.include
-    nodes = [n for n in dynamic_nodes(job.model, lstm=bool(lstm)) if n.name not in job.exclude and (n.op_type != "LSTM" or n.name in lstm)]
+    nodes = [
+        n
+        for n in dynamic_nodes(job.model, lstm=bool(lstm))
+        if n.name not in job.exclude and (n.op_type != "LSTM" or n.name in lstm)
+    ]
     if not nodes:
         return
     params = {}
     for node in nodes:
-        weight = weight_of(node) if node.op_type != "LSTM" else None
+        weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
         if weight is not None and weight.const_value is not None:
             w, axis = weight.const_value.numpy(), channel_axis(node)
             floor = saturation_floor(w, node.op_type, axis) if job.target.saturates else 0.0
             params[str(weight.name)] = weight_params(w, axis, job.target.weight_type, floor=floor)
-    yield Made("dynamic", dynamic(job.model, params, frozenset(str(n.name) for n in nodes)))
+    model = dynamic(job.model, params, frozenset(str(n.name) for n in nodes))
+    yield Made("dynamic", quantize_embeddings(model, job.exclude))
 
 
 def half(job: Job) -> Iterator[Made]:
@@ -164,6 +172,10 @@ def of_mode(job: Job) -> Made:
     makers = {"static": static, "dynamic": dynamic_int8, "fp16": half, "weights": weights}
     made = next(makers[job.options.mode](job), None)
     if made is None:
-        why = "no node pays in integers on this target" if job.options.mode == "static" else "no MatMul or Gemm has constant weights"
+        why = (
+            "no node pays in integers on this target"
+            if job.options.mode == "static"
+            else "no MatMul or Gemm has constant weights"
+        )
         raise UsageError(f"--mode {job.options.mode}: {why}; use --mode auto, or name nodes with --include")
     return made

@@ -7,8 +7,8 @@
     ├── CalibrationError                  a statistic cannot be made: NaN, infinity, a value that no sample reached
     └── ValidityError                     the result failed a check and was not written
 
-A message says what is wrong, where, and what to do. `ThresholdMissed` is no error: a result below a demanded figure is written, and the command line
-ends with exit code 1.
+A message says what is wrong, where, and what to do. `ThresholdMissed` is no error: a result below a demanded figure is
+written, and the command line ends with exit code 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Free functions over `onnx_ir.Model`: load, canonical form, opset, sizes, and a save that cannot leave half a file.
 
-The canonical form is what every other module works on: no functions, no Constant nodes, weights as initializers and not among the inputs, sorted,
-every node named, no unused opset imports, no dimension below 1 on a graph input. `canonical` returns a copy; the argument keeps its form.
+The canonical form is what every other module works on: no functions, no Constant nodes, weights as initializers and not
+among the inputs, sorted, every node named, no unused opset imports, no dimension below 1 on a graph input. `canonical`
+returns a copy; the argument keeps its form.
 """
 
 from __future__ import annotations
@@ -31,14 +32,26 @@ from onnx_ir.passes.common import (
 from edgeopt.errors import ModelError, UsageError
 
 PROTOBUF_LIMIT = 2_000_000_000
-_MALFORMED = (DecodeError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, UnicodeDecodeError, OverflowError)
+_MALFORMED = (
+    DecodeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+    OverflowError,
+)
 
 
 def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
     """The model in a file, in bytes, or in memory; external data stay mapped and must lie inside the model's folder.
 
     Raises:
-        ModelError: not a readable ONNX model, an empty graph, or external data that are missing, too short or outside the model's folder.
+        ModelError: not a readable ONNX model, an empty graph, or external data that are missing, too short or outside
+          the model's folder.
     """
     if isinstance(source, ir.Model):
         return source
@@ -52,7 +65,9 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) ->
             name = str(source)
             model = _load_file(Path(source))
     except _MALFORMED as e:
-        raise ModelError(f"{name}: not a readable ONNX model ({type(e).__name__}: {str(e)[:200]}); is it a complete .onnx file?") from e
+        raise ModelError(
+            f"{name}: not a readable ONNX model ({type(e).__name__}: {str(e)[:200]}); is it a complete .onnx file?"
+        ) from e
     _check(model, name)
     return model
 
@@ -75,9 +90,13 @@ def _load_file(path: Path) -> ir.Model:
 def _check_external(tensor: ir.ExternalTensor, folder: Path, path: Path) -> None:
     where = (folder / tensor.location).resolve()
     if not where.is_relative_to(folder):
-        raise ModelError(f"{path}: the data of {tensor.name!r} lie outside the model's folder ({tensor.location}); refused")
+        raise ModelError(
+            f"{path}: the data of {tensor.name!r} lie outside the model's folder ({tensor.location}); refused"
+        )
     if not where.is_file():
-        raise ModelError(f"{path}: the data of {tensor.name!r} are missing: {where} (keep the .data file beside the model)")
+        raise ModelError(
+            f"{path}: the data of {tensor.name!r} are missing: {where} (keep the .data file beside the model)"
+        )
     need = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
     if where.stat().st_size < need or tensor.nbytes > need - (tensor.offset or 0):
         raise ModelError(f"{path}: the data of {tensor.name!r} are cut short: {where} ends before byte {need}")
@@ -119,7 +138,9 @@ def canonical(model: ir.Model) -> ir.Model:
         raise ModelError(f"the graph cannot be brought into canonical form: {e}") from e
     for value in copy.graph.inputs:
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
-            raise ModelError(f"input {value.name!r} is a {value.type}: only inputs that are tensors of numbers can be quantized or measured")
+            raise ModelError(
+                f"input {value.name!r} is a {value.type}: only inputs that are tensors of numbers can be quantized or measured"
+            )
         if value.shape is not None:
             dims = [None if isinstance(d, int) and d < 1 else d for d in value.shape]
             value.shape = ir.Shape(dims)
@@ -147,12 +168,16 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     if model.opset_imports[""] >= version:
         return model
     if size_bytes(model) > PROTOBUF_LIMIT:
-        raise ModelError(f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; export it again at opset {version}")
+        raise ModelError(
+            f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; export it again at opset {version}"
+        )
     try:
         converted = onnx.version_converter.convert_version(ir.to_proto(model), version)
         # the C++ error type of the converter derives from RuntimeError
     except (RuntimeError, ValueError) as e:
-        raise ModelError(f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; export the model again at opset {version}") from e
+        raise ModelError(
+            f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; export the model again at opset {version}"
+        ) from e
     return canonical(ir.from_proto(converted))
 
 
@@ -179,7 +204,7 @@ def proto_bytes(model: ir.Model) -> bytes:
     """
     with embedded(model) as whole:
         try:
-            return ir.to_proto(whole).SerializeToString(deterministic=True)
+            return bytes(ir.to_proto(whole).SerializeToString(deterministic=True))
         except (EncodeError, ValueError) as e:
             raise ModelError(f"the model does not fit into one protobuf message: {e}") from e
 
@@ -209,7 +234,8 @@ def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
 
 
 def write(model: ir.Model, path: Path) -> list[Path]:
-    """Write `model` at `path`, weights in `path`.data beside it when it is above 2 GB; the files written, the model last.
+    """Write `model` at `path`, weights in `path`.data beside it when it is above 2 GB; the files written, the model
+    last.
 
     For a file of its own only: never over a file that the model still maps.
     """
@@ -223,7 +249,8 @@ def write(model: ir.Model, path: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write and check in; what it holds at the end is moved to the folder of `path`, or removed after an error.
+    """A folder beside `path` to write and check in; what it holds at the end is moved to the folder of `path`, or
+    removed after an error.
 
     Raises:
         UsageError: the folder of `path` cannot be written.

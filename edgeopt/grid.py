@@ -1,22 +1,32 @@
-"""The grid of integers and its real values: x ~ scale * (q - zero_point), as ONNX's QuantizeLinear and DequantizeLinear define it.
+"""The grid of integers and its real values: x ~ scale * (q - zero_point), as ONNX's QuantizeLinear and DequantizeLinear
+define it.
 
     q = clip(round(x / scale) + zero_point, qmin, qmax)         round half to even
     x = scale * (q - zero_point)
 
-A `QType` is the set of integers (7-bit weights are int8 with a shorter range), `QParams` place it on the real line: per tensor, along one axis, or in
-blocks along an axis.
+A `QType` is the set of integers (7-bit weights are int8 with a shorter range), `QParams` place it on the real line: per
+tensor, along one axis, or in blocks along an axis.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-STORAGE = {"int32": (-(2**31), 2**31 - 1), "uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-32768, 32767), "int4": (-8, 7), "uint4": (0, 15)}
+STORAGE = {
+    "int32": (-(2**31), 2**31 - 1),
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "uint16": (0, 65535),
+    "int16": (-32768, 32767),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ BIAS = QType("int32", -(2**31) + 1, 2**31 - 1, symmetric=True)
 class QParams:
     """Where a `QType` lies on the real line.
 
-    scale: float32, scalar, [n] along `axis`, or with `block` the tensor's shape with `axis` divided by `block`. zero_point: same shape, `qtype`'s type.
+    scale: float32, scalar, [n] along `axis`, or with `block` the tensor's shape with `axis` divided by `block`.
+    zero_point: same shape, `qtype`'s type.
     """
 
     scale: Array
@@ -70,7 +81,7 @@ class QParams:
         low, high = self.qtype.qmin - int(self.zero_point), self.qtype.qmax - int(self.zero_point)
         return float(self.scale) * low, float(self.scale) * high
 
-    def _expand(self, a: NDArray[np.generic], ndim: int) -> NDArray[np.generic]:
+    def _expand(self, a: NDArray[Any], ndim: int) -> NDArray[Any]:
         if self.axis is None:
             return a
         if self.block is not None:
@@ -78,7 +89,9 @@ class QParams:
         return a.reshape([-1 if i == self.axis % ndim else 1 for i in range(ndim)])
 
 
-def choose(lo: NDArray[np.floating] | float, hi: NDArray[np.floating] | float, qtype: QType, axis: int | None = None) -> QParams:
+def choose(
+    lo: NDArray[np.floating] | float, hi: NDArray[np.floating] | float, qtype: QType, axis: int | None = None
+) -> QParams:
     """The grid that covers [lo, hi] and has 0 exactly on it; an empty range (a dead channel) gets scale 1.
 
     lo, hi: scalars, or [n] along `axis`.
@@ -104,7 +117,7 @@ def quantize(x: Array, params: QParams) -> NDArray[np.integer]:
     q = np.rint(x / params._expand(params.scale, x.ndim))
     q += params._expand(params.zero_point, x.ndim)
     np.clip(q, params.qtype.qmin, params.qtype.qmax, out=q)
-    return q.astype(params.qtype.numpy_dtype)
+    return np.asarray(q, params.qtype.numpy_dtype)
 
 
 def dequantize(q: NDArray[np.integer], params: QParams) -> Array:

@@ -1,4 +1,6 @@
-"""What is in a model: inputs, operators, parameters, activations, MACs, sizes, and what each target would compute in integers."""
+"""What is in a model: inputs, operators, parameters, activations, MACs, sizes, and what each target would compute in
+integers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _SPATIAL, _SEQUENCE = 224, 64  # for dimensions that vary and were not said
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about a model. activation_bytes and macs are None when it does not run on made-up inputs of `shapes`; why says why."""
+    """Facts about a model. activation_bytes and macs are None when it does not run on made-up inputs of `shapes`; why
+    says why.
+    """
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
@@ -41,8 +45,11 @@ class Inspection:
     why: str
 
 
-def inspect(model: str | Path | bytes | onnx.ModelProto | ir.Model, *, dims: Mapping[str, int] | None = None) -> Inspection:
-    """Facts about `model`; `dims` sets dimensions that vary, by name or as `input.axis` (others are 1 for batches, 224 for images, 64 for sequences).
+def inspect(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model, *, dims: Mapping[str, int] | None = None
+) -> Inspection:
+    """Facts about `model`; `dims` sets dimensions that vary, by name or as `input.axis` (others are 1 for batches, 224
+    for images, 64 for sequences).
 
     Raises:
         ModelError: not readable. UsageError: a name in `dims` that no input has.
@@ -58,7 +65,9 @@ def inspect(model: str | Path | bytes | onnx.ModelProto | ir.Model, *, dims: Map
         simple = simplify(form)
         probes = probe(simple, feed)
         work = sum(macs(n, probes) for n in simple.graph if n.op_type in ("Conv", "Gemm", "MatMul"))
-        activation_bytes = sum(4 * probes[str(v.name)].size for n in simple.graph for v in n.outputs if str(v.name) in probes)
+        activation_bytes = sum(
+            4 * probes[str(v.name)].size for n in simple.graph for v in n.outputs if str(v.name) in probes
+        )
         integer = {name: _integer(simple, name, probes) for name in target.names() if name != "host"}
     except EdgeoptError as e:
         why = f"does not run on made-up inputs, so no shapes: {e}"
@@ -67,7 +76,9 @@ def inspect(model: str | Path | bytes | onnx.ModelProto | ir.Model, *, dims: Map
         outputs={str(v.name): _describe(v) for v in form.graph.outputs},
         opsets=dict(loaded.opset_imports),
         operators=dict(Counter(n.op_type for n in form.graph.all_nodes()).most_common()),
-        parameters=sum(v.const_value.size for g in form.graphs() for v in g.initializers.values() if v.const_value is not None),
+        parameters=sum(
+            v.const_value.size for g in form.graphs() for v in g.initializers.values() if v.const_value is not None
+        ),
         file_bytes=Path(model).stat().st_size if isinstance(model, str | Path) else len(bytes_),
         download_bytes=len(zlib.compress(bytes_, 6)),
         bytes_by_dtype=graph.bytes_by_dtype(form),
@@ -100,7 +111,9 @@ def made_up_feed(model: ir.Model, dims: Mapping[str, int]) -> Feed:
     names = {d.value for _, _, d in free if d.value} | {f"{v.name}.{i}" for v, i, _ in free}
     for name in dims:
         if name not in names:
-            raise UsageError(f"--dim {name}: no input has it{suggestion(name, [str(n) for n in names])} Known: {', '.join(sorted(map(str, names))) or 'none'}")
+            raise UsageError(
+                f"--dim {name}: no input has it{suggestion(name, [str(n) for n in names])} Known: {', '.join(sorted(map(str, names))) or 'none'}"
+            )
     feed = {}
     for value, spec in zip(model.graph.inputs, specs(model), strict=True):
         rank = len(value.shape or ())
@@ -118,5 +131,3 @@ def _size(d: int | ir.SymbolicDim, axis: int, rank: int, dims: Mapping[str, int]
     if axis == 0:
         return 1
     return _SPATIAL if rank == 4 else _SEQUENCE
-
-

@@ -1,10 +1,12 @@
-"""Statistics of a tensor over samples. Each is a commutative monoid: a frozen value with `update` and `merge`, and the empty one as unit.
+"""Statistics of a tensor over samples. Each is a commutative monoid: a frozen value with `update` and `merge`, and the
+empty one as unit.
 
-    update(update(unit, a), b) == merge(update(unit, a), update(unit, b))        and merge is associative and commutative, to the last bit
+    update(update(unit, a), b) == merge(update(unit, a), update(unit, b))        and merge is associative and
+      commutative, to the last bit
 
-so that one process, threads and shards give the same numbers. Histograms have bins of width 2^(e - HALF_BITS) with e the exponent of the largest
-magnitude seen: a coarser histogram is an exact sum of pairs of a finer one's bins. Sums of floats are kept as integers, which add exactly. An observer
-knows nothing of bits and grids; `ranges` decides.
+so that one process, threads and shards give the same numbers. Histograms have bins of width 2^(e - HALF_BITS) with e
+the exponent of the largest magnitude seen: a coarser histogram is an exact sum of pairs of a finer one's bins. Sums of
+floats are kept as integers, which add exactly. An observer knows nothing of bits and grids; `ranges` decides.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def _fold(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts [2 HALF] of bins [i, i + 1) 2^(exponent - HALF_BITS), i = -HALF ... HALF - 1; exact zeros are counted apart as well."""
+    """Counts [2 HALF] of bins [i, i + 1) 2^(exponent - HALF_BITS), i = -HALF ... HALF - 1; exact zeros are counted
+    apart as well.
+    """
 
     exponent: int = -(1 << 30)
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -90,7 +94,7 @@ class Histogram:
     @property
     def centres(self) -> NDArray[np.float64]:
         """Centres of the bins, float64 [2 HALF]."""
-        return (np.arange(-HALF, HALF) + 0.5) * self.width
+        return np.asarray((np.arange(-HALF, HALF) + 0.5) * self.width, np.float64)
 
 
 def _exact(x: float) -> int:
@@ -130,7 +134,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that calibration keeps of one value: exact extremes of every element; histogram and moments of a fixed subsample of large tensors."""
+    """All that calibration keeps of one value: exact extremes of every element; histogram and moments of a fixed
+    subsample of large tensors.
+    """
 
     minmax: MinMax = field(default_factory=MinMax)
     histogram: Histogram = field(default_factory=Histogram)
@@ -144,4 +150,6 @@ class Statistics:
 
     def merge(self, other: Self) -> Self:
         """Of both sets of samples."""
-        return type(self)(self.minmax.merge(other.minmax), self.histogram.merge(other.histogram), self.moments.merge(other.moments))
+        return type(self)(
+            self.minmax.merge(other.minmax), self.histogram.merge(other.histogram), self.moments.merge(other.moments)
+        )

@@ -1,8 +1,9 @@
 """What quantization must know of each ONNX operator, as one table.
 
-`inputs` names the activation inputs that take a grid (`ALL` for variadic operators); `weight` and `bias` are the positions of the constants. `same_grid`
-says that the operator only moves or selects data: its output holds values of its input, so both share one grid and ONNX Runtime drops the Q/DQ pair.
-`clamp` marks activations that a grid can take over when its range lies inside theirs.
+`inputs` names the activation inputs that take a grid (`ALL` for variadic operators); `weight` and `bias` are the
+positions of the constants. `same_grid` says that the operator only moves or selects data: its output holds values of
+its input, so both share one grid and ONNX Runtime drops the Q/DQ pair. `clamp` marks activations that a grid can take
+over when its range lies inside theirs.
 """
 
 from __future__ import annotations
@@ -64,9 +65,15 @@ def constant(value: ir.Value | None) -> bool:
 
 
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """(input position, value) of the inputs of `node` that take an activation grid (a type that the file does not state may be float)."""
+    """(input position, value) of the inputs of `node` that take an activation grid (a type that the file does not state
+    may be float).
+    """
     rule, floats = OPS[node.op_type], (ir.DataType.FLOAT, None)
-    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and i in rule.inputs and not constant(v) and v.dtype in floats]
+    return [
+        (i, v)
+        for i, v in enumerate(node.inputs)
+        if v is not None and i in rule.inputs and not constant(v) and v.dtype in floats
+    ]
 
 
 def constants(node: ir.Node) -> list[tuple[int, ir.Value]]:
@@ -105,8 +112,9 @@ def channel_axis(node: ir.Node) -> int:
 def cost_class(node: ir.Node) -> str:
     """The row of a target's cost table for `node`: its type, with what decides the speed of a convolution or product.
 
-    Conv.thin: at most four input channels a group and more than one output a channel; Conv.depthwise: one in, one out; Conv.grouped: the rest of group > 1.
-    MatMul.dynamic: both operands computed at run time; Resize.nearest apart from the others, which have no integer kernel.
+    Conv.thin: at most four input channels a group and more than one output a channel; Conv.depthwise: one in, one out;
+    Conv.grouped: the rest of group > 1. MatMul.dynamic: both operands computed at run time; Resize.nearest apart from
+    the others, which have no integer kernel.
     """
     if node.op_type == "Resize":
         return "Resize.nearest" if node.attributes.get_string("mode", "nearest") == "nearest" else "Resize"

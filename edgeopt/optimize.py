@@ -1,6 +1,7 @@
 """The main job: `quantize(model, data) -> Result`, from a float model and samples to a checked file.
 
-    load -> canonical -> ONNX Runtime's basic optimizations -> candidates of the mode -> each written to a stage, checked, compared, timed -> the best is kept
+load -> canonical -> ONNX Runtime's basic optimizations -> candidates of the mode -> each written to a stage, checked,
+compared, timed -> the best is kept
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ def quantize(
     listener: Listener | None = None,
     **choices: Any,
 ) -> Result:
-    """Quantize `model` with calibration `data` and check the result against the float model; the fields of `Options` are keyword arguments.
+    """Quantize `model` with calibration `data` and check the result against the float model; the fields of `Options`
+    are keyword arguments.
 
-    data: a path (images, .npz/.npy, ONNX test data, .wav, text), `package.module:function`, "random", or an iterable of feeds or arrays.
-    output: the file to write; an existing one needs `force`. None: nothing is written, the model is in the result.
+    data: a path (images, .npz/.npy, ONNX test data, .wav, text), `package.module:function`, "random", or an iterable of
+    feeds or arrays. output: the file to write; an existing one needs `force`. None: nothing is written, the model is in
+    the result.
 
     Raises:
         EdgeoptError: see `edgeopt.errors`; nothing was written.
@@ -65,9 +68,15 @@ def quantize(
 def _input_bytes(model: object, source: ir.Model) -> int:
     if isinstance(model, str | Path):
         file = Path(model)
-        external = sum(v.const_value.nbytes for v in source.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor))
+        external = sum(
+            v.const_value.nbytes
+            for v in source.graph.initializers.values()
+            if isinstance(v.const_value, ir.ExternalTensor)
+        )
         return file.stat().st_size + external
-    return len(graph.proto_bytes(source)) if graph.size_bytes(source) < graph.PROTOBUF_LIMIT else graph.size_bytes(source)
+    return (
+        len(graph.proto_bytes(source)) if graph.size_bytes(source) < graph.PROTOBUF_LIMIT else graph.size_bytes(source)
+    )
 
 
 def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
@@ -105,7 +114,9 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
 
 
 def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
-    """Candidates in turn until one is good: static, dynamic, static with float islands, weights; `tried` is filled by the caller in between."""
+    """Candidates in turn until one is good: static, dynamic, static with float islands, weights; `tried` is filled by
+    the caller in between.
+    """
     plain_and_islands = static(job)
     first = next(plain_and_islands, None)
     if first is not None:
@@ -149,13 +160,15 @@ def _why(kept: Tried, tried: list[Tried]) -> str:
     return f"{kept.mode}: close to float and no slower" + (f" ({others})" if others else "")
 
 
-def _report(job: Job, kept: Tried, path: Path, reason: str, candidates: list[Candidate], input_bytes: int, start: float) -> Report:
+def _report(
+    job: Job, kept: Tried, path: Path, reason: str, candidates: list[Candidate], input_bytes: int, start: float
+) -> Report:
     if job.options.measure and not measurable(job):
         job.note(f"speed not measured: this machine is {target.host()}, the target is {job.target.name}")
     data = sorted(path.parent.glob(f"{path.name}*"))
     latency = None
     if kept.latency is not None:
-        latency = LatencyReport(kept.float_ms, *asdict(kept.latency).values(), 1)
+        latency = LatencyReport(float_ms=kept.float_ms, **asdict(kept.latency), threads=1)
     plan = kept.plan
     report = Report(
         mode=kept.mode,

@@ -22,7 +22,9 @@ MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`; thresholds None are not demanded."""
+    """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`;
+    thresholds None are not demanded.
+    """
 
     mode: Mode = "auto"
     target: str = "host"

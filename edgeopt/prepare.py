@@ -1,4 +1,6 @@
-"""From a model and data to a `Job`: the simplified model, samples to calibrate with, held-out samples and the float model's answers on them."""
+"""From a model and data to a `Job`: the simplified model, samples to calibrate with, held-out samples and the float
+model's answers on them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,20 @@ from pydantic import ValidationError
 
 from edgeopt import graph
 from edgeopt import target as targets
-from edgeopt.data import PRESETS, DataOptions, Feed, InputSpec, Preprocess, Sample, as_samples, open_data, random_samples, readable, specs, split
+from edgeopt.data import (
+    PRESETS,
+    DataOptions,
+    Feed,
+    InputSpec,
+    Preprocess,
+    Sample,
+    as_samples,
+    open_data,
+    random_samples,
+    readable,
+    specs,
+    split,
+)
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
 from edgeopt.options import Data, Listener, Options
@@ -34,7 +49,9 @@ _FEW = 16
 
 @dataclass(frozen=True)
 class Job:
-    """All that the candidates share. source: canonical, as the user gave it; model: simplified; held: held-out samples with the float model's answers."""
+    """All that the candidates share. source: canonical, as the user gave it; model: simplified; held: held-out samples
+    with the float model's answers.
+    """
 
     options: Options
     target: Target
@@ -61,7 +78,8 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     """Everything up to the first candidate.
 
     Raises:
-        ModelError: quantized already, NaN weights, or refused by ONNX Runtime. DataError, UsageError: see `edgeopt.data`.
+        ModelError: quantized already, NaN weights, or refused by ONNX Runtime. DataError, UsageError: see
+          `edgeopt.data`.
     """
     start = time.perf_counter()
     model = graph.canonical(source)
@@ -79,7 +97,21 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
     reference = run_all(session, feeds, workers=cores())
-    job = Job(options, target, listener, model, simplified, tuple(calibration), tuple(feeds), tuple(reference), session, exclude, include, recipe, notes)
+    job = Job(
+        options,
+        target,
+        listener,
+        model,
+        simplified,
+        tuple(calibration),
+        tuple(feeds),
+        tuple(reference),
+        session,
+        exclude,
+        include,
+        recipe,
+        notes,
+    )
     for line in [*told, *_warnings(calibration, feeds, problems)]:
         job.note(line)
     job.seconds["prepare"] = time.perf_counter() - start
@@ -89,12 +121,20 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
 def _check(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
-            raise ModelError(f"node {node.name!r} is a {node.op_type}: the model is quantized already; give the float model")
+            raise ModelError(
+                f"node {node.name!r} is a {node.op_type}: the model is quantized already; give the float model"
+            )
     for g in model.graphs():
         for value in g.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and np.isnan(tensor.numpy()).any():
-                raise ModelError(f"weight {value.name!r} holds NaN; the model is broken before quantization: train or export it again")
+            if (
+                tensor is not None
+                and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+                and np.isnan(tensor.numpy()).any()
+            ):
+                raise ModelError(
+                    f"weight {value.name!r} holds NaN; the model is broken before quantization: train or export it again"
+                )
 
 
 def _checked(read: Any, model: ir.Model, name: str) -> Feed:
@@ -103,7 +143,9 @@ def _checked(read: Any, model: ir.Model, name: str) -> Feed:
     return feed
 
 
-def _samples(data: Data, inputs: list[InputSpec], options: Options, session: Session) -> tuple[list[Sample], str, list[str]]:
+def _samples(
+    data: Data, inputs: list[InputSpec], options: Options, session: Session
+) -> tuple[list[Sample], str, list[str]]:
     """(samples, the image recipe in words, what to tell the user)."""
     if not isinstance(data, str | Path):
         return as_samples(data, inputs), "", []
@@ -154,14 +196,20 @@ def _guess(path: Path, inputs: list[InputSpec], options: Options, session: Sessi
         feeds, _ = readable(samples)
         outputs = run_all(session, feeds, workers=cores())
         scores = [[y[0] for y in sample_outputs if y.ndim == 2 and class_scores([y])] for sample_outputs in outputs]
-        answers[name] = np.stack([s[0] for s in scores]) if scores and all(scores) and len({s[0].shape for s in scores}) == 1 else None
+        answers[name] = (
+            np.stack([s[0] for s in scores])
+            if scores and all(scores) and len({s[0].shape for s in scores}) == 1
+            else None
+        )
     return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit")
 
 
 def _warnings(calibration: list[Sample], held: list[tuple[str, Feed]], problems: Mapping[str, str]) -> list[str]:
     lines = [f"skipped: {reason}" for reason in problems.values()]
     if len(calibration) < _FEW:
-        lines.append(f"only {len(calibration)} samples to calibrate with: ranges may be too narrow; 100 or more are better")
+        lines.append(
+            f"only {len(calibration)} samples to calibrate with: ranges may be too narrow; 100 or more are better"
+        )
     if calibration and len(calibration) == len(held) == 1:
         lines.append("one sample both calibrates and checks: the figures below are not held out")
     digests: dict[bytes, str] = {}

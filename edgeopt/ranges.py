@@ -1,8 +1,9 @@
 """Range rules: from statistics and a grid to the interval [lo, hi] that the grid shall cover.
 
-`mse` minimises the expected squared error E(lo, hi) = clipped(lo, hi) + inside(lo, hi) s^2 / 12 with s = (hi - lo) / levels: values outside move to the
-edge, values inside are rounded, exact zeros cost nothing. With prefix sums of the histogram every candidate costs O(1).
-`entropy` minimises KL(P || Q) between the clipped distribution and its quantized form (Migacz, 8-bit inference with TensorRT, GTC 2017).
+`mse` minimises the expected squared error E(lo, hi) = clipped(lo, hi) + inside(lo, hi) s^2 / 12 with s = (hi - lo) /
+levels: values outside move to the edge, values inside are rounded, exact zeros cost nothing. With prefix sums of the
+histogram every candidate costs O(1). `entropy` minimises KL(P || Q) between the clipped distribution and its quantized
+form (Migacz, 8-bit inference with TensorRT, GTC 2017).
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def percentile(statistics: Statistics, qtype: QType) -> Range:
 
 
 def _candidates(lo: float, hi: float, symmetric: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Candidate (lo, hi) pairs [n]: each end shrunk towards zero by itself, or both together for a symmetric grid; the widest pair first."""
+    """Candidate (lo, hi) pairs [n]: each end shrunk towards zero by itself, or both together for a symmetric grid; the
+    widest pair first.
+    """
     shrink = np.linspace(1.0, 0.2, _CANDIDATES)
     lo, hi = min(lo, 0.0), max(hi, 0.0)
     if symmetric:
@@ -91,4 +94,9 @@ def entropy(statistics: Statistics, qtype: QType) -> Range:
     return lo * best, hi * best
 
 
-RANGES: dict[str, Callable[[Statistics, QType], Range]] = {"mse": mse, "minmax": minmax, "percentile": percentile, "entropy": entropy}
+RANGES: dict[str, Callable[[Statistics, QType], Range]] = {
+    "mse": mse,
+    "minmax": minmax,
+    "percentile": percentile,
+    "entropy": entropy,
+}

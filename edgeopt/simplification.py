@@ -22,7 +22,9 @@ from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import open_session
 from edgeopt.runtime.transformer import BACKENDS, fuse
 
-MIN_SQNR_DB = 70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
+MIN_SQNR_DB = (
+    70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
+)
 _SAMPLES = 4
 
 
@@ -58,7 +60,8 @@ def simplify(
     transformer: also fuse its blocks into operators that only ONNX Runtime knows ("bert", "vit", ...), by `backend`.
 
     Raises:
-        UsageError: the output exists, or a wrong name. ModelError: a pass failed. ValidityError: outputs differ; nothing was written.
+        UsageError: the output exists, or a wrong name. ModelError: a pass failed. ValidityError: outputs differ;
+          nothing was written.
     """
     path = None if output is None else Path(output)
     if path is not None and path.exists() and not force:
@@ -78,8 +81,12 @@ def simplify(
         errors = tuple(compare(after.outputs, run_all(before, feeds), run_all(after, feeds)))
         for e in errors:
             if e.sqnr_db < MIN_SQNR_DB:
-                raise ValidityError(f"output {e.output!r} differs from the model before: SQNR {e.sqnr_db:.1f} dB; nothing was written")
-        latency = interleaved({"before": before, "after": after}, "before", {"before": feeds[0][1], "after": feeds[0][1]}, seconds=0.5)["after"]
+                raise ValidityError(
+                    f"output {e.output!r} differs from the model before: SQNR {e.sqnr_db:.1f} dB; nothing was written"
+                )
+        latency = interleaved(
+            {"before": before, "after": after}, "before", {"before": feeds[0][1], "after": feeds[0][1]}, seconds=0.5
+        )["after"]
         size = final.stat().st_size
     nodes = (sum(1 for _ in source.graph.all_nodes()), sum(1 for _ in result.graph.all_nodes()))
     before_size = Path(model).stat().st_size if isinstance(model, str | Path) else graph.size_bytes(source)

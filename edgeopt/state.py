@@ -10,8 +10,9 @@ from dataclasses import dataclass
 class Plan:
     """Where a model computes in integers.
 
-    integer: names of the integer nodes. clamps: Relu or Clip node that an output grid takes over -> the integer node before it. grids: value with a grid ->
-    the value whose statistics decide it (itself, or the source of the data it only moves). kept_float: every other node -> the reason.
+    integer: names of the integer nodes. clamps: Relu or Clip node that an output grid takes over -> the integer node
+    before it. grids: value with a grid -> the value whose statistics decide it (itself, or the source of the data it
+    only moves). kept_float: every other node -> the reason.
     """
 
     integer: frozenset[str]

@@ -1,7 +1,9 @@
-"""Hardware targets: which grids a device's kernels take, what its operators cost in float and in integers, and where each fact comes from.
+"""Hardware targets: which grids a device's kernels take, what its operators cost in float and in integers, and where
+each fact comes from.
 
-One TOML file a target, in `edgeopt/targets/`. Costs are picoseconds on one core: a + b with `float = [per MAC, per output element]` and `int = [per MAC,
-per output element]`; an operator without a row has no integer kernel worth having and stays float.
+One TOML file a target, in `edgeopt/targets/`. Costs are picoseconds on one core: a + b with `float = [per MAC, per
+output element]` and `int = [per MAC, per output element]`; an operator without a row has no integer kernel worth having
+and stays float.
 """
 
 from __future__ import annotations
@@ -42,14 +44,20 @@ class Target(_Facts):
     quantize_ps: float = Field(description="picoseconds an element of QuantizeLinear")
     dequantize_ps: float
     margin: float = Field(default=0.1, ge=0, description="integers must beat float by this share")
-    session: Mapping[str, str] = Field(default_factory=dict, description="ONNX Runtime session options the result needs")
+    session: Mapping[str, str] = Field(
+        default_factory=dict, description="ONNX Runtime session options the result needs"
+    )
     sources: tuple[str, ...]
     cost: Mapping[str, OpCost]
 
     @property
     def activation_type(self) -> QType:
         """The grid of activations, asymmetric."""
-        return QType("uint8", 0, 255, symmetric=False) if self.activations == "uint8" else QType("int8", -128, 127, symmetric=False)
+        return (
+            QType("uint8", 0, 255, symmetric=False)
+            if self.activations == "uint8"
+            else QType("int8", -128, 127, symmetric=False)
+        )
 
     @property
     def weight_type(self) -> QType:
@@ -59,7 +67,11 @@ class Target(_Facts):
 
 def _folder() -> Mapping[str, str]:
     files = resources.files("edgeopt").joinpath("targets")
-    return {f.name.removesuffix(".toml"): f.read_text(encoding="utf-8") for f in sorted(files.iterdir(), key=lambda f: f.name) if f.name.endswith(".toml")}
+    return {
+        f.name.removesuffix(".toml"): f.read_text(encoding="utf-8")
+        for f in sorted(files.iterdir(), key=lambda f: f.name)
+        if f.name.endswith(".toml")
+    }
 
 
 def names() -> list[str]:
@@ -99,7 +111,9 @@ def cpu_features() -> frozenset[str]:
 
 
 def host() -> str:
-    """The name of the target that this machine is: by CPU features, never by its name; an unknown CPU gets the portable target."""
+    """The name of the target that this machine is: by CPU features, never by its name; an unknown CPU gets the portable
+    target.
+    """
     machine, flags = platform.machine().lower(), cpu_features()
     if machine in ("aarch64", "arm64"):
         return "cpu-arm64"

@@ -1,4 +1,6 @@
-"""Nothing is written that was not checked: the ONNX checker, a load, a run on held-out samples, finite, compared with float, timed against it."""
+"""Nothing is written that was not checked: the ONNX checker, a load, a run on held-out samples, finite, compared with
+float, timed against it.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def measurable(job: Job) -> bool:
 
 
 def _options(job: Job) -> dict[str, str]:
-    """Session options that give the target's arithmetic here: exact sums for a target that does not saturate on a machine that does."""
+    """Session options that give the target's arithmetic here: exact sums for a target that does not saturate on a
+    machine that does.
+    """
     saturating_here = target.load("host").saturates and not job.target.saturates
     return {**job.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}
 

@@ -33,7 +33,9 @@ def float_runner(model: Path) -> Runner:
 
 @functools.cache
 def synsets(part: str) -> tuple[tuple[str, str], ...]:
-    """(lemmas joined by commas, definition) of the synsets of `part` ("noun", "verb") with several lemmas and a unique definition."""
+    """(lemmas joined by commas, definition) of the synsets of `part` ("noun", "verb") with several lemmas and a unique
+    definition.
+    """
     found: dict[str, list[str]] = {}
     for line in (MODELS / "wordnet" / f"data.{part}").read_text("ascii").splitlines():
         if line.startswith("  "):  # the licence

@@ -1,7 +1,7 @@
 """PP-OCRv4 detection, recognition and orientation on rendered text, whose truth is known.
 
-Preprocessing and decoding follow rapidocr-onnxruntime 1.4.4 (`ch_ppocr_det`, `_rec`, `_cls`), with upright boxes in place of rotated
-ones. Scoring renders the definitions of WordNet's nouns, calibration those of its verbs.
+Preprocessing and decoding follow rapidocr-onnxruntime 1.4.4 (`ch_ppocr_det`, `_rec`, `_cls`), with upright boxes in
+place of rotated ones. Scoring renders the definitions of WordNet's nouns, calibration those of its verbs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def tinted(grey: float, rng: np.random.Generator) -> tuple[int, int, int]:
 
 
 def line_image(text: str, size: int, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """`text` on one line in a font of `size` pixels, with noise of standard deviation `noise`: uint8 [height, width, 3]."""
+    """`text` on one line in a font of `size` pixels, with noise of standard deviation `noise`: uint8 [height, width,
+    3].
+    """
     left, top, right, bottom = font(size).getbbox(text)
     margins = rng.integers(1, 4, size=4)
     paper = rng.uniform(0, 255)
@@ -77,7 +79,9 @@ def rec_lines(part: str, n: int, seed: int) -> Iterator[tuple[str, Feed]]:
 def characters() -> list[str]:
     """The recognizer's classes: the CTC blank, the list in the file's metadata (`character`, lines), the space."""
     data = (MODELS / "ppocr_rec.onnx").read_bytes()
-    start = data.index(b"\x0a\x09character\x12") + 12  # a StringStringEntryProto: key, then value as varint length and bytes
+    start = (
+        data.index(b"\x0a\x09character\x12") + 12
+    )  # a StringStringEntryProto: key, then value as varint length and bytes
     length = 0
     for shift in range(0, 35, 7):
         byte, start = data[start], start + 1
@@ -139,7 +143,9 @@ def page(part: str, photos: Sequence[Path], rng: np.random.Generator) -> tuple[n
 
 
 def components(mask: np.ndarray) -> np.ndarray:
-    """Boxes of the 8-connected regions of `mask` bool [height, width]: int64 [regions, 4] as left, top, right, bottom (exclusive)."""
+    """Boxes of the 8-connected regions of `mask` bool [height, width]: int64 [regions, 4] as left, top, right, bottom
+    (exclusive).
+    """
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)
     stops = np.nonzero(edges == -1)[1]
@@ -162,7 +168,9 @@ def components(mask: np.ndarray) -> np.ndarray:
 
 
 def text_boxes(probability: np.ndarray) -> np.ndarray:
-    """Lines found in the map float32 [height, width]: regions above .3 that average .5, grown by area * 1.6 / perimeter."""
+    """Lines found in the map float32 [height, width]: regions above .3 that average .5, grown by area * 1.6 /
+    perimeter.
+    """
     found = []
     for left, top, right, bottom in components(probability > 0.3):
         width, height = right - left, bottom - top

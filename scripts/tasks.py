@@ -3,18 +3,20 @@
 
     scripts/tasks.py [NAME ...]        the float score of the named tasks, default all
 
-A task's `score` runs a model through a `Runner` and measures what its users care about, against a truth that does not come from the float
-model. Everything is drawn from a fixed seed and nothing is written: same machine, same score. Calibration never sees what is scored:
+A task's `score` runs a model through a `Runner` and measures what its users care about, against a truth that does not
+come from the float model. Everything is drawn from a fixed seed and nothing is written: same machine, same score.
+Calibration never sees what is scored:
 
     model               calibration                                        scored on
     efficientnet_lite0  crops of 18 photos                                 20 labelled ImageNet images
     mobilenetv2         crops of 12 photos                                 tiles of 6 other photos
     minilm_*            nouns of WordNet                                   other nouns
-    ppocr_*             the text of WordNet's verbs; on 12 photos (det)    the text of its nouns; on 6 other photos (det)
+    ppocr_*             the text of WordNet's verbs; on 12 photos (det)    the text of its nouns; on 6 other photos
+      (det)
     silero*             30 recordings                                      59 other recordings
 
-Difficulty (the distortions, the noise, the number of documents) is set so that the float model stays below 1 where that is possible: a
-metric at its ceiling does not see what quantization takes away.
+Difficulty (the distortions, the noise, the number of documents) is set so that the float model stays below 1 where that
+is possible: a metric at its ceiling does not see what quantization takes away.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ def imagenet_top1(run: Runner) -> float:
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A bad copy of a 224 x 224 `image`: cropped by 2 to 8 %, other light and contrast, blurred, noisy, JPEG of quality 30 to 80."""
+    """A bad copy of a 224 x 224 `image`: cropped by 2 to 8 %, other light and contrast, blurred, noisy, JPEG of quality
+    30 to 80.
+    """
     side = int(224 * rng.uniform(0.92, 0.98))
     left, top = (int(v) for v in rng.integers(224 - side + 1, size=2))
     image = image.resize((224, 224), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
@@ -120,7 +124,9 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def copy_recall(run: Runner) -> float:
-    """Share of some 230 distorted photo tiles whose nearest tile, by the cosine of the embeddings, is the one they come from."""
+    """Share of some 230 distorted photo tiles whose nearest tile, by the cosine of the embeddings, is the one they come
+    from.
+    """
     rng = np.random.default_rng(SCORE_SEED)
     tiles = []
     for photo in SCORED_PHOTOS:
@@ -183,11 +189,15 @@ def pooled_by_model(outputs: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
 
 
 def gloss_mrr(run: Runner, inputs: Sequence[str], pool: Callable[[list[np.ndarray], np.ndarray], np.ndarray]) -> float:
-    """Mean of 1 / rank of a synset's definition among 400, for the synset's lemmas; a tie (or NaN) takes the worse rank."""
+    """Mean of 1 / rank of a synset's definition among 400, for the synset's lemmas; a tie (or NaN) takes the worse
+    rank.
+    """
 
     def embed(texts: list[str]) -> np.ndarray:
         feeds = (text_feed(texts[i : i + 8], ["attention_mask", *inputs]) for i in range(0, len(texts), 8))
-        return unit(np.concatenate([pool(run({name: feed[name] for name in inputs}), feed["attention_mask"]) for feed in feeds]))
+        return unit(
+            np.concatenate([pool(run({name: feed[name] for name in inputs}), feed["attention_mask"]) for feed in feeds])
+        )
 
     names, glosses = zip(*(synsets("noun")[i] for i in noun_order()[:400]), strict=True)
     similarity = embed(list(names)) @ embed(list(glosses)).T
@@ -198,7 +208,15 @@ def gloss_mrr(run: Runner, inputs: Sequence[str], pool: Callable[[list[np.ndarra
 
 SAMPLE_RATE = 16000
 FRAME, CONTEXT = 512, 64  # samples
-NOT_SPEECH = {"ascending-2tone", "beep", "beeperr", "confbridge-join", "confbridge-leave", "descending-2tone", "tt-monkeys"}
+NOT_SPEECH = {
+    "ascending-2tone",
+    "beep",
+    "beeperr",
+    "confbridge-join",
+    "confbridge-leave",
+    "descending-2tone",
+    "tt-monkeys",
+}
 
 
 def recordings() -> list[Path]:
@@ -214,7 +232,9 @@ def resampled(file: Path) -> np.ndarray:
 
 
 def noisy_speech(files: Sequence[Path], snr_db: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """`files` with pauses between them, in noise between white and pink: float32 [frames, 512]; bool [frames], which hold speech."""
+    """`files` with pauses between them, in noise between white and pink: float32 [frames, 512]; bool [frames], which
+    hold speech.
+    """
     parts = [part for file in files for part in (np.zeros(int(rng.integers(8000, 24000))), resampled(file))]
     clean = np.concatenate(parts)
     clean = clean[: len(clean) // FRAME * FRAME]
@@ -226,7 +246,9 @@ def noisy_speech(files: Sequence[Path], snr_db: float, rng: np.random.Generator)
 
 
 def vad(run: Runner, frames: np.ndarray) -> Iterator[tuple[Feed, float]]:
-    """The feed of each frame (its state and context come from the frames before) and the probability of speech that `run` gives it."""
+    """The feed of each frame (its state and context come from the frames before) and the probability of speech that
+    `run` gives it.
+    """
     state, context = np.zeros((2, 1, 128), np.float32), np.zeros(CONTEXT, np.float32)
     for frame in frames:
         feed = {"input": np.concatenate([context, frame])[None], "state": state, "sr": np.array(SAMPLE_RATE, np.int64)}
@@ -271,7 +293,8 @@ ROWS: tuple[tuple[str, str, Callable[[], Iterator[Feed]], Callable[[Runner], flo
     ("silero_ifless", "AUC", partial(vad_feeds, MODELS / "silero_ifless.onnx"), speech_auc),
 )
 TASKS: dict[str, Task] = {
-    name: Task(name, MODELS / f"{name}.onnx", metric, True, calibration, score) for name, metric, calibration, score in ROWS
+    name: Task(name, MODELS / f"{name}.onnx", metric, True, calibration, score)
+    for name, metric, calibration, score in ROWS
 }
 
 

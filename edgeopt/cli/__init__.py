@@ -1,4 +1,6 @@
-"""The command line: click commands, one per public function, no logic. Results go to stdout, progress and notes to stderr."""
+"""The command line: click commands, one per public function, no logic. Results go to stdout, progress and notes to
+stderr.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(_HELP.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         from edgeopt.errors import suggestion
 
         if args and not args[0].startswith("-") and args[0] not in _COMMANDS:

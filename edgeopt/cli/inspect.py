@@ -32,7 +32,13 @@ def dimensions(given: tuple[str, ...]) -> dict[str, int]:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dimension that varies (or INPUT.AXIS=SIZE); may be repeated.")
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=SIZE",
+    help="Size of a dimension that varies (or INPUT.AXIS=SIZE); may be repeated.",
+)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def inspect(model: Path, dims: tuple[str, ...], form: str) -> None:
     """Show inputs, operators, sizes, and what each target would quantize.
@@ -64,7 +70,10 @@ def _rows(x: Inspection) -> Iterator[tuple[str, str]]:
     yield "weights", ", ".join(f"{k} {megabytes(v)}" for k, v in x.bytes_by_dtype.items())
     if x.macs is not None and x.activation_bytes is not None:
         shapes = ", ".join(f"{k} {'x'.join(map(str, s)) or 'scalar'}" for k, s in x.shapes.items())
-        yield "work", f"{x.macs / 1e6:.1f} M MACs, activations {megabytes(x.activation_bytes)} (sum, float32) on {shapes}"
+        yield (
+            "work",
+            f"{x.macs / 1e6:.1f} M MACs, activations {megabytes(x.activation_bytes)} (sum, float32) on {shapes}",
+        )
     for name, ops in x.integer_nodes.items():
         yield f"integer on {name}", counts(ops)
     if x.why:

@@ -63,15 +63,34 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--calib", metavar="PATH", help="Images, .npz/.npy, test_data_set_*, .wav, .jsonl/.csv/.txt, or package.module:function.")
+@click.option(
+    "--calib",
+    metavar="PATH",
+    help="Images, .npz/.npy, test_data_set_*, .wav, .jsonl/.csv/.txt, or package.module:function.",
+)
 @click.option("--random", is_flag=True, help="Random samples, to try the tool; the figures mean nothing.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. [default: MODEL.int8.onnx]")
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-@click.option("--mode", type=click.Choice(MODES), default="auto", show_default=True, help="auto: static, else what is close and no slower.")
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="auto: static, else what is close and no slower.",
+)
 @click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
 @click.option("--samples", default=128, show_default=True, help="Samples to calibrate with; others are held out.")
-@click.option("--range", "range_rule", type=click.Choice(list(RANGES)), default="mse", show_default=True, help="How ranges are chosen.")
-@click.option("--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255. [default: preprocess.toml, or found out]")
+@click.option(
+    "--range",
+    "range_rule",
+    type=click.Choice(list(RANGES)),
+    default="mse",
+    show_default=True,
+    help="How ranges are chosen.",
+)
+@click.option(
+    "--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255. [default: preprocess.toml, or found out]"
+)
 @click.option("--resize", metavar="S|HxW", help="Shorter side, or both.")
 @click.option("--crop", metavar="HxW", help="Centre crop.")
 @click.option("--mean", metavar="R,G,B")
@@ -84,7 +103,9 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
 @click.option("--keep", multiple=True, metavar="NODE|GLOB|OP", help="Stay float32 in fp16 mode.")
 @click.option("--bits", type=click.Choice(["8", "4"]), default="8", show_default=True, help="Of --mode weights.")
-@click.option("--io-types", type=click.Choice(["keep", "fp16"]), default="keep", show_default=True, help="Of --mode fp16.")
+@click.option(
+    "--io-types", type=click.Choice(["keep", "fp16"]), default="keep", show_default=True, help="Of --mode fp16."
+)
 @click.option("--max-ram", metavar="SIZE", help="For calibration, e.g. 2G. [default: half of the free memory]")
 @click.option("--no-measure", is_flag=True, help="Do not time the result against float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output is further from float.")
@@ -92,14 +113,18 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option("--min-speedup", type=float, metavar="X", help="Exit 1 when it is not so much faster.")
 @click.option("--report", "report_path", type=click.Path(path_type=Path), help="Write the evidence as JSON.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def quantize(model: Path, calib: str | None, random: bool, output: Path | None, report_path: Path | None, form: str, **given: Any) -> int:
+def quantize(
+    model: Path, calib: str | None, random: bool, output: Path | None, report_path: Path | None, form: str, **given: Any
+) -> int:
     """Make a checked int8, fp16 or int4 file of a float model.
 
     \b
     Example: edgeopt quantize model.onnx --calib images/ --target cpu-arm64 --min-sqnr 20 --report evidence.json
     """
     if (calib is None) == (not random):
-        raise UsageError("give --calib PATH with real samples (or --random just to try): edgeopt quantize model.onnx --calib images/")
+        raise UsageError(
+            "give --calib PATH with real samples (or --random just to try): edgeopt quantize model.onnx --calib images/"
+        )
     if report_path is not None and not report_path.parent.is_dir():
         raise UsageError(f"--report {report_path}: no such folder")
     targets.load(given["target"])

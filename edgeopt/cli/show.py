@@ -72,14 +72,23 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "mode", report.reason
     yield "target", report.target + ("" if report.target == report.host else f" (this machine: {report.host})")
     small, large = report.output_bytes, report.input_bytes
-    yield "size", f"{megabytes(large)} -> {megabytes(small)} ({large / small:.2f}x smaller); download {megabytes(report.download_bytes)}"
+    yield (
+        "size",
+        f"{megabytes(large)} -> {megabytes(small)} ({large / small:.2f}x smaller); download {megabytes(report.download_bytes)}",
+    )
     yield "weights", ", ".join(f"{k} {megabytes(v)}" for k, v in report.bytes_after.items())
     if report.latency is not None:
         x = report.latency
-        yield "latency", f"{x.float_ms:.2f} ms -> {x.latency_ms:.2f} ms, {x.speedup:.2f}x [{x.speedup_low:.2f}, {x.speedup_high:.2f}], {x.threads} thread"
+        yield (
+            "latency",
+            f"{x.float_ms:.2f} ms -> {x.latency_ms:.2f} ms, {x.speedup:.2f}x [{x.speedup_low:.2f}, {x.speedup_high:.2f}], {x.threads} thread",
+        )
     for o in report.outputs:
         agreement = "" if o.agreement is None else f", top-1 agreement {o.agreement:.1%}"
-        yield f"output {o.output}", f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}{agreement} ({report.samples['held_out']} held-out samples)"
+        yield (
+            f"output {o.output}",
+            f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}{agreement} ({report.samples['held_out']} held-out samples)",
+        )
     yield "integer", counts(report.kernels["integer"])
     yield "Q/DQ left", counts(report.kernels["qdq"])
     yield "float", counts(report.kernels["floating"])

@@ -1,11 +1,23 @@
 """Samples for calibration and checks: `open_data` reads what people have and gives feeds, lazily and again and again.
 
-A folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, .wav, .jsonl/.csv/.txt text with a tokenizer, or `package.module:function` that
-yields feeds. A sample is a (name, reader) pair; nothing is decoded before it is asked for.
+A folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, .wav, .jsonl/.csv/.txt text with a tokenizer, or
+`package.module:function` that yields feeds. A sample is a (name, reader) pair; nothing is decoded before it is asked
+for.
 """
 
 from edgeopt.data.images import PRESETS, Preprocess
-from edgeopt.data.source import DataOptions, Feed, InputSpec, Sample, as_samples, open_data, random_samples, readable, specs, split
+from edgeopt.data.source import (
+    DataOptions,
+    Feed,
+    InputSpec,
+    Sample,
+    as_samples,
+    open_data,
+    random_samples,
+    readable,
+    specs,
+    split,
+)
 
 __all__ = [
     "PRESETS",

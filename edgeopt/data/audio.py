@@ -16,14 +16,17 @@ def read(path: Path, inputs: list[InputSpec]) -> Feed:
     """The feed [1, n] or [n] of one .wav.
 
     Raises:
-        UsageError: the extra `audio` is not installed. DataError: unreadable, or the model has more inputs than a waveform can fill.
+        UsageError: the extra `audio` is not installed. DataError: unreadable, or the model has more inputs than a
+          waveform can fill.
     """
     try:
         import soundfile
     except ImportError as e:
         raise UsageError("reading .wav needs the extra: pip install 'edgeopt[audio]'") from e
     if len(inputs) != 1:
-        raise DataError(f"a waveform fills one input; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz or package.module:function")
+        raise DataError(
+            f"a waveform fills one input; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz or package.module:function"
+        )
     spec = inputs[0]
     try:
         wave, _ = soundfile.read(path, dtype="float32", always_2d=True)

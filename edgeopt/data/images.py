@@ -1,7 +1,8 @@
-"""Images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after a resize of the shorter side and a centre crop.
+"""Images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after a resize of the shorter side and a centre
+crop.
 
-A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or from a look at the float model
-(`edgeopt.optimize`). Decoding is Pillow's.
+A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or from a
+look at the float model (`edgeopt.optimize`). Decoding is Pillow's.
 """
 
 from __future__ import annotations
@@ -23,11 +24,20 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 MAX_PIXELS = 64_000_000
 _FREE_SIDE = 640  # longer side for models that take any size
 _FREE_MULTIPLE = 32
-UNREADABLE = (OSError, UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning, ValueError, SyntaxError)
+UNREADABLE = (
+    OSError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+    ValueError,
+    SyntaxError,
+)
 
 
 class Preprocess(BaseModel):
-    """How an image becomes an input. resize, crop: (height, width); a single number resizes the shorter side. None: what the model's input asks for."""
+    """How an image becomes an input. resize, crop: (height, width); a single number resizes the shorter side. None:
+    what the model's input asks for.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,10 +94,14 @@ def resolve(recipe: Preprocess, spec: InputSpec) -> Preprocess:
     layout = recipe.layout or ("NHWC" if spec.fixed(3) in (1, 3) and spec.fixed(1) not in (1, 3) else "NCHW")
     channels = spec.fixed(1 if layout == "NCHW" else 3) or (1 if recipe.color == "gray" else 3)
     if channels not in (1, 3):
-        raise UsageError(f"input {spec.name!r} has {channels} channels ({layout}); images give 1 or 3: use --layout, or give the samples as .npz")
+        raise UsageError(
+            f"input {spec.name!r} has {channels} channels ({layout}); images give 1 or 3: use --layout, or give the samples as .npz"
+        )
     color = recipe.color or ("gray" if channels == 1 else "rgb")
     if (color == "gray") != (channels == 1):
-        raise UsageError(f"input {spec.name!r} has {channels} channels, --color {color} gives {1 if color == 'gray' else 3}")
+        raise UsageError(
+            f"input {spec.name!r} has {channels} channels, --color {color} gives {1 if color == 'gray' else 3}"
+        )
     if any(len(x) not in (1, channels) for x in (recipe.mean, recipe.std)):
         recipe = _grey_means(recipe, channels)
     h, w = (spec.fixed(2), spec.fixed(3)) if layout == "NCHW" else (spec.fixed(1), spec.fixed(2))
@@ -141,7 +155,9 @@ def _geometry(image: Image.Image, recipe: Preprocess) -> Image.Image:
         return image.resize((w, h), Image.Resampling.BILINEAR)
     if isinstance(recipe.resize, int):
         ratio = recipe.resize / min(image.size)
-        image = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), Image.Resampling.BILINEAR)
+        image = image.resize(
+            (max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), Image.Resampling.BILINEAR
+        )
     elif recipe.resize is not None and image.size != recipe.resize[::-1]:
         image = image.resize(recipe.resize[::-1], Image.Resampling.BILINEAR)
     if recipe.crop is None or image.size == recipe.crop[::-1]:

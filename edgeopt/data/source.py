@@ -1,6 +1,7 @@
 """From a path, a function or arrays to samples; which of them calibrate and which are held out.
 
-The choice is deterministic: sorted names, then one fixed permutation, so that sorted-by-class folders do not calibrate on the first class only.
+The choice is deterministic: sorted names, then one fixed permutation, so that sorted-by-class folders do not calibrate
+on the first class only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ from edgeopt.data.images import SUFFIXES, Preprocess, check_header, image_input,
 from edgeopt.data.spec import Feed, InputSpec, Sample, specs
 from edgeopt.errors import DataError, UsageError
 
-__all__ = ["DataOptions", "Feed", "InputSpec", "Sample", "as_samples", "open_data", "random_samples", "readable", "specs", "split"]
+__all__ = [
+    "DataOptions",
+    "Feed",
+    "InputSpec",
+    "Sample",
+    "as_samples",
+    "open_data",
+    "random_samples",
+    "readable",
+    "specs",
+    "split",
+]
 
 MAX_UNREADABLE = 0.05
 _HELD_OUT = 64
@@ -47,7 +59,8 @@ def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions)
     """The samples at `source`, in a fixed random order, about twice as many as can be used at the most.
 
     Raises:
-        UsageError: no such path or function, or a tokenizer is missing. DataError: nothing usable in it, or more than 5 % unreadable images.
+        UsageError: no such path or function, or a tokenizer is missing. DataError: nothing usable in it, or more than 5
+          % unreadable images.
     """
     path = Path(source)
     if not path.exists():
@@ -74,7 +87,9 @@ def _samples(path: Path, files: list[Path], inputs: list[InputSpec], options: Da
         return [(str(f), partial(audio.read, f, inputs)) for f in files if f.suffix.lower() == ".wav"]
     if kinds & _TEXT:
         if options.tokenizer is None:
-            raise UsageError(f"--calib {path}: text needs --tokenizer tokenizer.json (the file that came with the model)")
+            raise UsageError(
+                f"--calib {path}: text needs --tokenizer tokenizer.json (the file that came with the model)"
+            )
         return text.samples([f for f in files if f.suffix.lower() in _TEXT], options.tokenizer, inputs)
     return []
 
@@ -83,7 +98,9 @@ def _images(files: list[Path], inputs: list[InputSpec], recipe: Preprocess) -> l
     spec = image_input(inputs)
     if spec is None:
         shapes = ", ".join(f"{s.name} {list(s.shape or [])}" for s in inputs)
-        raise DataError(f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: give its feeds as .npz or package.module:function")
+        raise DataError(
+            f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: give its feeds as .npz or package.module:function"
+        )
     problems = {f: reason for f in files if (reason := check_header(f)) is not None}
     refuse_many(problems, len(files))
     resolved = resolve(recipe, spec)
@@ -94,11 +111,15 @@ def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) ->
     """Raise DataError when more than 5 % of `total` samples have a problem."""
     if len(problems) > MAX_UNREADABLE * total:
         first = "; ".join(f"{f} ({reason})" for f, reason in itertools.islice(problems.items(), 3))
-        raise DataError(f"{len(problems)} of {total} samples cannot be read (the limit is {MAX_UNREADABLE:.0%}): {first}")
+        raise DataError(
+            f"{len(problems)} of {total} samples cannot be read (the limit is {MAX_UNREADABLE:.0%}): {first}"
+        )
 
 
 def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
-    """An .npz is one feed by input names; an .npy is one input's samples along axis 0, or one sample if its rank says so."""
+    """An .npz is one feed by input names; an .npy is one input's samples along axis 0, or one sample if its rank says
+    so.
+    """
     try:
         loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
@@ -128,11 +149,17 @@ def _protobufs(folder: Path, inputs: list[InputSpec]) -> Feed:
     return feed
 
 
-def as_samples(data: Iterable[Feed | NDArray[Any]] | NDArray[Any], inputs: list[InputSpec], name: str = "sample") -> list[Sample]:
-    """Samples of feeds or arrays in memory; an array holds samples along axis 0, or is a single one if it has one dimension less than the input."""
+def as_samples(
+    data: Iterable[Feed | NDArray[Any]] | NDArray[Any], inputs: list[InputSpec], name: str = "sample"
+) -> list[Sample]:
+    """Samples of feeds or arrays in memory; an array holds samples along axis 0, or is a single one if it has one
+    dimension less than the input.
+    """
     if isinstance(data, np.ndarray):
         if len(inputs) != 1:
-            raise DataError(f"{name}: one array for a model with inputs {', '.join(s.name for s in inputs)}; give an .npz with these names")
+            raise DataError(
+                f"{name}: one array for a model with inputs {', '.join(s.name for s in inputs)}; give an .npz with these names"
+            )
         spec = inputs[0]
         if spec.shape is not None and data.ndim == len(spec.shape) - 1:
             data = data[None]
@@ -164,7 +191,9 @@ def _function(source: str, inputs: list[InputSpec], samples: int) -> list[Sample
 
 
 def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:
-    """Normal floats and small non-negative integers of the declared shapes (dimensions that vary are 1): for trying out only."""
+    """Normal floats and small non-negative integers of the declared shapes (dimensions that vary are 1): for trying out
+    only.
+    """
 
     def feed(seed: int) -> Feed:
         rng = np.random.default_rng(seed)
@@ -179,7 +208,9 @@ def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
-    """(calibration, held out): at most `count` and 64; a fifth is held out when there are few; a single sample serves as both."""
+    """(calibration, held out): at most `count` and 64; a fifth is held out when there are few; a single sample serves
+    as both.
+    """
     if len(samples) < 2:
         return list(samples), list(samples)
     held = min(_HELD_OUT, max(1, len(samples) - count, len(samples) // 5))

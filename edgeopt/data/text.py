@@ -1,4 +1,6 @@
-"""Text to token ids with a Hugging Face `tokenizer.json`: one text a sample, padded only where the model fixes the length."""
+"""Text to token ids with a Hugging Face `tokenizer.json`: one text a sample, padded only where the model fixes the
+length.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ _LONGEST = 128
 
 
 def samples(files: list[Path], tokenizer: Path, inputs: list[InputSpec]) -> list[Sample]:
-    """A sample for each line of .txt, object of .jsonl (`text`, or the first string) and row of .csv (`text`, or the first column).
+    """A sample for each line of .txt, object of .jsonl (`text`, or the first string) and row of .csv (`text`, or the
+    first column).
 
     Raises:
-        UsageError: the extra `text` is missing, the tokenizer is unreadable, or the model has an input that a tokenizer does not fill.
+        UsageError: the extra `text` is missing, the tokenizer is unreadable, or the model has an input that a tokenizer
+          does not fill.
     """
     try:
         import tokenizers
@@ -28,7 +32,9 @@ def samples(files: list[Path], tokenizer: Path, inputs: list[InputSpec]) -> list
         raise UsageError("reading text needs the extra: pip install 'edgeopt[text]'") from e
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not inputs or any(s.name not in known for s in inputs):
-        raise UsageError(f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz")
+        raise UsageError(
+            f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz"
+        )
     encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))
     encoder.no_padding()
     encoder.enable_truncation(inputs[0].fixed(-1) or _LONGEST)
@@ -42,7 +48,9 @@ def _description(tokenizer: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UsageError(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers ({e})") from e
     if not known:
-        raise UsageError(f"--tokenizer {tokenizer}: its 'model' has no 'type'; save it again with a current version of tokenizers")
+        raise UsageError(
+            f"--tokenizer {tokenizer}: its 'model' has no 'type'; save it again with a current version of tokenizers"
+        )
     return content
 
 
@@ -58,7 +66,9 @@ def _texts(file: Path) -> list[str]:
         column = "text" if "text" in (rows.fieldnames or ()) else next(iter(rows.fieldnames or ()), None)
         return [row[column] for row in rows if column and row[column]]
     try:
-        return [_string(json.loads(line), f"{file}:{i}") for i, line in enumerate(content.splitlines(), 1) if line.strip()]
+        return [
+            _string(json.loads(line), f"{file}:{i}") for i, line in enumerate(content.splitlines(), 1) if line.strip()
+        ]
     except json.JSONDecodeError as e:
         raise DataError(f"{file}: not JSON lines ({e})") from e
 
@@ -75,7 +85,11 @@ def _string(item: Any, where: str) -> str:
 
 def _encode(line: str, encoder: Any, inputs: list[InputSpec]) -> Feed:
     encoding = encoder.encode(line)
-    columns = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask, "token_type_ids": encoding.type_ids}
+    columns = {
+        "input_ids": encoding.ids,
+        "attention_mask": encoding.attention_mask,
+        "token_type_ids": encoding.type_ids,
+    }
     feed = {}
     for spec in inputs:
         ids = np.asarray(columns[spec.name], spec.dtype)[None]

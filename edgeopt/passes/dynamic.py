@@ -1,10 +1,11 @@
-"""Dynamic int8: activations get their scale at run time, weights are int8 per output channel; standard operators that ONNX Runtime fuses.
+"""Dynamic int8: activations get their scale at run time, weights are int8 per output channel; standard operators that
+ONNX Runtime fuses.
 
     MatMul(x, W):  x_q, s_x, z_x = DynamicQuantizeLinear(x)
                    y = Cast(MatMulInteger(x_q, W_q, z_x)) * (s_x * s_w)           -> one DynamicQuantizeMatMul kernel
 
-A Gemm becomes the same with its bias added. Never Conv: ConvInteger costs five more operators than it saves. LSTM, on request, becomes ONNX Runtime's
-DynamicQuantizeLSTM, whose weights are quantized per direction.
+A Gemm becomes the same with its bias added. Never Conv: ConvInteger costs five more operators than it saves. LSTM, on
+request, becomes ONNX Runtime's DynamicQuantizeLSTM, whose weights are quantized per direction.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from edgeopt.passes.qdq import drop_unused
 
 
 def candidates(model: ir.Model, *, lstm: bool = False) -> list[ir.Node]:
-    """MatMul and Gemm nodes with a constant float32 matrix, in every sub-graph; with `lstm` also LSTMs with constant weights."""
+    """MatMul and Gemm nodes with a constant float32 matrix, in every sub-graph; with `lstm` also LSTMs with constant
+    weights.
+    """
     return [n for n in model.graph.all_nodes() if _product(n) or (lstm and _lstm(n))]
 
 
@@ -42,7 +45,9 @@ def _lstm(node: ir.Node) -> bool:
 
 
 def dynamic(model: ir.Model, params: Mapping[str, QParams], nodes: frozenset[str]) -> ir.Model:
-    """A clone in which the products called `nodes` are dynamic; `params` holds the grid of each weight, by the weight's name."""
+    """A clone in which the products called `nodes` are dynamic; `params` holds the grid of each weight, by the weight's
+    name.
+    """
     copy = model.clone()
     quantized: dict[ir.Value | None, tuple[ir.Value, ...]] = {}
     for node in tuple(copy.graph.all_nodes()):
@@ -54,14 +59,20 @@ def dynamic(model: ir.Model, params: Mapping[str, QParams], nodes: frozenset[str
     return copy
 
 
-def _own(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+def own(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer of `model` called `name`."""
     tensor = ir.Tensor(array, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     model.graph.register_initializer(value)
     return value
 
 
-def _replace(model: ir.Model, node: ir.Node, params: Mapping[str, QParams], quantized: dict[ir.Value | None, tuple[ir.Value, ...]]) -> None:
+def _replace(
+    model: ir.Model,
+    node: ir.Node,
+    params: Mapping[str, QParams],
+    quantized: dict[ir.Value | None, tuple[ir.Value, ...]],
+) -> None:
     weight, name, graph = weight_of(node), str(node.name), node.graph
     assert weight is not None and weight.const_value is not None and graph is not None
     p = params[str(weight.name)]
@@ -70,9 +81,9 @@ def _replace(model: ir.Model, node: ir.Node, params: Mapping[str, QParams], quan
     key = f"{weight.name}_{'t' if transpose else 'n'}"
     if f"{key}_int8" not in model.graph.initializers:
         q = quantize(w, p)
-        _own(model, f"{key}_int8", np.ascontiguousarray(q.T if transpose else q))
-        _own(model, f"{key}_scale", p.scale)
-        _own(model, f"{key}_zero", np.zeros(p.scale.shape, np.int8))
+        own(model, f"{key}_int8", np.ascontiguousarray(q.T if transpose else q))
+        own(model, f"{key}_scale", p.scale)
+        own(model, f"{key}_zero", np.zeros(p.scale.shape, np.int8))
     wq, ws, wz = (model.graph.initializers[f"{key}_{part}"] for part in ("int8", "scale", "zero"))
     x, new = node.inputs[0], []
     if x not in quantized:
@@ -95,10 +106,10 @@ def _replace(model: ir.Model, node: ir.Node, params: Mapping[str, QParams], quan
         for i, value in enumerate(made.outputs):
             value.name = value.name or f"{made.name}_{i}"
     graph.insert_before(node, new)
-    _take_over(graph, node, result.outputs[0])
+    take_over(graph, node, result.outputs[0])
 
 
-def _take_over(graph: ir.Graph | ir.Function, node: ir.Node, value: ir.Value) -> None:
+def take_over(graph: ir.Graph | ir.Function, node: ir.Node, value: ir.Value) -> None:
     """Let `value` stand for the output of `node`, name included, and remove `node`."""
     old = node.outputs[0]
     name, value.type, value.shape = old.name, old.type, old.shape
@@ -117,16 +128,23 @@ def _replace_lstm(model: ir.Model, node: ir.Node) -> None:
         peak = np.abs(w).max(axis=(1, 2))
         p = choose(0.0, peak, INT8_WEIGHT, 0)
         name = f"{node.name}_{part}"
-        inputs[i] = _own(model, f"{name}_int8", np.ascontiguousarray(quantize(w, p)))
-        extra += [_own(model, f"{name}_scale", p.scale), _own(model, f"{name}_zero", np.zeros(p.scale.shape, np.int8))]
+        inputs[i] = own(model, f"{name}_int8", np.ascontiguousarray(quantize(w, p)))
+        extra += [own(model, f"{name}_scale", p.scale), own(model, f"{name}_zero", np.zeros(p.scale.shape, np.int8))]
     keep = [a for a in node.attributes.values() if a.name != "layout"]
-    new = ir.Node("com.microsoft", "DynamicQuantizeLSTM", [*inputs[:8], *extra], keep, num_outputs=len(node.outputs), name=f"{node.name}_quant")
+    new = ir.Node(
+        "com.microsoft",
+        "DynamicQuantizeLSTM",
+        [*inputs[:8], *extra],
+        keep,
+        num_outputs=len(node.outputs),
+        name=f"{node.name}_quant",
+    )
     assert node.graph is not None
     node.graph.insert_before(node, new)
     for old, value in zip(tuple(node.outputs), new.outputs, strict=True):
-        name, value.type, value.shape = old.name, old.type, old.shape
+        output, value.type, value.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(value, replace_graph_outputs=True)
-        old.name = f"{name}_old"
-        value.name = name
+        old.name = f"{output}_old"
+        value.name = output
     node.graph.remove(node, safe=True)
     model.opset_imports.setdefault("com.microsoft", 1)

@@ -1,7 +1,10 @@
-"""Fold constant scales and shifts around a convolution into it; what ONNX Runtime's own fusion leaves when the constant is a scalar.
+"""Fold constant scales and shifts around a convolution into it; what ONNX Runtime's own fusion leaves when the constant
+is a scalar.
 
-    (W * x + b) c + d  =  (c W) * x + (c b + d)              Mul, Div, Add, Sub behind a Conv; c, d one number or one an output channel
-    W * (c x + d) + b  =  (c W) * x + (b + sum_k W_k d)      Mul, Div, Add, Sub before it; d only where no padding lets zeros in
+    (W * x + b) c + d  =  (c W) * x + (c b + d)              Mul, Div, Add, Sub behind a Conv; c, d one number or one an
+      output channel
+    W * (c x + d) + b  =  (c W) * x + (b + sum_k W_k d)      Mul, Div, Add, Sub before it; d only where no padding lets
+      zeros in
 
 Exported networks are full of them: learned affine blocks (PP-OCR), normalisation of the input, LayerScale.
 """
@@ -38,7 +41,9 @@ def _foldable(conv: ir.Node) -> bool:
 
 
 def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array | None:
-    """The constant beside `value` in the element-wise `node` as [1] or [channels], or None when it varies over anything else."""
+    """The constant beside `value` in the element-wise `node` as [1] or [channels], or None when it varies over anything
+    else.
+    """
     other = next((v for v in node.inputs if v is not value), None)
     if len(node.inputs) != 2 or other is None or not constant(other) or other.const_value is None:
         return None
@@ -46,9 +51,16 @@ def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array 
         return None
     c = other.const_value.numpy()
     shape = (1,) * (rank - c.ndim) + c.shape
-    if c.dtype != np.float32 or len(shape) != rank or shape[1] not in (1, channels) or any(d != 1 for i, d in enumerate(shape) if i != 1):
+    if (
+        c.dtype != np.float32
+        or len(shape) != rank
+        or shape[1] not in (1, channels)
+        or any(d != 1 for i, d in enumerate(shape) if i != 1)
+    ):
         return None
-    return c.reshape(-1) if node.op_type in ("Mul", "Add") else (1 / c if node.op_type == "Div" else -c).reshape(-1)
+    if node.op_type in ("Div", "Sub"):
+        c = 1 / c if node.op_type == "Div" else -c
+    return np.asarray(c, np.float32).reshape(-1)
 
 
 def _fold_behind(model: ir.Model, conv: ir.Node) -> bool:
@@ -88,7 +100,9 @@ def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
     if c is None or value is None or not np.isfinite(c).all():
         return False
     per_group = np.broadcast_to(c, w.shape[1] * group).reshape(group, 1, w.shape[1])
-    inputs = np.broadcast_to(per_group, (group, w.shape[0] // group, w.shape[1])).reshape(w.shape[0], w.shape[1], *[1] * (w.ndim - 2))
+    inputs = np.broadcast_to(per_group, (group, w.shape[0] // group, w.shape[1])).reshape(
+        w.shape[0], w.shape[1], *[1] * (w.ndim - 2)
+    )
     if node.op_type in _SCALES:
         _set(model, conv, w * inputs, b)
     elif _unpadded(conv):
@@ -109,7 +123,9 @@ def _numbers(conv: ir.Node) -> tuple[Array, Array]:
     weight, bias = weight_of(conv), bias_of(conv)
     assert weight is not None and weight.const_value is not None
     w = weight.const_value.numpy()
-    return w, bias.const_value.numpy() if bias is not None and bias.const_value is not None else np.zeros(w.shape[0], np.float32)
+    return w, bias.const_value.numpy() if bias is not None and bias.const_value is not None else np.zeros(
+        w.shape[0], np.float32
+    )
 
 
 def _set(model: ir.Model, conv: ir.Node, w: Array, b: Array) -> None:

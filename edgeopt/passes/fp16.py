@@ -1,9 +1,10 @@
 """Cast a model to fp16: half the size everywhere, half the time where the device has fp16 kernels.
 
-Types are propagated from the operator schemas. A float32 tensor that binds a type variable which admits float16 becomes float16; an input whose type is
-fixed (Resize's scales) keeps its own. A node stays float32 if its schema has no float16, if the caller says so, or if a constant or a calibrated range
-goes beyond what fp16 holds. A Cast is put where the two meet, once a value and graph. Bodies of If, Loop and Scan are done like the rest, but their inputs
-and outputs keep their types, since the node that holds them expects them so.
+Types are propagated from the operator schemas. A float32 tensor that binds a type variable which admits float16 becomes
+float16; an input whose type is fixed (Resize's scales) keeps its own. A node stays float32 if its schema has no
+float16, if the caller says so, or if a constant or a calibrated range goes beyond what fp16 holds. A Cast is put where
+the two meet, once a value and graph. Bodies of If, Loop and Scan are done like the rest, but their inputs and outputs
+keep their types, since the node that holds them expects them so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from edgeopt.passes.qdq import drop_unused
 LARGEST = 65504.0
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # attributes that name a float type as a number, by operator
-_DTYPE_ATTRIBUTE = {"RandomNormal": "dtype", "RandomUniform": "dtype", "RandomNormalLike": "dtype", "RandomUniformLike": "dtype", "EyeLike": "dtype"}
+_DTYPE_ATTRIBUTE = {
+    "RandomNormal": "dtype",
+    "RandomUniform": "dtype",
+    "RandomNormalLike": "dtype",
+    "RandomUniformLike": "dtype",
+    "EyeLike": "dtype",
+}
 
 
 @dataclass(frozen=True)
@@ -32,16 +39,27 @@ class _Half:
     outputs: frozenset[int]
 
 
-def fp16(model: ir.Model, *, keep: frozenset[str] = frozenset(), io_keep: bool = True, peaks: Mapping[str, float] | None = None) -> ir.Model:
-    """A clone of `model` (canonical, typed) in fp16; `keep`: nodes that stay float32; `peaks`: largest calibrated magnitude by value name.
+def fp16(
+    model: ir.Model,
+    *,
+    keep: frozenset[str] = frozenset(),
+    io_keep: bool = True,
+    peaks: Mapping[str, float] | None = None,
+) -> ir.Model:
+    """A clone of `model` (canonical, typed) in fp16; `keep`: nodes that stay float32; `peaks`: largest calibrated
+    magnitude by value name.
 
     io_keep: inputs and outputs stay float32.
     """
     copy = model.clone()
-    plan = {n: half for n in copy.graph.all_nodes() if n.name not in keep and (half := _half(n, copy, peaks or {})) is not None}
-    for value in copy.graph.inputs:
-        if not io_keep and value.dtype == _SINGLE:
-            value.dtype = _HALF
+    plan = {
+        n: half
+        for n in copy.graph.all_nodes()
+        if n.name not in keep and (half := _half(n, copy, peaks or {})) is not None
+    }
+    for source in copy.graph.inputs:
+        if not io_keep and source.dtype == _SINGLE:
+            source.dtype = _HALF
     for node, half in plan.items():
         for i in half.outputs:
             node.outputs[i].dtype = _HALF
@@ -67,7 +85,9 @@ def fp16(model: ir.Model, *, keep: frozenset[str] = frozenset(), io_keep: bool =
 
 def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half | None:
     """How `node` computes in fp16, or None if it stays float32."""
-    if node.domain not in ("", "ai.onnx") or any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+    if node.domain not in ("", "ai.onnx") or any(
+        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
+    ):
         return None
     if node.op_type == "Cast":
         return _cast(node)
@@ -75,9 +95,19 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
         schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""])
     except onnx.defs.SchemaError:
         return None
-    variables = {c.type_param_str for c in schema.type_constraints if "tensor(float16)" in c.allowed_type_strs and "tensor(float)" in c.allowed_type_strs}
-    inputs = frozenset(i for i, v in enumerate(node.inputs) if v is not None and v.dtype == _SINGLE and _formal(schema.inputs, i) in variables)
-    outputs = frozenset(i for i, v in enumerate(node.outputs) if v.dtype == _SINGLE and _formal(schema.outputs, i) in variables)
+    variables = {
+        c.type_param_str
+        for c in schema.type_constraints
+        if "tensor(float16)" in c.allowed_type_strs and "tensor(float)" in c.allowed_type_strs
+    }
+    inputs = frozenset(
+        i
+        for i, v in enumerate(node.inputs)
+        if v is not None and v.dtype == _SINGLE and _formal(schema.inputs, i) in variables
+    )
+    outputs = frozenset(
+        i for i, v in enumerate(node.outputs) if v.dtype == _SINGLE and _formal(schema.outputs, i) in variables
+    )
     if not inputs and not outputs:
         return None
     # a float32 input or output of a fixed type beside a variable one is fine; a variable that admits no float16 is not
@@ -113,7 +143,9 @@ def _too_large(value: ir.Value | None, peaks: Mapping[str, float]) -> bool:
     return peaks.get(str(value.name), 0.0) > LARGEST
 
 
-def _as(model: ir.Model, value: ir.Value, wanted: ir.DataType, reader: ir.Node, casts: dict[tuple[int, int], ir.Value]) -> ir.Value:
+def _as(
+    model: ir.Model, value: ir.Value, wanted: ir.DataType, reader: ir.Node, casts: dict[tuple[int, int], ir.Value]
+) -> ir.Value:
     """`value` as `wanted`: a converted constant, or a Cast in the reader's graph."""
     graph = reader.graph
     assert graph is not None
@@ -145,5 +177,3 @@ def _fix_outputs(graph: ir.Graph, *, keep_types: bool) -> None:
         node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(_SINGLE), value.shape
         graph.append(node)
         graph.outputs[i] = node.outputs[0]
-
-

@@ -1,4 +1,6 @@
-"""Recognise HardSwish where exporters wrote it out: x clip(x + 3, 0, 6) / 6 in any order of its factors, or x HardSigmoid(x; 1/6, 1/2)."""
+"""Recognise HardSwish where exporters wrote it out: x clip(x + 3, 0, 6) / 6 in any order of its factors, or x
+HardSigmoid(x; 1/6, 1/2).
+"""
 
 from __future__ import annotations
 
@@ -57,11 +59,17 @@ def _gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     if node.op_type == "HardSigmoid" and node.inputs[0] is not None:
         slope, offset = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
         return (node.inputs[0], 1.0) if math.isclose(slope, 1 / 6, rel_tol=1e-5) and offset == 0.5 else None
-    if node.op_type != "Clip" or len(node.inputs) != 3 or (_number(node.inputs[1]), _number(node.inputs[2])) != (0.0, 6.0):
+    if (
+        node.op_type != "Clip"
+        or len(node.inputs) != 3
+        or (_number(node.inputs[1]), _number(node.inputs[2])) != (0.0, 6.0)
+    ):
         return None
     shifted = node.inputs[0].producer() if node.inputs[0] is not None else None
     found = _split(shifted, "Add")
-    return (found[0], 6.0) if shifted is not None and _private(shifted) and found is not None and found[1] == 3.0 else None
+    return (
+        (found[0], 6.0) if shifted is not None and _private(shifted) and found is not None and found[1] == 3.0 else None
+    )
 
 
 def _private(node: ir.Node) -> bool:
@@ -100,5 +108,9 @@ def _remove(graph: ir.Graph, node: ir.Node) -> None:
     inputs = [v.producer() for v in node.inputs if v is not None]
     graph.remove(node, safe=True)
     for producer in inputs:
-        if producer is not None and producer.graph is graph and not any(v.uses() or v.is_graph_output() for v in producer.outputs):
+        if (
+            producer is not None
+            and producer.graph is graph
+            and not any(v.uses() or v.is_graph_output() for v in producer.outputs)
+        ):
             _remove(graph, producer)

@@ -1,7 +1,9 @@
-"""Write a quantization plan into the graph: `insert_qdq` puts Q/DQ pairs in, `fold_weights` turns a constant's Q into integers.
+"""Write a quantization plan into the graph: `insert_qdq` puts Q/DQ pairs in, `fold_weights` turns a constant's Q into
+integers.
 
-A value that an integer node makes is quantized for every reader; a value that stays float inside is quantized only for its integer readers, so that float
-readers lose nothing. Biases become int32 behind a DequantizeLinear at once, because QuantizeLinear has no 32-bit output.
+A value that an integer node makes is quantized for every reader; a value that stays float inside is quantized only for
+its integer readers, so that float readers lose nothing. Biases become int32 behind a DequantizeLinear at once, because
+QuantizeLinear has no 32-bit output.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from edgeopt.grid import STORAGE, QParams, QType, quantize
 from edgeopt.ops import OPS
 from edgeopt.state import Plan
 
+Use = tuple[ir.Node, int]  # a reader and the position of its input
 TYPES = {t.name.lower(): t for t in ir.DataType}
 
 
 def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
-    """A clone of `model` with a Q/DQ pair on every value of `params` where the plan's integer nodes need it; clamps taken over by a grid are gone."""
+    """A clone of `model` with a Q/DQ pair on every value of `params` where the plan's integer nodes need it; clamps
+    taken over by a grid are gone.
+    """
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}
     for name in plan.clamps:
@@ -68,15 +73,23 @@ def _attributes(p: QParams) -> list[ir.Attr]:
 
 def _grid(model: ir.Model, name: str, p: QParams) -> list[ir.Value]:
     scale = _constant(model, f"{name}_scale", p.scale, "float")
-    return [scale] if p.qtype.dtype == "int32" else [scale, _constant(model, f"{name}_zero_point", p.zero_point, p.qtype.dtype)]
+    return (
+        [scale]
+        if p.qtype.dtype == "int32"
+        else [scale, _constant(model, f"{name}_zero_point", p.zero_point, p.qtype.dtype)]
+    )
 
 
-def dequantized_constant(model: ir.Model, value: ir.Value, p: QParams, readers: Sequence[ir.Usage], name: str) -> None:
-    """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`; changes `model` and leaves it unsorted."""
+def dequantized_constant(model: ir.Model, value: ir.Value, p: QParams, readers: Sequence[Use], name: str) -> None:
+    """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`; changes `model` and
+    leaves it unsorted.
+    """
     assert value.const_value is not None
     integers = _constant(model, f"{name}_quantized", quantize(value.const_value.numpy(), p), p.qtype.dtype)
-    dq = ir.Node("", "DequantizeLinear", [integers, *_grid(model, name, p)], _attributes(p), name=f"{name}_DequantizeLinear")
-    graph = readers[0].node.graph
+    dq = ir.Node(
+        "", "DequantizeLinear", [integers, *_grid(model, name, p)], _attributes(p), name=f"{name}_DequantizeLinear"
+    )
+    graph = readers[0][0].graph
     assert graph is not None
     _finish(graph, value, dq, readers)
 
@@ -108,24 +121,27 @@ def _pair(model: ir.Model, value: ir.Value, p: QParams, plan: Plan, made: Mappin
         value.name, dq.outputs[0].name = f"{name}_real", name
 
 
-def _takes_grid(use: ir.Usage, plan: Plan) -> bool:
-    if use.node.name not in plan.integer:
+def _takes_grid(use: Use, plan: Plan) -> bool:
+    node, position = use
+    if node.name not in plan.integer:
         return False
-    rule = OPS[use.node.op_type]
-    return use.idx in rule.inputs or use.idx in (rule.weight, rule.bias)
+    rule = OPS[node.op_type]
+    return position in rule.inputs or position in (rule.weight, rule.bias)
 
 
-def _finish(graph: ir.Graph | ir.Function, value: ir.Value, dq: ir.Node, readers: Sequence[ir.Usage]) -> None:
+def _finish(graph: ir.Graph | ir.Function, value: ir.Value, dq: ir.Node, readers: Sequence[Use]) -> None:
     """Put `dq` into `graph`, unsorted, as what `readers` read in place of `value`."""
     out = dq.outputs[0]
     out.name, out.type, out.shape = f"{dq.name}_output", ir.TensorType(ir.DataType.FLOAT), value.shape
     graph.append(dq)
-    for use in readers:
-        use.node.replace_input_with(use.idx, out)
+    for node, position in readers:
+        node.replace_input_with(position, out)
 
 
 def fold_weights(model: ir.Model) -> ir.Model:
-    """A clone in which a QuantizeLinear of a constant has become a constant of integers; floats that nothing reads any more are gone."""
+    """A clone in which a QuantizeLinear of a constant has become a constant of integers; floats that nothing reads any
+    more are gone.
+    """
     copy = model.clone()
     for node in tuple(copy.graph):
         source = node.inputs[0] if node.op_type == "QuantizeLinear" else None
@@ -144,9 +160,16 @@ def fold_weights(model: ir.Model) -> ir.Model:
 def params_of(node: ir.Node) -> QParams:
     """The grid that a QuantizeLinear or DequantizeLinear with constant scale and zero point states."""
     scale, zero_point = node.inputs[1], node.inputs[2]
-    assert scale is not None and zero_point is not None and scale.const_value is not None and zero_point.const_value is not None
+    assert (
+        scale is not None
+        and zero_point is not None
+        and scale.const_value is not None
+        and zero_point.const_value is not None
+    )
     dtype = zero_point.const_value.dtype.name.lower()
     low, high = STORAGE[dtype]
     axis = node.attributes.get_int("axis", 1) if scale.const_value.shape.rank() else None
     block = node.attributes.get_int("block_size", 0) or None
-    return QParams(scale.const_value.numpy(), zero_point.const_value.numpy(), QType(dtype, low, high, symmetric=False), axis, block)
+    return QParams(
+        scale.const_value.numpy(), zero_point.const_value.numpy(), QType(dtype, low, high, symmetric=False), axis, block
+    )

@@ -1,4 +1,6 @@
-"""The same numbers from fewer nodes: ONNX Runtime's basic optimizations and what measurably adds to them, in the order in which they help each other."""
+"""The same numbers from fewer nodes: ONNX Runtime's basic optimizations and what measurably adds to them, in the order
+in which they help each other.
+"""
 
 from __future__ import annotations
 
@@ -11,5 +13,7 @@ from edgeopt.runtime.simplify import basic
 
 
 def simplify(model: ir.Model) -> ir.Model:
-    """`model` (canonical) simplified, in canonical form, at opset 14 or later (HardSwish, per-channel DequantizeLinear); outputs equal to float rounding."""
+    """`model` (canonical) simplified, in canonical form, at opset 14 or later (HardSwish, per-channel
+    DequantizeLinear); outputs equal to float rounding.
+    """
     return fold_affine(fuse_hardswish(graph.raise_opset(basic(model), OPSET)))

@@ -1,11 +1,11 @@
-"""Weight-only: constants become int8 per channel, or int4 in blocks, behind a DequantizeLinear; computation stays float.
+"""Weight-only: constants become int8 per channel, or int4 in blocks, behind a DequantizeLinear; computation stays
+float.
 
-The file shrinks; speed is another matter: ONNX Runtime turns int4 blocks before a MatMul into MatMulNBits, and dequantizes everything else on every run.
+The file shrinks; speed is another matter: ONNX Runtime turns int4 blocks before a MatMul into MatMulNBits, and
+dequantizes everything else on every run.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +27,9 @@ def _axis(node: ir.Node, rank: int) -> int:
 
 
 def weight_only(model: ir.Model, bits: int, exclude: frozenset[str] = frozenset()) -> ir.Model:
-    """A clone whose large float32 weights of Conv, ConvTranspose, Gemm, MatMul, Gather, LSTM and GRU are integers of `bits` (8, or 4 for MatMul [K, N])."""
+    """A clone whose large float32 weights of Conv, ConvTranspose, Gemm, MatMul, Gather, LSTM and GRU are integers of
+    `bits` (8, or 4 for MatMul [K, N]).
+    """
     copy = model.clone()
     for node in tuple(copy.graph.all_nodes()):
         positions = {"LSTM": (1, 2), "GRU": (1, 2)}.get(node.op_type, (_WEIGHTS.get(node.op_type, -1),))
@@ -36,7 +38,11 @@ def weight_only(model: ir.Model, bits: int, exclude: frozenset[str] = frozenset(
                 continue
             value = node.inputs[i]
             assert value is not None and value.const_value is not None
-            if value.dtype == ir.DataType.FLOAT and value.const_value.size >= _SMALLEST and value.const_value.shape.rank() >= 2:
+            if (
+                value.dtype == ir.DataType.FLOAT
+                and value.const_value.size >= _SMALLEST
+                and value.const_value.shape.rank() >= 2
+            ):
                 p = _params(value.const_value.numpy(), node, bits)
                 readers = [u for u in value.uses() if u.node.graph is node.graph]
                 dequantized_constant(copy, value, p, readers, f"{value.name}_{node.name}")
@@ -64,4 +70,3 @@ def block_params(blocks: np.ndarray, qtype: QType) -> QParams:
     peak = np.take_along_axis(blocks, index, axis=1)[:, 0]
     scale = np.where(peak != 0, peak / qtype.qmin, 1).astype(np.float32)
     return QParams(scale, np.zeros(scale.shape, np.int8), qtype, 0, blocks.shape[1])
-

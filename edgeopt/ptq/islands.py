@@ -1,7 +1,7 @@
 """Find the integer nodes to blame for a bad result, so that they can stay float.
 
-For each integer node the loss is the SQNR of its float inputs' values minus that of its output, in dB, both against the float model on the same sample: what
-this node itself adds, its weights' rounding and its output's grid.
+For each integer node the loss is the SQNR of its float inputs' values minus that of its output, in dB, both against the
+float model on the same sample: what this node itself adds, its weights' rounding and its output's grid.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed
     """dB lost at each integer node of `plan`, worst first."""
     nodes = [n for n in model.graph if n.name in plan.integer]
     outputs = {str(n.name): _result(n, plan) for n in nodes}
-    watched = sorted({*outputs.values(), *(str(v.name) for n in nodes for _, v in activations(n))} - {str(v.name) for v in model.graph.inputs})
+    watched = sorted(
+        {*outputs.values(), *(str(v.name) for n in nodes for _, v in activations(n))}
+        - {str(v.name) for v in model.graph.inputs}
+    )
     known = {str(v.name) for n in quantized.graph for v in n.outputs}
     twin = {v: next((x for x in (f"{v}_DequantizeLinear_output", v) if x in known), None) for v in watched}
     shown = [v for v in watched if twin[v] is not None]

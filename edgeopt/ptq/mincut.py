@@ -1,4 +1,6 @@
-"""Minimum s-t cut by Dinic's algorithm (E. A. Dinic, 1970): blocking flows on the level graph until the sink cannot be reached."""
+"""Minimum s-t cut by Dinic's algorithm (E. A. Dinic, 1970): blocking flows on the level graph until the sink cannot be
+reached.
+"""
 
 from __future__ import annotations
 

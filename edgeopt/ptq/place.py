@@ -1,8 +1,10 @@
-"""Which nodes compute in integers: the cheapest placement under the target's cost table, found exactly as a minimum cut.
+"""Which nodes compute in integers: the cheapest placement under the target's cost table, found exactly as a minimum
+cut.
 
-Every node that may be integer pays its integer or its float time; a value that crosses from float to integer pays one QuantizeLinear, one that crosses
-back pays one DequantizeLinear. With labels integer = source side and float = sink side all terms are sub-modular, so the minimum cut is the optimum (D. M.
-Greig et al. 1989). Thin first convolutions, lone activations and pooling islands stay float because they do not pay, not by special rules.
+Every node that may be integer pays its integer or its float time; a value that crosses from float to integer pays one
+QuantizeLinear, one that crosses back pays one DequantizeLinear. With labels integer = source side and float = sink side
+all terms are sub-modular, so the minimum cut is the optimum (D. M. Greig et al. 1989). Thin first convolutions, lone
+activations and pooling islands stay float because they do not pay, not by special rules.
 
 The result is a `state.Plan`.
 """
@@ -68,9 +70,16 @@ def refusal(node: ir.Node, target: Target, probes: Mapping[str, Probe]) -> str |
     if weight is not None and weight.dtype != ir.DataType.FLOAT:
         return "weights are not float32"
     bias = OPS[node.op_type].bias
-    if bias is not None and len(node.inputs) > bias and node.inputs[bias] is not None and not constant(node.inputs[bias]):
+    if (
+        bias is not None
+        and len(node.inputs) > bias
+        and node.inputs[bias] is not None
+        and not constant(node.inputs[bias])
+    ):
         return "the bias is computed at run time"
-    if node.op_type == "Gemm" and (node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0):
+    if node.op_type == "Gemm" and (
+        node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0
+    ):
         return "Gemm with alpha or beta"
     operands = activations(node)
     if not operands or any(str(v.name) not in probes for v in [*(v for _, v in operands), *node.outputs]):
@@ -97,13 +106,26 @@ def _clamp_of(node: ir.Node) -> ir.Node | None:
         bound = clamp.inputs[i] if len(clamp.inputs) > i else None
         if bound is None:
             continue
-        if not constant(bound) or bound.const_value is None or sign * float(bound.const_value.numpy().reshape(-1)[0]) > 0:
+        if (
+            not constant(bound)
+            or bound.const_value is None
+            or sign * float(bound.const_value.numpy().reshape(-1)[0]) > 0
+        ):
             return None
     return clamp
 
 
-def place(model: ir.Model, target: Target, probes: Mapping[str, Probe], *, exclude: frozenset[str] = frozenset(), include: frozenset[str] = frozenset()) -> Plan:
-    """The cheapest placement of `model` (canonical) on `target`; `exclude` stays float, `include` becomes integer where a kernel exists, paying or not."""
+def place(
+    model: ir.Model,
+    target: Target,
+    probes: Mapping[str, Probe],
+    *,
+    exclude: frozenset[str] = frozenset(),
+    include: frozenset[str] = frozenset(),
+) -> Plan:
+    """The cheapest placement of `model` (canonical) on `target`; `exclude` stays float, `include` becomes integer where
+    a kernel exists, paying or not.
+    """
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
     for node in model.graph:
@@ -114,7 +136,11 @@ def place(model: ir.Model, target: Target, probes: Mapping[str, Probe], *, exclu
             reasons[str(node.name)] = reason
     clamps = {str(c.name): n for n in candidates if (c := _clamp_of(n)) is not None and c.name not in exclude}
     integer = _cut(model, candidates, clamps, target, probes, include)
-    reasons |= {str(n.name): "does not pay: the integer kernel and its Q/DQ take longer" for n in candidates if n.name not in integer}
+    reasons |= {
+        str(n.name): "does not pay: the integer kernel and its Q/DQ take longer"
+        for n in candidates
+        if n.name not in integer
+    }
     taken = {c: str(n.name) for c, n in clamps.items() if n.name in integer}
     return Plan(integer, taken, _grids(model, integer, taken), {n: r for n, r in reasons.items() if n not in taken})
 
@@ -147,7 +173,9 @@ def _cut(
         network.add_edge(label[str(node.name)], sink, round(integral))
     made = {str(v.name): n for n in candidates for v in _output(n, clamps)}
     for value in _values(model):
-        users = [u.node for u in value.uses() if str(u.node.name) in label and u.idx in {i for i, _ in activations(u.node)}]
+        users = [
+            u.node for u in value.uses() if str(u.node.name) in label and u.idx in {i for i, _ in activations(u.node)}
+        ]
         producer = made.get(str(value.name))
         if str(value.name) not in probes or (producer is None and not users):
             continue
@@ -187,10 +215,12 @@ def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str]) 
         if len(uses) == 1 and str(uses[0].node.name) in clamps:
             outputs = [uses[0].node.outputs[0]]
         for out in outputs:
-            needed = not rule.float_output or any(str(u.node.name) in integer for u in out.uses()) or out is not node.outputs[0]
+            needed = (
+                not rule.float_output
+                or any(str(u.node.name) in integer for u in out.uses())
+                or out is not node.outputs[0]
+            )
             if needed:
                 first = activations(node)[0][1]
                 grids[str(out.name)] = grids[str(first.name)] if rule.same_grid else str(out.name)
     return grids
-
-

@@ -1,10 +1,12 @@
 """From statistics to a quantization plan's numbers: grids of activations, weights and biases.
 
-Weights: symmetric int8, one scale an output channel. A bias is int32 on the scale s_x s_w, because integer kernels add it to the sum of products as it
-is; so a channel whose bias would overflow gets a larger s_w. On targets whose u8*s8 pair sums saturate at 16 bits (vpmaddubsw: two products are added
-before they are widened) a channel's scale is raised until no pair can: with x <= 255 and q_k, q_{k+1} neighbours along the reduction,
+Weights: symmetric int8, one scale an output channel. A bias is int32 on the scale s_x s_w, because integer kernels add
+it to the sum of products as it is; so a channel whose bias would overflow gets a larger s_w. On targets whose u8*s8
+pair sums saturate at 16 bits (vpmaddubsw: two products are added before they are widened) a channel's scale is raised
+until no pair can: with x <= 255 and q_k, q_{k+1} neighbours along the reduction,
 
-    255 (max(q_k, 0) + max(q_{k+1}, 0)) <= 32767    and the same for the negative parts, i.e. every pair sums to 128 at the most,
+    255 (max(q_k, 0) + max(q_{k+1}, 0)) <= 32767    and the same for the negative parts, i.e. every pair sums to 128 at
+      the most,
 
 which keeps 8 bits in most channels where "reduced range" would give all of them 7.
 """
@@ -20,8 +22,8 @@ import onnx_ir as ir
 from edgeopt.grid import BIAS, Array, QParams, QType, choose
 from edgeopt.observers import MinMax, Statistics
 from edgeopt.ops import activations, bias_of, channel_axis, constants, cost_class, weight_of
-from edgeopt.state import Plan
 from edgeopt.ranges import RANGES
+from edgeopt.state import Plan
 from edgeopt.target import Target
 
 _PAIR = 32767 // 255
@@ -29,14 +31,18 @@ _BIAS_LIMIT = float(2**30)
 
 
 def reduction_rows(w: Array, op_type: str, axis: int) -> Array:
-    """`w` as [channels, reduction] in the order in which ONNX Runtime's integer kernels sum: a Conv kernel position by position, channels inmost."""
+    """`w` as [channels, reduction] in the order in which ONNX Runtime's integer kernels sum: a Conv kernel position by
+    position, channels inmost.
+    """
     if op_type == "Conv":
         return np.moveaxis(w, 1, -1).reshape(w.shape[0], -1)
     return np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
 
 
 def largest_pair(rows: Array) -> Array:
-    """The largest |a + b| over neighbours (0, 1), (2, 3) ... of equal sign in each row, [channels]; a lone last element pairs with 0."""
+    """The largest |a + b| over neighbours (0, 1), (2, 3) ... of equal sign in each row, [channels]; a lone last element
+    pairs with 0.
+    """
     odd = rows.shape[1] % 2
     pairs = np.pad(rows, ((0, 0), (0, odd))).reshape(rows.shape[0], -1, 2)
     positive = np.maximum(pairs, 0).sum(-1).max(-1)
@@ -48,7 +54,11 @@ def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0
 
     Dead channels get scale 1, or `floor` if that is larger than 0.
     """
-    peak = np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1) if w.size else np.zeros(w.shape[axis], np.float32)
+    peak = (
+        np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
+        if w.size
+        else np.zeros(w.shape[axis], np.float32)
+    )
     return choose(0.0, np.maximum(peak, np.asarray(floor, np.float64) * qtype.qmax), qtype, axis)
 
 
@@ -71,18 +81,27 @@ def _floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Target) -
 
 
 def saturation_floor(w: Array, op_type: str, axis: int) -> Array:
-    """The smallest scales [channels] under which no pair of products of `w` saturates; rounding can move each of the two by half a step."""
+    """The smallest scales [channels] under which no pair of products of `w` saturates; rounding can move each of the
+    two by half a step.
+    """
     return np.asarray(largest_pair(reduction_rows(w, op_type, axis)) / (_PAIR - 1), dtype=np.float32)
 
 
-def activation_params(plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str) -> dict[str, QParams]:
+def activation_params(
+    plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str
+) -> dict[str, QParams]:
     """The grid of every value in the plan, by the range rule called `rule`."""
-    of_source = {source: choose(*RANGES[rule](statistics[source], target.activation_type), target.activation_type) for source in set(plan.grids.values())}
+    of_source = {
+        source: choose(*RANGES[rule](statistics[source], target.activation_type), target.activation_type)
+        for source in set(plan.grids.values())
+    }
     return {value: of_source[source] for value, source in plan.grids.items()}
 
 
 def untie(model: ir.Model, plan: Plan) -> ir.Model:
-    """A clone in which no two integer nodes share a weight or bias, since each pair (s_x, s_w) needs integers of its own."""
+    """A clone in which no two integer nodes share a weight or bias, since each pair (s_x, s_w) needs integers of its
+    own.
+    """
     copy = model.clone()
     for node in copy.graph:
         if node.name not in plan.integer:
@@ -90,7 +109,9 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
         for value in (weight_of(node), bias_of(node), *(v for _, v in constants(node))):
             if value is None or len(tuple(value.uses())) < 2:
                 continue
-            own = ir.Value(name=f"{value.name}_{node.name}", type=value.type, shape=value.shape, const_value=value.const_value)
+            own = ir.Value(
+                name=f"{value.name}_{node.name}", type=value.type, shape=value.shape, const_value=value.const_value
+            )
             copy.graph.register_initializer(own)
             for i, v in enumerate(node.inputs):
                 if v is value:
@@ -98,7 +119,9 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
     return copy
 
 
-def quantization_params(model: ir.Model, plan: Plan, activation: Mapping[str, QParams], target: Target) -> dict[str, QParams]:
+def quantization_params(
+    model: ir.Model, plan: Plan, activation: Mapping[str, QParams], target: Target
+) -> dict[str, QParams]:
     """`activation` with the grids of weights, biases and constant operands of the integer nodes of `model` (untied)."""
     params = dict(activation)
     for node in model.graph:
@@ -113,10 +136,14 @@ def quantization_params(model: ir.Model, plan: Plan, activation: Mapping[str, QP
             continue
         w, axis = weight.const_value.numpy(), channel_axis(node)
         scale_x = params[str(activations(node)[0][1].name)].scale
-        params[str(weight.name)] = weight_params(w, axis, target.weight_type, floor=_floor(node, w, axis, scale_x, target))
+        params[str(weight.name)] = weight_params(
+            w, axis, target.weight_type, floor=_floor(node, w, axis, scale_x, target)
+        )
         bias = bias_of(node)
         if bias is not None and bias.const_value is not None:
             p = bias_params(scale_x, params[str(weight.name)])
             size = bias.const_value.size
-            params[str(bias.name)] = p if size == p.scale.size else replace(p, scale=p.scale[:1], zero_point=p.zero_point[:1])
+            params[str(bias.name)] = (
+                p if size == p.scale.size else replace(p, scale=p.scale[:1], zero_point=p.zero_point[:1])
+            )
     return params

@@ -1,7 +1,8 @@
 """Statistics of activations over samples, streamed: nothing is kept but the observers.
 
-Each worker thread owns a single-threaded session, which beats one session with many threads on the small operators of mobile models, and its own
-statistics; the merge does not depend on who saw what. Values are observed in groups that fit under the memory cap, one pass of the model a group.
+Each worker thread owns a single-threaded session, which beats one session with many threads on the small operators of
+mobile models, and its own statistics; the merge does not depend on who saw what. Values are observed in groups that fit
+under the memory cap, one pass of the model a group.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Forecast:
 
 
 def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fixed: int = 0) -> list[list[str]]:
-    """`values` in as few groups as keep one worker's observed bytes below its share of `max_ram` (bytes); at least one value a group."""
+    """`values` in as few groups as keep one worker's observed bytes below its share of `max_ram` (bytes); at least one
+    value a group.
+    """
     share = max(max_ram - fixed, max_ram // 4) / cores()
     parts: list[list[str]] = []
     used = math.inf
@@ -74,7 +77,8 @@ def observe(
     max_ram: int,
     progress: Progress = lambda done, total: None,
 ) -> Observation:
-    """Statistics of the values called `values` over `samples`; the same bytes for every order, split and number of threads.
+    """Statistics of the values called `values` over `samples`; the same bytes for every order, split and number of
+    threads.
 
     Raises:
         CalibrationError: NaN or infinity in a value (names it and the sample), or no sample at all.
@@ -97,7 +101,11 @@ def _tell(progress: Progress, before: int, total: int, done: int) -> None:
 
 
 def _observe_group(
-    model: ir.Model, values: Sequence[str], samples: Sequence[Sample], skipped: dict[str, str], progress: Callable[[int], None]
+    model: ir.Model,
+    values: Sequence[str],
+    samples: Sequence[Sample],
+    skipped: dict[str, str],
+    progress: Callable[[int], None],
 ) -> dict[str, Statistics]:
     inputs = {str(v.name) for v in model.graph.inputs}
     inner = [v for v in values if v not in inputs]
@@ -135,7 +143,9 @@ def _values(session: Session | None, feed: Feed, values: Sequence[str]) -> list[
 
 def _update(statistics: Statistics, x: np.ndarray, value: str, sample: str) -> Statistics:
     if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
-        raise CalibrationError(f"value {value!r} is not finite on sample {sample}; check the sample, or keep the node in float with --exclude")
+        raise CalibrationError(
+            f"value {value!r} is not finite on sample {sample}; check the sample, or keep the node in float with --exclude"
+        )
     return statistics.update(x, SUBSAMPLE)
 
 

@@ -1,6 +1,7 @@
-"""How far a model's outputs are from the float model's: SQNR, cosine, and top-1 agreement where an output looks like class scores.
+"""How far a model's outputs are from the float model's: SQNR, cosine, and top-1 agreement where an output looks like
+class scores.
 
-    SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
+SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Outputs = list[NDArray[Any]]
 
 @dataclass(frozen=True)
 class OutputError:
-    """One output against the float model. agreement: share of equal top-1 over the last axis, None where it is not class scores."""
+    """One output against the float model. agreement: share of equal top-1 over the last axis, None where it is not
+    class scores.
+    """
 
     output: str
     sqnr_db: float
@@ -39,7 +42,9 @@ def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int
 
 
 def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
-    """Whether one output's samples look like class scores: floats [n, classes], or probabilities over the last axis at every position of a sequence."""
+    """Whether one output's samples look like class scores: floats [n, classes], or probabilities over the last axis at
+    every position of a sequence.
+    """
     first = outputs[0]
     if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
         return False

@@ -1,10 +1,12 @@
-"""Which preprocessing was a classifier trained with? Run the float model under each preset and see where it knows what it sees.
+"""Which preprocessing was a classifier trained with? Run the float model under each preset and see where it knows what
+it sees.
 
 The score of a preset is the information that the model's answers hold about the samples, in nats,
 
     I = H(mean_n p_n) - mean_n H(p_n),        p_n = softmax of the output on sample n,
 
-high when answers are sure and differ between samples. Plain confidence is fooled by saturated inputs, which make a network sure of one class for all.
+high when answers are sure and differ between samples. Plain confidence is fooled by saturated inputs, which make a
+network sure of one class for all.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _CLEAR = 0.1  # nats between the best and the second
 
 @dataclass(frozen=True)
 class Guess:
-    """The preset taken; `clear` says whether the evidence decides; `scores` (information in nats, mean confidence) by preset."""
+    """The preset taken; `clear` says whether the evidence decides; `scores` (information in nats, mean confidence) by
+    preset.
+    """
 
     preset: str
     clear: bool

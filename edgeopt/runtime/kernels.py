@@ -1,4 +1,6 @@
-"""What ONNX Runtime made of a model: the graph after its optimizations, as counts of integer kernels, float operators and left-over Q/DQ."""
+"""What ONNX Runtime made of a model: the graph after its optimizations, as counts of integer kernels, float operators
+and left-over Q/DQ.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""A short latency comparison that noise of the machine hits evenly: blocks of runs of each model, interleaved in random order, paired by round.
+"""A short latency comparison that noise of the machine hits evenly: blocks of runs of each model, interleaved in random
+order, paired by round.
 
-The ratio's estimate is the median over rounds of log(a / b) of block medians; its 95 % interval a bootstrap over rounds.
+The ratio's estimate is the median over rounds of log(a / b) of block medians; its 95 % interval a bootstrap over
+rounds.
 """
 
 from __future__ import annotations
@@ -49,8 +51,12 @@ def _runs(session: Session, feed: Feed) -> int:
     return max(1, round(_BLOCK_S * count / (time.perf_counter() - start)))
 
 
-def interleaved(sessions: Mapping[str, Session], reference: str, feeds: Mapping[str, Feed], *, seconds: float = 2.0) -> dict[str, Latency]:
-    """Latency of each session on its feed and its speed-up over the one called `reference`, in about `seconds` a model after warm-up; >= 7 rounds."""
+def interleaved(
+    sessions: Mapping[str, Session], reference: str, feeds: Mapping[str, Feed], *, seconds: float = 2.0
+) -> dict[str, Latency]:
+    """Latency of each session on its feed and its speed-up over the one called `reference`, in about `seconds` a model
+    after warm-up; >= 7 rounds.
+    """
     rng = np.random.default_rng(0)
     names = list(sessions)
     runs = {name: _runs(sessions[name], feeds[name]) for name in names}
@@ -67,7 +73,9 @@ def interleaved(sessions: Mapping[str, Session], reference: str, feeds: Mapping[
 def _latency(blocks: Sequence[float], reference: Sequence[float]) -> Latency:
     ratios = np.log(np.asarray(reference) / np.asarray(blocks))
     low, high = bootstrap_interval(ratios)
-    return Latency(1e3 * float(np.median(blocks)), float(np.exp(np.median(ratios))), float(np.exp(low)), float(np.exp(high)))
+    return Latency(
+        1e3 * float(np.median(blocks)), float(np.exp(np.median(ratios))), float(np.exp(low)), float(np.exp(high))
+    )
 
 
 def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:

@@ -1,4 +1,5 @@
-"""One run of the float model on one sample with every value exposed: shapes as they really are, and what must never set a range.
+"""One run of the float model on one sample with every value exposed: shapes as they really are, and what must never set
+a range.
 
 Static shape inference fails on many exported models; a sample does not.
 """

@@ -70,7 +70,8 @@ def open_session(
     options: Mapping[str, str] | None = None,
     optimized: Path | None = None,
 ) -> Session:
-    """Load `model` (in memory or from a file) on the CPU; `optimized`: where ONNX Runtime shall write the graph it made of it.
+    """Load `model` (in memory or from a file) on the CPU; `optimized`: where ONNX Runtime shall write the graph it made
+    of it.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.

@@ -1,4 +1,6 @@
-"""ONNX Runtime's own basic optimizations, written back as standard ONNX: constants and BatchNorm folded, MatMul + Add to Gemm, LayerNorm recognised."""
+"""ONNX Runtime's own basic optimizations, written back as standard ONNX: constants and BatchNorm folded, MatMul + Add
+to Gemm, LayerNorm recognised.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from edgeopt.runtime.session import open_session
 
 
 def basic(model: ir.Model) -> ir.Model:
-    """`model` after ONNX Runtime's basic level, in canonical form, with the original's metadata; a model above 2 GB comes back as it is."""
+    """`model` after ONNX Runtime's basic level, in canonical form, with the original's metadata; a model above 2 GB
+    comes back as it is.
+    """
     if size_bytes(model) > PROTOBUF_LIMIT:
         return model
     with tempfile.TemporaryDirectory() as folder:

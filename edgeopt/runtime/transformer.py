@@ -1,7 +1,9 @@
-"""Fusions of whole transformer blocks by ONNX Runtime's own tools: `onnxruntime.transformers`, or the package it came from.
+"""Fusions of whole transformer blocks by ONNX Runtime's own tools: `onnxruntime.transformers`, or the package it came
+from.
 
-Both write `com.microsoft` operators that only ONNX Runtime's CPU and CUDA providers know. onnxruntime-tools (1.7.0, 2021) is deprecated by its own words and
-breaks its successor when both are imported into one process, so each runs in a process of its own.
+Both write `com.microsoft` operators that only ONNX Runtime's CPU and CUDA providers know. onnxruntime-tools (1.7.0,
+2021) is deprecated by its own words and breaks its successor when both are imported into one process, so each runs in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +18,29 @@ import onnx_ir as ir
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.graph import canonical, embedded, load, write
 
-TYPES = ("bert", "bart", "bert_keras", "bert_tf", "clip", "conformer", "gpt2", "phi", "sam2", "swin", "t5", "tnlr", "unet", "vae", "vit")
+TYPES = (
+    "bert",
+    "bart",
+    "bert_keras",
+    "bert_tf",
+    "clip",
+    "conformer",
+    "gpt2",
+    "phi",
+    "sam2",
+    "swin",
+    "t5",
+    "tnlr",
+    "unet",
+    "vae",
+    "vit",
+)
 BACKENDS = {"onnxruntime": "onnxruntime.transformers.optimizer", "onnxruntime-tools": "onnxruntime_tools.optimizer"}
 _PROGRAM = """
-import importlib, sys
+import sys
 module, source, out, kind, heads, hidden = sys.argv[1:]
-optimizer = importlib.import_module(module)
+package, _, name = module.rpartition(".")
+optimizer = getattr(__import__(package, fromlist=[name]), name)
 fused = optimizer.optimize_model(source, model_type=kind, num_heads=int(heads), hidden_size=int(hidden), opt_level=0, use_gpu=False)
 fused.save_model_to_file(out)
 """
@@ -31,7 +50,8 @@ def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int
     """`model` with the fusions that `backend` knows for transformers of `kind`; heads, hidden: 0 lets it find out.
 
     Raises:
-        UsageError: the backend is not installed, or an unknown kind. ModelError: the backend failed; its last line says why.
+        UsageError: the backend is not installed, or an unknown kind. ModelError: the backend failed; its last line says
+          why.
     """
     if kind not in TYPES:
         raise UsageError(f"no transformer type {kind!r}; known: {', '.join(TYPES)}")
