@@ -40,7 +40,9 @@ class MinMax:
 
     def merge(self, other: Self) -> Self:
         """Of both sets of samples."""
-        return type(self)(float(np.minimum(self.lo, other.lo)), float(np.maximum(self.hi, other.hi)))
+        if math.isnan(self.lo) or math.isnan(other.lo):
+            return type(self)(math.nan, math.nan)
+        return type(self)(min(self.lo, other.lo), max(self.hi, other.hi))
 
 
 def _fold(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
@@ -67,9 +69,12 @@ class Histogram:
             return self
         x = x.reshape(-1)
         _, e = math.frexp(max(float(x.max()), -float(x.min())))
-        # x * 2^(HALF_BITS - e) is exact in float64 and below HALF in magnitude, except for -2^e itself, which is the first bin
-        index = np.floor(np.ldexp(x.astype(np.float64), HALF_BITS - e)).astype(np.int64)
-        counts = np.bincount(index + HALF, minlength=2 * HALF)
+        # scaling by a power of two is exact, but for denormals, which are left to float64
+        shift = HALF_BITS - e
+        scaled = x * np.float32(2.0**shift) if -100 < shift < 100 else np.ldexp(x.astype(np.float64), shift)
+        index = np.floor(scaled, out=scaled).astype(np.intp)
+        index += HALF  # -2^e itself is the first bin
+        counts = np.bincount(index, minlength=2 * HALF)
         return self.merge(type(self)(e, counts, x.size - int(np.count_nonzero(x))))
 
     def merge(self, other: Self) -> Self:
@@ -145,8 +150,12 @@ class Statistics:
     def update(self, x: Array, subsample: int) -> Self:
         """With one sample's tensor; histogram and moments take every n-th element so that about `subsample` are used."""
         flat = x.reshape(-1)
-        thin = flat[:: max(1, flat.size // subsample)]
-        return type(self)(self.minmax.update(flat), self.histogram.update(thin), self.moments.update(thin))
+        minmax = self.minmax.update(flat)
+        if not (math.isfinite(minmax.lo) and math.isfinite(minmax.hi)):
+            return type(self)(minmax, self.histogram, self.moments)
+        # an odd step does not fall into step with rows and channels, whose lengths are mostly even
+        thin = flat[:: max(1, flat.size // subsample) | 1]
+        return type(self)(minmax, self.histogram.update(thin), self.moments.update(thin))
 
     def merge(self, other: Self) -> Self:
         """Of both sets of samples."""

@@ -61,8 +61,7 @@ def quantize(
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
         report = _report(job, kept, final, reason, candidates, input_bytes, start)
-        result = kept.model if path is None else None
-    return Result(result if result is not None else graph.load(path or ""), path, report)
+    return Result(kept.model, path, report)
 
 
 def _input_bytes(model: object, source: ir.Model) -> int:

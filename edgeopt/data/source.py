@@ -125,9 +125,32 @@ def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
         raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
     if isinstance(loaded, np.ndarray):
-        return as_samples(loaded, inputs, str(file))
+        return _rows(file, loaded.shape, inputs)
     loaded.close()
     return [(str(file), partial(_npz, file))]
+
+
+def _rows(file: Path, shape: tuple[int, ...], inputs: list[InputSpec]) -> list[Sample]:
+    """Samples of an .npy [samples, ...]; the file is mapped anew for each, so that what was read does not stay resident."""
+    spec = _only(inputs, str(file))
+    if spec.shape is not None and len(shape) == len(spec.shape) - 1:
+        return [(str(file), partial(_whole, file, spec))]
+    step = spec.fixed(0) or 1
+    return [(f"{file}[{i}]", partial(_mapped, file, spec, i, step)) for i in range(0, shape[0] - step + 1, step)]
+
+
+def _mapped(file: Path, spec: InputSpec, start: int, step: int) -> Feed:
+    return {spec.name: np.array(np.load(file, allow_pickle=False, mmap_mode="r")[start : start + step])}
+
+
+def _whole(file: Path, spec: InputSpec) -> Feed:
+    return {spec.name: np.load(file, allow_pickle=False)[None]}
+
+
+def _only(inputs: list[InputSpec], name: str) -> InputSpec:
+    if len(inputs) != 1:
+        raise DataError(f"{name}: one array for inputs {', '.join(s.name for s in inputs)}; give an .npz with these names")
+    return inputs[0]
 
 
 def _npz(file: Path) -> Feed:
@@ -156,11 +179,7 @@ def as_samples(
     dimension less than the input.
     """
     if isinstance(data, np.ndarray):
-        if len(inputs) != 1:
-            raise DataError(
-                f"{name}: one array for a model with inputs {', '.join(s.name for s in inputs)}; give an .npz with these names"
-            )
-        spec = inputs[0]
+        spec = _only(inputs, name)
         if spec.shape is not None and data.ndim == len(spec.shape) - 1:
             data = data[None]
         step = spec.fixed(0) or 1

@@ -23,7 +23,7 @@ from edgeopt.observers import Statistics
 from edgeopt.runtime.probe import Probe
 from edgeopt.runtime.session import Feed, Session, cores, open_session, with_outputs
 
-SUBSAMPLE = 4096  # elements of a tensor and sample that enter the histogram
+SUBSAMPLE = 1024  # elements of a tensor and sample that enter the histogram
 Sample = tuple[str, Callable[[], Feed]]
 Progress = Callable[[int, int], None]
 
@@ -142,11 +142,12 @@ def _values(session: Session | None, feed: Feed, values: Sequence[str]) -> list[
 
 
 def _update(statistics: Statistics, x: np.ndarray, value: str, sample: str) -> Statistics:
-    if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
+    updated = statistics.update(x, SUBSAMPLE)
+    if x.size and not (np.isfinite(updated.minmax.lo) and np.isfinite(updated.minmax.hi)):
         raise CalibrationError(
             f"value {value!r} is not finite on sample {sample}; check the sample, or keep the node in float with --exclude"
         )
-    return statistics.update(x, SUBSAMPLE)
+    return updated
 
 
 def merge(shards: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
