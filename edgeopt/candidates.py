@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +30,7 @@ from edgeopt.state import Plan
 _ISLAND_SHARES = (0.1, 0.25, 0.5)
 _BLAME_SAMPLES = 4
 _INT4_OPSET = 21
+_BLAMED = "integers lose most of the accuracy here"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def static(job: Job) -> Iterator[Made]:
     for share in _ISLAND_SHARES:
         worst = frozenset(lost[: max(1, round(share * len(plan.integer)))])
         islands = place(job.model, job.target, probes, exclude=job.exclude | worst, include=job.include - worst)
+        reasons = {n: _BLAMED if n in worst else reason for n, reason in islands.kept_float.items()}
+        islands = replace(islands, kept_float=reasons)
         if islands.integer:
             yield _static(job, islands, probes, statistics, f"static with {len(worst)} nodes left in float")
 
@@ -147,7 +150,7 @@ def dynamic_int8(job: Job) -> Iterator[Made]:
 
 def half(job: Job) -> Iterator[Made]:
     """fp16, with nodes beyond its range, by constants or by what the held-out samples show, left in float32."""
-    keep = frozenset(select(job.model, job.options.keep)) | job.exclude
+    keep = select([job.source, job.model], job.options.keep) | job.exclude
     peaks: dict[str, float] = {}
     for _, feed in job.held[:_BLAME_SAMPLES]:
         for name, p in probe(job.model, feed).items():

@@ -87,7 +87,8 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     notes: list[str] = []
     target = targets.load(options.target)
     simplified = simplify(model)
-    exclude, include = frozenset(select(simplified, options.exclude)), frozenset(select(simplified, options.include))
+    # names are looked for in the file as given too: what was folded away is no error
+    exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     session = open_session(model, threads=1)
     inputs = specs(model)
     samples, recipe, told = _samples(data, inputs, options, session)

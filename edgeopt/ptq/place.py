@@ -23,16 +23,16 @@ from edgeopt.ops import CLAMPS, OPS, activations, constant, constants, cost_clas
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.probe import Probe
 from edgeopt.state import Plan
-from edgeopt.target import Target
+from edgeopt.target import OpCost, Target
 
 
-def select(model: ir.Model, patterns: Sequence[str]) -> set[str]:
-    """Names of the nodes that `patterns` (names, globs or operator types) match.
+def select(models: Sequence[ir.Model], patterns: Sequence[str]) -> frozenset[str]:
+    """Names of the nodes in any of `models` that `patterns` (names, globs or operator types) match.
 
     Raises:
         UsageError: a pattern that matches nothing.
     """
-    nodes = [(str(n.name), n.op_type) for n in model.graph.all_nodes()]
+    nodes = [(str(n.name), n.op_type) for model in models for n in model.graph.all_nodes()]
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name, op in nodes if op == pattern or name == pattern or fnmatch.fnmatchcase(name, pattern)}
@@ -40,7 +40,10 @@ def select(model: ir.Model, patterns: Sequence[str]) -> set[str]:
             known = {x for node in nodes for x in node}
             raise UsageError(f"no node, glob or operator type {pattern!r} in the model{suggestion(pattern, known)}")
         found |= hits
-    return found
+    return frozenset(found)
+
+
+_FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # of an included node without a row
 
 
 def macs(node: ir.Node, probes: Mapping[str, Probe]) -> int:
@@ -58,12 +61,10 @@ def macs(node: ir.Node, probes: Mapping[str, Probe]) -> int:
     return 0
 
 
-def refusal(node: ir.Node, target: Target, probes: Mapping[str, Probe]) -> str | None:
-    """Why `node` can never be integer on `target`, or None."""
+def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
+    """Why `node` can never be integer, or None."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
         return "no integer kernel for this operator"
-    if cost_class(node) not in target.cost:
-        return f"{cost_class(node)} does not pay in integers on {target.name}"
     weight = weight_of(node)
     if weight is not None and (weight.const_value is None or not np.isfinite(weight.const_value.numpy()).all()):
         return "weights are not finite"
@@ -129,7 +130,9 @@ def place(
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
     for node in model.graph:
-        reason = "excluded" if node.name in exclude else refusal(node, target, probes)
+        reason = "excluded" if node.name in exclude else refusal(node, probes)
+        if reason is None and cost_class(node) not in target.cost and node.name not in include:
+            reason = f"{cost_class(node)} does not pay in integers on {target.name}"
         if reason is None:
             candidates.append(node)
         else:
@@ -165,7 +168,7 @@ def _cut(
     source, sink = 0, 1
     label = {str(n.name): i + 2 for i, n in enumerate(candidates)}
     for node in candidates:
-        cost = target.cost[cost_class(node)]
+        cost = target.cost.get(cost_class(node), _FREE)
         work, size = macs(node, probes), sum(probes[str(v.name)].size for v in node.outputs)
         floating = cost.float_ps[0] * work + cost.float_ps[1] * size
         integral = (cost.int_ps[0] * work + cost.int_ps[1] * size) * (1 + target.margin)
