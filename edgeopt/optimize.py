@@ -22,7 +22,7 @@ from edgeopt.candidates import Made, dynamic_int8, of_mode, static, weights
 from edgeopt.errors import EdgeoptError, UsageError, ValidityError
 from edgeopt.options import Data, Listener, Options, Result
 from edgeopt.prepare import Job, prepare
-from edgeopt.report import Candidate, LatencyReport, OutputReport, Report
+from edgeopt.report import Candidate, LatencyReport, Report
 from edgeopt.verify import Tried, measurable, verify
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either `auto` looks for something better
@@ -179,7 +179,7 @@ def _report(
         download_bytes=_deflated(data),
         bytes_before=graph.bytes_by_dtype(job.source),
         bytes_after=graph.bytes_by_dtype(kept.model),
-        outputs=tuple(OutputReport(**asdict(e)) for e in kept.errors),
+        outputs=kept.errors,
         latency=latency,
         kernels=asdict(kept.kernels),
         integer_nodes=tuple(sorted(plan.integer)) if plan else (),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,26 @@ SCHEMA = "edgeopt.report/1"
 
 @dataclass(frozen=True)
 class OutputReport:
-    """One output against the float model on held-out samples."""
+    """One output against the float model on held-out samples.
+
+    agreement: share of equal top-1 over the last axis, None where the output is not class scores.
+    """
 
     output: str
     sqnr_db: float
     cosine: float
     max_abs: float
     agreement: float | None
+
+
+def lowest_sqnr_db(outputs: Sequence[OutputReport]) -> float:
+    """The lowest SQNR in dB; infinite when every output is exact."""
+    return min((o.sqnr_db for o in outputs), default=math.inf)
+
+
+def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:
+    """The lowest top-1 agreement of the outputs that look like class scores, None if none does."""
+    return min((o.agreement for o in outputs if o.agreement is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,12 @@ class Report:
     @property
     def worst_sqnr_db(self) -> float:
         """The lowest SQNR of all outputs, in dB; infinite when every output is exact."""
-        return min((o.sqnr_db for o in self.outputs), default=math.inf)
+        return lowest_sqnr_db(self.outputs)
 
     @property
     def agreement(self) -> float | None:
         """The lowest top-1 agreement of the outputs that look like class scores."""
-        return min((o.agreement for o in self.outputs if o.agreement is not None), default=None)
+        return lowest_agreement(self.outputs)
 
     def to_json(self) -> str:
         """JSON text; infinities become null."""

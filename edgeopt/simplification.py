@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from edgeopt.errors import UsageError, ValidityError
 from edgeopt.inspection import made_up_feed
 from edgeopt.options import Data
 from edgeopt.passes import simplify as passes
-from edgeopt.runtime.compare import OutputError, compare, run_all
+from edgeopt.report import OutputReport, lowest_sqnr_db
+from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import open_session
 from edgeopt.runtime.transformer import BACKENDS, fuse
@@ -36,13 +36,13 @@ class Simplified:
     path: Path | None
     nodes: tuple[int, int]
     size_bytes: tuple[int, int]
-    errors: tuple[OutputError, ...]
+    errors: tuple[OutputReport, ...]
     latency: Latency
 
     @property
     def worst_sqnr_db(self) -> float:
         """The lowest SQNR of all outputs against the model before, in dB."""
-        return min((e.sqnr_db for e in self.errors), default=math.inf)
+        return lowest_sqnr_db(self.errors)
 
 
 def simplify(

@@ -18,8 +18,8 @@ from edgeopt.candidates import Made
 from edgeopt.data import Feed
 from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.prepare import Job
-from edgeopt.report import Candidate
-from edgeopt.runtime.compare import OutputError, compare, run_all
+from edgeopt.report import Candidate, OutputReport, lowest_agreement, lowest_sqnr_db
+from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import cores, open_session
@@ -36,7 +36,7 @@ class Tried:
     model: ir.Model
     path: Path
     plan: Plan | None
-    errors: tuple[OutputError, ...]
+    errors: tuple[OutputReport, ...]
     latency: Latency | None
     float_ms: float
     kernels: Kernels
@@ -44,12 +44,12 @@ class Tried:
     @property
     def worst_sqnr_db(self) -> float:
         """The lowest SQNR of all outputs, in dB."""
-        return min((e.sqnr_db for e in self.errors), default=math.inf)
+        return lowest_sqnr_db(self.errors)
 
     @property
     def agreement(self) -> float | None:
         """The lowest top-1 agreement of the outputs that look like class scores."""
-        return min((e.agreement for e in self.errors if e.agreement is not None), default=None)
+        return lowest_agreement(self.errors)
 
     @property
     def slower(self) -> bool:

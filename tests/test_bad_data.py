@@ -212,16 +212,21 @@ def test_an_array_file_that_cannot_be_read_is_refused_by_name(name: str, tmp_pat
 
 
 def test_unpickling_never_happens(tmp_path: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-            return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
+    sprung = tmp_path / "sprung"
 
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
+            return Path.touch, (sprung,)
+
+    pickle.loads(pickle.dumps(Trap()))
+    assert sprung.exists()
+    sprung.unlink()
     for name in ("raw.npy", "raw.npz"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
         refused(tmp_path / name)
     np.save(tmp_path / "object.npy", np.array([Trap()], dtype=object), allow_pickle=True)
     refused(tmp_path / "object.npy")
-    assert not (tmp_path / "sprung").exists()
+    assert not sprung.exists()
 
 
 @pytest.mark.parametrize("kind", [0, 90, 127])

@@ -46,7 +46,9 @@ def digits_accuracy(model: Path) -> float:
     return float(np.mean(open_session(model).run(feed)[0].argmax(1) == [int(f.parent.name) for f in files]))
 
 
-@pytest.mark.parametrize(("mode", "smaller"), [("auto", 3.0), ("static", 3.0), ("dynamic", 0.99), ("weights", 3.0), ("fp16", 1.9)])
+@pytest.mark.parametrize(
+    ("mode", "smaller"), [("auto", 3.0), ("static", 3.0), ("dynamic", 0.99), ("weights", 3.0), ("fp16", 1.9)]
+)
 def test_the_embedded_classifier_keeps_its_accuracy_in_every_mode(mode: str, smaller: float, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     report = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=out, mode=mode, measure=False).report

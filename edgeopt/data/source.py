@@ -149,7 +149,9 @@ def _whole(file: Path, spec: InputSpec) -> Feed:
 
 def _only(inputs: list[InputSpec], name: str) -> InputSpec:
     if len(inputs) != 1:
-        raise DataError(f"{name}: one array for inputs {', '.join(s.name for s in inputs)}; give an .npz with these names")
+        raise DataError(
+            f"{name}: one array for inputs {', '.join(s.name for s in inputs)}; give an .npz with these names"
+        )
     return inputs[0]
 
 

@@ -27,7 +27,11 @@ def quantize_embeddings(model: ir.Model, exclude: frozenset[str] = frozenset()) 
 
 
 def _embedding(node: ir.Node) -> bool:
-    table = node.inputs[0] if node.op_type == "Gather" and not node.domain and node.attributes.get_int("axis", 0) == 0 else None
+    table = (
+        node.inputs[0]
+        if node.op_type == "Gather" and not node.domain and node.attributes.get_int("axis", 0) == 0
+        else None
+    )
     if table is None or not constant(table) or table.const_value is None or table.dtype != ir.DataType.FLOAT:
         return False
     return len(table.const_value.shape) == 2 and table.const_value.size >= _SMALLEST

@@ -9,30 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import ValidityError
+from edgeopt.report import OutputReport
 from edgeopt.runtime.session import Feed, Session
 
 _MIN_CLASSES = 2
 Outputs = list[NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class OutputError:
-    """One output against the float model. agreement: share of equal top-1 over the last axis, None where it is not
-    class scores.
-    """
-
-    output: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
-    agreement: float | None
 
 
 def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int = 1) -> list[Outputs]:
@@ -51,7 +38,7 @@ def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
     return first.ndim == 2 or bool(first.ndim == 3 and first.min() >= 0 and np.allclose(first.sum(-1), 1, atol=1e-3))
 
 
-def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence[Outputs]) -> list[OutputError]:
+def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence[Outputs]) -> list[OutputReport]:
     """The error of every float output over all samples.
 
     Raises:
@@ -70,7 +57,7 @@ def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence
     return found
 
 
-def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> OutputError:
+def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> OutputReport:
     signal = noise = dot = power = peak = 0.0
     same = total = 0
     scores = class_scores([r for r, _ in pairs])
@@ -87,4 +74,4 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Out
             total += r.argmax(-1).size
     sqnr_db = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
     cosine = dot / math.sqrt(signal * power) if signal > 0 and power > 0 else float(signal == power)
-    return OutputError(name, sqnr_db, cosine, peak, same / total if scores and total else None)
+    return OutputReport(name, sqnr_db, cosine, peak, same / total if scores and total else None)

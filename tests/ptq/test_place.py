@@ -96,6 +96,8 @@ STEPS = {
     "Transpose": "{0} = Transpose <perm = [0,1,3,2]> ({1})",
     "Add": "{0} = Add({1}, {2})",
     "Sigmoid": "{0} = Sigmoid({1})",
+    "ConvRelu": "{0}t = Conv <pads = [1,1,1,1]> ({1}, w3)  {0} = Relu({0}t)",
+    "AddRelu": "{0}t = Add({1}, {2})  {0} = Relu({0}t)",
 }
 MOST = 8
 
