@@ -202,7 +202,8 @@ def proto_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: it is larger than protobuf's 2 GB.
     """
-    with embedded(model) as whole:
+    external = any(isinstance(v.const_value, ir.ExternalTensor) for v in _initializers(model))
+    with embedded(model) if external else contextlib.nullcontext(model) as whole:
         try:
             return bytes(ir.to_proto(whole).SerializeToString(deterministic=True))
         except (EncodeError, ValueError) as e:

@@ -114,6 +114,12 @@ def test_rounding_goes_to_the_even_neighbour() -> None:
     assert quantize(np.float32([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]), p).tolist() == [-2, -2, 0, 0, 2, 2]
 
 
+def test_a_scalar_is_quantized_like_any_tensor() -> None:
+    p = QParams(np.float32(0.5), np.uint8(3), UINT8)
+    q = quantize(np.array(2.0, np.float32), p)
+    assert q.shape == () and q == 7 and dequantize(q, p) == 2.0 and dequantize(q, p).shape == ()
+
+
 def test_an_int32_grid_saturates_at_its_ends() -> None:
     p = QParams(np.float32(1), np.int32(0), BIAS)
     assert quantize(np.float32([-1e30, 1e30]), p).tolist() == [BIAS.qmin, BIAS.qmax]

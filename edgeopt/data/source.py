@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 MAX_UNREADABLE = 0.05
-_HELD_OUT = 64
+_HELD_OUT = 32
 _TEXT = frozenset({".jsonl", ".csv", ".txt"})
 _ARRAYS = frozenset({".npz", ".npy"})
 
@@ -229,7 +229,7 @@ def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
-    """(calibration, held out): at most `count` and 64; a fifth is held out when there are few; a single sample serves
+    """(calibration, held out): at most `count` and 32; a fifth is held out when there are few; a single sample serves
     as both.
     """
     if len(samples) < 2:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.ops import CLAMPS, OPS, activations, constant, constants, cost_class, weight_of
+from edgeopt.ops import CLAMPS, OPS, activations, bias_of, constant, constants, cost_class, weight_of
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.probe import Probe
 from edgeopt.state import Plan
@@ -82,6 +82,8 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
         node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0
     ):
         return "Gemm with alpha or beta"
+    if node.op_type == "Gemm" and not _bias_along_columns(node):
+        return "the bias varies over rows"
     operands = activations(node)
     if not operands or any(str(v.name) not in probes for v in [*(v for _, v in operands), *node.outputs]):
         return "not a float32 operation on the sample"
@@ -93,6 +95,14 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
     if any(not np.isfinite(c.const_value.numpy()).all() for _, c in constants(node) if c.const_value is not None):
         return "a constant is not finite"
     return None
+
+
+def _bias_along_columns(gemm: ir.Node) -> bool:
+    bias = bias_of(gemm)
+    if bias is None or bias.const_value is None:
+        return True
+    shape = bias.const_value.shape.numpy()
+    return len(shape) < 2 or shape[0] == 1
 
 
 def _clamp_of(node: ir.Node) -> ir.Node | None:

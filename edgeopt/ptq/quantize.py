@@ -14,7 +14,6 @@ which keeps 8 bits in most channels where "reduced range" would give all of them
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -99,24 +98,34 @@ def activation_params(
 
 
 def untie(model: ir.Model, plan: Plan) -> ir.Model:
-    """A clone in which no two integer nodes share a weight or bias, since each pair (s_x, s_w) needs integers of its
-    own.
+    """A clone in which no two integer nodes share a constant, since each (s_x, s_w) needs integers of its own, and every
+    bias is [channels].
     """
     copy = model.clone()
     for node in copy.graph:
         if node.name not in plan.integer:
             continue
-        for value in (weight_of(node), bias_of(node), *(v for _, v in constants(node))):
-            if value is None or len(tuple(value.uses())) < 2:
-                continue
-            own = ir.Value(
-                name=f"{value.name}_{node.name}", type=value.type, shape=value.shape, const_value=value.const_value
-            )
-            copy.graph.register_initializer(own)
-            for i, v in enumerate(node.inputs):
-                if v is value:
-                    node.replace_input_with(i, own)
+        weight, bias = weight_of(node), bias_of(node)
+        for value in (weight, *(v for _, v in constants(node))):
+            if value is not None and value.const_value is not None and len(tuple(value.uses())) > 1:
+                _own(copy, node, value, value.const_value.numpy())
+        if weight is not None and weight.const_value is not None and bias is not None and bias.const_value is not None:
+            b = bias.const_value.numpy()
+            channels = (int(weight.const_value.shape.numpy()[channel_axis(node)]),)
+            if b.shape != channels or len(tuple(bias.uses())) > 1:
+                _own(copy, node, bias, np.broadcast_to(b.reshape(-1), channels))
     return copy
+
+
+def _own(model: ir.Model, node: ir.Node, value: ir.Value, array: Array) -> None:
+    """Let `node` read `array` from an initializer of its own in place of `value`."""
+    name = f"{value.name}_{node.name}"
+    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
+    own = ir.Value(name=name, type=value.type, shape=tensor.shape, const_value=tensor)
+    model.graph.register_initializer(own)
+    for i, v in enumerate(node.inputs):
+        if v is value:
+            node.replace_input_with(i, own)
 
 
 def quantization_params(
@@ -141,9 +150,5 @@ def quantization_params(
         )
         bias = bias_of(node)
         if bias is not None and bias.const_value is not None:
-            p = bias_params(scale_x, params[str(weight.name)])
-            size = bias.const_value.size
-            params[str(bias.name)] = (
-                p if size == p.scale.size else replace(p, scale=p.scale[:1], zero_point=p.zero_point[:1])
-            )
+            params[str(bias.name)] = bias_params(scale_x, params[str(weight.name)])
     return params

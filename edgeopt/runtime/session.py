@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgeopt.errors import DataError, ModelError
-from edgeopt.graph import PROTOBUF_LIMIT, proto_bytes, size_bytes, write
+from edgeopt.graph import write
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (
@@ -97,8 +97,7 @@ def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.Inference
     providers = ["CPUExecutionProvider"]
     if isinstance(model, Path):
         return ort.InferenceSession(str(model), settings, providers=providers)
-    if size_bytes(model) <= PROTOBUF_LIMIT:
-        return ort.InferenceSession(proto_bytes(model), settings, providers=providers)
+    # by way of a file, because bytes in memory would stay beside what the session makes of them
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write(model, path)

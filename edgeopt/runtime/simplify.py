@@ -7,6 +7,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph import PROTOBUF_LIMIT, canonical, embedded, load, size_bytes
@@ -24,9 +25,20 @@ def basic(model: ir.Model) -> ir.Model:
         open_session(model, level="basic", optimized=path)
         with embedded(load(path)) as whole:
             result = canonical(whole)
+    _share(result, model)
     result.metadata_props.update(model.metadata_props)
     for domain in set(result.opset_imports) - set(model.opset_imports):
         if not any(n.domain == domain for n in result.graph.all_nodes()):
             result.opset_imports.pop(domain, None)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
+
+
+def _share(result: ir.Model, model: ir.Model) -> None:
+    """Let weights of `result` that did not change be those of `model`, so that they are in memory once."""
+    for name, value in result.graph.initializers.items():
+        new = value.const_value
+        old = model.graph.initializers[name].const_value if name in model.graph.initializers else None
+        same_type = new is not None and old is not None and new.dtype == old.dtype and new.shape == old.shape
+        if same_type and new is not None and old is not None and np.array_equal(new.numpy(), old.numpy()):
+            value.const_value = old
