@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.errors import UsageError
+from edgeopt.grid import QParams
 from edgeopt.observers import Statistics
 from edgeopt.ops import channel_axis, weight_of
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
@@ -23,6 +24,7 @@ from edgeopt.prepare import Job
 from edgeopt.ptq.islands import blame
 from edgeopt.ptq.place import place, select
 from edgeopt.ptq.quantize import activation_params, quantization_params, saturation_floor, untie, weight_params
+from edgeopt.report import ActivationReport
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe, probe
 from edgeopt.state import Plan
@@ -40,6 +42,7 @@ class Made:
     mode: str
     model: ir.Model
     plan: Plan | None = None
+    activations: Mapping[str, ActivationReport] = field(default_factory=dict)
 
 
 def static(job: Job) -> Iterator[Made]:
@@ -79,9 +82,24 @@ def _static(
     activation = activation_params(plan, statistics, job.target, job.options.range_rule)
     model = untie(job.model, plan)
     params = quantization_params(model, plan, activation, job.target)
-    made = Made(mode, quantize_embeddings(fold_weights(insert_qdq(model, plan, params)), job.exclude), plan)
+    made = Made(
+        mode,
+        quantize_embeddings(fold_weights(insert_qdq(model, plan, params)), job.exclude),
+        plan,
+        _activations(statistics, activation),
+    )
     job.seconds["quantize"] = job.seconds.get("quantize", 0.0) + time.perf_counter() - start
     return made
+
+
+def _activations(statistics: Mapping[str, Statistics], params: Mapping[str, QParams]) -> dict[str, ActivationReport]:
+    found = {}
+    for name, p in params.items():
+        if name in statistics:
+            s = statistics[name]
+            seen, scale = (s.minmax.lo, s.minmax.hi), float(p.scale)
+            found[name] = ActivationReport(seen, s.moments.mean, s.moments.std, p.range, scale, int(p.zero_point))
+    return found
 
 
 def calibrate(job: Job, values: list[str], probes: Mapping[str, Probe]) -> dict[str, Statistics]:

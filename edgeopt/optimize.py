@@ -7,6 +7,7 @@ compared, timed -> the best is kept
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 import time
 import zlib
@@ -61,7 +62,7 @@ def quantize(
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
         report = _report(job, kept, final, reason, candidates, input_bytes, start)
-    return Result(kept.model, path, report)
+    return Result(kept.made.model, path, report)
 
 
 def _input_bytes(model: object, source: ir.Model) -> int:
@@ -86,9 +87,11 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
     tried_all: list[Tried] = []
     refused: list[Candidate] = []
     for made in _auto(job, tried_all, refused):
-        at = path.with_name(f"{len(tried_all) + len(refused)}.{path.name}")
+        # a folder for each, since a data file beside a model is found by its name
+        folder = path.parent / str(len(tried_all) + len(refused))
+        folder.mkdir()
         try:
-            tried_all.append(verify(job, made, at))
+            tried_all.append(verify(job, made, folder / path.name))
         except ValidityError as e:
             refused.append(Candidate(made.mode, None, None, str(e)))
             continue
@@ -102,12 +105,11 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
         kept = verify(job, Made("float", job.model if smaller else job.source), path)
         reason = "float: no integer form was both close enough and no slower; the file is the simplified float model"
         job.note(reason)
-    for t in tried_all:
-        if t is not kept:
-            for file in path.parent.glob(f"{t.path.name}*"):
-                file.unlink()
     if kept.path != path:
-        kept.path.replace(path)
+        for file in kept.path.parent.iterdir():
+            file.replace(path.parent / file.name)
+    for i in range(len(tried_all) + len(refused)):
+        shutil.rmtree(path.parent / str(i))
     lines = [t.candidate("kept" if t is kept else _why_not(t)) for t in tried_all] + refused
     return kept, reason, lines if kept in tried_all else [*lines, kept.candidate("kept")]
 
@@ -168,7 +170,7 @@ def _report(
     latency = None
     if kept.latency is not None:
         latency = LatencyReport(float_ms=kept.float_ms, **asdict(kept.latency), threads=1)
-    plan = kept.plan
+    plan = kept.made.plan
     report = Report(
         mode=kept.mode,
         reason=reason,
@@ -178,11 +180,12 @@ def _report(
         output_bytes=sum(f.stat().st_size for f in data),
         download_bytes=_deflated(data),
         bytes_before=graph.bytes_by_dtype(job.source),
-        bytes_after=graph.bytes_by_dtype(kept.model),
+        bytes_after=graph.bytes_by_dtype(kept.made.model),
         outputs=kept.errors,
         latency=latency,
         kernels=asdict(kept.kernels),
         integer_nodes=tuple(sorted(plan.integer)) if plan else (),
+        activations=kept.made.activations,
         kept_float=dict(plan.kept_float) if plan else {},
         samples={"calibration": len(job.calibration), "held_out": len(job.held)},
         preprocess=job.preprocess,

@@ -37,6 +37,18 @@ def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:
 
 
 @dataclass(frozen=True)
+class ActivationReport:
+    """A quantized activation over the calibration samples: what was seen (mean, std of a subsample) and the grid it got."""
+
+    seen: tuple[float, float]
+    mean: float
+    std: float
+    grid: tuple[float, float]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
 class LatencyReport:
     """Median latency in this machine's ONNX Runtime, and the speed-up over float with its 95 % interval."""
 
@@ -75,6 +87,7 @@ class Report:
     latency: LatencyReport | None
     kernels: Mapping[str, Mapping[str, int]]
     integer_nodes: tuple[str, ...]
+    activations: Mapping[str, ActivationReport]
     kept_float: Mapping[str, str]
     samples: Mapping[str, int]
     preprocess: str

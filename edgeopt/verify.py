@@ -5,6 +5,7 @@ float, timed against it.
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,7 @@ from edgeopt.report import Candidate, OutputReport, lowest_agreement, lowest_sqn
 from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import Latency, interleaved
-from edgeopt.runtime.session import cores, open_session
-from edgeopt.state import Plan
+from edgeopt.runtime.session import Session, cores, open_session
 
 SECONDS = 1.0
 
@@ -32,14 +32,17 @@ SECONDS = 1.0
 class Tried:
     """A candidate that passed the checks."""
 
-    mode: str
-    model: ir.Model
+    made: Made
     path: Path
-    plan: Plan | None
     errors: tuple[OutputReport, ...]
     latency: Latency | None
     float_ms: float
     kernels: Kernels
+
+    @property
+    def mode(self) -> str:
+        """How it was made."""
+        return self.made.mode
 
     @property
     def worst_sqnr_db(self) -> float:
@@ -74,10 +77,7 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
     except (onnx.checker.ValidationError, ValueError) as e:
         raise ValidityError(f"{made.mode}: the result is not valid ONNX: {e}") from e
     try:
-        optimized = path.with_name("optimized.onnx")
-        session = open_session(path, options=_options(job), optimized=optimized)
-        made_of = kernels(optimized)
-        optimized.unlink()
+        session, made_of = _loaded(job, made.model, path)
         feeds = [(name, _adapted(feed, made.model)) for name, feed in job.held]
         outputs = run_all(session, feeds, workers=cores())
     except EdgeoptError as e:
@@ -91,7 +91,17 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
         found = interleaved(sessions, "float", {"float": job.held[0][1], "result": feeds[0][1]}, seconds=SECONDS)
         latency, float_ms = found["result"], found["float"].latency_ms
         job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
-    return Tried(made.mode, made.model, path, made.plan, errors, latency, float_ms, made_of)
+    return Tried(made, path, errors, latency, float_ms, made_of)
+
+
+def _loaded(job: Job, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
+    """A session of the file at `path`, and what ONNX Runtime made of it (nothing known above 2 GB, which it cannot write)."""
+    if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
+        return open_session(path, options=_options(job)), Kernels({}, {}, {})
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        session = open_session(path, options=_options(job), optimized=optimized)
+        return session, kernels(optimized)
 
 
 def measurable(job: Job) -> bool:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgeopt.cli.show import counts, megabytes
+from edgeopt.cli.show import console, counts, megabytes
 
 if TYPE_CHECKING:
     from edgeopt.inspection import Inspection
@@ -55,7 +54,7 @@ def inspect(model: Path, dims: tuple[str, ...], form: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in _rows(found):
         table.add_row(escape(name), escape(value))
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def _rows(x: Inspection) -> Iterator[tuple[str, str]]:

@@ -24,9 +24,9 @@ def listener() -> Iterator[Listener]:
     """Notes and a progress bar on stderr; the bar only on a terminal."""
     from edgeopt.options import Listener
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    terminal = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=terminal, transient=True, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, int] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -34,7 +34,12 @@ def listener() -> Iterator[Listener]:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
-        yield Listener(note=lambda line: console.print(line, markup=False), progress=progress)
+        yield Listener(note=lambda line: terminal.print(line, markup=False), progress=progress)
+
+
+def console() -> Console:
+    """Stdout; 120 columns wide where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def megabytes(size: int) -> str:
@@ -61,11 +66,10 @@ def print_report(result: Result, form: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in _rows(report):
         table.add_row(escape(name), escape(value))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-    console.print(table)
+    console().print(table)
     for line in report.missed:
-        console.print(f"MISSED: {line}", markup=False)
-    console.print(f"wrote {result.path} in {report.seconds['total']:.1f} s", markup=False)
+        click.echo(f"MISSED: {line}")
+    click.echo(f"wrote {result.path} in {report.seconds['total']:.1f} s")
 
 
 def _rows(report: Report) -> Iterator[tuple[str, str]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from edgeopt import target
+from edgeopt.cli.show import console
 
 
 @click.command()
@@ -29,4 +29,4 @@ def targets(form: str) -> None:
     for t in known:
         here = "<- this machine" if t.name == target.host() else ""
         table.add_row(t.name, t.title, t.activations, "int8 per channel", "guarded" if t.saturates else "exact", here)
-    Console(highlight=False).print(table)
+    console().print(table)
