@@ -42,9 +42,15 @@ def convolution(channels: int = 3, layout: str = "NCHW") -> bytes:
     text = CONV.replace("C,8,8", f"{channels},8,8")
     if layout == "NHWC":
         text = text.replace(f"{channels},8,8", f"8,8,{channels}").replace(
-            "c = Conv <pads = [1, 1, 1, 1]> (x,", "t = Transpose <perm = [0, 3, 1, 2]> (x)  c = Conv <pads = [1, 1, 1, 1]> (t,"
+            "c = Conv <pads = [1, 1, 1, 1]> (x,",
+            "t = Transpose <perm = [0, 3, 1, 2]> (x)  c = Conv <pads = [1, 1, 1, 1]> (t,",
         )
-    weights = {"w": normal(8, channels, 3, 3), "b": normal(8, seed=1), "f": normal(8, 4, seed=2), "fb": normal(4, seed=3)}
+    weights = {
+        "w": normal(8, channels, 3, 3),
+        "b": normal(8, seed=1),
+        "f": normal(8, 4, seed=2),
+        "fb": normal(4, seed=3),
+    }
     return tiny.proto(text, **weights).SerializeToString()
 
 

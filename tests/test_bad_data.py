@@ -67,6 +67,7 @@ def test_images_are_refused_by_an_input_that_holds_none(shape: str, tmp_path: Pa
         ({"resize": 0}, "resize"),
         ({"resize": -3}, "resize"),
         ({"resize": (0, 8)}, "resize"),
+        ({"resize": 4}, "resize"),  # smaller than what the model takes: the rest would be black
         ({"mean": (1.0, 2.0)}, "mean"),
         ({"mean": (np.nan,)}, "mean"),
         ({"std": (0.0,)}, "std"),
@@ -76,7 +77,9 @@ def test_images_are_refused_by_an_input_that_holds_none(shape: str, tmp_path: Pa
     ],
     ids=str,
 )
-def test_preprocessing_that_cannot_be_is_refused_with_its_field(choices: dict[str, Any], named: str, tmp_path: Path) -> None:
+def test_preprocessing_that_cannot_be_is_refused_with_its_field(
+    choices: dict[str, Any], named: str, tmp_path: Path
+) -> None:
     models.pictures(tmp_path, 3)
     assert named in refused(tmp_path, UsageError, models.convolution(), overrides=choices)
 
@@ -147,7 +150,9 @@ def no_more_than(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "resize", guarded)
 
 
-def test_a_thin_image_does_not_explode_when_its_shorter_side_is_resized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thin_image_does_not_explode_when_its_shorter_side_is_resized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_more_than(64_000_000, monkeypatch)
     Image.new("RGB", (60_000, 1)).save(tmp_path / "line.png")  # 256 / 1 times as large: 15 million x 256
     made = models.convolution()
@@ -273,7 +278,9 @@ def test_a_feed_that_does_not_fit_is_refused_by_sample_and_input(feed: Mapping[s
     assert named in message
 
 
-@pytest.mark.parametrize("data", [5, None, 2.5, np.array(1.0, np.float32), [1, 2], ["x"], [], X[:0], X.astype(np.float64)], ids=repr)
+@pytest.mark.parametrize(
+    "data", [5, None, 2.5, np.array(1.0, np.float32), [1, 2], ["x"], [], X[:0], X.astype(np.float64)], ids=repr
+)
 def test_data_that_are_no_samples_are_refused(data: Any) -> None:
     assert refused(data)
 
@@ -291,9 +298,19 @@ def test_one_array_for_two_inputs_is_refused_with_their_names() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["feeds = 5", "feeds = None", "def feeds(n): yield n", "def feeds(): return 5", "def other(): yield", "import no_such_module", "def feeds(:"],
+    [
+        "feeds = 5",
+        "feeds = None",
+        "def feeds(n): yield n",
+        "def feeds(): return 5",
+        "def other(): yield",
+        "import no_such_module",
+        "def feeds(:",
+    ],
 )
-def test_a_function_that_gives_no_feeds_is_refused_by_name(body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_that_gives_no_feeds_is_refused_by_name(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad_samples.py").write_text(body + "\n")
     monkeypatch.delitem(sys.modules, "bad_samples", raising=False)

@@ -121,7 +121,9 @@ def test_external_data_in_the_folder_are_used(constant: bool, home: Path) -> Non
 
 
 @pytest.mark.parametrize("location", ["absolute", "../secret.data", "link.data", "nowhere.data"])
-def test_a_model_in_memory_cannot_reach_files_outside(location: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_in_memory_cannot_reach_files_outside(
+    location: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(home)
     location = str(home.parent / "secret.data") if location == "absolute" else location
     assert location in refused(models.external(location), **STATIC)
@@ -146,7 +148,19 @@ def test_a_model_in_memory_cannot_reach_files_outside(location: str, home: Path,
         ("g (float[N,4] x) => (float[N,4] y) { y = Relu(x)  y = Tanh(x) }", ""),
         ("g (float[N,4] x) => (float[N,4] y) { y = Bogus(x) }", "Bogus"),
     ],
-    ids=["no nodes", "no outputs", "only a constant", "sequence", "optional", "string", "sequence out", "undefined", "cycle", "twice", "unknown"],
+    ids=[
+        "no nodes",
+        "no outputs",
+        "only a constant",
+        "sequence",
+        "optional",
+        "string",
+        "sequence out",
+        "undefined",
+        "cycle",
+        "twice",
+        "unknown",
+    ],
 )
 def test_a_graph_that_cannot_be_handled_is_refused_with_the_reason(text: str, named: str) -> None:
     message = refused(parsed(text))
@@ -154,7 +168,9 @@ def test_a_graph_that_cannot_be_handled_is_refused_with_the_reason(text: str, na
     assert "basic.onnx" not in message  # a file of our own that the user never saw
 
 
-@pytest.mark.parametrize("header", ['<ir_version: 9, opset_import: ["" : 99]>', '<ir_version: 99, opset_import: ["" : 17]>'])
+@pytest.mark.parametrize(
+    "header", ['<ir_version: 9, opset_import: ["" : 99]>', '<ir_version: 99, opset_import: ["" : 17]>']
+)
 def test_a_model_of_the_future_is_refused(header: str) -> None:
     made = onnx.parser.parse_model(header + "g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     assert "99" in refused(made)
@@ -164,6 +180,69 @@ def test_functions_that_call_themselves_are_refused() -> None:
     text = """<ir_version: 9, opset_import: ["" : 17, "own" : 1]> g (float[N,4] x) => (float[N,4] y) { y = own.f(x) }
         <domain: "own", opset_import: ["" : 17, "own" : 1]> f (a) => (b) { b = own.f(a) }"""
     refused(onnx.parser.parse_model(text))
+
+
+def raw(content: bytes) -> onnx.TensorProto:
+    """A weight w [4, 4] whose bytes are `content`."""
+    return onnx.TensorProto(name="w", dims=[4, 4], data_type=onnx.TensorProto.FLOAT, raw_data=content)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        raw(bytes(60)),
+        raw(bytes(63)),
+        raw(bytes(80)),
+        onnx.TensorProto(name="w", dims=[4, 4], data_type=onnx.TensorProto.FLOAT, float_data=[1.0] * 15),
+        onnx.TensorProto(name="w", dims=[4, 4], data_type=onnx.TensorProto.FLOAT, int64_data=[1] * 16),
+        onnx.TensorProto(name="w", dims=[4, 4], data_type=onnx.TensorProto.FLOAT),
+        onnx.TensorProto(name="w", dims=[4, -4], data_type=onnx.TensorProto.FLOAT, raw_data=bytes(64)),
+        onnx.TensorProto(name="w", dims=[2**40, 2**40], data_type=onnx.TensorProto.FLOAT, raw_data=bytes(64)),
+        onnx.TensorProto(name="w", dims=[4, 4], data_type=99, raw_data=bytes(64)),
+        onnx.TensorProto(name="w", dims=[4, 4], raw_data=bytes(64)),
+    ],
+    ids=["short", "odd", "long", "15 floats", "integers", "nothing", "negative", "huge", "type 99", "no type"],
+)
+def test_a_weight_that_is_not_what_it_claims_is_refused(weight: onnx.TensorProto) -> None:
+    made = onnx.load_model_from_string(models.dense())
+    (old,) = [t for t in made.graph.initializer if t.name == "w"]
+    old.CopyFrom(weight)
+    refused(made.SerializeToString(), **STATIC)
+
+
+# sound models that look odd
+
+
+SQUARE = {"w": models.normal(4, 4), "b": models.normal(4, seed=1)}
+
+
+@pytest.mark.parametrize(
+    "last", ["y = Relu(c)", "lo = Constant <value_float = 0.0> ()  y = Clip(c, lo)"], ids=["Relu", "Clip"]
+)
+def test_a_model_that_ends_in_a_clamp_is_quantized(last: str) -> None:
+    made = tiny.proto(f"g (float[N,4] x) => (float[N,4] y) {{ c = Gemm(x, w, b)  {last} }}", **SQUARE)
+    result = edgeopt.quantize(made, X, **STATIC)
+    assert len(result.report.integer_nodes) == 1
+    assert result.report.worst_sqnr_db > 20  # 8 bits of a normal distribution: about 35 dB
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul"])
+def test_a_scalar_constant_becomes_an_integer(op: str) -> None:
+    made = tiny.proto(
+        f"g (float[N,4] x) => (float[N,4] y) {{ c = Gemm(x, w, b)  y = {op}(c, s) }}", s=np.float32(0.5), **SQUARE
+    )
+    result = edgeopt.quantize(made, X, mode="static", include=("Gemm", op), measure=False)
+    assert len(result.report.integer_nodes) == 2
+    assert result.report.worst_sqnr_db > 20
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weights", "fp16", "auto"])
+def test_a_product_over_nothing_is_no_crash(mode: str) -> None:
+    made = tiny.proto("g (float[N,0] x) => (float[N,4] y) { y = MatMul(x, w) }", w=models.normal(0, 4))
+    try:
+        edgeopt.quantize(made, models.normal(30, 0), mode=mode, measure=False)
+    except UsageError as e:
+        assert f"--mode {mode}" in str(e)
 
 
 def test_an_output_that_declares_no_shape_is_quantized() -> None:
@@ -236,7 +315,11 @@ def test_a_held_out_sample_that_is_not_finite_is_named(at: int, choices: dict[st
 
 
 def test_an_activation_that_overflows_is_named() -> None:
-    made = tiny.proto("g (float[N,4] x) => (float[N,4] y) { h = Exp(x)  y = Gemm(h, w, b) }", w=models.normal(4, 4), b=models.normal(4))
+    made = tiny.proto(
+        "g (float[N,4] x) => (float[N,4] y) { h = Exp(x)  y = Gemm(h, w, b) }",
+        w=models.normal(4, 4),
+        b=models.normal(4),
+    )
     data = X.copy()
     data[20] = 200.0  # exp(200) is above the largest float32, exp(88)
     with pytest.raises(CalibrationError, match=r"value 'h' is not finite on sample sample\[20\]"):
@@ -245,7 +328,11 @@ def test_an_activation_that_overflows_is_named() -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "dynamic", "fp16"])
 def test_a_model_that_answers_nan_to_everything_is_never_called_exact(mode: str) -> None:
-    made = tiny.proto("g (float[N,4] x) => (float[N,4] y) { h = Sqrt(x)  y = Gemm(h, w, b) }", w=models.normal(4, 4), b=models.normal(4))
+    made = tiny.proto(
+        "g (float[N,4] x) => (float[N,4] y) { h = Sqrt(x)  y = Gemm(h, w, b) }",
+        w=models.normal(4, 4),
+        b=models.normal(4),
+    )
     with pytest.raises(CalibrationError, match="finite"):
         edgeopt.quantize(made, -np.abs(X) - 1, mode=mode, measure=False)
 
@@ -278,7 +365,9 @@ def test_a_model_that_answers_nan_to_everything_is_never_called_exact(mode: str)
 def test_an_option_that_cannot_be_is_refused_with_its_value(choices: dict[str, Any], named: str) -> None:
     # no weight in the model: `--mode weights` has nothing to do
     with pytest.raises(UsageError) as caught:
-        edgeopt.quantize(parsed("g (float[4,4] x) => (float[4,4] y) { y = Gemm(x, x) }"), X[:24], measure=False, **choices)
+        edgeopt.quantize(
+            parsed("g (float[4,4] x) => (float[4,4] y) { y = Gemm(x, x) }"), X[:24], measure=False, **choices
+        )
     assert named in str(caught.value)
 
 

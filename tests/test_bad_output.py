@@ -53,7 +53,9 @@ def test_force_may_overwrite_the_input_itself(tmp_path: Path) -> None:
     assert made.report.input_bytes == len(models.dense())
 
 
-@pytest.mark.parametrize("place", ["nowhere/q.onnx", "file/q.onnx", "file/deeper/q.onnx", "folder", "n" * 300 + ".onnx", "nul\0.onnx"])
+@pytest.mark.parametrize(
+    "place", ["nowhere/q.onnx", "file/q.onnx", "file/deeper/q.onnx", "folder", "n" * 300 + ".onnx", "nul\0.onnx"]
+)
 def test_a_place_that_cannot_be_written_is_refused_by_name(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a regular file")
     (tmp_path / "folder").mkdir()
@@ -68,20 +70,21 @@ def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monk
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(graph.tempfile, "mkdtemp", read_only)
-    with pytest.raises(UsageError, match="Read-only file system") as caught:
-        with graph.staged(tmp_path / "q.onnx"):
-            pytest.fail("a stage was opened")
+    with pytest.raises(UsageError, match="Read-only file system") as caught, graph.staged(tmp_path / "q.onnx"):
+        pytest.fail("a stage was opened")
     assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "auto"])
-@pytest.mark.parametrize("name", ["optimized.onnx", "model[1].onnx", "0.onnx", "no_suffix", ".onnx", "a b.onnx", "%s*?.onnx", "größe.onnx"])
+@pytest.mark.parametrize(
+    "name", ["optimized.onnx", "model[1].onnx", "0.onnx", "no_suffix", ".onnx", "a b.onnx", "%s*?.onnx", "größe.onnx"]
+)
 def test_any_name_will_do(name: str, mode: str, tmp_path: Path) -> None:
     choices = {**STATIC, "mode": mode}
     made = edgeopt.quantize(models.dense(), X, output=tmp_path / name, **choices)
     assert names(tmp_path) == [name]
     assert made.report.output_bytes == (tmp_path / name).stat().st_size > 0
-    assert 0 < made.report.download_bytes
+    assert made.report.download_bytes > 0
 
 
 def test_neighbours_with_the_same_first_letters_are_neither_counted_nor_touched(tmp_path: Path) -> None:
@@ -214,7 +217,9 @@ def test_ctrl_c_leaves_nothing(place: str, tmp_path: Path, monkeypatch: pytest.M
     assert names(temporary) == []
 
 
-def watched(event: Callable[[], object], broken: bool) -> tuple[list[tuple[str, Callable[[], dict[str, np.ndarray]]]], list[int]]:
+def watched(
+    event: Callable[[], object], broken: bool
+) -> tuple[list[tuple[str, Callable[[], dict[str, np.ndarray]]]], list[int]]:
     """400 samples of 2 ms and the numbers of those that were read; `event` happens in the 20th, which is NaN if `broken`."""
     seen: list[int] = []
 
@@ -229,7 +234,9 @@ def watched(event: Callable[[], object], broken: bool) -> tuple[list[tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("event", "error"), [(_thread.interrupt_main, KeyboardInterrupt), (lambda: None, CalibrationError)], ids=["Ctrl-C", "NaN"]
+    ("event", "error"),
+    [(_thread.interrupt_main, KeyboardInterrupt), (lambda: None, CalibrationError)],
+    ids=["Ctrl-C", "NaN"],
 )
 def test_a_calibration_ends_soon_after(event: Callable[[], object], error: type[BaseException]) -> None:
     made = tiny.model(models.DENSE, w=models.normal(4, 4), b=models.normal(4))

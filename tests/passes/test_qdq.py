@@ -157,7 +157,8 @@ def test_a_float_reader_of_an_integer_value_reads_the_grid() -> None:
     assert sin.inputs[0].producer().op_type == "DequantizeLinear"
 
 
-def test_a_body_of_if_reads_the_grid_of_an_outer_integer_value() -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_a_body_of_if_reads_the_grid_of_an_outer_integer_value(named: bool) -> None:
     text = f"""g (bool c, float[1,8,6,6] x) => (float[1,8,6,6] y) {{
         a = {CONV} (x, w)
         y = If (c) <
@@ -165,6 +166,8 @@ def test_a_body_of_if_reads_the_grid_of_an_outer_integer_value() -> None:
             else_branch = e () => (float[1,8,6,6] q) {{ q = Cos(a) }}
         >
     }}"""
+    if named:
+        text = text.replace("a = Conv", "[first] a = Conv").replace("p = S", "[sin] p = S").replace("q = C", "[cos] q = C")
     feeds = [{"c": np.array(i % 2 == 0), **f} for i, f in enumerate(FEEDS)]
     s = made(text, feeds)
     onnx.checker.check_model(ir.to_proto(s.result), full_check=True)

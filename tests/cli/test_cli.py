@@ -1,0 +1,357 @@
+"""The command line: exit codes, what goes to stdout and what to stderr, names of files, the same bytes twice, and what is not imported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import edgeopt
+from edgeopt.cli import main
+from tests import models
+
+DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
+STATIC = ("--mode", "static", "--include", "Gemm", "--no-measure")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a call of the command line left: exit code, stdout, stderr."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with model.onnx (one Gemm) and x.npy (30 samples for it)."""
+    (tmp_path / "model.onnx").write_bytes(models.dense())
+    np.save(tmp_path / "x.npy", models.normal(30, 4))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(here: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("targets")` calls the command line in this process, in the folder `here`."""
+
+    def call(*argv: str) -> Ended:
+        with pytest.raises(SystemExit) as ended:
+            main(list(argv))
+        out, err = capsys.readouterr()
+        return Ended(ended.value.code, out, err)
+
+    return call
+
+
+def python(*argv: str, cwd: Path) -> Ended:
+    """A Python process of its own."""
+    made = subprocess.run([sys.executable, *argv], cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+    return Ended(made.returncode, made.stdout, made.stderr)
+
+
+def names(folder: Path) -> set[str]:
+    return {f.name for f in folder.iterdir()}
+
+
+# a real model, once
+
+
+@dataclass(frozen=True)
+class Real:
+    """One `edgeopt quantize digits.onnx --format json --report report.json` in a process of its own."""
+
+    folder: Path
+    ended: Ended
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
+    folder = tmp_path_factory.mktemp("real")
+    shutil.copy(DIGITS / "digits.onnx", folder)
+    command = ("-m", "edgeopt", "quantize", "digits.onnx", "--calib", str(DIGITS / "calib"), "--no-measure")
+    return Real(folder, python(*command, "--format", "json", "--report", "report.json", cwd=folder))
+
+
+def test_python_dash_m_quantizes_a_real_model(real: Real) -> None:
+    assert real.ended.code == 0, real.ended.err
+    assert names(real.folder) == {"digits.onnx", "digits.int8.onnx", "report.json"}
+    onnx.checker.check_model(str(real.folder / "digits.int8.onnx"), full_check=True)
+
+
+def test_json_on_stdout_is_all_of_stdout_and_has_its_schema(real: Real) -> None:
+    report = json.loads(real.ended.out)
+    assert report["schema"] == "edgeopt.report/1"
+    assert report["output_bytes"] == (real.folder / "digits.int8.onnx").stat().st_size
+    assert report["input_bytes"] == (DIGITS / "digits.onnx").stat().st_size
+    assert report["outputs"][0]["output"] == "logits"
+    assert report["outputs"][0]["agreement"] >= 0.9
+    assert report["samples"]["calibration"] > 100
+
+
+def test_the_report_file_is_what_stdout_says(real: Real) -> None:
+    assert json.loads((real.folder / "report.json").read_text(encoding="utf-8")) == json.loads(real.ended.out)
+
+
+def test_every_note_of_the_report_is_on_stderr(real: Real) -> None:
+    notes = json.loads(real.ended.out)["notes"]
+    assert any(note.startswith("preprocessing: from ") for note in notes)
+    lines = real.ended.err.splitlines()
+    assert set(notes) <= set(lines)
+    assert len(lines) == len(notes)  # and nothing else: no warnings, no log lines
+
+
+def test_the_same_input_gives_the_same_bytes_again_and_under_another_name(real: Real, run: Run, here: Path) -> None:
+    shutil.copy(DIGITS / "digits.onnx", here / "other.onnx")
+    ended = run("quantize", "other.onnx", "--calib", str(DIGITS / "calib"), "--no-measure", "-o", "twice.onnx")
+    assert ended.code == 0
+    assert (here / "twice.onnx").read_bytes() == (real.folder / "digits.int8.onnx").read_bytes()
+
+
+# names of files
+
+
+@pytest.mark.parametrize(
+    ("mode", "made"),
+    [
+        ("static", "model.int8.onnx"),
+        ("dynamic", "model.int8.onnx"),
+        ("auto", "model.int8.onnx"),
+        ("fp16", "model.fp16.onnx"),
+    ],
+)
+def test_the_output_lies_beside_the_model_by_default(mode: str, made: str, run: Run, here: Path) -> None:
+    (here / "deep").mkdir()
+    shutil.move(here / "model.onnx", here / "deep")
+    ended = run("quantize", "deep/model.onnx", "--calib", "x.npy", "--mode", mode, "--include", "Gemm", "--no-measure")
+    assert ended.code == 0, ended.err
+    assert names(here / "deep") == {"model.onnx", made}
+    assert names(here) == {"deep", "x.npy"}
+
+
+def test_o_names_the_output(run: Run, here: Path) -> None:
+    assert run("quantize", "model.onnx", "--calib", "x.npy", *STATIC, "-o", "small.onnx").code == 0
+    assert names(here) == {"model.onnx", "x.npy", "small.onnx"}
+
+
+@pytest.mark.parametrize("victim", ["model.onnx", "small.onnx", "x.npy"])
+def test_a_report_overwrites_neither_the_model_nor_the_result_nor_the_samples(
+    victim: str, run: Run, here: Path
+) -> None:
+    before = {name: (here / name).read_bytes() for name in names(here)}
+    ended = run("quantize", "model.onnx", "--calib", "x.npy", *STATIC, "-o", "small.onnx", "--report", victim)
+    assert ended.code == 2
+    assert victim in ended.err
+    assert {name: (here / name).read_bytes() for name in names(here)} == before
+
+
+@pytest.mark.parametrize("place", ["nowhere/report.json", "x.npy/report.json", "folder"])
+def test_a_report_that_cannot_be_written_is_known_before_the_work(place: str, run: Run, here: Path) -> None:
+    (here / "folder").mkdir()
+    ended = run("quantize", "model.onnx", "--calib", "x.npy", *STATIC, "-o", "small.onnx", "--report", place)
+    assert ended.code == 2
+    assert place in ended.err
+    assert names(here) == {"model.onnx", "x.npy", "folder"}
+
+
+# exit codes
+
+
+def test_done_is_0_and_the_table_ends_with_the_file(run: Run) -> None:
+    ended = run("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].startswith("wrote model.int8.onnx in ")
+    assert "calibration: " in ended.err
+    assert "calibration: " not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("demand", "missed"),
+    [(("--min-sqnr", "500"), "SQNR"), (("--min-agreement", "1.0"), "agreement"), (("--min-speedup", "1"), "speed-up")],
+)
+def test_a_missed_figure_is_1_and_the_file_is_written(
+    demand: tuple[str, str], missed: str, run: Run, here: Path
+) -> None:
+    # the weights are coarse on purpose: an outlier in each column leaves few levels to the rest, so that some top-1 differ
+    w = models.normal(4, 4)
+    w[0] = 1000.0
+    (here / "model.onnx").write_bytes(models.dense(w=w))
+    ended = run("quantize", "model.onnx", "--calib", "x.npy", *STATIC, *demand)
+    assert ended.code == 1
+    assert f"MISSED: {missed}" in ended.out
+    assert "model.int8.onnx" in names(here)
+
+
+def test_a_met_figure_is_0(run: Run) -> None:
+    assert (
+        run("quantize", "model.onnx", "--calib", "x.npy", *STATIC, "--min-sqnr", "20", "--min-agreement", "0.5").code
+        == 0
+    )
+
+
+GOOD = ("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("quantise",), "did you mean 'quantize'"),
+        (("--bogus",), "--bogus"),
+        (("quantize",), "MODEL"),
+        (("quantize", "model.onnx"), "--calib"),
+        (("quantize", "model.onnx", "--calib", "x.npy", "--random"), "--random"),
+        ((*GOOD, "--calib", "nowhere"), "nowhere"),
+        ((*GOOD, "--target", "cpu-arm"), "did you mean 'cpu-arm64'"),
+        ((*GOOD, "--exclude", "Gem"), "did you mean 'Gemm'"),
+        ((*GOOD, "--mode", "statik"), "static"),
+        ((*GOOD, "--range", "max"), "minmax"),
+        ((*GOOD, "--samples", "0"), "--samples"),
+        ((*GOOD, "--samples", "many"), "--samples"),
+        ((*GOOD, "--bits", "5"), "--bits"),
+        ((*GOOD, "-o", "nowhere/small.onnx"), "nowhere"),
+        ((*GOOD, "-o", "x.npy"), "--force"),
+        *(
+            ((*GOOD, "--max-ram", size), "--max-ram")
+            for size in ("", "G", "2T", "nan", "inf", "1e400", "-1G", "0", "lots")
+        ),
+        *(((*GOOD, "--resize", side), "--resize") for side in ("", "wide", "nan", "inf", "0", "-5", "1,2,3", "2.5")),
+        *(((*GOOD, "--crop", side), "--crop") for side in ("", "nan", "0x0", "-1x4", "1,2,3")),
+        *(((*GOOD, "--mean", x), "--mean") for x in ("", "red", "nan")),
+        ((*GOOD, "--std", "0"), "--std"),
+        ((*GOOD, "--scale", "nan"), "--scale"),
+        ((*GOOD, "--min-sqnr", "nan"), "--min-sqnr"),
+        (("inspect",), "MODEL"),
+        (("inspect", "model.onnx", "--dim", "N=many"), "--dim"),
+        (("simplify", "model.onnx", "-o", "x.npy"), "--force"),
+        (("targets", "--format", "xml"), "xml"),
+    ],
+    ids=lambda x: " ".join(x).removeprefix(" ".join(GOOD)) if isinstance(x, tuple) else "",
+)
+def test_a_wrong_call_is_2_and_says_what_is_wrong(argv: tuple[str, ...], named: str, run: Run, here: Path) -> None:
+    ended = run(*argv)
+    assert ended.code == 2
+    assert named in ended.err
+    assert not ended.out
+    assert names(here) == {"model.onnx", "x.npy"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (("quantize", "nowhere.onnx", "--calib", "x.npy"), "nowhere.onnx"),
+        (("quantize", "x.npy", "--calib", "x.npy"), "x.npy"),
+        (("quantize", ".", "--calib", "x.npy"), "."),
+        (("quantize", "/", "--calib", "x.npy"), "/"),
+        (("quantize", "n" * 300, "--calib", "x.npy", "-o", "small.onnx"), "nnn"),
+        (("quantize", "model.onnx", "--calib", "empty"), "empty"),
+        (("quantize", "model.onnx", "--calib", "wide.npy"), "wide.npy"),
+        (("inspect", "nowhere.onnx"), "nowhere.onnx"),
+        (("inspect", "x.npy"), "x.npy"),
+        (("simplify", "nowhere.onnx"), "nowhere.onnx"),
+        (("simplify", "x.npy"), "x.npy"),
+    ],
+    ids=lambda x: " ".join(x)[:60] if isinstance(x, tuple) else "",
+)
+def test_a_bad_model_or_bad_data_is_3_and_nothing_is_written(
+    argv: tuple[str, ...], named: str, run: Run, here: Path
+) -> None:
+    (here / "empty").mkdir()
+    np.save(here / "wide.npy", models.normal(30, 5))
+    ended = run(*argv)
+    assert ended.code == 3
+    assert named in ended.err
+    assert ended.err.startswith("edgeopt: ")
+    assert names(here) == {"model.onnx", "x.npy", "empty", "wide.npy"}
+
+
+def test_an_interrupted_run_is_130_and_leaves_nothing(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgeopt.verify.compare", interrupt)
+    ended = run(*GOOD)
+    assert ended.code == 130
+    assert "interrupted" in ended.err
+    assert not ended.out
+    assert names(here) == {"model.onnx", "x.npy"}
+
+
+def test_a_real_ctrl_c_is_130_without_a_traceback(here: Path) -> None:
+    (here / "slow.py").write_text(
+        "import os, signal\nimport numpy as np\n"
+        "def feeds():\n    for i in range(50):\n        if i == 20:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        yield {'x': np.zeros((1, 4), np.float32)}\n"
+    )
+    before = names(here)
+    ended = python("-B", "-m", "edgeopt", "quantize", "model.onnx", "--calib", "slow:feeds", *STATIC, cwd=here)
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    assert names(here) == before
+
+
+# the rest of the commands
+
+
+def test_without_a_command_the_help_is_shown(run: Run) -> None:
+    assert "edgeopt quantize model.onnx" in run().err
+
+
+@pytest.mark.parametrize("command", [(), ("quantize",), ("inspect",), ("simplify",), ("targets",)])
+def test_help_goes_to_stdout_with_an_example(command: tuple[str, ...], run: Run) -> None:
+    ended = run(*command, "--help")
+    assert ended.code == 0
+    assert " ".join(["edgeopt", *command]) in ended.out
+    assert "Example" in ended.out
+    assert not ended.err
+
+
+def test_the_version_is_the_package_s(run: Run) -> None:
+    assert run("--version").out == f"edgeopt, version {edgeopt.__version__}\n"
+
+
+def test_targets_as_json_are_every_target_by_name(run: Run) -> None:
+    found = json.loads(run("targets", "--format", "json").out)
+    assert {"cpu-arm64", "cpu-portable"} <= found.keys()
+    assert all(t["sources"] for t in found.values())
+
+
+def test_targets_as_a_table_are_every_target(run: Run) -> None:
+    ended = run("targets")
+    assert ended.code == 0
+    assert all(name in ended.out for name in json.loads(run("targets", "--format", "json").out))
+
+
+# imports
+
+
+def imported(code: str, cwd: Path) -> set[str]:
+    """The top-level modules in memory after `code`, in a process of its own."""
+    ended = python("-c", f"import sys\n{code}\nprint('\\n'.join(m for m in sys.modules if '.' not in m))", cwd=cwd)
+    assert ended.code == 0, ended.err
+    return set(ended.out.split())
+
+
+def test_import_edgeopt_imports_nothing_heavy(tmp_path: Path) -> None:
+    found = imported("import edgeopt", tmp_path)
+    assert "edgeopt" in found
+    assert not found & {"onnxruntime", "torch", "click", "rich", "onnx", "onnx_ir", "numpy", "pydantic", "PIL"}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"]])
+def test_the_help_imports_nothing_heavy(argv: list[str], tmp_path: Path) -> None:
+    code = f"from edgeopt.cli import main\ntry:\n    main({argv})\nexcept SystemExit as e:\n    assert e.code == 0"
+    found = imported(code, tmp_path)
+    assert "click" in found
+    assert not found & {"onnxruntime", "torch", "rich", "onnx", "onnx_ir", "numpy", "pydantic", "PIL"}

@@ -1,0 +1,206 @@
+"""Text to token ids: .txt, .jsonl and .csv through a tokenizer of six words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeopt.data import DataOptions, InputSpec, open_data
+from edgeopt.errors import DataError, UsageError
+
+tokenizers = pytest.importorskip("tokenizers")
+
+VOCABULARY = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4, "dog": 5}
+I64 = np.dtype(np.int64)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """A tokenizer.json that splits at spaces and writes [CLS] ... [SEP]."""
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(VOCABULARY, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path / "tokenizer.json"
+
+
+def inputs(length: int | None = None, dtype: type = np.int64, batch: int | None = 1) -> list[InputSpec]:
+    return [
+        InputSpec(name, np.dtype(dtype), (batch, length)) for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+
+
+def ids(name: str, content: str, tokenizer: Path, to: list[InputSpec] | None = None) -> list[list[int]]:
+    """The token ids of every sample in the file `name` of `content`, in the file's order."""
+    folder = tokenizer.parent / "texts"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(content, encoding="utf-8", newline="")
+    found = open_data(folder, to or inputs(), DataOptions(tokenizer=tokenizer))
+    assert all(sample.startswith(str(folder / name)) for sample, _ in found)
+    ordered = sorted(found, key=lambda sample: int(sample[0].rpartition(":")[2]))
+    return [read()["input_ids"][0].tolist() for _, read in ordered]
+
+
+CAT, DOG, BOTH = [2, 4, 3], [2, 5, 3], [2, 4, 5, 3]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT"])
+def test_a_line_of_txt_is_a_sample(name: str, tokenizer: Path) -> None:
+    assert ids(name, "cat\n\n  \ndog\r\ncat dog", tokenizer) == [CAT, DOG, BOTH]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL"])
+def test_an_object_of_jsonl_is_a_sample(name: str, tokenizer: Path) -> None:
+    lines = [{"label": 3, "text": "cat"}, {"sentence": "dog", "label": "x"}, "cat dog"]
+    assert ids(name, "\n".join(map(json.dumps, lines)) + "\n\n", tokenizer) == [CAT, DOG, BOTH]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV"])
+def test_the_column_text_of_csv_is_the_sample(name: str, tokenizer: Path) -> None:
+    assert ids(name, 'label,text\n1,cat\n2,"dog"\n3,\n4,"cat dog"\n', tokenizer) == [CAT, DOG, BOTH]
+
+
+def test_without_a_column_text_the_first_one_is_the_sample(tokenizer: Path) -> None:
+    assert ids("a.csv", "sentence,label\ncat,1\ndog,2\n", tokenizer) == [CAT, DOG]
+
+
+def test_a_quoted_field_of_csv_may_hold_a_line_break(tokenizer: Path) -> None:
+    assert ids("a.csv", 'text,label\n"cat\ndog",1\ndog,2\n', tokenizer) == [BOTH, DOG]
+
+
+@pytest.mark.parametrize("space", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_a_line_of_jsonl_ends_at_a_newline_only(space: str, tokenizer: Path) -> None:
+    line = json.dumps({"text": f"cat {space} dog"}, ensure_ascii=False)
+    if space in "\x0b\x0c\x1c":  # JSON escapes these
+        assert space not in line
+    assert len(ids("a.jsonl", line + "\n", tokenizer)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", '{"text": "cat"}'), ("a.csv", "text\ncat\n"), ("a.txt", "cat")]
+)
+def test_a_byte_order_mark_is_no_text(name: str, content: str, tokenizer: Path) -> None:
+    assert ids(name, "\ufeff" + content, tokenizer) == [CAT]
+
+
+def test_unknown_words_are_unknown_tokens(tokenizer: Path) -> None:
+    assert ids("a.txt", "cat mouse", tokenizer) == [[2, 4, 1, 3]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+def test_a_fixed_length_is_padded_and_masked(dtype: type, tokenizer: Path) -> None:
+    (tokenizer.parent / "a.txt").write_text("cat dog")
+    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs(6, dtype), DataOptions(tokenizer=tokenizer))
+    feed = read()
+    assert {k: x.tolist() for k, x in feed.items()} == {
+        "input_ids": [[2, 4, 5, 3, 0, 0]],
+        "attention_mask": [[1, 1, 1, 1, 0, 0]],
+        "token_type_ids": [[0, 0, 0, 0, 0, 0]],
+    }
+    assert {x.dtype for x in feed.values()} == {np.dtype(dtype)}
+
+
+def test_a_free_length_is_not_padded_and_ends_at_128(tokenizer: Path) -> None:
+    (long,) = ids("a.txt", "cat " * 500, tokenizer)
+    assert long == [2, *[4] * 126, 3]
+
+
+@pytest.mark.parametrize("length", [4, 3, 2])
+def test_a_long_text_is_cut_to_a_fixed_length(length: int, tokenizer: Path) -> None:
+    assert ids("a.txt", "cat dog cat", tokenizer, inputs(length)) == [[2, *[4, 5][: length - 2], 3]]
+
+
+def test_a_tokenizer_that_pads_by_itself_is_told_not_to(tokenizer: Path) -> None:
+    made = tokenizers.Tokenizer.from_file(str(tokenizer))
+    made.enable_padding(length=32)
+    made.enable_truncation(3)
+    made.save(str(tokenizer))
+    assert ids("a.txt", "cat dog", tokenizer) == [BOTH]
+
+
+def test_a_model_with_fewer_inputs_gets_fewer(tokenizer: Path) -> None:
+    (tokenizer.parent / "a.txt").write_text("cat")
+    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs()[:1], DataOptions(tokenizer=tokenizer))
+    assert list(read()) == ["input_ids"]
+
+
+# refusals
+
+
+def test_a_length_that_does_not_hold_the_special_tokens_is_refused(tokenizer: Path) -> None:
+    with pytest.raises((DataError, UsageError), match="input_ids"):
+        ids("a.txt", "cat", tokenizer, inputs(1))
+
+
+def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("cat")
+    with pytest.raises(UsageError, match="--tokenizer"):
+        open_data(tmp_path, inputs(), DataOptions())
+
+
+def test_an_input_that_is_no_token_is_refused_by_name(tokenizer: Path) -> None:
+    with pytest.raises(UsageError, match="pixels"):
+        ids("a.txt", "cat", tokenizer, [InputSpec("pixels", I64, (1, None))])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        "no json",
+        '{"model": null}',
+        '{"model": {}}',
+        '{"model": "type"}',
+        '{"model": {"type": "BPE"}}',
+        '{"model": {"type": "Nonsense"}}',
+        '{"model": {"type": "WordLevel", "vocab": {"cat": 0}}}',
+        "[" * 100_000,
+    ],
+    ids=lambda c: c[:50],
+)
+def test_a_file_that_is_no_tokenizer_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text(content)
+    (tmp_path / "a.txt").write_text("cat")
+    with pytest.raises(UsageError, match=r"own\.json"):
+        open_data(tmp_path / "a.txt", inputs(), DataOptions(tokenizer=tmp_path / "own.json"))
+
+
+@pytest.mark.parametrize("place", ["nowhere.json", "."])
+def test_a_tokenizer_that_is_not_there_is_refused_by_name(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("cat")
+    with pytest.raises(UsageError, match="--tokenizer"):
+        open_data(tmp_path / "a.txt", inputs(), DataOptions(tokenizer=tmp_path / place))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b"{not json\n"),
+        ("a.jsonl", b"[1]\n"),
+        ("a.jsonl", b'{"text": 3}\n'),
+        ("a.jsonl", b'{"label": 3}\n'),
+        ("a.jsonl", b"null\n"),
+        ("a.jsonl", b"[" * 100_000),
+        ("a.txt", b"\xff\xfe\x00"),
+        ("a.csv", b"text\n\xff\n"),
+        ("a.csv", b'text\n"' + b"cat " * 50_000 + b'"\n'),
+    ],
+    ids=["no json", "list", "number", "no text", "null", "deep", "bytes", "csv bytes", "csv field"],
+)
+def test_a_text_that_cannot_be_read_is_refused_by_name(name: str, content: bytes, tokenizer: Path) -> None:
+    (tokenizer.parent / name).write_bytes(content)
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        open_data(tokenizer.parent / name, inputs(), DataOptions(tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "\n \n"), ("a.csv", ""), ("a.csv", "text\n"), ("a.jsonl", "")])
+def test_a_text_without_a_line_is_refused_by_name(name: str, content: str, tokenizer: Path) -> None:
+    with pytest.raises(DataError, match="texts"):
+        ids(name, content, tokenizer)
