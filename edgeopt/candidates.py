@@ -155,14 +155,18 @@ def dynamic_int8(job: Job) -> Iterator[Made]:
     ]
     if not nodes:
         return
-    params = {}
+    params: dict[str, QParams] = {}
+    skipped: set[str | None] = set()
     for node in nodes:
         weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
         if weight is not None and weight.const_value is not None:
+            if str(weight.name) in params and params[str(weight.name)].axis != channel_axis(node):
+                skipped.add(node.name)  # one matrix read both ways: its first reader decides the grid
+                continue
             w, axis = weight.const_value.numpy(), channel_axis(node)
             floor = saturation_floor(w, node.op_type, axis) if job.target.saturates else 0.0
             params[str(weight.name)] = weight_params(w, axis, job.target.weight_type, floor=floor)
-    model = dynamic(job.model, params, frozenset(str(n.name) for n in nodes))
+    model = dynamic(job.model, params, frozenset(str(n.name) for n in nodes if n.name not in skipped))
     yield Made("dynamic", quantize_embeddings(model, job.exclude))
 
 
@@ -181,7 +185,10 @@ def weights(job: Job) -> Iterator[Made]:
     """Weight-only integers; 4 bits raise the opset to 21."""
     bits = job.options.bits
     model = graph.raise_opset(job.model, _INT4_OPSET) if bits == 4 else job.model
-    yield Made("weights" if bits == 8 else "weights (4 bits)", weight_only(model, bits, job.exclude))
+    yield Made(
+        "weights" if bits == 8 else "weights (4 bits)",
+        quantize_embeddings(weight_only(model, bits, job.exclude), job.exclude),
+    )
 
 
 def of_mode(job: Job) -> Made:

@@ -22,6 +22,7 @@ from onnx_ir.passes import PassBase, Sequential
 from onnx_ir.passes.common import (
     InlinePass,
     LiftConstantsToInitializersPass,
+    LiftSubgraphInitializersToMainGraphPass,
     NameFixPass,
     RemoveInitializersFromInputsPass,
     RemoveUnusedNodesPass,
@@ -43,6 +44,7 @@ _MALFORMED = (
     RuntimeError,
     UnicodeDecodeError,
     OverflowError,
+    ir.serde.SerdeError,
 )
 
 
@@ -64,42 +66,73 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) ->
         else:
             name = str(source)
             model = _load_file(Path(source))
+        _check_tensors(
+            model, None if isinstance(source, onnx.ModelProto | bytes) else Path(source).resolve().parent, name
+        )
     except _MALFORMED as e:
+        text = str(e).splitlines()[0][:200] if str(e) else ""
         raise ModelError(
-            f"{name}: not a readable ONNX model ({type(e).__name__}: {str(e)[:200]}); is it a complete .onnx file?"
+            f"{name}: not a readable ONNX model ({type(e).__name__}: {text}); is it a complete .onnx file?"
         ) from e
     _check(model, name)
     return model
 
 
 def _load_file(path: Path) -> ir.Model:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
     try:
-        model = ir.load(path, format="protobuf")
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        return ir.load(path, format="protobuf")
     except OSError as e:
         raise ModelError(f"{path}: cannot be read ({e.strerror or e})") from e
-    folder = path.resolve().parent
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor in the file: initializers and attributes, in sub-graphs and functions too."""
     for value in _initializers(model):
-        tensor = value.const_value
+        if value.const_value is not None:
+            yield value.const_value
+    nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                yield attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                yield from attribute.as_tensors()
+
+
+def _check_tensors(model: ir.Model, folder: Path | None, name: str) -> None:
+    """Every tensor can be had, and is as large as it says."""
+    for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
-            _check_external(tensor, folder, path)
-    return model
+            if folder is None:
+                raise ModelError(
+                    f"{name}: the data of {tensor.name!r} are in another file ({tensor.location}); give the model's path"
+                )
+            _check_external(tensor, folder, name)
+        elif not isinstance(tensor, ir.StringTensor) and tensor.numpy().shape != tensor.shape.numpy():
+            raise ModelError(f"{name}: the data of {tensor.name!r} do not fill its shape {tensor.shape}")
 
 
-def _check_external(tensor: ir.ExternalTensor, folder: Path, path: Path) -> None:
-    where = (folder / tensor.location).resolve()
-    if not where.is_relative_to(folder):
+def _check_external(tensor: ir.ExternalTensor, folder: Path, name: str) -> None:
+    try:
+        where = (folder / tensor.location).resolve()
+        inside, there = where.is_relative_to(folder), where.is_file()
+        size = where.stat().st_size if inside and there else 0
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{name}: the data of {tensor.name!r} cannot be read ({e})") from e
+    if not inside:
         raise ModelError(
-            f"{path}: the data of {tensor.name!r} lie outside the model's folder ({tensor.location}); refused"
+            f"{name}: the data of {tensor.name!r} lie outside the model's folder ({tensor.location}); refused"
         )
-    if not where.is_file():
+    if not there:
         raise ModelError(
-            f"{path}: the data of {tensor.name!r} are missing: {where} (keep the .data file beside the model)"
+            f"{name}: the data of {tensor.name!r} are missing: {where} (keep the .data file beside the model)"
         )
-    need = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if where.stat().st_size < need or tensor.nbytes > need - (tensor.offset or 0):
-        raise ModelError(f"{path}: the data of {tensor.name!r} are cut short: {where} ends before byte {need}")
+    offset = tensor.offset or 0
+    need = offset + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if offset < 0 or size < need or tensor.nbytes > need - offset:
+        raise ModelError(f"{name}: the data of {tensor.name!r} are cut short: {where} ends before byte {need}")
 
 
 def _check(model: ir.Model, name: str) -> None:
@@ -107,7 +140,7 @@ def _check(model: ir.Model, name: str) -> None:
         raise ModelError(f"{name}: the graph has no nodes; is it an ONNX model?")
     if not model.graph.outputs:
         raise ModelError(f"{name}: the graph has no outputs")
-    if "" not in model.opset_imports:
+    if not {"", "ai.onnx"} & model.opset_imports.keys():
         raise ModelError(f"{name}: the model imports no version of the ONNX operators")
 
 
@@ -122,10 +155,10 @@ def canonical(model: ir.Model) -> ir.Model:
     Raises:
         ModelError: a pass refused the model, or an input is not a tensor.
     """
-    copy = model.clone()
     steps: list[PassBase] = [
         InlinePass(),
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        LiftSubgraphInitializersToMainGraphPass(),
         RemoveInitializersFromInputsPass(),
         TopologicalSortPass(),
         RemoveUnusedNodesPass(),
@@ -133,9 +166,14 @@ def canonical(model: ir.Model) -> ir.Model:
         NameFixPass(),
     ]
     try:
-        copy = Sequential(*steps)(copy).model
+        copy = Sequential(*steps)(_copy(model)).model
     except (*_MALFORMED, ir.passes.PassError) as e:
-        raise ModelError(f"the graph cannot be brought into canonical form: {e}") from e
+        raise ModelError(f"the graph cannot be brought into canonical form: {_root(e)}") from e
+    if len(copy.graph) == 0:
+        raise ModelError("nothing is computed: the outputs are constants or inputs")
+    for value in (*copy.graph.inputs, *copy.graph.outputs):
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise ModelError(f"{value.name!r} is a {value.type}: only models of tensors can be quantized or measured")
     for value in copy.graph.inputs:
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
             raise ModelError(
@@ -148,15 +186,44 @@ def canonical(model: ir.Model) -> ir.Model:
     return copy
 
 
+def _copy(model: ir.Model) -> ir.Model:
+    """A clone in topological order, with the operators under their short domain name."""
+    try:
+        copy = model.clone()
+    except (ValueError, RuntimeError):  # nodes out of order cannot be cloned; a cycle or an undefined value not sorted
+        copy = ir.from_proto(ir.to_proto(model))
+        copy.graph.sort()
+        copy = copy.clone()
+    for node in copy.graph.all_nodes():
+        if node.domain == "ai.onnx":
+            node.domain = ""
+    if "ai.onnx" in copy.opset_imports:
+        copy.opset_imports.setdefault("", copy.opset_imports["ai.onnx"])
+        del copy.opset_imports["ai.onnx"]
+    return copy
+
+
+def _root(error: BaseException) -> BaseException:
+    """What `error` came from in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _name_nodes(model: ir.Model) -> None:
-    taken = Counter(n.name for n in model.graph.all_nodes() if n.name)
+    """Give every node, bodies included, a name of its own."""
+    taken = {n.name for n in model.graph.all_nodes() if n.name}
+    seen: set[str] = set()
     for i, node in enumerate(model.graph.all_nodes()):
-        if not node.name:
-            name = f"{node.op_type}_{i}"
-            while name in taken:
-                name += "_"
-            node.name = name
-            taken[name] += 1
+        if node.name and node.name not in seen:
+            seen.add(node.name)
+            continue
+        name = f"{node.name or node.op_type}_{i}"
+        while name in taken:
+            name += "_"
+        node.name = name
+        taken.add(name)
+        seen.add(name)
 
 
 def raise_opset(model: ir.Model, version: int) -> ir.Model:
@@ -206,8 +273,8 @@ def proto_bytes(model: ir.Model) -> bytes:
     with embedded(model) if external else contextlib.nullcontext(model) as whole:
         try:
             return bytes(ir.to_proto(whole).SerializeToString(deterministic=True))
-        except (EncodeError, ValueError) as e:
-            raise ModelError(f"the model does not fit into one protobuf message: {e}") from e
+        except (EncodeError, *_MALFORMED) as e:
+            raise ModelError(f"the model cannot be written as one protobuf message: {_root(e)}") from e
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ class QType:
         return np.dtype({"int4": "int8", "uint4": "uint8"}.get(self.dtype, self.dtype))
 
 
+_EXACT = 1 << 24  # float32 holds every integer up to here
 UINT8 = QType("uint8", 0, 255, symmetric=False)
 INT8 = QType("int8", -128, 127, symmetric=False)
 INT8_WEIGHT = QType("int8", -127, 127, symmetric=True)
@@ -114,9 +115,9 @@ def choose(
 
 def quantize(x: Array, params: QParams) -> NDArray[np.integer]:
     """Integers of `x`: q = clip(round(x / scale) + zero_point), `params.qtype`'s type, the shape of `x`."""
-    q = np.rint(x / params._expand(params.scale, x.ndim))
-    q += params._expand(params.zero_point, x.ndim)
-    np.clip(q, params.qtype.qmin, params.qtype.qmax, out=q)
+    wide = x.astype(np.float64) if params.qtype.qmax > _EXACT else x
+    q = np.asarray(np.rint(wide / params._expand(params.scale, x.ndim)))
+    q = np.clip(q + params._expand(params.zero_point, x.ndim), params.qtype.qmin, params.qtype.qmax)
     return np.asarray(q, params.qtype.numpy_dtype)
 
 

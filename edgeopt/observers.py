@@ -22,6 +22,7 @@ from edgeopt.grid import Array
 
 HALF_BITS = 11
 HALF = 1 << HALF_BITS  # bins on each side of zero
+_FINEST = -2000  # the exponent of a sample of zeros only: finer than any other, so that it coarsens none
 _FIXED_POINT = 1074  # every float64 is an integer multiple of 2^-1074
 
 
@@ -36,7 +37,7 @@ class MinMax:
         """With the elements of `x`, of any shape."""
         if x.size == 0:
             return self
-        return self.merge(type(self)(float(x.min()), float(x.max())))
+        return self.merge(type(self)(float(x.min()) + 0.0, float(x.max()) + 0.0))  # -0.0 becomes 0.0
 
     def merge(self, other: Self) -> Self:
         """Of both sets of samples."""
@@ -68,7 +69,8 @@ class Histogram:
         if x.size == 0:
             return self
         x = x.reshape(-1)
-        _, e = math.frexp(max(float(x.max()), -float(x.min())))
+        peak = max(float(x.max()), -float(x.min()))
+        e = math.frexp(peak)[1] if peak > 0 else _FINEST
         # scaling by a power of two is exact, but for denormals, which are left to float64
         shift = HALF_BITS - e
         scaled = x * np.float32(2.0**shift) if -100 < shift < 100 else np.ldexp(x.astype(np.float64), shift)
@@ -150,8 +152,9 @@ class Statistics:
     def update(self, x: Array, subsample: int) -> Self:
         """With one sample's tensor; histogram and moments take every n-th element so that about `subsample` are used."""
         flat = x.reshape(-1)
-        minmax = self.minmax.update(flat)
-        if not (math.isfinite(minmax.lo) and math.isfinite(minmax.hi)):
+        seen = MinMax().update(flat)
+        minmax = self.minmax.merge(seen)
+        if flat.size and not (math.isfinite(seen.lo) and math.isfinite(seen.hi)):
             return type(self)(minmax, self.histogram, self.moments)
         # an odd step does not fall into step with rows and channels, whose lengths are mostly even
         thin = flat[:: max(1, flat.size // subsample) | 1]

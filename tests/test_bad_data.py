@@ -350,13 +350,6 @@ def test_equal_samples_are_told_by_name() -> None:
     assert [note for note in made.report.notes if "same" in note] == ["samples sample[2] and sample[4] are the same"]
 
 
-def test_a_held_out_sample_that_also_calibrates_is_told_by_name() -> None:
-    data = X.copy()
-    data[20] = data[2]
-    made = edgeopt.quantize(models.dense(), data, **STATIC)
-    assert [note for note in made.report.notes if "sample[2]" in note and "sample[20]" in note]
-
-
 def test_a_constant_sample_is_told_by_name() -> None:
     data = X.copy()
     data[3] = 0.5

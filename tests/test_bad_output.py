@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,25 +139,33 @@ def full(*_: Any, **__: Any) -> NoReturn:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("name", ["write_bytes", "replace"])
-def test_a_full_disk_leaves_nothing_and_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fill(name: str, where: Callable[[Path], bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `Path.name` fail for a full disk on the paths of `where`, half-way if it writes."""
     real = getattr(Path, name)
 
-    def half(self: Path, *args: Any) -> None:
+    def limited(self: Path, *args: Any) -> Any:
+        if not where(self):
+            return real(self, *args)
         if name == "write_bytes":
             real(self, args[0][:10])
-        full()
+        return full()
 
-    monkeypatch.setattr(Path, name, half)
+    monkeypatch.setattr(Path, name, limited)
+
+
+@pytest.mark.parametrize("name", ["write_bytes", "replace"])
+def test_a_full_disk_leaves_nothing_and_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(name, lambda path: tmp_path in path.parents, monkeypatch)
     with pytest.raises(UsageError, match="No space left on device") as caught:
         edgeopt.quantize(models.dense(), X, output=tmp_path / "q.onnx", **STATIC)
     assert str(tmp_path / "q.onnx") in str(caught.value)
     assert names(tmp_path) == []
 
 
-def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["write_bytes", "replace"])
+def test_a_full_disk_keeps_the_file_that_was_there(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "q.onnx").write_text("mine")
-    monkeypatch.setattr(Path, "write_bytes", full)
+    fill(name, lambda path: tmp_path in path.parents, monkeypatch)
     with pytest.raises(UsageError, match="No space left on device"):
         edgeopt.quantize(models.dense(), X, output=tmp_path / "q.onnx", force=True, **STATIC)
     assert (tmp_path / "q.onnx").read_text() == "mine"
@@ -164,6 +173,13 @@ def test_a_full_disk_keeps_the_file_that_was_there(tmp_path: Path, monkeypatch: 
 
 
 def test_a_full_disk_for_temporary_files_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill("write_bytes", lambda path: tmp_path not in path.parents, monkeypatch)
+    with pytest.raises(edgeopt.EdgeoptError, match="No space left on device"):
+        edgeopt.quantize(models.dense(), X, output=tmp_path / "q.onnx", **STATIC)
+    assert names(tmp_path) == []
+
+
+def test_no_folder_for_temporary_files_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimize.tempfile, "mkdtemp", full)  # one module for all that import it
     with pytest.raises(edgeopt.EdgeoptError, match="No space left on device"):
         edgeopt.quantize(models.dense(), X, **STATIC)
@@ -217,6 +233,13 @@ def test_ctrl_c_leaves_nothing(place: str, tmp_path: Path, monkeypatch: pytest.M
     assert names(temporary) == []
 
 
+def ctrl_c() -> None:
+    """What the terminal sends."""
+    ident = threading.main_thread().ident
+    assert ident is not None
+    signal.pthread_kill(ident, signal.SIGINT)
+
+
 def watched(
     event: Callable[[], object], broken: bool
 ) -> tuple[list[tuple[str, Callable[[], dict[str, np.ndarray]]]], list[int]]:
@@ -235,7 +258,7 @@ def watched(
 
 @pytest.mark.parametrize(
     ("event", "error"),
-    [(_thread.interrupt_main, KeyboardInterrupt), (lambda: None, CalibrationError)],
+    [(ctrl_c, KeyboardInterrupt), (lambda: None, CalibrationError)],
     ids=["Ctrl-C", "NaN"],
 )
 def test_a_calibration_ends_soon_after(event: Callable[[], object], error: type[BaseException]) -> None:

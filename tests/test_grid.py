@@ -15,7 +15,20 @@ from hypothesis.extra.numpy import arrays
 from onnx.backend.test.case import node as onnx_node
 from onnx.backend.test.case.node import dequantizelinear, quantizelinear
 
-from edgeopt.grid import BIAS, INT4_WEIGHT, INT8, INT8_WEIGHT, STORAGE, UINT8, QParams, QType, choose, dequantize, fake_quantize, quantize
+from edgeopt.grid import (
+    BIAS,
+    INT4_WEIGHT,
+    INT8,
+    INT8_WEIGHT,
+    STORAGE,
+    UINT8,
+    QParams,
+    QType,
+    choose,
+    dequantize,
+    fake_quantize,
+    quantize,
+)
 from tests import tiny
 
 LAW = settings(max_examples=100, deadline=None, derandomize=True)
@@ -50,7 +63,9 @@ def test_quantize_after_dequantize_is_the_identity_on_the_grid(a: float, b: floa
 
 @LAW
 @given(ends, ends, qtypes, st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_the_error_inside_the_range_is_at_most_half_a_step(a: float, b: float, qtype: QType, places: list[float]) -> None:
+def test_the_error_inside_the_range_is_at_most_half_a_step(
+    a: float, b: float, qtype: QType, places: list[float]
+) -> None:
     lo, hi = min(a, b, 0.0), max(a, b, 0.0)
     p = choose(lo, hi, qtype)
     x = np.clip(lo + (hi - lo) * np.array([0.0, 1.0, *places]), lo, hi).astype(np.float32)
@@ -162,7 +177,10 @@ def node_tests() -> list[Any]:
     cases = []
     assert {quantizelinear.__name__, dequantizelinear.__name__} <= sys.modules.keys()
     for case in onnx_node._NodeTestCases:
-        types = [onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower() for v in (*case.model.graph.input, *case.model.graph.output)]
+        types = [
+            onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower()
+            for v in (*case.model.graph.input, *case.model.graph.output)
+        ]
         stated = {t for t in types if t != "float"}
         if len(stated) == 1 and stated <= STORAGE.keys() and types.count("float") == 2:
             cases.append(case)
@@ -175,19 +193,39 @@ def as_array(tensor: Any) -> np.ndarray:
 
 def stated_grid(case: Any, inputs: list[np.ndarray]) -> QParams:
     node = case.model.graph.node[0]
-    kinds = {onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower() for v in (*case.model.graph.input, *case.model.graph.output)}
+    kinds = {
+        onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower()
+        for v in (*case.model.graph.input, *case.model.graph.output)
+    }
     (dtype,) = kinds - {"float"}
     qtype = QType(dtype, *STORAGE[dtype], symmetric=False)
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     scale = inputs[1]
     zero_point = inputs[2].astype(qtype.numpy_dtype) if len(inputs) > 2 else np.zeros(scale.shape, qtype.numpy_dtype)
-    return QParams(scale, zero_point, qtype, attributes.get("axis", 1) if scale.ndim else None, attributes.get("block_size") or None)
+    return QParams(
+        scale,
+        zero_point,
+        qtype,
+        attributes.get("axis", 1) if scale.ndim else None,
+        attributes.get("block_size") or None,
+    )
 
 
 def test_the_wheel_ships_the_node_tests_that_this_file_relies_on() -> None:
     names = {c.name for c in node_tests()}
-    wanted = {"test_quantizelinear", "test_quantizelinear_axis", "test_quantizelinear_uint16", "test_quantizelinear_int16", "test_quantizelinear_int4"}
-    wanted |= {"test_dequantizelinear", "test_dequantizelinear_axis", "test_dequantizelinear_uint16", "test_dequantizelinear_int16"}
+    wanted = {
+        "test_quantizelinear",
+        "test_quantizelinear_axis",
+        "test_quantizelinear_uint16",
+        "test_quantizelinear_int16",
+        "test_quantizelinear_int4",
+    }
+    wanted |= {
+        "test_dequantizelinear",
+        "test_dequantizelinear_axis",
+        "test_dequantizelinear_uint16",
+        "test_dequantizelinear_int16",
+    }
     assert wanted <= names
 
 

@@ -52,7 +52,12 @@ OUTLIERS = ["heavy tails", "one end", "both ends", "after Relu", "negative"]
 
 
 # in 4 bits the heavy tails leave all but a few elements in one step, where rounding is no uniform noise
-CASES = [(kind, qtype) for kind in OUTLIERS for qtype in (UINT8, INT8_WEIGHT, UINT4) if (kind, qtype) != ("heavy tails", UINT4)]
+CASES = [
+    (kind, qtype)
+    for kind in OUTLIERS
+    for qtype in (UINT8, INT8_WEIGHT, UINT4)
+    if (kind, qtype) != ("heavy tails", UINT4)
+]
 every_case = pytest.mark.parametrize(("kind", "qtype"), CASES, ids=lambda v: getattr(v, "dtype", v))
 
 
@@ -83,7 +88,11 @@ def test_mse_is_nearly_as_good_as_a_search_over_true_errors(kind: str, qtype: QT
     x = with_outliers(kind)
     lo, hi = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
     shrink = np.linspace(1, 0.2, 41)
-    pairs = [(a, a) for a in shrink] if qtype.symmetric else [(a, b) for a in (shrink if lo else [1.0]) for b in (shrink if hi else [1.0])]
+    pairs = (
+        [(a, a) for a in shrink]
+        if qtype.symmetric
+        else [(a, b) for a in (shrink if lo else [1.0]) for b in (shrink if hi else [1.0])]
+    )
     if qtype.symmetric:
         lo, hi = -max(-lo, hi), max(-lo, hi)
     best = min(squared_error(x, lo * a, hi * b, qtype) for a, b in pairs)

@@ -35,7 +35,9 @@ def run(model: ir.Model, feed: Feed, *, level: str = "none") -> list[np.ndarray]
 
 def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
     """Initializers of the main graph by name."""
-    return {str(name): v.const_value.numpy() for name, v in model.graph.initializers.items() if v.const_value is not None}
+    return {
+        str(name): v.const_value.numpy() for name, v in model.graph.initializers.items() if v.const_value is not None
+    }
 
 
 def operators(model: ir.Model) -> list[str]:
@@ -58,4 +60,6 @@ def sqnr_db(reference: np.ndarray, result: np.ndarray) -> float:
 def feeds(count: int, seed: int = 0, **shapes: tuple[int, ...]) -> list[Mapping[str, np.ndarray]]:
     """`count` feeds of standard normal float32 values by input name."""
     rng = np.random.default_rng(seed)
-    return [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(count)]
+    return [
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(count)
+    ]

@@ -49,7 +49,7 @@ def dynamic(model: ir.Model, params: Mapping[str, QParams], nodes: frozenset[str
     name.
     """
     copy = model.clone()
-    quantized: dict[ir.Value | None, tuple[ir.Value, ...]] = {}
+    quantized: dict[tuple[ir.Value | None, int], tuple[ir.Value, ...]] = {}
     for node in tuple(copy.graph.all_nodes()):
         if node.name in nodes and _product(node):
             _replace(copy, node, params, quantized)
@@ -71,7 +71,7 @@ def _replace(
     model: ir.Model,
     node: ir.Node,
     params: Mapping[str, QParams],
-    quantized: dict[ir.Value | None, tuple[ir.Value, ...]],
+    quantized: dict[tuple[ir.Value | None, int], tuple[ir.Value, ...]],
 ) -> None:
     weight, name, graph = weight_of(node), str(node.name), node.graph
     assert weight is not None and weight.const_value is not None and graph is not None
@@ -86,13 +86,13 @@ def _replace(
         own(model, f"{key}_zero", np.zeros(p.scale.shape, np.int8))
     wq, ws, wz = (model.graph.initializers[f"{key}_{part}"] for part in ("int8", "scale", "zero"))
     x, new = node.inputs[0], []
-    if x not in quantized:
+    if (x, id(graph)) not in quantized:
         dql = ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3, name=f"{name}_DynamicQuantizeLinear")
         for value, part in zip(dql.outputs, ("uint8", "scale", "zero"), strict=True):
             value.name = f"{name}_x_{part}"
-        quantized[x] = tuple(dql.outputs)
+        quantized[x, id(graph)] = tuple(dql.outputs)
         new.append(dql)
-    xq, xs, xz = quantized[x]
+    xq, xs, xz = quantized[x, id(graph)]
     product = ir.Node("", "MatMulInteger", [xq, wq, xz, wz], name=f"{name}_MatMulInteger")
     cast = ir.Node("", "Cast", [product.outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT.value)], name=f"{name}_Cast")
     scale = ir.Node("", "Mul", [xs, ws], name=f"{name}_Scale")
@@ -118,6 +118,12 @@ def take_over(graph: ir.Graph | ir.Function, node: ir.Node, value: ir.Value) -> 
     value.name = name
 
 
+def _saturation(w: np.ndarray) -> float:
+    """The scale above which no two neighbours along the reduction of `w` [in, out] sum to more than 127 steps."""
+    pairs = np.pad(w, ((0, w.shape[0] % 2), (0, 0))).reshape(-1, 2, w.shape[1])
+    return max(float(np.maximum(pairs, 0).sum(1).max()), float(np.maximum(-pairs, 0).sum(1).max())) / INT8_WEIGHT.qmax
+
+
 def _replace_lstm(model: ir.Model, node: ir.Node) -> None:
     inputs = list(node.inputs) + [None] * (8 - len(node.inputs))
     extra: list[ir.Value | None] = []
@@ -125,7 +131,8 @@ def _replace_lstm(model: ir.Model, node: ir.Node) -> None:
         value = node.inputs[i]
         assert value is not None and value.const_value is not None
         w = np.swapaxes(value.const_value.numpy(), 1, 2)  # [directions, 4 hidden, in] -> [directions, in, 4 hidden]
-        peak = np.abs(w).max(axis=(1, 2))
+        # one scale a direction; small enough that no pair of products saturates on any CPU
+        peak = np.maximum(np.abs(w).max(axis=(1, 2)), [INT8_WEIGHT.qmax * _saturation(d) for d in w])
         p = choose(0.0, peak, INT8_WEIGHT, 0)
         name = f"{node.name}_{part}"
         inputs[i] = own(model, f"{name}_int8", np.ascontiguousarray(quantize(w, p)))

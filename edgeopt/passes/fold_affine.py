@@ -58,6 +58,8 @@ def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array 
         or any(d != 1 for i, d in enumerate(shape) if i != 1)
     ):
         return None
+    if node.op_type == "Div" and not c.all():
+        return None
     if node.op_type in ("Div", "Sub"):
         c = 1 / c if node.op_type == "Div" else -c
     return np.asarray(c, np.float32).reshape(-1)
@@ -98,6 +100,9 @@ def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
     value = next((v for v in node.inputs if v is not None and not constant(v)), None)
     c = _operand(node, value, w.shape[1] * group, w.ndim) if value is not None else None
     if c is None or value is None or not np.isfinite(c).all():
+        return False
+    known = value.shape[1] if value.shape is not None and len(value.shape) == w.ndim else None
+    if c.size > 1 and known != c.size:  # the constant may spread one channel over many
         return False
     per_group = np.broadcast_to(c, w.shape[1] * group).reshape(group, 1, w.shape[1])
     inputs = np.broadcast_to(per_group, (group, w.shape[0] // group, w.shape[1])).reshape(

@@ -21,14 +21,7 @@ from edgeopt.passes.qdq import drop_unused
 
 LARGEST = 65504.0
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
-# attributes that name a float type as a number, by operator
-_DTYPE_ATTRIBUTE = {
-    "RandomNormal": "dtype",
-    "RandomUniform": "dtype",
-    "RandomNormalLike": "dtype",
-    "RandomUniformLike": "dtype",
-    "EyeLike": "dtype",
-}
+_WAS_SINGLE = "edgeopt.was_float32"
 
 
 @dataclass(frozen=True)
@@ -59,20 +52,19 @@ def fp16(
     }
     for source in copy.graph.inputs:
         if not io_keep and source.dtype == _SINGLE:
-            source.dtype = _HALF
+            source.type = ir.TensorType(_HALF)
+            source.meta[_WAS_SINGLE] = True
     for node, half in plan.items():
         for i in half.outputs:
-            node.outputs[i].dtype = _HALF
-        attribute = _DTYPE_ATTRIBUTE.get(node.op_type)
-        if attribute is not None:
-            node.attributes[attribute] = ir.AttrInt64(attribute, _HALF.value)
+            node.outputs[i].meta[_WAS_SINGLE] = True
+            node.outputs[i].type = ir.TensorType(_HALF)
     casts: dict[tuple[int, int], ir.Value] = {}
     for node in tuple(copy.graph.all_nodes()):
         if node.op_type == "Cast" and not node.domain:
             continue
         half_inputs = plan[node].inputs if node in plan else frozenset()
         for i, value in enumerate(node.inputs):
-            if value is not None and value.dtype in (_SINGLE, _HALF):
+            if value is not None and (value.dtype == _SINGLE or value.meta.get(_WAS_SINGLE)):
                 wanted = _HALF if i in half_inputs else _SINGLE
                 if value.dtype != wanted:
                     node.replace_input_with(i, _as(copy, value, wanted, node, casts))
@@ -90,7 +82,7 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
     ):
         return None
     if node.op_type == "Cast":
-        return _cast(node)
+        return _cast(node, peaks)
     try:
         schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""])
     except onnx.defs.SchemaError:
@@ -114,15 +106,18 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
     bound = {_formal(schema.inputs, i) for i, v in enumerate(node.inputs) if v is not None and v.dtype == _SINGLE}
     bound |= {_formal(schema.outputs, i) for i, v in enumerate(node.outputs) if v.dtype == _SINGLE}
     constraints = {c.type_param_str for c in schema.type_constraints}
-    if bound & constraints - variables or (not inputs and node.op_type not in _DTYPE_ATTRIBUTE):
+    if bound & constraints - variables or not inputs or "dtype" in node.attributes:
         return None
     touched = [node.inputs[i] for i in inputs] + [node.outputs[i] for i in outputs]
     return None if any(_too_large(v, peaks) for v in touched) else _Half(inputs, outputs)
 
 
-def _cast(node: ir.Node) -> _Half | None:
-    """A Cast to float32 gives float16 instead; its input is taken as it comes."""
-    if node.attributes.get_int("to") != _SINGLE.value:
+def _cast(node: ir.Node, peaks: Mapping[str, float]) -> _Half | None:
+    """A Cast of anything but float16 to float32 gives float16 instead; its input is taken as it comes."""
+    source = node.inputs[0]
+    if node.attributes.get_int("to") != _SINGLE.value or source is None or source.dtype == _HALF:
+        return None
+    if _too_large(source, peaks) or _too_large(node.outputs[0], peaks):
         return None
     node.attributes["to"] = ir.AttrInt64("to", _HALF.value)
     return _Half(frozenset(), frozenset({0}))
@@ -168,12 +163,17 @@ def _as(
 
 def _fix_outputs(graph: ir.Graph, *, keep_types: bool) -> None:
     """Graph outputs that became float16 are cast back under their own name."""
+    if not keep_types:
+        return
+    restored: dict[ir.Value, ir.Value] = {}
     for i, value in enumerate(graph.outputs):
-        if value.dtype != _HALF or not keep_types or value.is_initializer():
-            continue
-        name = str(value.name)
-        value.name = f"{name}_float16"
-        node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _SINGLE.value)], name=f"{name}_Cast")
-        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(_SINGLE), value.shape
-        graph.append(node)
-        graph.outputs[i] = node.outputs[0]
+        if value in restored:
+            graph.outputs[i] = restored[value]
+        elif value.dtype == _HALF and not value.is_initializer() and value.meta.get(_WAS_SINGLE):
+            name = str(value.name)
+            value.name = f"{name}_float16"
+            node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _SINGLE.value)], name=f"{name}_Cast")
+            out = node.outputs[0]
+            out.name, out.type, out.shape = name, ir.TensorType(_SINGLE), value.shape
+            graph.append(node)
+            graph.outputs[i] = restored[value] = out

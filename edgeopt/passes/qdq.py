@@ -53,13 +53,17 @@ def _bypass(clamp: ir.Node) -> None:
     before, after = clamp.inputs[0], clamp.outputs[0]
     assert before is not None and clamp.graph is not None
     name, graph = str(after.name), clamp.graph
+    before.type, before.shape = after.type or before.type, after.shape or before.shape
     after.replace_all_uses_with(before, replace_graph_outputs=True)
     graph.remove(clamp, safe=True)
     before.name = name
 
 
 def _constant(model: ir.Model, name: str, array: np.ndarray, dtype: str) -> ir.Value:
+    """The initializer called `name`, made if it is not there."""
     kind = TYPES[dtype]
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
     tensor = ir.Tensor(array.astype(kind.numpy()), dtype=kind, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     model.graph.register_initializer(value)
@@ -80,15 +84,16 @@ def _grid(model: ir.Model, name: str, p: QParams) -> list[ir.Value]:
     )
 
 
-def dequantized_constant(model: ir.Model, value: ir.Value, p: QParams, readers: Sequence[Use], name: str) -> None:
-    """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`; changes `model` and
-    leaves it unsorted.
+def dequantized_constant(
+    model: ir.Model, value: ir.Value, p: QParams, readers: Sequence[Use], name: str, *, owner: str = ""
+) -> None:
+    """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`, stored as `name`; changes
+    `model` and leaves it unsorted. owner: tells DequantizeLinear nodes of one constant apart.
     """
     assert value.const_value is not None
     integers = _constant(model, f"{name}_quantized", quantize(value.const_value.numpy(), p), p.qtype.dtype)
-    dq = ir.Node(
-        "", "DequantizeLinear", [integers, *_grid(model, name, p)], _attributes(p), name=f"{name}_DequantizeLinear"
-    )
+    named = f"{name}{owner}_DequantizeLinear"
+    dq = ir.Node("", "DequantizeLinear", [integers, *_grid(model, name, p)], _attributes(p), name=named)
     graph = readers[0][0].graph
     assert graph is not None
     _finish(graph, value, dq, readers)
@@ -117,7 +122,8 @@ def _pair(model: ir.Model, value: ir.Value, p: QParams, plan: Plan, made: Mappin
     _finish(model.graph, value, dq, readers)
     if is_output:
         outputs = model.graph.outputs
-        outputs[next(i for i, v in enumerate(outputs) if v is value)] = dq.outputs[0]
+        for i in [i for i, v in enumerate(outputs) if v is value]:
+            outputs[i] = dq.outputs[0]
         value.name, dq.outputs[0].name = f"{name}_real", name
 
 

@@ -66,6 +66,15 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
     if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
         return "no integer kernel for this operator"
     weight = weight_of(node)
+    if OPS[node.op_type].weight is not None and weight is None:
+        return "the weight is computed at run time"
+    if (
+        node.op_type == "MatMul"
+        and weight is not None
+        and weight.const_value is not None
+        and len(weight.const_value.shape) != 2
+    ):
+        return "the weight is not a matrix"
     if weight is not None and (weight.const_value is None or not np.isfinite(weight.const_value.numpy()).all()):
         return "weights are not finite"
     if weight is not None and weight.dtype != ir.DataType.FLOAT:
@@ -186,9 +195,8 @@ def _cut(
         network.add_edge(label[str(node.name)], sink, round(integral))
     made = {str(v.name): n for n in candidates for v in _output(n, clamps)}
     for value in _values(model):
-        users = [
-            u.node for u in value.uses() if str(u.node.name) in label and u.idx in {i for i, _ in activations(u.node)}
-        ]
+        inside = [u for u in value.uses() if u.node.graph is model.graph and str(u.node.name) in label]
+        users = [u.node for u in inside if u.idx in {i for i, _ in activations(u.node)}]
         producer = made.get(str(value.name))
         if str(value.name) not in probes or (producer is None and not users):
             continue
@@ -200,7 +208,7 @@ def _cut(
             network.add_edge(crossing, start, round(target.quantize_ps * size))
             for end in ends:
                 network.add_edge(end, crossing, INFINITE)
-        if producer is not None and not OPS[producer.op_type].float_output:
+        if producer is not None and (value is not producer.outputs[0] or not OPS[producer.op_type].float_output):
             crossing = network.add_node()
             network.add_edge(start, crossing, round(target.dequantize_ps * size))
             stays = len(users) < len(tuple(value.uses())) or value.is_graph_output()

@@ -103,7 +103,9 @@ def test_the_argument_stays_and_a_second_time_changes_nothing(case: str) -> None
 
 
 def test_only_the_named_nodes_change() -> None:
-    model = tiny.model("g (float[5,32] x) => (float[5,32] y) { h = MatMul(x, w)  y = MatMul(h, v) }", w=SQUARE, v=SQUARE.T.copy())
+    model = tiny.model(
+        "g (float[5,32] x) => (float[5,32] y) { h = MatMul(x, w)  y = MatMul(h, v) }", w=SQUARE, v=SQUARE.T.copy()
+    )
     first, _ = (str(n.name) for n in model.graph)
     result = dynamic(model, grids(model), frozenset({first}))
     assert tiny.operators(result).count("MatMulInteger") == tiny.operators(result).count("MatMul") == 1

@@ -151,7 +151,9 @@ def test_one_value_that_is_two_outputs_keeps_both() -> None:
 
 
 def test_a_constant_beyond_fp16_stays_float32() -> None:
-    model = typed("g (float[4] x) => (float[4] y) { [big] a = Mul(x, c)  b = Div(a, c)  y = Exp(b) }", c=np.float32([1e6]))
+    model = typed(
+        "g (float[4] x) => (float[4] y) { [big] a = Mul(x, c)  b = Div(a, c)  y = Exp(b) }", c=np.float32([1e6])
+    )
     result = halved(model)
     assert tiny.weights_of(result)["c"].dtype == np.float32 and tiny.weights_of(result)["c"] == 1e6
     assert dtypes(result)["a"] == SINGLE
@@ -234,22 +236,22 @@ def test_the_scales_of_resize_stay_float32(mode: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
-def test_random_tensors_are_made_in_half(op: str) -> None:
+def test_random_tensors_stay_float32_since_the_runtime_draws_no_halves(op: str) -> None:
     text = f"g (float[64] x) => (float[64] y) {{ r = {op} <shape = [64], seed = 1.0> ()  z = Mul(r, zero)  y = Add(z, x) }}"
     model = typed(text, zero=np.float32([0]))
     result = halved(model)
-    assert dtypes(result)["r"] == HALF
+    assert dtypes(result)["r"] == SINGLE
     near(model, result, {"x": normal(64)})
 
 
 @pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike"])
 @pytest.mark.parametrize("stated", [True, False])
-def test_random_tensors_like_another_are_made_in_half(op: str, stated: bool) -> None:
+def test_random_tensors_like_another_follow_it_unless_they_state_a_type(op: str, stated: bool) -> None:
     attributes = "<seed = 1.0, dtype = 1>" if stated else "<seed = 1.0>"
     text = f"g (float[64] x) => (float[64] y) {{ r = {op} {attributes} (x)  z = Mul(r, zero)  y = Add(z, x) }}"
     model = typed(text, zero=np.float32([0]))
     result = halved(model)
-    assert dtypes(result)["r"] == HALF
+    assert dtypes(result)["r"] == (SINGLE if stated else HALF)
     near(model, result, {"x": normal(64)})
 
 
@@ -261,18 +263,23 @@ def test_a_random_tensor_that_is_kept_stays_float32() -> None:
     near(model, result, {"x": normal(8)})
 
 
-def test_an_eye_is_made_in_half() -> None:
+def test_an_eye_keeps_the_type_that_it_states() -> None:
     model = typed("g (int64[3,3] i, float[3,3] x) => (float[3,3] y) { e = EyeLike <dtype = 1> (i)  y = Add(e, x) }")
     near(model, halved(model), {"i": np.zeros((3, 3), np.int64), "x": normal(3, 3)})
 
 
 def test_drawn_bits_have_a_type_that_their_node_states() -> None:
-    model = typed("g (float[4] x) => (float[4] y) { a = Clip(x, one, one)  b = Bernoulli <dtype = 1, seed = 1.0> (a)  y = Add(b, x) }", one=np.float32(1))
+    model = typed(
+        "g (float[4] x) => (float[4] y) { a = Clip(x, one, one)  b = Bernoulli <dtype = 1, seed = 1.0> (a)  y = Add(b, x) }",
+        one=np.float32(1),
+    )
     halved(model)  # which checks the types
 
 
 def test_a_constant_of_a_shape_stays_as_it_is() -> None:
-    text = "g (int64[1] n, float[4] x) => (float[4] y) { c = ConstantOfShape <value = float[1] {2}> (n)  y = Mul(c, x) }"
+    text = (
+        "g (int64[1] n, float[4] x) => (float[4] y) { c = ConstantOfShape <value = float[1] {2}> (n)  y = Mul(c, x) }"
+    )
     model = typed(text)
     near(model, halved(model), {"n": np.array([4]), "x": normal(4)})
 
@@ -330,7 +337,12 @@ IF = """g (bool c, float[4] x) => (float[4] y) {
 def test_bodies_of_if_compute_in_half_and_give_what_if_expects(io_keep: bool, keep: frozenset[str]) -> None:
     model = typed(IF, k=normal(4))
     result = halved(model, io_keep=io_keep, keep=keep)
-    inner = [v.dtype for n in result.graph.all_nodes() if n.graph is not result.graph and n.op_type != "Cast" for v in n.outputs]
+    inner = [
+        v.dtype
+        for n in result.graph.all_nodes()
+        if n.graph is not result.graph and n.op_type != "Cast"
+        for v in n.outputs
+    ]
     assert inner.count(HALF) == 3 - len(keep)
     for flag in (True, False):
         near(model, result, {"c": np.array(flag), "x": normal(4)})
@@ -378,5 +390,10 @@ def test_unnamed_nodes_in_bodies_are_told_apart() -> None:
     model = typed(text, k=normal(4))
     (first, *_) = (str(n.name) for n in model.graph)
     result = halved(model, keep=frozenset({first}))  # the Exp alone
-    inner = [v.dtype for n in result.graph.all_nodes() if n.graph is not result.graph and n.op_type != "Cast" for v in n.outputs]
+    inner = [
+        v.dtype
+        for n in result.graph.all_nodes()
+        if n.graph is not result.graph and n.op_type != "Cast"
+        for v in n.outputs
+    ]
     assert inner.count(HALF) == 3

@@ -131,7 +131,11 @@ def test_the_result_is_valid_onnx_and_the_same_every_time() -> None:
 
 def test_the_graph_states_the_grids_of_the_plan() -> None:
     s = made(BLOCK)
-    stated = {str(n.inputs[0].name).removesuffix("_quantized"): params_of(n) for n in s.result.graph if n.op_type == "DequantizeLinear" and len(n.inputs) > 2}
+    stated = {
+        str(n.inputs[0].name).removesuffix("_quantized"): params_of(n)
+        for n in s.result.graph
+        if n.op_type == "DequantizeLinear" and len(n.inputs) > 2
+    }
     inner = {"y": "y_real"}
     assert {inner.get(n, n) for n in s.params} - {"b"} == {inner.get(n, n) for n in stated}
     for name, p in stated.items():
@@ -167,7 +171,9 @@ def test_a_body_of_if_reads_the_grid_of_an_outer_integer_value(named: bool) -> N
         >
     }}"""
     if named:
-        text = text.replace("a = Conv", "[first] a = Conv").replace("p = S", "[sin] p = S").replace("q = C", "[cos] q = C")
+        text = (
+            text.replace("a = Conv", "[first] a = Conv").replace("p = S", "[sin] p = S").replace("q = C", "[cos] q = C")
+        )
     feeds = [{"c": np.array(i % 2 == 0), **f} for i, f in enumerate(FEEDS)]
     s = made(text, feeds)
     onnx.checker.check_model(ir.to_proto(s.result), full_check=True)
@@ -281,7 +287,9 @@ def test_a_quantizer_of_activations_is_not_folded() -> None:
 def test_initializers_that_nothing_reads_are_dropped_and_outputs_are_not() -> None:
     model = tiny.model("g (float[2] x) => (float[2] y) { y = Add(x, used) }", used=np.float32([1, 2]))
     for name in ("unused", "given"):
-        value = ir.Value(name=name, const_value=ir.Tensor(np.float32([1]), name=name), type=ir.TensorType(ir.DataType.FLOAT))
+        value = ir.Value(
+            name=name, const_value=ir.Tensor(np.float32([1]), name=name), type=ir.TensorType(ir.DataType.FLOAT)
+        )
         model.graph.register_initializer(value)
     model.graph.outputs.append(model.graph.initializers["given"])
     drop_unused(model)

@@ -35,7 +35,6 @@ KINDS = {
     "Gemm with transB": ("g (float[3,32] x) => (float[3,16] y) { y = Gemm <transB = 1> (x, w) }", (16, 32), 0),
     "MatMul": ("g (float[3,32] x) => (float[3,16] y) { y = MatMul (x, w) }", (32, 16), 1),
     "MatMul of matrices": ("g (float[2,3,32] x) => (float[2,3,16] y) { y = MatMul (x, w) }", (2, 32, 16), 2),
-    "Gather": ("g (int64[3] x) => (float[3,16] y) { y = Gather (w, x) }", (32, 16), 0),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -48,7 +47,11 @@ def model_of(kind: str) -> ir.Model:
 def feed_of(model: ir.Model) -> dict[str, np.ndarray]:
     (x,) = model.graph.inputs
     shape = tuple(x.shape)
-    return {"x": RNG.integers(0, 32, shape) if x.dtype == ir.DataType.INT64 else RNG.standard_normal(shape).astype(np.float32)}
+    return {
+        "x": RNG.integers(0, 32, shape)
+        if x.dtype == ir.DataType.INT64
+        else RNG.standard_normal(shape).astype(np.float32)
+    }
 
 
 def stated(model: ir.Model) -> list[tuple[np.ndarray, QParams]]:
@@ -83,7 +86,9 @@ def test_the_result_computes_in_float_with_the_rounded_weights(kind: str) -> Non
     feed = feed_of(model)
     # the same float32 operator on the same weights
     np.testing.assert_allclose(tiny.run(result, feed)[0], tiny.run(rounded, feed)[0], rtol=1e-5, atol=1e-5)
-    assert tiny.sqnr_db(tiny.run(model, feed)[0], tiny.run(result, feed, level="all")[0]) >= 33  # weights of channels that differ a hundredfold
+    assert (
+        tiny.sqnr_db(tiny.run(model, feed)[0], tiny.run(result, feed, level="all")[0]) >= 33
+    )  # weights of channels that differ a hundredfold
 
 
 @every_kind
@@ -121,7 +126,9 @@ def test_a_four_bit_weight_is_within_half_a_step_but_where_the_grid_ends() -> No
     x = RNG.standard_normal((3, 128)).astype(np.float32)
     for level_name in ("none", "all"):
         (y,) = tiny.run(result, {"x": x}, level=level_name)
-        np.testing.assert_allclose(y, x @ real, rtol=2e-2, atol=2e-2 * np.abs(y).max())  # the fused kernel may round x to 8 bits
+        np.testing.assert_allclose(
+            y, x @ real, rtol=2e-2, atol=2e-2 * np.abs(y).max()
+        )  # the fused kernel may round x to 8 bits
     assert tiny.sqnr_db(x @ w, x @ real) >= 16
 
 
@@ -139,7 +146,10 @@ def test_the_peak_of_a_block_is_the_lowest_integer_whatever_its_sign() -> None:
     blocks = np.float32([[1, -4], [4, 2], [0, 0]]).reshape(1, 3, 2)
     p = block_params(blocks, INT4_WEIGHT)
     assert p.scale.tolist() == [[-0.5, 0.5]]
-    assert fake_quantize(blocks[0], QParams(p.scale, p.zero_point, INT4_WEIGHT, 0, 3))[[1, 0], [0, 1]].tolist() == [4, -4]
+    assert fake_quantize(blocks[0], QParams(p.scale, p.zero_point, INT4_WEIGHT, 0, 3))[[1, 0], [0, 1]].tolist() == [
+        4,
+        -4,
+    ]
 
 
 # Dead and tiny weights
@@ -164,12 +174,15 @@ def test_weights_inside_the_bodies_of_if_are_stored_too() -> None:
     def text(number: int) -> str:
         return f"<float[16,16] k = {{{', '.join(str(float(number + i % 7)) for i in range(256))}}}>"
 
-    model = tiny.model(f"""{HEADER} g (bool c, float[2,16] x) => (float[2,16] y) {{
+    model = tiny.model(
+        f"""{HEADER} g (bool c, float[2,16] x) => (float[2,16] y) {{
         y = If (c) <
             then_branch = t () => (float[2,16] p) {text(1)} {{ p = MatMul(x, k) }},
             else_branch = e () => (float[2,16] q) {text(5)} {{ h = MatMul(x, k)  q = MatMul(h, w) }}
         >
-    }}""", w=normal(16, 16))
+    }}""",
+        w=normal(16, 16),
+    )
     before = tiny.frozen(model)
     result = weight_only(model, 8)
     assert tiny.frozen(model) == before
@@ -183,13 +196,16 @@ def test_weights_inside_the_bodies_of_if_are_stored_too() -> None:
 
 
 def test_a_weight_that_main_graph_and_body_share_serves_both() -> None:
-    model = tiny.model(f"""{HEADER} g (bool c, float[2,16] x) => (float[2,16] y) {{
+    model = tiny.model(
+        f"""{HEADER} g (bool c, float[2,16] x) => (float[2,16] y) {{
         h = MatMul(x, w)
         y = If (c) <
             then_branch = t () => (float[2,16] p) {{ p = MatMul(h, w) }},
             else_branch = e () => (float[2,16] q) {{ q = Add(h, x) }}
         >
-    }}""", w=normal(16, 16))
+    }}""",
+        w=normal(16, 16),
+    )
     result = weight_only(model, 8)
     onnx.checker.check_model(ir.to_proto(result), full_check=True)
     for flag in (True, False):
@@ -198,14 +214,17 @@ def test_a_weight_that_main_graph_and_body_share_serves_both() -> None:
 
 
 def test_weights_of_a_loop_body_are_stored_too() -> None:
-    model = tiny.model(f"""{HEADER} g (int64 n, float[2,16] x) => (float[2,16] y) {{
+    model = tiny.model(
+        f"""{HEADER} g (int64 n, float[2,16] x) => (float[2,16] y) {{
         yes = Constant <value = bool {{1}}> ()
         y = Loop (n, yes, x) <
             body = b (int64 i, bool c, float[2,16] a) => (bool d, float[2,16] z) {{
                 d = Identity(c)  m = MatMul(a, w)  z = Tanh(m)
             }}
         >
-    }}""", w=normal(16, 16) / 8)
+    }}""",
+        w=normal(16, 16) / 8,
+    )
     result = weight_only(model, 8)
     onnx.checker.check_model(ir.to_proto(result), full_check=True)
     feed = {"n": np.array(3), "x": RNG.standard_normal((2, 16)).astype(np.float32)}

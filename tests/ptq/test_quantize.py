@@ -323,7 +323,10 @@ def test_a_dead_channel_without_bias_has_scale_one() -> None:
 
 
 @LAW
-@given(arrays(np.float32, array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=6), elements=weights), st.integers(0, 1))
+@given(
+    arrays(np.float32, array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=6), elements=weights),
+    st.integers(0, 1),
+)
 def test_a_weight_is_within_half_a_step(w: np.ndarray, axis: int) -> None:
     p = weight_params(w, axis, INT8_WEIGHT)
     error = np.abs(dequantize(quantize(w, p), p).astype(np.float64) - w)
@@ -351,7 +354,9 @@ def test_the_rule_decides_the_grid() -> None:
     x[0] = 50
     statistics = {"a": Statistics().update(x, x.size)}
     plan = Plan(frozenset(), {}, {"a": "a"}, {})
-    grids = {rule: float(activation_params(plan, statistics, AVX2, rule)["a"].scale) for rule in ("minmax", "percentile")}
+    grids = {
+        rule: float(activation_params(plan, statistics, AVX2, rule)["a"].scale) for rule in ("minmax", "percentile")
+    }
     assert grids["minmax"] == pytest.approx(50 / 255) and grids["percentile"] < 2 / 255
 
 
@@ -385,7 +390,12 @@ def test_integer_nodes_do_not_share_their_weights() -> None:
 def test_a_weight_shared_by_layers_of_different_ranges_serves_both() -> None:
     rng = np.random.default_rng(0)
     w, b = rng.standard_normal((8, 8, 1, 1)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
-    model = tiny.model(SHARED.replace("s = Conv(c, w, b)\n    y = Sin(s)", "y = Identity(c)"), w=w, b=b, big=np.full((1, 1, 1, 1), 50, np.float32))
+    model = tiny.model(
+        SHARED.replace("s = Conv(c, w, b)\n    y = Sin(s)", "y = Identity(c)"),
+        w=w,
+        b=b,
+        big=np.full((1, 1, 1, 1), 50, np.float32),
+    )
     feeds = tiny.feeds(4, x=(1, 8, 4, 4))
     s = static(model, feeds, AVX2)
     assert len(s.plan.integer) == 3
@@ -394,7 +404,9 @@ def test_a_weight_shared_by_layers_of_different_ranges_serves_both() -> None:
 
 
 @pytest.mark.parametrize("op", ["Mul", "Add"])
-@pytest.mark.parametrize("c", [np.float32([1, 2, 3, -1]), np.float32(3.0), np.float32([-2])], ids=["row", "scalar", "one"])
+@pytest.mark.parametrize(
+    "c", [np.float32([1, 2, 3, -1]), np.float32(3.0), np.float32([-2])], ids=["row", "scalar", "one"]
+)
 def test_an_operand_that_is_constant_gets_a_grid_of_its_own(op: str, c: np.ndarray) -> None:
     model = tiny.model(f"g (float[1,4] x) => (float[1,4] y) {{ y = {op}(x, c) }}", c=c)
     feed = {"x": np.float32([[1, 2, 3, 4]])}
@@ -441,7 +453,10 @@ def test_a_network_of_many_kinds_stays_near_float() -> None:
     feeds = tiny.feeds(8, x=(1, 8, 8, 8))
     s = static(model, feeds, AVX2)
     assert len(s.plan.integer) == 8 and len(s.plan.clamps) == 2
-    r, y, w = (np.stack([tiny.run(m, f, level=level)[0] for f in feeds]) for m, level in ((model, "all"), (s.result, "none"), (s.result, "all")))
+    r, y, w = (
+        np.stack([tiny.run(m, f, level=level)[0] for f in feeds])
+        for m, level in ((model, "all"), (s.result, "none"), (s.result, "all"))
+    )
     assert tiny.sqnr_db(r, y) >= 25  # 8 bits and eight layers
     assert tiny.sqnr_db(y, w) >= 35  # fused kernels round elsewhere, no more
     assert values(model, ["y"], feeds[0])["y"].shape == (1, 10)

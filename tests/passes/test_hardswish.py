@@ -1,0 +1,79 @@
+"""HardSwish in every way that exporters write it, and what only looks like it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from edgeopt.passes.hardswish import fuse_hardswish
+from tests import tiny
+
+CONSTANTS = {"three": 3.0, "zero": 0.0, "six": 6.0, "sixth": 1 / 6, "four": 4.0}
+GATE = "s = Add({0})  g1 = Clip(s, zero, six)"
+SPELT = {
+    f"{a} {b} {c}": f"{GATE.format(a)}  m = Mul({b})  y = {c}"
+    for a, b, c in itertools.product(
+        ("x, three", "three, x"), ("x, g1", "g1, x"), ("Div(m, six)", "Mul(m, sixth)", "Mul(sixth, m)")
+    )
+}
+SPELT["a HardSigmoid"] = "h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)  y = Mul(x, h)"
+SPELT["a HardSigmoid first"] = "h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)  y = Mul(h, x)"
+OTHERS = {
+    "another shift": "s = Add(x, four)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  y = Div(m, six)",
+    "another divisor": "s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  y = Div(m, four)",
+    "another bound": "s = Add(x, three)  g1 = Clip(s, zero, four)  m = Mul(x, g1)  y = Div(m, six)",
+    "upside down": "s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  y = Div(six, m)",
+    "the default HardSigmoid": "h = HardSigmoid(x)  y = Mul(x, h)",
+    "another factor": "s = Add(x, three)  g1 = Clip(s, zero, six)  n = Neg(x)  m = Mul(n, g1)  y = Div(m, six)",
+    "a gate that is read elsewhere": "s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  d = Div(m, six)  y = Add(d, g1)",
+    "half of it": "s = Add(x, three)  g1 = Clip(s, zero, six)  y = Mul(x, g1)",
+}
+
+
+def model_of(body: str):
+    used = {
+        k: np.float32(v) for k, v in CONSTANTS.items() if k in body.replace("sixth", "SIXTH" if k == "six" else "sixth")
+    }
+    return tiny.model(f"g (float[64] x) => (float[64] y) {{ {body} }}", **used)
+
+
+X = {"x": np.linspace(-6, 6, 64, dtype=np.float32)}
+
+
+@pytest.mark.parametrize("spelling", SPELT)
+def test_every_spelling_is_recognised(spelling: str) -> None:
+    model = model_of(SPELT[spelling])
+    before = tiny.frozen(model)
+    result = fuse_hardswish(model)
+    assert tiny.operators(result) == ["HardSwish"] and not tiny.weights_of(result)
+    assert tiny.frozen(model) == before
+    assert [v.name for v in result.graph.outputs] == ["y"]
+    # 1/6 in float32, and the order of the factors
+    np.testing.assert_allclose(tiny.run(result, X)[0], tiny.run(model, X)[0], rtol=1e-5, atol=1e-6)
+    assert tiny.frozen(fuse_hardswish(result)) == tiny.frozen(result)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_only_looks_like_it_stays(other: str) -> None:
+    model = model_of(OTHERS[other])
+    assert tiny.frozen(fuse_hardswish(model)) == tiny.frozen(model)
+
+
+def test_a_model_before_hardswish_stays() -> None:
+    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[4] x) => (float[4] y) { h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)  y = Mul(x, h) }'
+    model = tiny.model(text)
+    assert fuse_hardswish(model) is model
+
+
+def test_two_in_a_row_and_a_step_that_is_an_output() -> None:
+    text = """g (float[64] x) => (float[64] g1, float[64] z) {
+        s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  y = Div(m, six)
+        s2 = Add(y, three)  g2 = Clip(s2, zero, six)  m2 = Mul(y, g2)  z = Div(m2, six)
+    }"""
+    model = tiny.model(text, **{k: np.float32(CONSTANTS[k]) for k in ("three", "zero", "six")})
+    result = fuse_hardswish(model)
+    assert tiny.operators(result).count("HardSwish") == 1  # the first one's gate is an output
+    for r, y in zip(tiny.run(model, X), tiny.run(result, X), strict=True):
+        np.testing.assert_allclose(y, r, rtol=1e-5, atol=1e-6)
