@@ -101,8 +101,7 @@ def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
     c = _operand(node, value, w.shape[1] * group, w.ndim) if value is not None else None
     if c is None or value is None or not np.isfinite(c).all():
         return False
-    known = value.shape[1] if value.shape is not None and len(value.shape) == w.ndim else None
-    if c.size > 1 and known != c.size:  # the constant may spread one channel over many
+    if c.size > 1 and _channels(value, w.ndim) != c.size:  # the constant may spread one channel over many
         return False
     per_group = np.broadcast_to(c, w.shape[1] * group).reshape(group, 1, w.shape[1])
     inputs = np.broadcast_to(per_group, (group, w.shape[0] // group, w.shape[1])).reshape(
@@ -117,6 +116,17 @@ def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
     conv.replace_input_with(0, value)
     model.graph.remove(node, safe=True)
     return True
+
+
+def _channels(value: ir.Value, rank: int) -> int | ir.SymbolicDim | None:
+    """Channels of `value` [n, channels, ...] of `rank`, looked up through element-wise steps; None if not known."""
+    if value.shape is not None and len(value.shape) == rank:
+        return value.shape[1]
+    node = value.producer()
+    operands = [v for v in node.inputs if v is not None and not constant(v)] if node is not None else []
+    if node is None or node.domain or node.op_type not in _SCALES + _SHIFTS or len(operands) != 1:
+        return None
+    return _channels(operands[0], rank)
 
 
 def _unpadded(conv: ir.Node) -> bool:

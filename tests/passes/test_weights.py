@@ -115,7 +115,7 @@ def test_a_four_bit_weight_is_within_half_a_step_but_where_the_grid_ends() -> No
     w = normal(128, 16)
     model = tiny.model(HEADER + "g (float[3,128] x) => (float[3,16] y) { y = MatMul (x, w) }", w=w)
     result = weight_only(model, 4)
-    assert result.graph.initializers["w_" + str(next(iter(model.graph)).name) + "_quantized"].dtype == ir.DataType.INT4
+    assert [v.dtype for v in result.graph.initializers.values()].count(ir.DataType.INT4) >= 1
     ((real, p),) = stated(result)
     assert (p.axis, p.block, p.scale.shape) == (0, INT4_BLOCK, (4, 16))
     scale = p._expand(p.scale, 2)

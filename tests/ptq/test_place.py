@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import edgeopt
 from edgeopt import target as targets
 from edgeopt.errors import UsageError
 from edgeopt.ops import OPS, activations, cost_class
@@ -278,6 +279,20 @@ def test_a_mask_in_a_constant_never_sets_a_range() -> None:
         model = tiny.model(text, m=np.where(np.eye(4) > 0, value, 0).astype(np.float32))
         probes = probe(model, {"s": np.ones(SHAPE, np.float32)})
         assert not place(model, FREE, probes, include=frozenset(str(n.name) for n in model.graph)).grids
+
+
+def test_a_mask_that_only_later_samples_hold_never_sets_a_range() -> None:
+    text = """g (float[1,8,8,8] x, float[1,1,8,8] m) => (float[1,8,8,8] y) {
+        a = Conv <pads = [1,1,1,1]> (x, w3)
+        s = Add(a, m)
+        y = Softmax <axis = -1> (s)
+    }"""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, 1, 1, 8, 8), np.float32)
+    masks[1, ..., 5:] = -10_000
+    data = [{"x": rng.standard_normal((1, 8, 8, 8)).astype(np.float32), "m": masks[min(i % 3, 1)]} for i in range(24)]
+    result = edgeopt.quantize(tiny.proto(text, w3=W3), data, mode="static", include=("Add", "Conv"), measure=False)
+    assert result.report.worst_sqnr_db >= 20  # a grid from -10000 to 3 leaves nothing of the scores
 
 
 def test_excluded_nodes_stay_float_and_included_ones_do_not() -> None:
