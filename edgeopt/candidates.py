@@ -32,6 +32,11 @@ from edgeopt.state import Plan
 _ISLAND_SHARES = (0.1, 0.25, 0.5)
 _BLAME_SAMPLES = 4
 _INT4_OPSET = 21
+_NOTHING = {
+    "static": "no node pays in integers on this target",
+    "dynamic": "no MatMul or Gemm has constant weights",
+    "weights": "no weight is large enough",
+}
 _BLAMED = "integers lose most of the accuracy here"
 
 
@@ -51,7 +56,11 @@ def static(job: Job) -> Iterator[Made]:
     plan = place(job.model, job.target, probes, exclude=job.exclude, include=job.include)
     if not plan.integer:
         return
-    statistics: dict[str, Statistics] = {}
+    statistics = calibrate(job, sorted(set(plan.grids.values())), probes)
+    probes = {**probes, **{name: _widened(probes[name], s) for name, s in statistics.items() if name in probes}}
+    plan = place(job.model, job.target, probes, exclude=job.exclude, include=job.include)
+    if not plan.integer:
+        return
     made = _static(job, plan, probes, statistics)
     yield made
     feeds = [feed for _, feed in job.held[:_BLAME_SAMPLES]]
@@ -63,6 +72,11 @@ def static(job: Job) -> Iterator[Made]:
         islands = replace(islands, kept_float=reasons)
         if islands.integer:
             yield _static(job, islands, probes, statistics, f"static with {len(worst)} nodes left in float")
+
+
+def _widened(p: Probe, statistics: Statistics) -> Probe:
+    """`p` with the extremes of all samples: a mask may be in none of the first."""
+    return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
 
 
 def _probe(job: Job) -> Mapping[str, Probe]:
@@ -185,10 +199,9 @@ def weights(job: Job) -> Iterator[Made]:
     """Weight-only integers; 4 bits raise the opset to 21."""
     bits = job.options.bits
     model = graph.raise_opset(job.model, _INT4_OPSET) if bits == 4 else job.model
-    yield Made(
-        "weights" if bits == 8 else "weights (4 bits)",
-        quantize_embeddings(weight_only(model, bits, job.exclude), job.exclude),
-    )
+    result = quantize_embeddings(weight_only(model, bits, job.exclude), job.exclude)
+    if any(v.dtype in (ir.DataType.INT8, ir.DataType.INT4) for v in result.graph.initializers.values()):
+        yield Made("weights" if bits == 8 else "weights (4 bits)", result)
 
 
 def of_mode(job: Job) -> Made:
@@ -200,10 +213,7 @@ def of_mode(job: Job) -> Made:
     makers = {"static": static, "dynamic": dynamic_int8, "fp16": half, "weights": weights}
     made = next(makers[job.options.mode](job), None)
     if made is None:
-        why = (
-            "no node pays in integers on this target"
-            if job.options.mode == "static"
-            else "no MatMul or Gemm has constant weights"
+        raise UsageError(
+            f"--mode {job.options.mode}: {_NOTHING[job.options.mode]}; use --mode auto, or name nodes with --include"
         )
-        raise UsageError(f"--mode {job.options.mode}: {why}; use --mode auto, or name nodes with --include")
     return made

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import tempfile
 import time
 import zlib
 from dataclasses import asdict, replace
@@ -20,8 +19,8 @@ import onnx_ir as ir
 
 from edgeopt import graph, target
 from edgeopt.candidates import Made, dynamic_int8, of_mode, static, weights
-from edgeopt.errors import EdgeoptError, UsageError, ValidityError
-from edgeopt.options import Data, Listener, Options, Result
+from edgeopt.errors import EdgeoptError, ValidityError
+from edgeopt.options import Data, Listener, Options, Result, check_place
 from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, Report
 from edgeopt.verify import Tried, measurable, verify
@@ -52,13 +51,11 @@ def quantize(
     options = Options(**choices)
     start = time.perf_counter()
     path = None if output is None else Path(output)
-    if path is not None and path.exists() and not force:
-        raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
-    if path is not None and not path.parent.is_dir():
-        raise UsageError(f"{path.parent}: no such folder")
+    if path is not None:
+        check_place(path, force)
     job = prepare(graph.load(model), data, options, listener or Listener())
     input_bytes = _input_bytes(model, job.source)
-    with tempfile.TemporaryDirectory() as folder, graph.staged(path or Path(folder) / "model.onnx") as stage:
+    with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
         report = _report(job, kept, final, reason, candidates, input_bytes, start)
@@ -166,7 +163,7 @@ def _report(
 ) -> Report:
     if job.options.measure and not measurable(job):
         job.note(f"speed not measured: this machine is {target.host()}, the target is {job.target.name}")
-    data = sorted(path.parent.glob(f"{path.name}*"))
+    data = sorted(f for f in path.parent.iterdir() if f.is_file())
     latency = None
     if kept.latency is not None:
         latency = LatencyReport(float_ms=kept.float_ms, **asdict(kept.latency), threads=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +49,23 @@ class Options:
         for value, known, what in ((self.mode, MODES, "mode"), (self.range_rule, RANGES, "range rule")):
             if value not in known:
                 raise UsageError(f"no {what} {value!r}{suggestion(value, known)} Known: {', '.join(known)}")
-        if self.samples < 1:
-            raise UsageError(f"--samples {self.samples}: at least 1")
+        if self.io_types not in ("keep", "fp16"):
+            raise UsageError(f"--io-types {self.io_types}: keep or fp16")
         if self.bits not in (4, 8):
             raise UsageError(f"--bits {self.bits}: 4 or 8")
+        if self.samples < 1:
+            raise UsageError(f"--samples {self.samples}: at least 1")
+        if self.max_ram is not None and self.max_ram < 1:
+            raise UsageError(f"--max-ram {self.max_ram}: at least a byte")
+        demands = {
+            "--min-sqnr": self.min_sqnr,
+            "--min-speedup": self.min_speedup,
+            "--min-agreement": self.min_agreement,
+        }
+        for name, demand in demands.items():
+            most = 1.0 if name == "--min-agreement" else math.inf
+            if demand is not None and not demand <= most:
+                raise UsageError(f"{name} {demand:g}: a number{'' if most == math.inf else ' from 0 to 1'}")
 
 
 @dataclass(frozen=True)
@@ -69,3 +83,18 @@ class Result:
     model: ir.Model
     path: Path | None
     report: Report
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Refuse an output that exists already or has no folder.
+
+    Raises:
+        UsageError: says which.
+    """
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(f"{path}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: cannot be a file ({e})") from e

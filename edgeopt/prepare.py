@@ -33,18 +33,21 @@ from edgeopt.data import (
     split,
 )
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
-from edgeopt.errors import DataError, ModelError, UsageError, suggestion
+from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError, suggestion
 from edgeopt.options import Data, Listener, Options
 from edgeopt.passes.simplify import simplify
 from edgeopt.ptq.place import select
 from edgeopt.runtime.compare import Outputs, class_scores, run_all
 from edgeopt.runtime.guess import Guess, guess
-from edgeopt.runtime.session import Session, check_feed, cores, open_session
+from edgeopt.runtime.session import Session, check_feed, cores, finite, open_session
 from edgeopt.target import Target
 
 RANDOM = "random"
 _GUESS_SAMPLES = 12
 _FEW = 16
+_QUANTIZED = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"}
+)
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     samples, recipe, told = _samples(data, inputs, options, session)
     checked = [(name, partial(_checked, read, model, name)) for name, read in samples]
     calibration, held = split(checked, options.samples)
-    feeds, problems = readable(held)
+    feeds, problems = readable(held, total=len(calibration) + len(held))
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
     reference = run_all(session, feeds, workers=cores())
+    _check_finite(feeds, reference)
+    simplified = _ranked(simplified, reference[0])
     job = Job(
         options,
         target,
@@ -121,21 +126,36 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
 
 def _check(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
-        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear"):
+        if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
             raise ModelError(
                 f"node {node.name!r} is a {node.op_type}: the model is quantized already; give the float model"
             )
     for g in model.graphs():
         for value in g.initializers.values():
             tensor = value.const_value
-            if (
-                tensor is not None
-                and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-                and np.isnan(tensor.numpy()).any()
-            ):
+            if tensor is not None and tensor.dtype.is_floating_point() and np.isnan(tensor.numpy()).any():
                 raise ModelError(
                     f"weight {value.name!r} holds NaN; the model is broken before quantization: train or export it again"
                 )
+
+
+def _ranked(model: ir.Model, outputs: Outputs) -> ir.Model:
+    """A clone whose outputs declare a shape, as a valid file must: at least the rank that they have on a sample."""
+    copy = model.clone()
+    for value, y in zip(copy.graph.outputs, outputs, strict=True):
+        if value.shape is None:
+            value.shape = ir.Shape([None] * y.ndim)
+    return copy
+
+
+def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> None:
+    for (name, feed), outputs in zip(feeds, reference, strict=True):
+        if not finite(feed.values()):
+            raise CalibrationError(f"sample {name} is not finite; mend or remove it")
+        if any(np.issubdtype(y.dtype, np.floating) and np.isnan(y).any() for y in outputs):
+            raise CalibrationError(
+                f"the float model's output is not finite on sample {name}; is the preprocessing right?"
+            )
 
 
 def _checked(read: Any, model: ir.Model, name: str) -> Feed:
@@ -175,14 +195,20 @@ def _recipe(path: Path, inputs: list[InputSpec], options: Options, session: Sess
         if base not in PRESETS:
             raise UsageError(f"no preset {base!r}{suggestion(base, PRESETS)} Known: {', '.join(PRESETS)}")
         base = PRESETS[base]
+    _merged(base or PRESETS["unit"], options)
     beside = next((f for f in (path / "preprocess.toml", path.parent / "preprocess.toml") if f.is_file()), None)
     if base is None and beside is not None:
         base, told = load_toml(beside), [f"preprocessing: from {beside}"]
     if base is None and not {"scale", "mean", "std"} & options.overrides.keys():
         found = _guess(path, inputs, options, session)
         base, told = PRESETS[found.preset], [found.describe()]
+    return _merged(base or PRESETS["unit"], options), told
+
+
+def _merged(base: Preprocess, options: Options) -> Preprocess:
+    """`base` with the fields that flags give."""
     try:
-        return Preprocess.model_validate({**(base or PRESETS["unit"]).model_dump(), **options.overrides}), told
+        return Preprocess.model_validate({**base.model_dump(), **options.overrides})
     except ValidationError as e:
         raise UsageError(f"preprocessing: {e}") from e
 
@@ -192,9 +218,8 @@ def _guess(path: Path, inputs: list[InputSpec], options: Options, session: Sessi
     assert spec is not None
     answers: dict[str, np.ndarray | None] = {}
     for name, preset in PRESETS.items():
-        recipe = Preprocess.model_validate({**preset.model_dump(), **options.overrides})
-        samples = open_data(path, inputs, DataOptions(preprocess=resolve(recipe, spec)))[:_GUESS_SAMPLES]
-        feeds, _ = readable(samples)
+        samples = open_data(path, inputs, DataOptions(preprocess=resolve(_merged(preset, options), spec)))
+        feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
         outputs = run_all(session, feeds, workers=cores())
         scores = [[y[0] for y in sample_outputs if y.ndim == 2 and class_scores([y])] for sample_outputs in outputs]
         answers[name] = (
@@ -212,7 +237,7 @@ def _warnings(calibration: list[Sample], held: list[tuple[str, Feed]], problems:
             f"only {len(calibration)} samples to calibrate with: ranges may be too narrow; 100 or more are better"
         )
     if calibration and len(calibration) == len(held) == 1:
-        lines.append("one sample both calibrates and checks: the figures below are not held out")
+        lines.append(f"sample {held[0][0]} both calibrates and checks: the figures below are not held out")
     digests: dict[bytes, str] = {}
     for name, feed in held:
         floats = [x for x in feed.values() if np.issubdtype(x.dtype, np.floating) and x.size > 1]

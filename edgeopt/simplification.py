@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from edgeopt import graph
 from edgeopt.data import as_samples, readable, specs
 from edgeopt.errors import UsageError, ValidityError
 from edgeopt.inspection import made_up_feed
-from edgeopt.options import Data
+from edgeopt.options import Data, check_place
 from edgeopt.passes import simplify as passes
 from edgeopt.report import OutputReport, lowest_sqnr_db
 from edgeopt.runtime.compare import compare, run_all
@@ -64,8 +63,8 @@ def simplify(
           nothing was written.
     """
     path = None if output is None else Path(output)
-    if path is not None and path.exists() and not force:
-        raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
+    if path is not None:
+        check_place(path, force)
     if backend not in BACKENDS:
         raise UsageError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
     source = graph.canonical(graph.load(model))
@@ -74,7 +73,7 @@ def simplify(
     result = fused if transformer is not None else passes.simplify(source)
     samples = as_samples([made_up_feed(source, dims or {})] if data is None else data, specs(source))  # type: ignore[arg-type]
     feeds, _ = readable(samples[:_SAMPLES])
-    with tempfile.TemporaryDirectory() as folder, graph.staged(path or Path(folder) / "model.onnx") as stage:
+    with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         graph.write(result, final)
         before, after = open_session(source), open_session(final)

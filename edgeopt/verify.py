@@ -5,7 +5,6 @@ float, timed against it.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +97,8 @@ def _loaded(job: Job, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
     """A session of the file at `path`, and what ONNX Runtime made of it (nothing known above 2 GB, which it cannot write)."""
     if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
         return open_session(path, options=_options(job)), Kernels({}, {}, {})
-    with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
+    with graph.temporary_folder() as folder:
+        optimized = folder / "optimized.onnx"
         session = open_session(path, options=_options(job), optimized=optimized)
         return session, kernels(optimized)
 

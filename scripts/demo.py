@@ -33,7 +33,9 @@ def main() -> None:
             report = edgeopt.quantize(source, SAMPLE / "calib", output=out, mode=mode).report
             speed = f"{report.latency.speedup:.2f}x" if report.latency else "-"
             name = f"--mode {mode}" + (f" (kept: {report.mode})" if mode == "auto" else "")
-            print(f"{name:26} {accuracy(out):8.1%} {report.output_bytes / 1e3:7.1f} kB {speed:>7} {report.worst_sqnr_db:5.1f} dB")
+            print(
+                f"{name:26} {accuracy(out):8.1%} {report.output_bytes / 1e3:7.1f} kB {speed:>7} {report.worst_sqnr_db:5.1f} dB"
+            )
     print("\nYour own: .venv/bin/edgeopt quantize model.onnx --calib images/")
 
 

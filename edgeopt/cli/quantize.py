@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 from edgeopt import target as targets
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
-from edgeopt.options import MODES
+from edgeopt.options import MODES, check_place
 from edgeopt.ranges import RANGES
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -22,26 +23,33 @@ def _size(text: str | None) -> int | None:
         return None
     number = text.strip().lower().removesuffix("b").removesuffix("i")
     try:
-        value = float(number[:-1]) * _UNITS[number[-1]] if number[-1:] in _UNITS else float(number)
-    except ValueError as e:
+        size = int(float(number[:-1]) * _UNITS[number[-1]] if number[-1:] in _UNITS else float(number))
+    except (ValueError, OverflowError) as e:
         raise click.BadParameter(f"{text!r} is no size; write 500MB or 2G", param_hint="--max-ram") from e
-    return int(value)
+    if size < 1:
+        raise click.BadParameter(f"{text!r}: at least a byte", param_hint="--max-ram")
+    return size
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(x) for x in text.replace("x", ",").split(","))
+        numbers = tuple(float(x) for x in text.split(","))
     except ValueError as e:
         raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from e
+    if not all(math.isfinite(x) for x in numbers) or (option == "--std" and min(numbers) <= 0):
+        raise click.BadParameter(f"{text!r}: finite numbers, and --std above 0", param_hint=option)
+    return numbers
 
 
-def _side(text: str | None, option: str) -> Any:
-    numbers = _numbers(text, option)
-    if numbers is None:
+def _side(text: str | None, option: str) -> int | tuple[int, int] | None:
+    if text is None:
         return None
-    sides = [int(x) for x in numbers]
+    parts = text.replace("x", ",").split(",")
+    if len(parts) > len(("height", "width")) or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
+        raise click.BadParameter(f"{text!r}; write 224 or 224x224", param_hint=option)
+    sides = [int(p) for p in parts]
     return sides[0] if len(sides) == 1 and option == "--resize" else (sides[0], sides[-1])
 
 
@@ -51,7 +59,7 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
         "crop": _side(given["crop"], "--crop"),
         "mean": _numbers(given["mean"], "--mean"),
         "std": _numbers(given["std"], "--std"),
-        "scale": given["scale"],
+        "scale": (_numbers(str(given["scale"]), "--scale") or (None,))[0] if given["scale"] is not None else None,
         "layout": given["layout"].upper() if given["layout"] else None,
         "color": given["color"],
     }
@@ -125,10 +133,13 @@ def quantize(
         raise UsageError(
             "give --calib PATH with real samples (or --random just to try): edgeopt quantize model.onnx --calib images/"
         )
-    if report_path is not None and not report_path.parent.is_dir():
-        raise UsageError(f"--report {report_path}: no such folder")
     targets.load(given["target"])
-    path = output or model.with_name(f"{model.stem}.{_SUFFIX.get(given['mode'], 'int8')}.onnx")
+    path = output or model.parent / f"{model.stem}.{_SUFFIX.get(given['mode'], 'int8')}.onnx"
+    overrides, max_ram = _overrides(given), _size(given["max_ram"])
+    if report_path is not None:
+        check_place(report_path, force=True)
+        if report_path.resolve() in {p.resolve() for p in (model, path, Path(calib or model))}:
+            raise UsageError(f"--report {report_path}: would overwrite the model, the result or the samples")
     from edgeopt.optimize import quantize as run
 
     with listener() as ears:
@@ -138,9 +149,9 @@ def quantize(
             output=path,
             listener=ears,
             force=given["force"],
-            overrides=_overrides(given),
+            overrides=overrides,
             bits=int(given["bits"]),
-            max_ram=_size(given["max_ram"]),
+            max_ram=max_ram,
             measure=not given["no_measure"],
             **{
                 k: given[k]

@@ -42,7 +42,7 @@ def simplify(
 
     if backend != "onnxruntime" and transformer is None:
         raise UsageError(f"--backend {backend} fuses transformers: say which with --transformer TYPE")
-    path = output or model.with_name(f"{model.stem}.simple.onnx")
+    path = output or model.parent / f"{model.stem}.simple.onnx"
     x = run(model, output=path, force=force, dims=dimensions(dims), transformer=transformer, backend=backend)
     click.echo(f"nodes    {x.nodes[0]} -> {x.nodes[1]}")
     click.echo(f"size     {megabytes(x.size_bytes[0])} -> {megabytes(x.size_bytes[1])}")

@@ -32,6 +32,8 @@ def read(path: Path, inputs: list[InputSpec]) -> Feed:
         wave, _ = soundfile.read(path, dtype="float32", always_2d=True)
     except (RuntimeError, OSError, ValueError) as e:
         raise DataError(f"{path}: not a readable .wav ({e})") from e
+    if not wave.size:
+        raise DataError(f"{path}: no sound in it")
     mono = wave.mean(axis=1)
     length = spec.fixed(-1) or min(mono.size, _LONGEST)
     fitted = np.zeros(length, np.float32)

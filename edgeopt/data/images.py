@@ -10,12 +10,12 @@ from __future__ import annotations
 import tomllib
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError
@@ -34,6 +34,9 @@ UNREADABLE = (
 )
 
 
+Side = Annotated[int, Field(ge=1, le=16384)]
+
+
 class Preprocess(BaseModel):
     """How an image becomes an input. resize, crop: (height, width); a single number resizes the shorter side. None:
     what the model's input asks for.
@@ -41,11 +44,11 @@ class Preprocess(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    resize: int | tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    resize: Side | tuple[Side, Side] | None = None
+    crop: tuple[Side, Side] | None = None
+    scale: FiniteFloat = 1 / 255
+    mean: tuple[FiniteFloat, ...] = (0.0,)
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = (1.0,)
     layout: Literal["NCHW", "NHWC"] | None = None
     color: Literal["rgb", "bgr", "gray"] | None = None
 
@@ -111,6 +114,9 @@ def resolve(recipe: Preprocess, spec: InputSpec) -> Preprocess:
     resize = recipe.resize
     if resize is None and crop:
         resize = round(max(crop) / 0.875) if min(crop) >= 64 else crop
+    least = min(resize) if isinstance(resize, tuple) else resize
+    if crop and least is not None and least < min(crop) and resize != crop:
+        raise UsageError(f"--resize {resize} is smaller than the crop {crop[0]}x{crop[1]}")
     return recipe.model_copy(update={"layout": layout, "color": color, "crop": crop, "resize": resize})
 
 
@@ -140,9 +146,14 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
     """
     try:
         with Image.open(path) as image:
-            if recipe.crop is not None:
-                image.draft("RGB" if recipe.color != "gray" else "L", (2 * max(recipe.crop), 2 * max(recipe.crop)))
-            pixels = np.asarray(_geometry(image.convert("L" if recipe.color == "gray" else "RGB"), recipe), np.float32)
+            wanted = recipe.resize or recipe.crop
+            if (
+                wanted is not None
+            ):  # a JPEG may be decoded at a fraction of its size, but not below twice what is wanted
+                side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
+                image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
+            clear = image.convert("RGBA") if "transparency" in image.info else image
+            pixels = np.asarray(_geometry(clear.convert("L" if recipe.color == "gray" else "RGB"), recipe), np.float32)
     except UNREADABLE as e:
         raise DataError(f"{path}: not a readable image ({type(e).__name__}: {e})") from e
     return {spec.name: tensor(pixels, recipe, spec.dtype)}
@@ -155,9 +166,10 @@ def _geometry(image: Image.Image, recipe: Preprocess) -> Image.Image:
         return image.resize((w, h), Image.Resampling.BILINEAR)
     if isinstance(recipe.resize, int):
         ratio = recipe.resize / min(image.size)
-        image = image.resize(
-            (max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), Image.Resampling.BILINEAR
-        )
+        w, h = (max(1, round(side * ratio)) for side in image.size)
+        if w * h > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} becomes {w}x{h} when its shorter side is {recipe.resize}")
+        image = image.resize((w, h), Image.Resampling.BILINEAR)
     elif recipe.resize is not None and image.size != recipe.resize[::-1]:
         image = image.resize(recipe.resize[::-1], Image.Resampling.BILINEAR)
     if recipe.crop is None or image.size == recipe.crop[::-1]:

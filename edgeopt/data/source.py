@@ -7,10 +7,13 @@ on the first class only.
 from __future__ import annotations
 
 import importlib
+import inspect
 import itertools
 import os
 import sys
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -44,6 +47,9 @@ MAX_UNREADABLE = 0.05
 _HELD_OUT = 32
 _TEXT = frozenset({".jsonl", ".csv", ".txt"})
 _ARRAYS = frozenset({".npz", ".npy"})
+_BROKEN = (
+    OSError, ValueError, EOFError, KeyError, SyntaxError, MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,11 @@ def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions)
           % unreadable images.
     """
     path = Path(source)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError):
+        there = False
+    if not there:
         if ":" in str(source) and os.sep not in str(source):
             return _function(str(source), inputs, options.samples)
         raise UsageError(f"--calib {source}: no such file or folder")
@@ -104,7 +114,15 @@ def _images(files: list[Path], inputs: list[InputSpec], recipe: Preprocess) -> l
     problems = {f: reason for f in files if (reason := check_header(f)) is not None}
     refuse_many(problems, len(files))
     resolved = resolve(recipe, spec)
-    return [(str(f), partial(read_image, f, resolved, spec)) for f in files if f not in problems]
+    return [
+        (str(f), partial(_refuse, f, problems[f]) if f in problems else partial(read_image, f, resolved, spec))
+        for f in files
+    ]
+
+
+def _refuse(file: Path, reason: str) -> Feed:
+    """The reader of a file that is known to be no use, so that it is skipped and told where it would have been read."""
+    raise DataError(f"{file}: {reason}")
 
 
 def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) -> None:
@@ -122,7 +140,7 @@ def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
     """
     try:
         loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+    except _BROKEN as e:
         raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
     if isinstance(loaded, np.ndarray):
         return _rows(file, loaded.shape, inputs)
@@ -136,6 +154,8 @@ def _rows(file: Path, shape: tuple[int, ...], inputs: list[InputSpec]) -> list[S
     if spec.shape is not None and len(shape) == len(spec.shape) - 1:
         return [(str(file), partial(_whole, file, spec))]
     step = spec.fixed(0) or 1
+    if not shape or shape[0] < step:
+        raise DataError(f"{file}: an array of shape {list(shape)} holds no samples for input {spec.name!r}")
     return [(f"{file}[{i}]", partial(_mapped, file, spec, i, step)) for i in range(0, shape[0] - step + 1, step)]
 
 
@@ -159,7 +179,7 @@ def _npz(file: Path) -> Feed:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+    except _BROKEN as e:
         raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
 
 
@@ -168,8 +188,11 @@ def _protobufs(folder: Path, inputs: list[InputSpec]) -> Feed:
     for i, spec in enumerate(inputs):
         file = folder / f"input_{i}.pb"
         try:
-            feed[spec.name] = onnx.numpy_helper.to_array(onnx.TensorProto.FromString(file.read_bytes()))
-        except (OSError, DecodeError, ValueError, TypeError) as e:
+            tensor = onnx.TensorProto.FromString(file.read_bytes())
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                raise ValueError("it points to another file, which is refused")
+            feed[spec.name] = onnx.numpy_helper.to_array(tensor)
+        except (OSError, DecodeError, ValueError, TypeError, KeyError) as e:
             raise DataError(f"{file}: not a readable tensor ({e})") from e
     return feed
 
@@ -185,14 +208,26 @@ def as_samples(
         if spec.shape is not None and data.ndim == len(spec.shape) - 1:
             data = data[None]
         step = spec.fixed(0) or 1
+        if not data.ndim or len(data) < step:
+            raise DataError(f"{name}: an array of shape {list(data.shape)} holds no samples for input {spec.name!r}")
         return [(f"{name}[{i}]", partial(_slice, data, spec, i, step)) for i in range(0, len(data) - step + 1, step)]
+    if not isinstance(data, Iterable):
+        raise DataError(f"{name}: samples are a path, an array, or something that yields feeds, not {data!r}")
     found: list[Sample] = []
     for i, item in enumerate(data):
         feed = {inputs[0].name: item} if isinstance(item, np.ndarray) and len(inputs) == 1 else item
         if not isinstance(feed, Mapping):
             raise DataError(f"{name}[{i}]: a sample is a mapping from input names to arrays, got {type(item).__name__}")
-        found.append((f"{name}[{i}]", partial(dict, {k: np.asarray(v) for k, v in feed.items()})))
+        arrays = {k: _array(v, f"{name}[{i}]: input {k!r}") for k, v in feed.items()}
+        found.append((f"{name}[{i}]", partial(dict, arrays)))
     return found
+
+
+def _array(value: object, where: str) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as e:
+        raise DataError(f"{where} is no array ({e})") from e
 
 
 def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
@@ -204,11 +239,18 @@ def _function(source: str, inputs: list[InputSpec], samples: int) -> list[Sample
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as e:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as e:
         raise UsageError(f"--calib {source}: {e}") from e
     finally:
         sys.path.pop(0)
-    return as_samples(itertools.islice(function(), samples + _HELD_OUT), inputs, source)
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"--calib {source}: not a function that can be called without arguments ({e})") from e
+    feeds = function()
+    if not isinstance(feeds, Iterable):
+        raise UsageError(f"--calib {source}: it gives {feeds!r}, not something that yields feeds")
+    return as_samples(itertools.islice(feeds, samples + _HELD_OUT), inputs, source)
 
 
 def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:
@@ -238,8 +280,10 @@ def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sam
     return list(samples[held : held + count]), list(samples[:held])
 
 
-def readable(samples: Sequence[Sample]) -> tuple[list[tuple[str, Feed]], dict[str, str]]:
+def readable(samples: Sequence[Sample], *, total: int | None = None) -> tuple[list[tuple[str, Feed]], dict[str, str]]:
     """The feeds of `samples` that can be read, and the reasons of those that cannot.
+
+    total: of how many samples these are some.
 
     Raises:
         DataError: more than 5 % cannot.
@@ -251,5 +295,5 @@ def readable(samples: Sequence[Sample]) -> tuple[list[tuple[str, Feed]], dict[st
             feeds.append((name, read()))
         except DataError as e:
             problems[name] = str(e)
-    refuse_many(problems, len(samples))
+    refuse_many(problems, max(len(samples), total or 0))
     return feeds, problems

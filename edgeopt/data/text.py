@@ -5,6 +5,7 @@ length.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,10 @@ def samples(files: list[Path], tokenizer: Path, inputs: list[InputSpec]) -> list
         raise UsageError(
             f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz"
         )
-    encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))
+    try:
+        encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))
+    except Exception as e:
+        raise UsageError(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers ({e})") from e
     encoder.no_padding()
     encoder.enable_truncation(inputs[0].fixed(-1) or _LONGEST)
     return [(f"{f}:{i}", partial(_encode, line, encoder, inputs)) for f in files for i, line in enumerate(_texts(f), 1)]
@@ -43,34 +47,24 @@ def samples(files: list[Path], tokenizer: Path, inputs: list[InputSpec]) -> list
 
 def _description(tokenizer: Path) -> str:
     try:
-        content = tokenizer.read_text(encoding="utf-8")
-        known = "type" in json.loads(content)["model"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers ({e})") from e
-    if not known:
-        raise UsageError(
-            f"--tokenizer {tokenizer}: its 'model' has no 'type'; save it again with a current version of tokenizers"
-        )
-    return content
+        return tokenizer.read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise UsageError(f"--tokenizer {tokenizer}: cannot be read ({e})") from e
 
 
 def _texts(file: Path) -> list[str]:
     try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{file}: not readable as UTF-8 text ({e})") from e
-    if file.suffix == ".txt":
-        return [line for line in content.splitlines() if line.strip()]
-    if file.suffix == ".csv":
-        rows = csv.DictReader(content.splitlines())
-        column = "text" if "text" in (rows.fieldnames or ()) else next(iter(rows.fieldnames or ()), None)
-        return [row[column] for row in rows if column and row[column]]
-    try:
-        return [
-            _string(json.loads(line), f"{file}:{i}") for i, line in enumerate(content.splitlines(), 1) if line.strip()
-        ]
-    except json.JSONDecodeError as e:
-        raise DataError(f"{file}: not JSON lines ({e})") from e
+        content = file.read_text(encoding="utf-8-sig")
+        if file.suffix.lower() == ".txt":
+            return [line for line in content.split("\n") if line.strip()]
+        if file.suffix.lower() == ".csv":
+            rows = csv.DictReader(io.StringIO(content, newline=""))
+            column = "text" if "text" in (rows.fieldnames or ()) else next(iter(rows.fieldnames or ()), None)
+            return [row[column] for row in rows if column and row[column]]
+        lines = [(i, line) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
+        return [_string(json.loads(line), f"{file}:{i}") for i, line in lines]
+    except (OSError, ValueError, RecursionError, csv.Error) as e:
+        raise DataError(f"{file}: not readable as UTF-8 {file.suffix.lower()[1:]} ({e})") from e
 
 
 def _string(item: Any, where: str) -> str:
@@ -94,5 +88,7 @@ def _encode(line: str, encoder: Any, inputs: list[InputSpec]) -> Feed:
     for spec in inputs:
         ids = np.asarray(columns[spec.name], spec.dtype)[None]
         length = spec.fixed(-1)
+        if length is not None and ids.shape[1] > length:
+            raise DataError(f"input {spec.name!r} holds {length} tokens, fewer than the tokenizer's special ones")
         feed[spec.name] = ids if length is None else np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
     return feed

@@ -33,6 +33,8 @@ def _product(node: ir.Node) -> bool:
     w = weight_of(node)
     if w is None or w.const_value is None or w.dtype != ir.DataType.FLOAT or len(w.const_value.shape) != 2:
         return False
+    if not w.const_value.size or not np.isfinite(w.const_value.numpy()).all():
+        return False
     if node.op_type == "MatMul":
         return True
     a = node.attributes

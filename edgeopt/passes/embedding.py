@@ -34,7 +34,9 @@ def _embedding(node: ir.Node) -> bool:
     )
     if table is None or not constant(table) or table.const_value is None or table.dtype != ir.DataType.FLOAT:
         return False
-    return len(table.const_value.shape) == 2 and table.const_value.size >= _SMALLEST
+    if len(table.const_value.shape) != 2 or table.const_value.size < _SMALLEST:
+        return False
+    return bool(np.isfinite(table.const_value.numpy()).all())
 
 
 def _replace(model: ir.Model, node: ir.Node) -> None:

@@ -21,7 +21,6 @@ from edgeopt.passes.qdq import drop_unused
 
 LARGEST = 65504.0
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
-_WAS_SINGLE = "edgeopt.was_float32"
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,14 @@ def fp16(
         for n in copy.graph.all_nodes()
         if n.name not in keep and (half := _half(n, copy, peaks or {})) is not None
     }
+    were_single: set[ir.Value] = set()
     for source in copy.graph.inputs:
         if not io_keep and source.dtype == _SINGLE:
             source.type = ir.TensorType(_HALF)
-            source.meta[_WAS_SINGLE] = True
+            were_single.add(source)
     for node, half in plan.items():
         for i in half.outputs:
-            node.outputs[i].meta[_WAS_SINGLE] = True
+            were_single.add(node.outputs[i])
             node.outputs[i].type = ir.TensorType(_HALF)
     casts: dict[tuple[int, int], ir.Value] = {}
     for node in tuple(copy.graph.all_nodes()):
@@ -64,12 +64,12 @@ def fp16(
             continue
         half_inputs = plan[node].inputs if node in plan else frozenset()
         for i, value in enumerate(node.inputs):
-            if value is not None and (value.dtype == _SINGLE or value.meta.get(_WAS_SINGLE)):
+            if value is not None and (value.dtype == _SINGLE or value in were_single):
                 wanted = _HALF if i in half_inputs else _SINGLE
                 if value.dtype != wanted:
                     node.replace_input_with(i, _as(copy, value, wanted, node, casts))
     for graph in copy.graphs():
-        _fix_outputs(graph, keep_types=io_keep or graph is not copy.graph)
+        _fix_outputs(graph, were_single, keep_types=io_keep or graph is not copy.graph)
     copy.graph.sort()
     drop_unused(copy)
     return copy
@@ -161,7 +161,7 @@ def _as(
     return casts[key]
 
 
-def _fix_outputs(graph: ir.Graph, *, keep_types: bool) -> None:
+def _fix_outputs(graph: ir.Graph, were_single: set[ir.Value], *, keep_types: bool) -> None:
     """Graph outputs that became float16 are cast back under their own name."""
     if not keep_types:
         return
@@ -169,7 +169,7 @@ def _fix_outputs(graph: ir.Graph, *, keep_types: bool) -> None:
     for i, value in enumerate(graph.outputs):
         if value in restored:
             graph.outputs[i] = restored[value]
-        elif value.dtype == _HALF and not value.is_initializer() and value.meta.get(_WAS_SINGLE):
+        elif value.dtype == _HALF and not value.is_initializer() and value in were_single:
             name = str(value.name)
             value.name = f"{name}_float16"
             node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _SINGLE.value)], name=f"{name}_Cast")

@@ -8,8 +8,9 @@ under the memory cap, one pass of the model a group.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -112,11 +113,14 @@ def _observe_group(
     session = open_session(with_outputs(model, inner)) if inner else None
     done = 0
     workers = min(cores(), len(samples))
+    stop = threading.Event()
 
     def work(worker: int) -> dict[str, Statistics]:
         nonlocal done
         found = {name: Statistics() for name in values}
         for name, read in samples[worker::workers]:
+            if stop.is_set():
+                break
             done += 1
             try:
                 feed = read()
@@ -129,8 +133,12 @@ def _observe_group(
         return found
 
     with ThreadPoolExecutor(workers) as pool:
-        shards = list(pool.map(work, range(workers)))
-    return merge(shards)
+        try:
+            futures = [pool.submit(work, i) for i in range(workers)]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # an error or Ctrl-C ends the other workers at their next sample
+            stop.set()
+    return merge([f.result() for f in futures])
 
 
 def _values(session: Session | None, feed: Feed, values: Sequence[str]) -> list[tuple[str, np.ndarray]]:

@@ -34,8 +34,8 @@ class Probe:
 
     @property
     def masked(self) -> bool:
-        """Whether it holds an attention mask or an infinity, which must not set a range."""
-        return not (math.isfinite(self.lo) and math.isfinite(self.hi)) or self.lo <= -MASK
+        """Whether it holds an attention mask (far below zero, and nothing so far above) or an infinity."""
+        return not (math.isfinite(self.lo) and math.isfinite(self.hi)) or (self.lo <= -MASK and self.hi < -self.lo / 10)
 
 
 def probe(model: ir.Model, feed: Feed) -> Mapping[str, Probe]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-from edgeopt.errors import DataError, ModelError
-from edgeopt.graph import write
+from edgeopt.errors import DataError, ModelError, UsageError
+from edgeopt.graph import temporary_folder, write
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (
@@ -88,6 +87,8 @@ def open_session(
         settings.optimized_model_filepath = str(optimized)
     try:
         raw = _load(model, settings)
+    except OSError as e:
+        raise UsageError(f"no room for a temporary file ({e}); set TMPDIR to a folder with space") from e
     except ERRORS as e:
         raise ModelError(f"ONNX Runtime refuses the model: {e}") from e
     return Session(raw, tuple(o.name for o in raw.get_outputs()))
@@ -98,8 +99,8 @@ def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.Inference
     if isinstance(model, Path):
         return ort.InferenceSession(str(model), settings, providers=providers)
     # by way of a file, because bytes in memory would stay beside what the session makes of them
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         write(model, path)
         return ort.InferenceSession(str(path), settings, providers=providers)
 

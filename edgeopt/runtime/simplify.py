@@ -4,13 +4,11 @@ to Gemm, LayerNorm recognised.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph import PROTOBUF_LIMIT, canonical, embedded, load, size_bytes
+from edgeopt.errors import ModelError
+from edgeopt.graph import PROTOBUF_LIMIT, canonical, embedded, size_bytes, temporary_folder
 from edgeopt.runtime.session import open_session
 
 
@@ -20,10 +18,13 @@ def basic(model: ir.Model) -> ir.Model:
     """
     if size_bytes(model) > PROTOBUF_LIMIT:
         return model
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "basic.onnx"
+    with temporary_folder() as folder:
+        path = folder / "basic.onnx"
         open_session(model, level="basic", optimized=path)
-        with embedded(load(path)) as whole:
+        optimized = ir.load(path, format="protobuf")
+        if len(optimized.graph) == 0:
+            raise ModelError("nothing is computed from the inputs: the outputs are constants")
+        with embedded(optimized) as whole:
             result = canonical(whole)
     _share(result, model)
     result.metadata_props.update(model.metadata_props)

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError, UsageError
-from edgeopt.graph import canonical, embedded, load, write
+from edgeopt.graph import canonical, embedded, load, temporary_folder, write
 
 TYPES = (
     "bert",
@@ -55,8 +53,8 @@ def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int
     """
     if kind not in TYPES:
         raise UsageError(f"no transformer type {kind!r}; known: {', '.join(TYPES)}")
-    with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "source.onnx", Path(folder) / "fused.onnx"
+    with temporary_folder() as folder:
+        source, out = folder / "source.onnx", folder / "fused.onnx"
         write(model, source)
         arguments = [BACKENDS[backend], str(source), str(out), kind, str(heads), str(hidden)]
         done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
