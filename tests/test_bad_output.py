@@ -180,7 +180,7 @@ def test_a_full_disk_for_temporary_files_is_no_crash(tmp_path: Path, monkeypatch
 
 
 def test_no_folder_for_temporary_files_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize.tempfile, "mkdtemp", full)  # one module for all that import it
+    monkeypatch.setattr(graph.tempfile, "mkdtemp", full)  # one module for all that import it
     with pytest.raises(edgeopt.EdgeoptError, match="No space left on device"):
         edgeopt.quantize(models.dense(), X, **STATIC)
 
@@ -225,7 +225,7 @@ def test_ctrl_c_leaves_nothing(place: str, tmp_path: Path, monkeypatch: pytest.M
     temporary, target = tmp_path / "tmp", tmp_path / "out"
     temporary.mkdir()
     target.mkdir()
-    monkeypatch.setattr(optimize.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(graph.tempfile, "tempdir", str(temporary))
     PLACES[place](monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         edgeopt.quantize(models.dense(), X, output=target / "q.onnx", **STATIC)
