@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ class Session:
             raise DataError(f"the model failed on a sample ({shapes}): {e}") from e
 
 
+@functools.cache
+def _share_arena() -> None:
+    """One arena for all sessions, which grows by what is asked for and not by powers of two."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
 def open_session(
     model: ir.Model | Path,
     *,
@@ -80,6 +88,8 @@ def open_session(
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
     settings.graph_optimization_level = LEVELS[level]
+    _share_arena()
+    settings.add_session_config_entry("session.use_env_allocators", "1")
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
