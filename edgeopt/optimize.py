@@ -26,6 +26,7 @@ from edgeopt.report import Candidate, LatencyReport, Report
 from edgeopt.verify import Tried, measurable, verify
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either `auto` looks for something better
+SURE_SQNR_DB = 15.0  # from here on agreement is not asked: an embedding's largest element is no class
 _BLOCK = 1 << 20
 
 
@@ -134,6 +135,9 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
 
 
 def _close(t: Tried) -> bool:
+    """Near enough to float: by SQNR, and below `SURE_SQNR_DB` by agreement too, where the output looks like class scores."""
+    if t.worst_sqnr_db >= SURE_SQNR_DB:
+        return True
     return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
 
 

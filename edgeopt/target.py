@@ -43,7 +43,9 @@ class Target(_Facts):
     fp16_kernels: bool
     quantize_ps: float = Field(description="picoseconds an element of QuantizeLinear")
     dequantize_ps: float
-    margin: float = Field(default=0.0, ge=0, description="integers must beat float by this share")
+    margin: float = Field(
+        default=0.1, ge=0, description="share by which integers must beat float, since they cost accuracy"
+    )
     session: Mapping[str, str] = Field(
         default_factory=dict, description="ONNX Runtime session options the result needs"
     )
