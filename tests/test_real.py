@@ -59,8 +59,7 @@ def test_the_embedded_classifier_keeps_its_accuracy_in_every_mode(mode: str, sma
     assert report.output_bytes == out.stat().st_size
 
 
-def test_a_whole_transformer_export_goes_through_the_deprecated_package_in_a_process_of_its_own(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="always there")
+def test_the_deprecated_package_and_its_successor_fuse_a_gelu_each_in_a_process_of_its_own(tmp_path: Path) -> None:
     # the Gelu of exporters at opset 11, which is what the 2021 package knows
     text = """<ir_version: 6, opset_import: ["" : 11]>
     g (float[2,4,8] x, float[2,4,8] y) => (float[2,4,8] z)
