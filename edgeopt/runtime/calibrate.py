@@ -114,6 +114,7 @@ def _observe_group(
     done = 0
     workers = min(cores(), len(samples))
     stop = threading.Event()
+    turn = threading.Lock()  # updates are many small NumPy calls, which two threads at once only slow down
 
     def work(worker: int) -> dict[str, Statistics]:
         nonlocal done
@@ -127,8 +128,10 @@ def _observe_group(
             except DataError as e:
                 skipped[name] = str(e)
                 continue
-            for value, x in _values(session, feed, values):
-                found[value] = _update(found[value], x, value, name)
+            seen = _values(session, feed, values)
+            with turn:
+                for value, x in seen:
+                    found[value] = _update(found[value], x, value, name)
             progress(done)
         return found
 
