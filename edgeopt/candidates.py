@@ -137,6 +137,7 @@ def calibrate(job: Job, values: list[str], probes: Mapping[str, Probe]) -> dict[
     )
     for reason in observation.skipped.values():
         job.note(f"skipped: {reason}")
+    job.note_oddities(job.calibration)
     job.seconds["calibrate"] = job.seconds.get("calibrate", 0.0) + time.perf_counter() - start
     return observation.statistics
 

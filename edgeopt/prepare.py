@@ -4,13 +4,11 @@ model's answers on them.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,9 +21,12 @@ from edgeopt.data import (
     DataOptions,
     Feed,
     InputSpec,
+    Look,
     Preprocess,
     Sample,
     as_samples,
+    look,
+    oddities,
     open_data,
     random_samples,
     readable,
@@ -69,12 +70,19 @@ class Job:
     include: frozenset[str]
     preprocess: str
     notes: list[str]
+    looks: dict[str, Look]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def note(self, line: str) -> None:
         """Tell the user and put it in the report."""
         self.notes.append(line)
         self.listener.note(line)
+
+    def note_oddities(self, samples: Sequence[tuple[str, object]]) -> None:
+        """Tell of constant and repeated samples among `samples`, once they have been read."""
+        order = [name for name, _ in (*self.held, *self.calibration) if name in self.looks]
+        for line in oddities({name: self.looks[name] for name in order}, {name for name, _ in samples}):
+            self.note(line)
 
 
 def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) -> Job:
@@ -95,7 +103,8 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     session = open_session(model, threads=1)
     inputs = specs(model)
     samples, recipe, told = _samples(data, inputs, options, session)
-    checked = [(name, partial(_checked, read, model, name)) for name, read in samples]
+    looks: dict[str, Look] = {}
+    checked = [(name, partial(_checked, read, model, name, looks)) for name, read in samples]
     calibration, held = split(checked, options.samples)
     feeds, problems = readable(held, total=len(calibration) + len(held))
     if not feeds:
@@ -117,9 +126,11 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
         include,
         recipe,
         notes,
+        looks,
     )
     for line in [*told, *_warnings(calibration, feeds, problems)]:
         job.note(line)
+    job.note_oddities(feeds)
     job.seconds["prepare"] = time.perf_counter() - start
     return job
 
@@ -158,9 +169,11 @@ def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> No
             )
 
 
-def _checked(read: Any, model: ir.Model, name: str) -> Feed:
-    feed: Feed = read()
+def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:
+    feed = read()
     check_feed(feed, model, name)
+    if name not in looks:
+        looks[name] = look(feed)
     return feed
 
 
@@ -238,13 +251,4 @@ def _warnings(calibration: list[Sample], held: list[tuple[str, Feed]], problems:
         )
     if calibration and len(calibration) == len(held) == 1:
         lines.append(f"sample {held[0][0]} both calibrates and checks: the figures below are not held out")
-    digests: dict[bytes, str] = {}
-    for name, feed in held:
-        floats = [x for x in feed.values() if np.issubdtype(x.dtype, np.floating) and x.size > 1]
-        if floats and all(float(x.min()) == float(x.max()) for x in floats):
-            lines.append(f"sample {name} is constant")
-        digest = hashlib.blake2b(b"".join(np.ascontiguousarray(x).tobytes() for x in feed.values())).digest()
-        if digest in digests:
-            lines.append(f"samples {digests[digest]} and {name} are the same")
-        digests[digest] = name
     return lines[:10] + ([f"... and {len(lines) - 10} more"] if len(lines) > 10 else [])

@@ -343,25 +343,44 @@ def test_a_single_sample_is_told_to_be_not_held_out() -> None:
     assert [note for note in made.report.notes if "not held out" in note]
 
 
-def test_equal_samples_are_told_by_name() -> None:
-    data = X.copy()
-    data[4] = data[2]
+@pytest.mark.parametrize("where", [0, 150], ids=["held out", "calibration"])
+def test_equal_samples_are_told_by_name(where: int) -> None:
+    data = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
+    data[where + 1] = data[where]
     made = edgeopt.quantize(models.dense(), data, **STATIC)
-    assert [note for note in made.report.notes if "same" in note] == ["samples sample[2] and sample[4] are the same"]
+    told = f"1 sample is the same as another: sample[{where + 1}] (as sample[{where}])"
+    assert [note for note in made.report.notes if "same" in note] == [told]
 
 
-def test_a_constant_sample_is_told_by_name() -> None:
+def test_a_calibration_sample_that_is_held_out_as_well_is_told() -> None:
     data = X.copy()
-    data[3] = 0.5
+    data[-1] = data[0]
     made = edgeopt.quantize(models.dense(), data, **STATIC)
-    assert [note for note in made.report.notes if "constant" in note] == ["sample sample[3] is constant"]
+    last = f"sample[{len(X) - 1}]"
+    assert [note for note in made.report.notes if "same" in note] == [
+        f"1 sample is the same as another: {last} (as sample[0])"
+    ]
 
 
-def test_many_warnings_are_cut_to_ten() -> None:
+@pytest.mark.parametrize("where", [3, -1], ids=["held out", "calibration"])
+def test_a_constant_sample_is_told_by_name(where: int) -> None:
+    data = X.copy()
+    data[where] = 0.5
+    made = edgeopt.quantize(models.dense(), data, **STATIC)
+    told = f"1 sample is constant: sample[{where % len(X)}]"
+    assert [note for note in made.report.notes if "constant" in note] == [told]
+
+
+def test_many_odd_samples_are_counted_and_three_are_named() -> None:
     made = edgeopt.quantize(models.dense(), np.ones((300, 4), np.float32), **STATIC)
-    about = [note for note in made.report.notes if "same" in note or "constant" in note]
-    assert len(about) == 10
-    assert [note for note in made.report.notes if note.startswith("... and ")]
+    told = [note for note in made.report.notes if "same" in note or "constant" in note]
+    assert [note.split(":")[0] for note in told] == [
+        "32 samples are constant",
+        "31 samples are the same as another",
+        "128 samples are constant",
+        "128 samples are the same as another",
+    ]
+    assert all(note.endswith(" ...") and note.count("sample[") <= 6 for note in told)
 
 
 def test_random_data_are_told_to_mean_nothing() -> None:

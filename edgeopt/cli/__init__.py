@@ -4,6 +4,8 @@ stderr.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 import click
@@ -85,4 +87,15 @@ def main(argv: list[str] | None = None) -> None:
     except EdgeoptError as e:
         click.echo(f"edgeopt: {e}", err=True)
         sys.exit(e.exit_code)
+    except (OSError, MemoryError) as e:
+        if not isinstance(e, BrokenPipeError):
+            click.echo(f"edgeopt: {str(e) or 'out of memory'}", err=True)
+        _forget_stdout()
+        sys.exit(EdgeoptError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _forget_stdout() -> None:
+    """Send what stdout still holds nowhere, so that a full disk or a closed pipe does not fail once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

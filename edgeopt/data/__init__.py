@@ -6,6 +6,7 @@ for.
 """
 
 from edgeopt.data.images import PRESETS, Preprocess
+from edgeopt.data.screen import Look, look, oddities
 from edgeopt.data.source import (
     DataOptions,
     Feed,
@@ -24,9 +25,12 @@ __all__ = [
     "DataOptions",
     "Feed",
     "InputSpec",
+    "Look",
     "Preprocess",
     "Sample",
     "as_samples",
+    "look",
+    "oddities",
     "open_data",
     "random_samples",
     "readable",

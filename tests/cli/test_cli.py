@@ -304,6 +304,16 @@ def test_a_real_ctrl_c_is_130_without_a_traceback(here: Path) -> None:
 # the rest of the commands
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_3_without_a_traceback(here: Path) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        made = subprocess.run(
+            [sys.executable, "-m", "edgeopt", "targets"], cwd=here, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (made.returncode, made.stderr.count("\n")) == (3, 1)
+    assert "No space left" in made.stderr
+
+
 def test_without_a_command_the_help_is_shown(run: Run) -> None:
     assert "edgeopt quantize model.onnx" in run().err
 
