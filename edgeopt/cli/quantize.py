@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,15 @@ def _overrides(given: dict[str, Any]) -> dict[str, Any]:
         "color": given["color"],
     }
     return {k: v for k, v in found.items() if v is not None}
+
+
+_M_ARENA_MAX = -8  # of mallopt(3)
+
+
+def _one_heap() -> None:
+    """Let all threads share glibc's one heap: with a heap for each, memory grows with the samples by what each cannot reuse."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 _SUFFIX = {"fp16": "fp16", "weights": "weights"}
@@ -140,6 +151,7 @@ def quantize(
         check_place(report_path, force=True)
         if report_path.resolve() in {p.resolve() for p in (model, path, Path(calib or model))}:
             raise UsageError(f"--report {report_path}: would overwrite the model, the result or the samples")
+    _one_heap()
     from edgeopt.optimize import quantize as run
 
     with listener() as ears:
