@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.errors import CalibrationError, DataError, EdgeoptError, ModelError, UsageError, ValidityError
+from edgeopt.errors import (
+    CalibrationError,
+    ComparabilityError,
+    DataError,
+    EdgeoptError,
+    ModelError,
+    UsageError,
+    ValidityError,
+    WorkerError,
+)
 
 if TYPE_CHECKING:
     from edgeopt.inspection import Inspection, inspect
     from edgeopt.optimize import Listener, Options, Result, quantize
+    from edgeopt.profiling.profile import compare, profile, self_check
+    from edgeopt.profiling.stored import compare_stored
+    from edgeopt.results import Results
     from edgeopt.simplification import Simplified, simplify
 
 _LAZY = {
@@ -18,6 +30,11 @@ _LAZY = {
     "Options": "options",
     "Result": "options",
     "quantize": "optimize",
+    "Results": "results",
+    "compare": "profiling.profile",
+    "profile": "profiling.profile",
+    "self_check": "profiling.profile",
+    "compare_stored": "profiling.stored",
     "Simplified": "simplification",
     "simplify": "simplification",
 }
@@ -25,6 +42,7 @@ _LAZY = {
 __version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
+    "ComparabilityError",
     "DataError",
     "EdgeoptError",
     "Inspection",
@@ -32,12 +50,18 @@ __all__ = [
     "ModelError",
     "Options",
     "Result",
+    "Results",
     "Simplified",
     "UsageError",
     "ValidityError",
+    "WorkerError",
     "__version__",
+    "compare",
+    "compare_stored",
     "inspect",
+    "profile",
     "quantize",
+    "self_check",
     "simplify",
 ]
 

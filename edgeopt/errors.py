@@ -5,7 +5,9 @@
     ├── ModelError                        the input model cannot be read, is not valid, or holds what cannot be handled
     ├── DataError                         the samples cannot be read or do not fit the model
     ├── CalibrationError                  a statistic cannot be made: NaN, infinity, a value that no sample reached
-    └── ValidityError                     the result failed a check and was not written
+    ├── ValidityError                     the result failed a check and was not written
+    ├── WorkerError                       the process that is measured refused, died or hung
+    └── ComparabilityError  exit code 5   two stored measurements cannot be compared
 
 A message says what is wrong, where, and what to do. `ThresholdMissed` is no error: a result below a demanded figure is
 written, and the command line ends with exit code 1.
@@ -43,6 +45,16 @@ class CalibrationError(EdgeoptError):
 
 class ValidityError(EdgeoptError):
     """The result failed a check; nothing was written."""
+
+
+class WorkerError(EdgeoptError):
+    """The measured process refused a request, died, or did not answer in time."""
+
+
+class ComparabilityError(EdgeoptError):
+    """Stored measurements were not made under the same conditions."""
+
+    exit_code = 5
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -293,6 +293,12 @@ def size_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
 
 
+def external_files(model: ir.Model) -> list[Path]:
+    """The files beside the model's own that hold its weights."""
+    tensors = (v.const_value for v in _initializers(model))
+    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
+
+
 def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
     """Bytes of initializers by element type, largest first."""
     sizes: Counter[str] = Counter()

@@ -102,7 +102,7 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     session = open_session(model, threads=1)
     inputs = specs(model)
-    samples, recipe, told = _samples(data, inputs, options, session)
+    samples, recipe, told = samples_of(data, inputs, options, session)
     looks: dict[str, Look] = {}
     checked = [(name, partial(_checked, read, model, name, looks)) for name, read in samples]
     calibration, held = split(checked, options.samples)
@@ -177,7 +177,7 @@ def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[s
     return feed
 
 
-def _samples(
+def samples_of(
     data: Data, inputs: list[InputSpec], options: Options, session: Session
 ) -> tuple[list[Sample], str, list[str]]:
     """(samples, the image recipe in words, what to tell the user)."""

@@ -15,15 +15,23 @@ from edgeopt.errors import EdgeoptError
 
 _COMMANDS = {
     "quantize": ("edgeopt.cli.quantize", "quantize"),
+    "profile": ("edgeopt.cli.profile", "profile"),
+    "compare": ("edgeopt.cli.profile", "compare"),
     "inspect": ("edgeopt.cli.inspect", "inspect"),
     "simplify": ("edgeopt.cli.simplify", "simplify"),
     "targets": ("edgeopt.cli.targets", "targets"),
+    "providers": ("edgeopt.cli.providers", "providers"),
+    "schema": ("edgeopt.cli.schema", "schema"),
 }
 _HELP = {
     "quantize": "Make a checked int8, fp16 or int4 file of a float model.",
+    "profile": "Latency, cold start, memory, size and placement, with intervals.",
+    "compare": "Models against the first, interleaved, with a verdict.",
     "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
     "simplify": "Fold and fuse a float model, checked numerically.",
     "targets": "List the hardware targets.",
+    "providers": "List execution providers: present, plugins, what a package would add.",
+    "schema": "Print the JSON Schema of a file that edgeopt writes.",
 }
 
 
@@ -64,13 +72,15 @@ def cli() -> None:
     \b
     Examples:
       edgeopt quantize model.onnx --calib images/          checked int8 file model.int8.onnx beside it
+      edgeopt profile model.onnx --provider cpu            latency, memory, size, placement
+      edgeopt compare model.onnx model.int8.onnx           is it faster, and how far off
       edgeopt inspect model.onnx                           what is in it, what could be integers
       edgeopt simplify model.onnx -o small.onnx            the same numbers from fewer nodes
       edgeopt targets                                      hardware that --target knows
 
     \b
-    Exit codes: 0 done; 1 a demanded figure (--min-...) was missed, the file is written; 2 usage; 3 the model, the data or a check
-    failed, nothing is written; 130 interrupted.
+    Exit codes: 0 done; 1 a demanded figure was missed, the file is written; 2 usage; 3 the model, the data, a provider or a check
+    failed; 4 inconclusive, where that was asked for; 5 results are not comparable; 130 interrupted.
     """
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 
@@ -19,6 +20,13 @@ _INTEGER = frozenset(
     }
 )  # fmt: skip
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+
+
+def kind(op: str) -> Literal["integer", "float", "qdq"]:
+    """What an executed operator of type `op` is."""
+    if op in _INTEGER:
+        return "integer"
+    return "qdq" if op in _QDQ else "float"
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,9 @@ def kernels(optimized: Path) -> Kernels:
     counts: Counter[str] = Counter()
     _count(onnx.load(optimized, load_external_data=False).graph, counts)
     return Kernels(
-        {k: n for k, n in counts.most_common() if k in _INTEGER},
-        {k: n for k, n in counts.most_common() if k in _QDQ},
-        {k: n for k, n in counts.most_common() if k not in _INTEGER | _QDQ},
+        {k: n for k, n in counts.most_common() if kind(k) == "integer"},
+        {k: n for k, n in counts.most_common() if kind(k) == "qdq"},
+        {k: n for k, n in counts.most_common() if kind(k) == "float"},
     )
 
 

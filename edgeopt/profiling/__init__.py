@@ -1,0 +1,1 @@
+"""Measurements that can be trusted: `profile`, `compare` and the self-check."""

@@ -1,0 +1,149 @@
+"""From arms to cases: each with the model that was read, its feeds in a file, and the first run that tells who computes what."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt import graph
+from edgeopt.data import Feed, readable, specs
+from edgeopt.errors import DataError, WorkerError
+from edgeopt.options import Listener, Options
+from edgeopt.prepare import samples_of
+from edgeopt.profiling import inputs
+from edgeopt.profiling.latency import Timing
+from edgeopt.profiling.live import Live, live
+from edgeopt.profiling.options import ProfileOptions
+from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
+from edgeopt.profiling.plan import Arm
+from edgeopt.results import Ops, Placement
+from edgeopt.runtime.session import check_feed, open_session
+
+_SAMPLES = 32
+_TRACE_S = 1.0
+_FIRST_ANSWER_S = 120.0
+_BLOCK = 1 << 20
+
+
+@dataclass
+class Case:
+    """timing: what will be measured; the rest comes from the first run. outputs: values by output for every feed."""
+
+    timing: Timing
+    model: ir.Model
+    sha256: str
+    shapes: Mapping[str, tuple[int, ...]]
+    told: str
+    placement: Placement | None = None
+    ops: Ops | None = None
+    trace: Trace | None = None
+    output_names: tuple[str, ...] = ()
+    outputs: list[list[NDArray[Any]]] | None = None
+    deterministic: bool = True
+
+    @property
+    def arm(self) -> Arm:
+        """The setting."""
+        return self.timing.arm
+
+
+def cases(wanted: Sequence[Arm], options: ProfileOptions, folder: Path, listener: Listener) -> list[Case]:
+    """A case for every arm, feeds written to `folder`.
+
+    Raises:
+        ModelError, UsageError, DataError: a model, a dimension or the data are no good.
+    """
+    models = {arm.model: graph.canonical(graph.load(arm.model)) for arm in wanted}
+    digests = {path: _sha256(path, model) for path, model in models.items()}
+    found = []
+    for i, arm in enumerate(wanted):
+        model = models[arm.model]
+        feeds, told = _feeds(model, arm, options)
+        listener.note(f"{arm.label}: {told}")
+        path = folder / f"feeds{i}.npz"
+        inputs.write_feeds(feeds, path)
+        fixed = _fixed(model, feeds[0]) if options.freeze_dims else {}
+        timing = Timing(replace(arm, fixed=fixed), path)
+        found.append(Case(timing, model, digests[arm.model], {k: x.shape for k, x in feeds[0].items()}, told))
+    return found
+
+
+def _sha256(path: Path, model: ir.Model) -> str:
+    """Of the file and its external data."""
+    digest = hashlib.sha256()
+    for file in [path, *graph.external_files(model)]:
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _feeds(model: ir.Model, arm: Arm, options: ProfileOptions) -> tuple[list[Feed], str]:
+    if options.data is None:
+        given = inputs.read_arrays(options.inputs, model)
+        feed, told = inputs.generated(model, inputs.shapes(model, arm.dims, arm.batch, given), given)
+        check_feed(feed, model, "--input" if given else "generated input")
+        return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
+    reader = Options(samples=_SAMPLES, preprocess=options.preprocess, tokenizer=options.tokenizer)
+    samples, recipe, told = samples_of(options.data, specs(model), reader, open_session(model))
+    feeds, problems = readable(samples[:_SAMPLES])
+    if not feeds:
+        raise DataError(f"--data {options.data}: no sample can be read: {next(iter(problems.values()), '')}")
+    for name, feed in feeds:
+        check_feed(feed, model, name)
+    return [feed for _, feed in feeds], "; ".join(
+        [f"{len(feeds)} samples of {options.data}", *told] + ([recipe] if recipe else [])
+    )
+
+
+def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
+    """Sizes of the named dimensions that vary."""
+    return {
+        str(d.value): feed[str(v.name)].shape[i]
+        for v in model.graph.inputs
+        for i, d in enumerate(v.shape or ())
+        if not isinstance(d, int) and d.value
+    }
+
+
+def first_run(case: Case, options: ProfileOptions, folder: Path, *, keep_outputs: bool) -> None:
+    """Load and run `case` once with assignment and trace on, in a process that may die of it; a failure is the case's error."""
+    t = case.timing
+    try:
+        with live(t.arm, timeout_s=_FIRST_ANSWER_S, assignment=True, profile=str(folder / "trace")) as started:
+            started.worker.ask("feed", _FIRST_ANSWER_S, path=str(t.feeds))
+            t.hello = started.hello
+            case.output_names = tuple(started.opened["outputs"])
+            _trace(case, started)
+            if keep_outputs:
+                _outputs(case, started, folder / "outputs.npz")
+        if not options.allow_fallback and case.placement is not None:
+            refuse_fallback(case.placement)
+    except WorkerError as e:
+        t.error = str(e)
+
+
+def _trace(case: Case, started: Live) -> None:
+    first = started.worker.ask("block", _FIRST_ANSWER_S, runs=2)["times"]
+    runs = int(min(TRACED_RUNS, max(1, _TRACE_S * 1e9 / first[1])))
+    started.worker.ask("block", runs=runs)
+    trace = read_trace(Path(started.worker.ask("trace")["path"]))
+    case.trace = trace
+    case.ops = ops(trace)
+    case.placement = placement(case.arm.provider.name, started.opened["assignment"], trace)
+
+
+def _outputs(case: Case, started: Live, path: Path) -> None:
+    case.deterministic = started.worker.ask("outputs", path=str(path))["deterministic"]
+    with np.load(path, allow_pickle=False) as archive:
+        count = 1 + max((int(k.split("/", 1)[0]) for k in archive.files), default=-1)
+        names = [n for n in case.output_names if f"0/{n}" in archive.files]
+        case.output_names = tuple(names)
+        case.outputs = [[archive[f"{i}/{n}"] for n in names] for i in range(count)]

@@ -1,0 +1,55 @@
+"""What a measurement leaves on disk: the document, the times of single inferences beside it, a trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt import graph
+from edgeopt.options import check_place
+from edgeopt.results import Results
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where to write; None: nowhere. That it can be is checked before anything is measured.
+
+    Raises:
+        UsageError: a folder that is not there, or a folder in the place of a file.
+    """
+
+    report: str | Path | None = None
+    trace: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.report, self.trace):
+            if path is not None:
+                check_place(Path(path), force=True)
+
+    def written(self, document: Results, raw: Mapping[str, NDArray[np.int64]]) -> Results:
+        """`document` as it was written, `raw` in an .npz beside it."""
+        if self.report is None:
+            return document
+        path = Path(self.report)
+        with graph.staged(path) as stage:
+            if raw:
+                document = document.model_copy(update={"raw": f"{path.stem}.npz"})
+                np.savez_compressed(stage / f"{path.stem}.npz", **raw)  # type: ignore[arg-type]
+            (stage / path.name).write_text(document.to_json() + "\n", encoding="utf-8")
+        return document
+
+
+def write_trace(events: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
+    """The traces of all settings in Chrome's format, which ui.perfetto.dev opens; a process for each, by its label."""
+    merged: list[Mapping[str, Any]] = []
+    for pid, (label, found) in enumerate(events.items(), 1):
+        merged.append({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": label}})
+        merged += [{**e, "pid": pid} for e in found]
+    with graph.staged(Path(path)) as stage:
+        (stage / Path(path).name).write_text(json.dumps({"traceEvents": merged}), encoding="utf-8")

@@ -1,0 +1,227 @@
+"""Latency: fresh processes, in each of which the arms take turns block by block in random order until the time is up or
+the interval is narrow enough.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import WorkerError
+from edgeopt.profiling.live import Live, live, median
+from edgeopt.profiling.plan import Arm, Preset
+from edgeopt.results import Block, Cold, Latency, Point, Range
+from edgeopt.stats import (
+    median_absolute_deviation,
+    median_interval,
+    outliers,
+    percentile,
+    ratio_interval,
+)
+
+_CONTENDED = 0.02  # of a block's time that its threads were ready and did not run
+_FEW_RUNS = 3
+_FEW_ROUNDS = 3
+_SLOW_NS = 1e9
+_RATE_BLOCK_S = 0.5
+_ENOUGH_PROCESSES = 3
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Timing:
+    """What was seen of one arm. times: of each block, int64 [runs] ns."""
+
+    arm: Arm
+    feeds: Path
+    blocks: list[Block] = field(default_factory=list)
+    times: list[NDArray[np.int64]] = field(default_factory=list)
+    starts_s: list[float] = field(default_factory=list)
+    cold_ns: list[tuple[int, int, int]] = field(default_factory=list)
+    steady: bool = True
+    hello: dict[str, object] = field(default_factory=dict)
+    error: str | None = None
+
+    def medians(self) -> list[NDArray[np.float64]]:
+        """Block medians in ms, of each process."""
+        processes = sorted({b.process for b in self.blocks})
+        return [np.array([b.median_ms for b in self.blocks if b.process == p]) for p in processes]
+
+
+def measure(
+    timings: Sequence[Timing], preset: Preset, *, allow_fallback: bool, progress: Progress, seed: int = 0
+) -> None:
+    """Fill `timings`; an arm that fails keeps what was measured and says why it ended."""
+    rng = np.random.default_rng(seed)
+    for process in range(preset.processes):
+        alive = [t for t in timings if t.error is None]
+        if not alive or (process >= min(_ENOUGH_PROCESSES, preset.processes) and precise(alive, preset)):
+            break
+        _process(alive, process, preset, rng, allow_fallback)
+        progress("measuring", process + 1, preset.processes)
+    progress("measuring", preset.processes, preset.processes)
+
+
+def _process(
+    timings: Sequence[Timing], process: int, preset: Preset, rng: np.random.Generator, allow_fallback: bool
+) -> None:
+    """One repetition: a process for each arm, all alive, one of them at work."""
+    with contextlib.ExitStack() as stack:
+        running: dict[int, tuple[Live, int]] = {}
+        for i in rng.permutation(len(timings)):
+            t = timings[i]
+            with failing(t):
+                started = stack.enter_context(live(t.arm, allow_fallback=allow_fallback))
+                started.first_runs(t.feeds)
+                t.hello = started.hello
+                t.steady &= started.warm_up(preset.warm_up_s)
+                t.cold_ns.append(started.cold_ns)
+                running[int(i)] = started, _runs(started, t.arm, preset)
+        share = preset.seconds / preset.processes * max(1, len(running))
+        start, turn = time.monotonic(), 0
+        while running and (turn < _FEW_ROUNDS or time.monotonic() - start < share):
+            for i in rng.permutation(sorted(running)):
+                t = timings[i]
+                with failing(t):
+                    _block(t, *running[int(i)], process, turn)
+                if t.error is not None:
+                    del running[int(i)]
+            turn += 1
+
+
+@contextlib.contextmanager
+def failing(t: Timing) -> Iterator[None]:
+    """Keep a worker's failure as the arm's, and go on with the others."""
+    try:
+        yield
+    except WorkerError as e:
+        t.error = str(e)
+
+
+def _runs(started: Live, arm: Arm, preset: Preset) -> int:
+    """Inferences a block."""
+    if arm.rate:
+        return max(_FEW_RUNS, math.ceil(arm.rate * max(_RATE_BLOCK_S, preset.block_s)))
+    one = 1e9 * started.windows[-1] if started.windows else started.cold_ns[2]
+    return max(_FEW_RUNS if one < _SLOW_NS else 1, math.ceil(preset.block_s * 1e9 / max(one, 1.0)))
+
+
+def _block(t: Timing, started: Live, runs: int, process: int, turn: int) -> None:
+    found = started.worker.ask("block", runs=runs, rate=t.arm.rate)
+    t.times.append(np.array(found["times"], np.int64))
+    t.starts_s.append(found["start"] / 1e9)
+    t.blocks.append(
+        Block(
+            process=process,
+            round=turn,
+            runs=len(found["times"]),
+            median_ms=median(found["times"]) / 1e6,
+            contended=contended(found["wait_ns"], found["switches"], found["end"] - found["start"]),
+        )
+    )
+
+
+def contended(wait_ns: int | None, switches: int, duration_ns: int) -> bool:
+    """Whether the system kept a block waiting; by its involuntary switches where the kernel does not tell the wait."""
+    return switches > 0 if wait_ns is None else wait_ns > _CONTENDED * duration_ns
+
+
+def precise(timings: Sequence[Timing], preset: Preset) -> bool:
+    """Whether every interval that will be reported is narrow enough: of each median, and of each ratio to the first."""
+    if any(median_interval(t.medians()).half_width > preset.precision for t in timings):
+        return False
+    pairs = [paired(timings[0], t) for t in timings[1:]]
+    return all(p is not None and ratio_interval(*p).half_width <= preset.precision for p in pairs)
+
+
+def paired(a: Timing, b: Timing) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] | None:
+    """Block medians of the rounds that both have, by process; None if there are none."""
+    ours, theirs = ({(x.process, x.round): x.median_ms for x in t.blocks} for t in (a, b))
+    keys = sorted(ours.keys() & theirs.keys())
+    if not keys:
+        return None
+    processes = sorted({p for p, _ in keys})
+    left, right = ([np.array([m[k] for k in keys if k[0] == p]) for p in processes] for m in (ours, theirs))
+    return left, right
+
+
+def sustained(t: Timing, preset: Preset, *, allow_fallback: bool, progress: Progress) -> None:
+    """One arm for `preset.sustained_s` in one process, from cold on."""
+    with failing(t), live(t.arm, allow_fallback=allow_fallback) as started:
+        started.first_runs(t.feeds)
+        t.hello = started.hello
+        t.cold_ns.append(started.cold_ns)
+        runs = _runs(started, t.arm, preset)
+        start, turn = time.monotonic(), 0
+        while (spent := time.monotonic() - start) < preset.sustained_s or turn < _FEW_ROUNDS:
+            _block(t, started, runs, 0, turn)
+            turn += 1
+            progress(f"sustained {t.arm.label}", round(min(spent, preset.sustained_s)), round(preset.sustained_s))
+
+
+def series(t: Timing, seconds: float) -> tuple[Point, ...]:
+    """p50 of stretches of 10 s, or of a tenth of a short run, over a sustained run."""
+    width = min(10.0, seconds / 10)
+    found: dict[int, list[NDArray[np.int64]]] = {}
+    for at, times in zip(t.starts_s, t.times, strict=True):
+        found.setdefault(int((at - t.starts_s[0]) / width), []).append(times)
+    joined = {i: np.concatenate(times) for i, times in found.items()}
+    return tuple(
+        Point(at_s=i * width, p50_ms=float(np.median(x)) / 1e6, runs=len(x)) for i, x in sorted(joined.items())
+    )
+
+
+def summary(t: Timing, preset: Preset) -> Latency | None:
+    """The figures; None when nothing was measured."""
+    if not t.blocks:
+        return None
+    medians = t.medians()
+    p50 = median_interval(medians)
+    times = np.concatenate(t.times).astype(np.float64) / 1e6
+    calm = [b.median_ms for b in t.blocks if not b.contended]
+    points = series(t, preset.sustained_s) if preset.sustained_s else ()
+    return Latency(
+        p50_ms=Range.of(p50),
+        p90_ms=percentile(times, 90),
+        p95_ms=percentile(times, 95),
+        p99_ms=percentile(times, 99),
+        min_ms=float(times.min()),
+        mean_ms=float(times.mean()),
+        mad_ms=median_absolute_deviation(times),
+        throughput_per_s=1e3 / float(times.mean()),
+        runs=len(times),
+        processes=len(medians),
+        outliers=outliers(np.concatenate(medians)),
+        contended=sum(b.contended for b in t.blocks),
+        p50_uncontended_ms=float(np.median(calm)) if calm else None,
+        steady=t.steady,
+        precise=p50.half_width <= preset.precision,
+        blocks=tuple(t.blocks),
+        series=points,
+        last_to_first=points[-1].p50_ms / points[0].p50_ms if len(points) > 1 else None,
+    )
+
+
+def cold(t: Timing) -> Cold | None:
+    """Medians over the processes; None when no process came so far."""
+    if not t.cold_ns:
+        return None
+    create, first, second = np.median(np.array(t.cold_ns, np.float64), axis=0) / 1e6
+    return Cold(create_ms=create, first_ms=first, second_ms=second, processes=len(t.cold_ns))
+
+
+def raw(timings: Mapping[str, Timing]) -> dict[str, NDArray[np.int64]]:
+    """Times of single inferences in ns and the block of each, by label: what goes into the .npz."""
+    found = {}
+    for label, t in timings.items():
+        if t.times:
+            found[f"{label}/times_ns"] = np.concatenate(t.times)
+            found[f"{label}/block"] = np.repeat(np.arange(len(t.times)), [len(x) for x in t.times])
+    return found

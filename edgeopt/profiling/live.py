@@ -1,0 +1,87 @@
+"""A worker with an arm's session open in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt.errors import WorkerError
+from edgeopt.profiling.plan import Arm
+from edgeopt.runtime.process import Worker, worker
+from edgeopt.runtime.providers import CPU, make_present
+from edgeopt.stats import steady
+
+WINDOW_S = 0.05
+_NO_FALLBACK = "session.disable_cpu_ep_fallback"
+
+
+@dataclass
+class Live:
+    """worker: idle between requests; hello, opened: its answers; cold_ns: creation, first and second inference."""
+
+    worker: Worker
+    hello: dict[str, Any]
+    opened: dict[str, Any]
+    cold_ns: tuple[int, int, int] = (0, 0, 0)
+    windows: list[float] = field(default_factory=list)
+
+    def first_runs(self, feeds: Path) -> None:
+        """Give it its feeds and run twice."""
+        self.worker.ask("feed", path=str(feeds))
+        first, second = (self.worker.ask("block", runs=1)["times"][0] for _ in range(2))
+        self.cold_ns = (self.opened["create_ns"], first, second)
+
+    def warm_up(self, limit_s: float) -> bool:
+        """Run windows until they are steady; whether they were before the time was up."""
+        spent = 0
+        while spent < limit_s * 1e9 and not steady(self.windows):
+            window = self.worker.ask("block", runs=1, seconds=WINDOW_S)
+            spent += window["end"] - window["start"]
+            self.windows.append(median(window["times"]) / 1e9)
+        return steady(self.windows)
+
+
+def median(times: Sequence[int]) -> float:
+    """Of nanoseconds."""
+    ordered = sorted(times)
+    middle = len(ordered) // 2
+    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+@contextlib.contextmanager
+def live(arm: Arm, *, allow_fallback: bool = True, timeout_s: float | None = None, **how: Any) -> Iterator[Live]:
+    """A fresh process with the session of `arm`; `how` goes to the worker's `open`.
+
+    Raises:
+        WorkerError: the provider is not there, or the session cannot be made.
+    """
+    with worker(arm.python) as w:
+        hello = w.ask("hello", 60.0)
+        yield open_in(w, hello, arm, allow_fallback=allow_fallback, timeout_s=timeout_s, **how)
+
+
+def open_in(
+    w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool, timeout_s: float | None = None, **how: Any
+) -> Live:
+    """Open the session of `arm` in a worker that runs already."""
+    wanted = arm.provider
+    plugin = make_present(w, wanted, hello["providers"])
+    strict = {_NO_FALLBACK: "1"} if wanted.name != CPU and not allow_fallback else {}
+    opened = w.ask(
+        "open",
+        timeout_s,
+        model=str(arm.model),
+        providers=[[wanted.name, dict(wanted.options)]],
+        plugin=plugin,
+        threads=arm.threads,
+        level=arm.level,
+        config={**strict, **arm.session},
+        fixed=dict(arm.fixed),
+        **how,
+    )
+    if wanted.name != CPU and wanted.name not in opened["providers"]:
+        raise WorkerError(f"{wanted.name} was asked for, and the session runs on {', '.join(opened['providers'])}")
+    return Live(w, hello, opened)

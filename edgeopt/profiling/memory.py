@@ -1,0 +1,53 @@
+"""Memory of fresh processes, phase by phase; never while something is timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeopt.profiling.live import open_in
+from edgeopt.profiling.plan import Arm
+from edgeopt.results import Memory, Phase
+from edgeopt.runtime.process import Worker, worker
+
+_RUNS = 10
+
+
+def memory(arm: Arm, feeds: Path, *, allow_fallback: bool) -> Memory:
+    """Of `arm` with ONNX Runtime's arena, as it ships, and without, which shows what is needed.
+
+    Raises:
+        WorkerError: the worker died or refused.
+    """
+    (ship, reset), (bare, _) = (_phases(arm, feeds, arena, allow_fallback) for arena in (True, False))
+    return Memory(arena=ship, no_arena=bare, peak_per_phase=reset)
+
+
+def _phases(arm: Arm, feeds: Path, arena: bool, allow_fallback: bool) -> tuple[tuple[Phase, ...], bool]:
+    found: list[Phase] = []
+    with worker(arm.python) as w:
+        hello = w.ask("hello")
+        reset = _note(w, "onnxruntime loaded", found)
+        open_in(w, hello, arm, allow_fallback=allow_fallback, arena=arena)
+        _note(w, "session created", found)
+        w.ask("feed", path=str(feeds))
+        w.ask("block", runs=1)
+        _note(w, "first inference", found)
+        w.ask("block", runs=_RUNS)
+        _note(w, f"{_RUNS} more", found)
+    return tuple(found), reset
+
+
+def _note(w: Worker, name: str, found: list[Phase]) -> bool:
+    seen: dict[str, Any] = w.ask("memory", reset=True)
+    found.append(
+        Phase(
+            name=name,
+            rss_bytes=seen.get("rss", seen["peak_rss"]),
+            peak_bytes=seen["peak_rss"],
+            pss_bytes=seen.get("pss"),
+            private_dirty_bytes=seen.get("private_dirty"),
+            private_clean_bytes=seen.get("private_clean"),
+        )
+    )
+    return bool(seen["reset"])

@@ -1,0 +1,173 @@
+"""Who computes what, and where the time goes: the runtime's assignment of nodes to providers and the trace of a few runs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from edgeopt.errors import WorkerError
+from edgeopt.results import NodeTime, Ops, Placement, TypeTime
+from edgeopt.runtime.kernels import kind
+from edgeopt.runtime.providers import CPU
+
+_SUFFIX = "_kernel_time"
+_NESTING = frozenset({"If", "Loop", "Scan"})
+_COLD_RUNS = 2
+TRACED_RUNS = 12
+_NAMED = 5
+
+
+@dataclass
+class _Seen:
+    """A node over the traced runs; us: of each run, in microseconds."""
+
+    op: str
+    provider: str
+    shapes: str
+    us: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """nodes: by name; wall_us: of each run after the cold ones; events: as ONNX Runtime wrote them."""
+
+    nodes: Mapping[str, _Seen]
+    wall_us: Sequence[float]
+    events: Sequence[dict[str, Any]]
+
+    def node_us(self, node: _Seen) -> float:
+        """Median over the runs; a node that a branch left out counts 0 there."""
+        return median([node.us.get(i, 0.0) for i in range(len(self.wall_us))])
+
+
+def read_trace(path: Path) -> Trace:
+    """The trace at `path`, less the first two runs.
+
+    Raises:
+        WorkerError: it is no trace.
+    """
+    try:
+        events = [event for event in json.loads(path.read_text(encoding="utf-8")) if isinstance(event, dict)]
+    except (OSError, ValueError) as error:
+        raise WorkerError(f"ONNX Runtime's trace {path} cannot be read: {error}") from error
+    runs = sorted((e["ts"], e["dur"]) for e in events if e.get("name") == "model_run")[_COLD_RUNS:]
+    nodes: dict[str, _Seen] = {}
+    timed = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)]
+    for index, (start, duration) in enumerate(runs):
+        inside = [e for e in timed if start <= e["ts"] <= start + duration]
+        for e in inside:
+            name = e["name"].removesuffix(_SUFFIX)
+            args = e["args"]
+            key = f"{name} #{args.get('node_index', '')}"
+            seen = nodes.setdefault(key, _Seen(args.get("op_name", "?"), args.get("provider", "?"), _shapes(args)))
+            seen.us[index] += e["dur"] - _nested(e, inside)
+    return Trace(nodes, [d for _, d in runs], events)
+
+
+def _nested(parent: dict[str, Any], events: Sequence[dict[str, Any]]) -> float:
+    """Time of the nodes in the body of an If, Loop or Scan, which the node's own time includes."""
+    if parent["args"].get("op_name") not in _NESTING:
+        return 0.0
+    start, end = parent["ts"], parent["ts"] + parent["dur"]
+    return float(sum(e["dur"] for e in events if e is not parent and start <= e["ts"] and e["ts"] + e["dur"] <= end))
+
+
+def _shapes(args: Mapping[str, Any]) -> str:
+    shapes = [s for entry in args.get("input_type_shape", []) for s in entry.values()]
+    return ", ".join("x".join(map(str, s)) or "scalar" for s in shapes)
+
+
+def ops(trace: Trace) -> Ops | None:
+    """Time by node and by operator type; None when the trace holds no run."""
+    if not trace.wall_us:
+        return None
+    wall = median(trace.wall_us)
+    times = {key: trace.node_us(node) for key, node in trace.nodes.items()}
+    by_type: dict[str, list[str]] = defaultdict(list)
+    for key, node in trace.nodes.items():
+        by_type[node.op].append(key)
+    types, cumulative = [], 0.0
+    for op, keys in sorted(by_type.items(), key=lambda item: -sum(times[k] for k in item[1])):
+        us = sum(times[k] for k in keys)
+        cumulative += us / wall
+        types.append(
+            TypeTime(op=op, kind=kind(op), nodes=len(keys), time_ms=us / 1e3, share=us / wall, cumulative=cumulative)
+        )
+    nodes = [
+        NodeTime(
+            name=key.rpartition(" #")[0], op=n.op, provider=n.provider, time_ms=times[key] / 1e3, share=times[key] / wall, shapes=n.shapes
+        )
+        for key, n in sorted(trace.nodes.items(), key=lambda item: -times[item[0]])
+    ]  # fmt: skip
+    kinds: Counter[str] = Counter()
+    for t in types:
+        kinds[t.kind] += t.time_ms  # type: ignore[assignment]
+    unexplained = (wall - sum(times.values())) / 1e3
+    return Ops(wall_ms=wall / 1e3, unexplained_ms=unexplained, types=tuple(types), nodes=tuple(nodes), by_kind_ms=kinds)
+
+
+def placement(requested: str, assignment: Sequence[Sequence[Any]] | None, trace: Trace | None) -> Placement:
+    """The placement on the provider `requested`; from the trace alone where the runtime does not tell its assignment."""
+    if assignment is None:
+        executed = list(trace.nodes.items()) if trace else []
+        assignment = [[n.provider, [[key.rpartition(" #")[0], n.op]]] for key, n in executed]
+        told = None
+    else:
+        told = {str(name) for name, _ in assignment}
+    nodes = Counter({str(name): 0 for name, _ in assignment})
+    for name, members in assignment:
+        nodes[str(name)] += len(members)
+    fallback = [(n, op) for name, members in assignment if name != requested for n, op in members]
+    shown = {n.provider for n in trace.nodes.values()} if trace else None
+    total = sum(nodes.values())
+    return Placement(
+        requested=requested,
+        nodes=dict(nodes),
+        coverage_nodes=nodes[requested] / total if total else 0.0,
+        coverage_time=_coverage_time(requested, trace),
+        partitions=_partitions(requested, assignment),
+        fallback_ops=dict(Counter(op for _, op in fallback).most_common()),
+        fallback_nodes=tuple(n for n, _ in fallback),
+        agrees=None if told is None or shown is None else shown <= told,
+    )
+
+
+def _coverage_time(requested: str, trace: Trace | None) -> float | None:
+    if trace is None or not trace.nodes:
+        return None
+    times = [(n.provider, trace.node_us(n)) for n in trace.nodes.values()]
+    total = sum(us for _, us in times)
+    return sum(us for name, us in times if name == requested) / total if total else None
+
+
+def _partitions(requested: str, assignment: Sequence[Sequence[Any]]) -> int:
+    """Subgraphs of the provider: one that was compiled as a whole, or a stretch of single nodes."""
+    if requested == CPU:
+        return int(any(name == CPU for name, _ in assignment))
+    count, stretch = 0, False
+    for name, members in assignment:
+        single = name == requested and len(members) == 1
+        count += name == requested and not (single and stretch)
+        stretch = single
+    return count
+
+
+def refuse_fallback(found: Placement) -> None:
+    """Refuse nodes on other providers than the one asked for.
+
+    Raises:
+        WorkerError: names them.
+    """
+    if not found.fallback_nodes:
+        return
+    names = ", ".join(found.fallback_nodes[:_NAMED]) + (" ..." if len(found.fallback_nodes) > _NAMED else "")
+    by = ", ".join(f"{n} {op}" for op, n in found.fallback_ops.items())
+    raise WorkerError(
+        f"{found.requested} leaves {len(found.fallback_nodes)} of {sum(found.nodes.values())} nodes to others ({by}): {names}; "
+        "--allow-fallback measures it as it is"
+    )

@@ -1,0 +1,105 @@
+"""What to measure: settings, and how long to look (presets)."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from edgeopt.errors import UsageError, suggestion
+from edgeopt.runtime.providers import CPU, Requested
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How long to look. seconds: of timing a setting, over all processes; precision: half-width of the interval at which
+    it may end earlier, after every process has run `rounds` rounds.
+    """
+
+    processes: int
+    rounds: int
+    seconds: float
+    precision: float
+    warm_up_s: float
+    block_s: float = 0.02
+    sustained_s: float = 0.0
+
+
+PRESETS = {
+    "quick": Preset(processes=2, rounds=10, seconds=3.0, precision=0.02, warm_up_s=1.5),
+    "pr": Preset(processes=5, rounds=15, seconds=15.0, precision=0.01, warm_up_s=3.0),
+    "release": Preset(processes=10, rounds=30, seconds=120.0, precision=0.005, warm_up_s=10.0),
+    "sustained": Preset(
+        processes=1, rounds=1, seconds=0.0, precision=0.01, warm_up_s=0.0, block_s=1.0, sustained_s=600.0
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"--preset {name}: unknown{suggestion(name, PRESETS)} Known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting to measure. python: the interpreter that runs it, None for this one; dims, batch: see
+    `inputs.shapes`; fixed: named dimensions that the runtime is told."""
+
+    model: Path
+    provider: Requested = field(default_factory=partial(Requested, CPU))
+    threads: int = 1
+    batch: int | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    session: Mapping[str, str] = field(default_factory=dict)
+    level: str = "all"
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    rate: float = 0.0
+    python: str | None = None
+    label: str = ""
+
+
+def arms(
+    models: Sequence[Path],
+    providers: Sequence[Requested] = (Requested(CPU),),
+    threads: Sequence[int] = (1,),
+    batches: Sequence[int | None] = (None,),
+    dims: Mapping[str, Sequence[int]] | None = None,
+) -> list[Arm]:
+    """Every combination, labelled by what differs between them."""
+    dims = dims or {}
+    sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
+    names = _names(models)
+    found = []
+    for model, provider, n, batch, sizes in itertools.product(models, providers, threads, batches, sized):
+        varying = [names[model]] if len(models) > 1 else []
+        varying += [provider.label] if len(providers) > 1 else []
+        varying += [f"threads={n}"] if len(threads) > 1 else []
+        varying += [f"batch={batch}"] if len(batches) > 1 else []
+        varying += [f"{k}={sizes[k]}" for k in dims if len(dims[k]) > 1]
+        found.append(Arm(model, provider, n, batch, sizes, label=" ".join(varying) or names[model]))
+    return _unique(found)
+
+
+def _unique(found: Sequence[Arm]) -> list[Arm]:
+    """The same arms, a label that occurred before numbered."""
+    seen: Counter[str] = Counter()
+    named = []
+    for arm in found:
+        seen[arm.label] += 1
+        named.append(arm if seen[arm.label] == 1 else replace(arm, label=f"{arm.label} #{seen[arm.label]}"))
+    return named
+
+
+def _names(models: Sequence[Path]) -> dict[Path, str]:
+    """A short name for each: the file's, or its path where two files share it."""
+    stems = [m.stem for m in set(models)]
+    return {m: m.stem if stems.count(m.stem) == 1 else str(m) for m in models}

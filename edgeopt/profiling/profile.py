@@ -1,0 +1,295 @@
+"""`profile(models)` and `compare(models)`: the same run, settings interleaved; the second says what differs."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from edgeopt import graph
+from edgeopt.errors import UsageError, ValidityError
+from edgeopt.options import Listener
+from edgeopt.profiling import latency
+from edgeopt.profiling.cases import Case, cases, first_run
+from edgeopt.profiling.environment import environment
+from edgeopt.profiling.files import Files, write_trace
+from edgeopt.profiling.latency import failing
+from edgeopt.profiling.memory import memory
+from edgeopt.profiling.options import ProfileOptions
+from edgeopt.profiling.size import size
+from edgeopt.results import Comparison, Environment, Measured, OutputError, Range, Results, SelfCheck, Setting
+from edgeopt.runtime.compare import compare as output_errors
+from edgeopt.stats import ratio_interval, verdict
+
+_BUSY = 0.5
+Kind = Literal["profile", "compare", "self-check"]
+
+
+def profile(
+    *models: str | Path,
+    report: str | Path | None = None,
+    trace: str | Path | None = None,
+    listener: Listener | None = None,
+    **choices: Any,
+) -> Results:
+    """Latency, cold start, memory, size and placement of every setting; the fields of `ProfileOptions` are keyword
+    arguments.
+
+    report: where to write the document; single inferences go to an .npz beside it. trace: where to write the nodes of a
+    few runs, for ui.perfetto.dev. A setting that fails keeps its error; the others go on.
+
+    Raises:
+        EdgeoptError: a model, an option or the data are no good; nothing was measured.
+    """
+    files = Files(report, trace)
+    return _run("profile", [Path(m) for m in models], ProfileOptions(**choices), files, listener or Listener())
+
+
+def compare(
+    *models: str | Path, report: str | Path | None = None, listener: Listener | None = None, **choices: Any
+) -> Results:
+    """Every model (or setting) against the first, interleaved in one run; see `profile`.
+
+    Raises:
+        EdgeoptError: fewer than two settings, or see `profile`.
+    """
+    return _run("compare", [Path(m) for m in models], ProfileOptions(**choices), Files(report), listener or Listener())
+
+
+def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, listener: Listener) -> Results:
+    start = time.perf_counter()
+    if not models:
+        raise UsageError("no model; e.g. edgeopt profile model.onnx --provider cpu")
+    wanted = options.arms(models)
+    if kind == "compare" and len(wanted) < 2:
+        raise UsageError(
+            "compare needs two models or more, or one model under two settings, e.g. edgeopt compare a.onnx b.onnx"
+        )
+    here = environment()
+    notes = _busy(here)
+    for line in notes:
+        listener.note(line)
+    with graph.temporary_folder() as folder:
+        found = cases(wanted, options, folder, listener)
+        for i, case in enumerate(found):
+            first_run(case, options, folder, keep_outputs=kind == "compare")
+            if case.timing.error is not None:
+                listener.note(f"{case.arm.label}: {case.timing.error}")
+            listener.progress("first run", i + 1, len(found))
+        _time(found, options, listener)
+        measured = tuple(_measured(case, options, listener) for case in found)
+    comparisons = _comparisons(found, measured, options) if kind == "compare" else ()
+    document = Results(
+        kind=kind,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=here,
+        preset=options.preset if options.sustained_s is None else "sustained",
+        measured=measured,
+        comparisons=comparisons,
+        notes=tuple(notes),
+        seconds=round(time.perf_counter() - start, 2),
+    )
+    if files.trace is not None:
+        write_trace({c.arm.label: c.trace.events for c in found if c.trace is not None}, files.trace)
+    return files.written(document, latency.raw({c.arm.label: c.timing for c in found}))
+
+
+def _busy(here: Environment) -> list[str]:
+    found = []
+    if here.load and here.load[0] > _BUSY * here.cores:
+        found.append(f"this machine is busy (load {here.load[0]:.1f} on {here.cores} cores): intervals will be wide")
+    if here.governor not in (None, "performance"):
+        found.append(f"the CPU governor is {here.governor!r}: clocks move with the load; 'performance' is steadier")
+    return found
+
+
+def _time(found: Sequence[Case], options: ProfileOptions, listener: Listener) -> None:
+    timings = [c.timing for c in found if c.timing.error is None]
+    looking = options.looking
+    if looking.sustained_s:
+        for t in timings:
+            latency.sustained(t, looking, allow_fallback=options.allow_fallback, progress=listener.progress)
+    elif timings:
+        latency.measure(timings, looking, allow_fallback=options.allow_fallback, progress=listener.progress)
+
+
+def _measured(case: Case, options: ProfileOptions, listener: Listener) -> Measured:
+    """All about one case; memory and size after the clocks have stopped."""
+    t, arm = case.timing, case.arm
+    used = None
+    if t.error is None:
+        with failing(t):
+            used = memory(arm, t.feeds, allow_fallback=options.allow_fallback)
+        listener.progress(f"memory {arm.label}", 1, 1)
+    setting = Setting(
+        label=arm.label,
+        model=str(arm.model),
+        sha256=case.sha256,
+        provider=arm.provider.name,
+        provider_options=arm.provider.options,
+        threads=arm.threads,
+        session=arm.session,
+        level=arm.level,
+        fixed_dims=arm.fixed,
+        shapes=case.shapes,
+        inputs=case.told,
+        rate=arm.rate,
+        python=str(t.hello.get("python", "")),
+        onnxruntime=str(t.hello.get("onnxruntime", "")),
+        numpy=str(t.hello.get("numpy", "")),
+    )
+    return Measured(
+        setting=setting,
+        error=t.error,
+        latency=latency.summary(t, options.looking),
+        cold=latency.cold(t),
+        memory=used,
+        size=size(arm.model, case.model, t.feeds, xz=options.preset != "quick"),
+        placement=case.placement,
+        ops=case.ops,
+    )
+
+
+def _comparisons(
+    found: Sequence[Case], measured: Sequence[Measured], options: ProfileOptions
+) -> tuple[Comparison, ...]:
+    first = found[0]
+    compared = []
+    for case, m in zip(found[1:], measured[1:], strict=True):
+        pairs = latency.paired(first.timing, case.timing)
+        if pairs is None:
+            continue
+        outputs, notes = _outputs(first, case)
+        ratio = ratio_interval(*pairs)
+        compared.append(
+            Comparison(
+                reference=first.arm.label,
+                other=case.arm.label,
+                ratio=Range.of(ratio),
+                ratio_uncontended=_calm(first, case),
+                verdict=verdict(ratio, options.margin),
+                margin=options.margin,
+                interleaved=True,
+                file_ratio=size_ratio(measured[0], m),
+                peak_memory_ratio=peak_ratio(measured[0], m),
+                outputs=outputs,
+                notes=tuple(notes),
+            )
+        )
+    return tuple(compared)
+
+
+def _calm(a: Case, b: Case) -> float | None:
+    """The ratio over the rounds in which neither was contended."""
+    quiet = [{(x.process, x.round): x.median_ms for x in c.timing.blocks if not x.contended} for c in (a, b)]
+    keys = quiet[0].keys() & quiet[1].keys()
+    return math.exp(float(np.median([math.log(quiet[1][k] / quiet[0][k]) for k in sorted(keys)]))) if keys else None
+
+
+def size_ratio(a: Measured, b: Measured) -> float | None:
+    """File of b over file of a."""
+    return b.size.file_bytes / a.size.file_bytes if a.size and b.size else None
+
+
+def peak_ratio(a: Measured, b: Measured) -> float | None:
+    """Peak RSS of b over that of a."""
+    if a.memory is None or b.memory is None:
+        return None
+    return max(p.peak_bytes for p in b.memory.arena) / max(p.peak_bytes for p in a.memory.arena)
+
+
+def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str]]:
+    """Errors of b's outputs against a's, matched by name, else by position; and what is odd about them."""
+    if a.outputs is None or b.outputs is None or len(a.outputs) != len(b.outputs):
+        return None, ["outputs not compared: one of them gave none"]
+    notes = [
+        f"{c.arm.label} gives other outputs for the same input: the output error says nothing"
+        for c in (a, b)
+        if not c.deterministic
+    ]
+    if a.told != b.told or a.shapes != b.shapes:
+        notes.append("the inputs differ: the output error says nothing")
+    order = list(range(len(a.output_names)))
+    if set(a.output_names) <= set(b.output_names):
+        order = [b.output_names.index(n) for n in a.output_names]
+    elif len(a.output_names) == len(b.output_names):
+        notes.append("outputs have other names and are matched by position")
+    else:
+        return None, [*notes, "outputs not compared: their numbers differ"]
+    theirs = [
+        [sample[i].astype(r.dtype) for i, r in zip(order, ref, strict=True)]
+        for sample, ref in zip(b.outputs, a.outputs, strict=True)
+    ]
+    try:
+        errors = output_errors(a.output_names, a.outputs, theirs)
+    except ValidityError as e:
+        return None, [*notes, f"outputs not compared: {e}"]
+    found = tuple(
+        OutputError(
+            output=e.output,
+            sqnr_db=e.sqnr_db if math.isfinite(e.sqnr_db) else None,
+            cosine=e.cosine,
+            max_abs=e.max_abs,
+            agreement=e.agreement,
+        )
+        for e in errors
+    )
+    return found, notes
+
+
+def self_check(
+    model: str | Path, *, report: str | Path | None = None, listener: Listener | None = None, **choices: Any
+) -> Results:
+    """`model` against itself, `trials` times: how often this machine cries wolf, and the smallest change it can see."""
+    start = time.perf_counter()
+    options, ears = ProfileOptions(**choices), listener or Listener()
+    files = Files(report)
+    arm = options.arms([Path(model)])[0]
+    looking = options.looking
+    ratios = []
+    here = environment()
+    with graph.temporary_folder() as folder:
+        case = cases([arm], options, folder, ears)[0]
+        first_run(case, options, folder, keep_outputs=False)
+        for trial in range(options.trials if case.timing.error is None else 0):
+            a, b = (latency.Timing(replace(case.arm, label=name), case.timing.feeds) for name in ("A", "A again"))
+            latency.measure([a, b], looking, allow_fallback=options.allow_fallback, progress=_silent, seed=trial)
+            pairs = latency.paired(a, b)
+            case.timing.error = a.error or b.error
+            if pairs is None or case.timing.error is not None:
+                break
+            ratios.append(ratio_interval(*pairs))
+            ears.progress("self-check", trial + 1, options.trials)
+        measured = _measured(case, replace(options, preset="quick"), ears)
+    verdicts = [verdict(r, options.margin) for r in ratios]
+    visible = [max(1 / r.low - 1, (1 + options.margin) / r.value - 1) for r in ratios]
+    check = SelfCheck(
+        label=arm.label,
+        trials=len(ratios),
+        margin=options.margin,
+        false_alarms=sum(v in ("improved", "regressed") for v in verdicts),
+        inconclusive=verdicts.count("inconclusive"),
+        excludes_one=sum(r.low > 1 or r.high < 1 for r in ratios),
+        smallest_visible=float(np.quantile(visible, 0.9)) if visible else math.inf,
+        ratios=tuple(Range.of(r) for r in ratios),
+    )
+    document = Results(
+        kind="self-check",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=here,
+        preset=options.preset,
+        measured=(measured,),
+        self_check=check if ratios else None,
+        seconds=round(time.perf_counter() - start, 2),
+    )
+    return files.written(document, {})
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    """Progress of a part that is not told."""

@@ -1,0 +1,223 @@
+"""Size of a file and of what it computes.
+
+Shapes come from one traced run without optimization, so that nothing need be inferred. An operator that can work in place
+(an activation function, a reshape) stores nothing of its own, nor does a value that is at once quantized, nor one that is
+only dequantized for its consumer: what counts is what an executor has to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.errors import EdgeoptError
+from edgeopt.passes.simplify import simplify
+from edgeopt.profiling.live import live
+from edgeopt.profiling.plan import Arm
+from edgeopt.results import Size
+
+_CHUNK = 1 << 20
+_SUFFIX = "_kernel_time"
+_ALIASES = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DequantizeLinear"})
+_IN_PLACE = frozenset(
+    {
+        "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Gelu", "Erf",
+        "BatchNormalization",
+    }
+)  # fmt: skip
+_QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+_WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_BYTES = {
+    "float16": 2,
+    "bfloat16": 2,
+    "float": 4,
+    "double": 8,
+    "bool": 1,
+    "int64": 8,
+    "int32": 4,
+    "uint32": 4,
+    "uint64": 8,
+    "int16": 2,
+    "uint16": 2,
+}
+Shapes = Sequence[tuple[str, Sequence[int]]]  # (element type, shape) of a node's inputs or outputs
+
+
+def size(path: Path, model: ir.Model, feeds: Path, *, xz: bool) -> Size:
+    """Facts about the file at `path`, whose canonical form is `model`; shapes on the first of `feeds`. xz is slow: 0.7 s a
+    megabyte.
+    """
+    files = [path, *graph.external_files(model)]
+    facts: dict[str, Any] = {
+        "file_bytes": sum(f.stat().st_size for f in files),
+        "deflate_bytes": _packed(files, zlib.compressobj(6)),
+        "xz_bytes": _packed(files, lzma.LZMACompressor()) if xz else None,
+        "weights_by_dtype": graph.bytes_by_dtype(model),
+        "weights_by_op": _by_op(model),
+        "parameters": sum(t.size for t in _tensors(model)),
+    }
+    try:
+        return Size(**{**facts, **_work(model, feeds)})
+    except EdgeoptError as e:
+        return Size(**facts, why=f"no shapes: {e}")
+
+
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    return [v.const_value for g in model.graphs() for v in g.initializers.values() if v.const_value is not None]
+
+
+def _packed(files: Sequence[Path], packer: Any) -> int:
+    """Bytes of `files` together through a compressor."""
+    total = 0
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(_CHUNK):
+                total += len(packer.compress(block))
+    return total + len(packer.flush())
+
+
+def _by_op(model: ir.Model) -> dict[str, int]:
+    """Bytes of initializers by the type of the operator that uses them first; behind a DequantizeLinear, the next."""
+    found: Counter[str] = Counter()
+    for g in model.graphs():
+        for value in g.initializers.values():
+            node = next(iter(value.uses()), (None, 0))[0]
+            if node is not None and node.op_type == "DequantizeLinear":
+                node = next(iter(node.outputs[0].uses()), (node, 0))[0]
+            if value.const_value is not None:
+                found[node.op_type if node is not None else "unused"] += value.const_value.nbytes
+    return dict(found.most_common())
+
+
+def _work(model: ir.Model, feeds: Path) -> dict[str, int]:
+    """Elements and bytes of activations, their peak, and MACs, on a traced run."""
+    plain = not any(n.op_type in _QDQ for n in model.graph.all_nodes())
+    numbered = (simplify(model) if plain else model).clone()
+    nodes = list(numbered.graph.all_nodes())
+    for i, node in enumerate(nodes):
+        node.name = f"n{i}"
+    traced = _traced(numbered, feeds)
+    stored = _stored(numbered, nodes, traced)
+    return {
+        "activations": sum(elements for elements, _ in stored.values()),
+        "activation_bytes": sum(size for _, size in stored.values()),
+        "peak_activation_bytes": _peak(numbered, {v: size for v, (_, size) in stored.items()}),
+        "macs": sum(_macs(node, *traced[i]) for i, node in enumerate(nodes) if i in traced),
+    }
+
+
+def _traced(model: ir.Model, feeds: Path) -> dict[int, tuple[Shapes, Shapes]]:
+    """(inputs, outputs) of every node that ran, by its number."""
+    if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
+        raise EdgeoptError("the model is above 2 GB")
+    with graph.temporary_folder() as folder:
+        graph.write(model, folder / "model.onnx")
+        arm = Arm(folder / "model.onnx", level="none")
+        with live(arm, profile=str(folder / "trace")) as started:
+            started.worker.ask("feed", path=str(feeds))
+            started.worker.ask("block", runs=1)
+            events = json.loads(Path(started.worker.ask("trace")["path"]).read_text(encoding="utf-8"))
+    found = {}
+    for e in events:
+        name = e.get("name", "").removesuffix(_SUFFIX)
+        if e.get("cat") == "Node" and name[:1] == "n" and name[1:].isdecimal():
+            found[int(name[1:])] = _typed(e["args"], "input_type_shape"), _typed(e["args"], "output_type_shape")
+    return found
+
+
+def _typed(args: Mapping[str, Any], key: str) -> Shapes:
+    return [(kind, shape) for entry in args.get(key, []) for kind, shape in entry.items()]
+
+
+def _stored(
+    model: ir.Model, nodes: Sequence[ir.Node], traced: Mapping[int, tuple[Shapes, Shapes]]
+) -> dict[ir.Value, tuple[int, int]]:
+    """(elements, bytes) of every value that a node makes and that needs memory of its own."""
+    found: dict[ir.Value, tuple[int, int]] = {}
+    for i, node in enumerate(nodes):
+        if i not in traced or _reused(node) is not None:
+            continue
+        outputs = [v for v in node.outputs if v.name]
+        for value, (kind, shape) in zip(outputs, traced[i][1], strict=False):
+            users = [n for n, _ in value.uses()]
+            if not (users and all(n.op_type == "QuantizeLinear" for n in users)):
+                elements = math.prod(shape)
+                found[value] = elements, elements * _BYTES.get(kind, 1)
+    return found
+
+
+def _reused(node: ir.Node | None) -> ir.Value | None:
+    """The input whose memory the output of `node` takes over, or None: a reshape's always, an activation function's if
+    nothing else reads it.
+    """
+    x = node.inputs[0] if node is not None and node.inputs else None
+    if node is None or x is None or x.producer() is None:
+        return None
+    single = len(x.uses()) == 1 and not x.is_graph_output()
+    return x if node.op_type in _ALIASES or (node.op_type in _IN_PLACE and single) else None
+
+
+def _root(value: ir.Value) -> ir.Value:
+    """The value whose memory `value` lives in."""
+    while (before := _reused(value.producer())) is not None:
+        value = before
+    return value
+
+
+def _peak(model: ir.Model, sizes: Mapping[ir.Value, int]) -> int:
+    """The most bytes that live at one time when the main graph's nodes run in order and a value dies after its last use."""
+    last: dict[ir.Value, int] = {}
+    order = list(model.graph)
+    for i, node in enumerate(order):
+        inner = [v for n in [node, *_body_nodes(node)] for v in n.inputs if v is not None]
+        for v in inner:
+            last[_root(v)] = i
+    for v in model.graph.outputs:
+        last[_root(v)] = len(order)
+    live_bytes = most = 0
+    dies: dict[int, list[ir.Value]] = {}
+    for value in sizes:
+        dies.setdefault(last.get(value, -1), []).append(value)
+    for i, node in enumerate(order):
+        live_bytes += sum(sizes.get(v, 0) for v in node.outputs)
+        most = max(most, live_bytes)
+        live_bytes -= sum(sizes[v] for v in dies.get(i, []) if v.producer() is not None)
+        live_bytes -= sum(sizes.get(v, 0) for v in node.outputs if v not in last)
+    return most
+
+
+def _body_nodes(node: ir.Node) -> list[ir.Node]:
+    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return [n for g in graphs for n in g.all_nodes()]
+
+
+def _macs(node: ir.Node, inputs: Shapes, outputs: Shapes) -> int:
+    """Multiply-accumulates, from the shapes that a run had."""
+    op = node.op_type
+    if not outputs or len(inputs) < 2:
+        return 0
+    out = math.prod(outputs[0][1])
+    weight = inputs[_WEIGHT.get(op, 1)][1] if len(inputs) > _WEIGHT.get(op, 1) else ()
+    if op in ("Conv", "ConvInteger", "QLinearConv"):
+        return out * math.prod(weight[1:])
+    if op == "ConvTranspose":
+        return math.prod(inputs[0][1]) * math.prod(weight[1:])
+    if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
+        return out * (inputs[0][1][-1] if inputs[0][1] else 1)
+    if op == "Gemm":
+        return out * inputs[0][1][0 if node.attributes.get_int("transA", 0) else 1]
+    if op in _GATES and len(inputs[0][1]) == 3:
+        sequence, batch, features = inputs[0][1]
+        directions, rows = weight[0], weight[1]
+        return sequence * batch * directions * rows * (features + rows // _GATES[op])
+    return 0

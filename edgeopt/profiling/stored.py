@@ -1,0 +1,107 @@
+"""Two stored results against each other: only if they were made under the same conditions, and as the weaker evidence."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from edgeopt.errors import ComparabilityError
+from edgeopt.profiling.files import Files
+from edgeopt.profiling.profile import peak_ratio, size_ratio
+from edgeopt.results import Comparison, Latency, Measured, Range, Results, load
+from edgeopt.stats import Floats, unpaired_ratio_interval, verdict
+
+_ENVIRONMENT = ("cpu", "features", "cores", "governor", "system")
+_SETTING = (
+    "onnxruntime", "provider", "provider_options", "threads", "session", "level", "fixed_dims", "shapes", "rate",
+)  # fmt: skip
+
+
+def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report: str | Path | None = None) -> Results:
+    """The settings of the results at `b` against those of the same label at `a` (or the only one of each).
+
+    Raises:
+        DataError: not results files of this version. ComparabilityError: measured under other conditions; says which.
+    """
+    files = Files(report)
+    first, second = load(Path(a)), load(Path(b))
+    pairs = _pairs(first, second, f"{a}", f"{b}")
+    refuse_different(first, second, pairs)
+    found = tuple(_compared(x, y, margin) for x, y in pairs)
+    document = Results(
+        kind="compare",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=second.environment,
+        preset="stored",
+        measured=tuple(m for pair in pairs for m in pair),
+        comparisons=found,
+        notes=("from stored results, not interleaved: drift between the two runs is not in the interval",),
+    )
+    return files.written(document, {})
+
+
+def _pairs(a: Results, b: Results, name_a: str, name_b: str) -> list[tuple[Measured, Measured]]:
+    ours, theirs = ({m.setting.label: m for m in r.measured if m.latency is not None} for r in (a, b))
+    if len(ours) == len(theirs) == 1:
+        return [(next(iter(ours.values())), next(iter(theirs.values())))]
+    shared = [label for label in ours if label in theirs]
+    if not shared:
+        raise ComparabilityError(
+            f"no setting of one is in the other: {name_a} has {', '.join(ours) or 'none that was timed'}; {name_b} has {', '.join(theirs) or 'none that was timed'}"
+        )
+    return [(ours[label], theirs[label]) for label in shared]
+
+
+def refuse_different(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> None:
+    """Refuse results of different machines, runtimes or settings.
+
+    Raises:
+        ComparabilityError: lists every difference.
+    """
+    found = list(_differences(a, b, pairs))
+    if found:
+        raise ComparabilityError(
+            "not comparable: " + "; ".join(found) + "; measure both models in one run: edgeopt compare a.onnx b.onnx"
+        )
+
+
+def _differences(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> Iterator[str]:
+    for name in _ENVIRONMENT:
+        x, y = getattr(a.environment, name), getattr(b.environment, name)
+        if x != y:
+            yield f"{name} {_short(x)} and {_short(y)}"
+    for m, n in pairs:
+        for name in _SETTING:
+            x, y = getattr(m.setting, name), getattr(n.setting, name)
+            if x != y:
+                yield f"{m.setting.label}: {name} {_short(x)} and {_short(y)}"
+
+
+def _short(x: object) -> str:
+    return ",".join(map(str, x)) if isinstance(x, tuple) else str(x)
+
+
+def _compared(a: Measured, b: Measured, margin: float) -> Comparison:
+    assert a.latency is not None and b.latency is not None
+    ratio = unpaired_ratio_interval(_blocks(a.latency), _blocks(b.latency))
+    calm = a.latency.p50_uncontended_ms, b.latency.p50_uncontended_ms
+    return Comparison(
+        reference=a.setting.label,
+        other=b.setting.label,
+        ratio=Range.of(ratio),
+        ratio_uncontended=calm[1] / calm[0] if calm[0] and calm[1] else None,
+        verdict=verdict(ratio, margin),
+        margin=margin,
+        interleaved=False,
+        file_ratio=size_ratio(a, b),
+        peak_memory_ratio=peak_ratio(a, b),
+        outputs=None,
+    )
+
+
+def _blocks(x: Latency) -> list[Floats]:
+    processes = sorted({b.process for b in x.blocks})
+    return [np.array([b.median_ms for b in x.blocks if b.process == p]) for p in processes]

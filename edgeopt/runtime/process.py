@@ -1,0 +1,117 @@
+"""The host's end of a worker: start it under any interpreter, ask, wait no longer than a time limit, and tell how it died."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeopt.errors import UsageError, WorkerError
+
+_WORKER = Path(__file__).parent / "worker"
+_LAST_WORDS = 2000
+TIMEOUT_S = 300.0
+
+
+class Worker:
+    """A measured process; see `edgeopt/runtime/worker`."""
+
+    def __init__(self, python: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
+        command = [python or sys.executable, str(_WORKER)]
+        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"}
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                text=True,
+                encoding="utf-8",
+                env=environment,
+            )
+        except OSError as e:
+            self._said.close()
+            raise UsageError(f"--python {python}: cannot be started ({e})") from e
+        self._answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def ask(self, do: str, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
+        """The answer to one request.
+
+        Raises:
+            WorkerError: the worker refused, died or took longer than `timeout_s` (then it is killed).
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a dead worker: told below
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        limit = timeout_s or self.timeout_s
+        try:
+            line = self._answers.get(timeout=limit)
+        except queue.Empty:
+            self._process.kill()
+            raise WorkerError(f"no answer to {do!r} within {limit:.0f} s; the worker was killed") from None
+        if not line:
+            raise WorkerError(self._death(do))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        found: dict[str, Any] = answer["ok"]
+        return found
+
+    def _death(self, do: str) -> str:
+        """How the worker ended while it was asked to `do` something."""
+        code = self._process.wait()
+        words = self.said()
+        if code >= 0:
+            return f"the worker ended with exit code {code} at {do!r}" + (f": {words}" if words else "")
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        hint = " (out of memory? see dmesg)" if name == "SIGKILL" else ""
+        return f"the worker was killed by {name} at {do!r}{hint}" + (f": {words}" if words else "")
+
+    def said(self) -> str:
+        """The last lines that the worker printed."""
+        self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, self._said.tell() - _LAST_WORDS))
+        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        return " | ".join(lines[-3:])
+
+    def stop(self) -> None:
+        """End the process, at once."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self._said.close()
+
+
+@contextlib.contextmanager
+def worker(python: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Worker]:
+    """A worker that lives as long as the block."""
+    if python is not None and shutil.which(python) is None:
+        raise UsageError(f"--python {python}: no such program")
+    started = Worker(python, timeout_s)
+    try:
+        yield started
+    finally:
+        started.stop()

@@ -1,0 +1,173 @@
+"""Execution providers: one table, the `NAME:key=value,...` of the command line, and what an interpreter has of them.
+
+Sources: onnxruntime.ai/docs/execution-providers and the packages' own pages on PyPI, November 2026.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from edgeopt.errors import UsageError, WorkerError, suggestion
+from edgeopt.graph import temporary_folder
+from edgeopt.runtime.process import Worker, worker
+
+_PROBE_S = 60.0
+_TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[1, 4] y) { y = Add(x, x) }'
+
+
+@dataclass(frozen=True)
+class Provider:
+    """A row. package: on PyPI, None where there is none; module: of a plugin that `package` brings; systems: where it can run."""
+
+    name: str
+    alias: str
+    hardware: str
+    package: str | None = None
+    module: str | None = None
+    systems: tuple[str, ...] = ("Linux", "Windows")
+
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = (
+    Provider(CPU, "cpu", "any CPU", "onnxruntime", systems=("Linux", "Windows", "Darwin")),
+    Provider("OpenVINOExecutionProvider", "openvino", "Intel CPU, GPU, NPU", "onnxruntime-openvino"),
+    Provider("QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn"),
+    Provider("CUDAExecutionProvider", "cuda", "NVIDIA GPU", "onnxruntime-gpu"),
+    Provider("TensorrtExecutionProvider", "tensorrt", "NVIDIA GPU", "onnxruntime-gpu"),
+    Provider("MIGraphXExecutionProvider", "migraphx", "AMD GPU", "onnxruntime-migraphx", systems=("Linux",)),
+    Provider("ROCMExecutionProvider", "rocm", "AMD GPU", "onnxruntime-rocm", systems=("Linux",)),
+    Provider("CANNExecutionProvider", "cann", "Huawei Ascend", "onnxruntime-cann", systems=("Linux",)),
+    Provider(
+        "WebGpuExecutionProvider", "webgpu", "any GPU", "onnxruntime-ep-webgpu", "onnxruntime_ep_webgpu",
+        systems=("Linux", "Windows", "Darwin"),
+    ),
+    Provider("DmlExecutionProvider", "dml", "any DirectX 12 GPU", "onnxruntime-directml", systems=("Windows",)),
+    Provider("CoreMLExecutionProvider", "coreml", "Apple CPU, GPU, NPU", "onnxruntime", systems=("Darwin",)),
+    Provider("XnnpackExecutionProvider", "xnnpack", "any CPU", systems=("Linux", "Windows", "Darwin")),
+    Provider("NnapiExecutionProvider", "nnapi", "Android NPU (deprecated since Android 15)", systems=("Android",)),
+    Provider("DnnlExecutionProvider", "dnnl", "x86 CPU"),
+    Provider("VitisAIExecutionProvider", "vitisai", "AMD NPU"),
+    Provider("AzureExecutionProvider", "azure", "a remote endpoint", "onnxruntime", systems=("Linux", "Windows", "Darwin")),
+)  # fmt: skip
+_BY_ALIAS = {p.alias: p for p in PROVIDERS}
+_BY_NAME = {p.name.lower(): p for p in PROVIDERS}
+
+
+@dataclass(frozen=True)
+class Requested:
+    """A provider that is asked for. library: of a plugin that is in no package of the table."""
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    library: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`cpu`, or `openvino:device_type=CPU`."""
+        known = _BY_NAME.get(self.name.lower())
+        short = known.alias if known else self.name
+        return short + (":" + ",".join(f"{k}={v}" for k, v in self.options.items()) if self.options else "")
+
+
+def parse(text: str, plugins: Mapping[str, str] | None = None) -> Requested:
+    """The provider that `NAME[:key=value,...]` asks for; plugins: library paths by provider name.
+
+    Raises:
+        UsageError: an unknown name (suggests one), or an option without `=`.
+    """
+    name, _, rest = text.partition(":")
+    known = _BY_ALIAS.get(name.lower()) or _BY_NAME.get(name.lower())
+    plugins = plugins or {}
+    if known is None and name not in plugins:
+        names = [*_BY_ALIAS, *(p.name for p in PROVIDERS), *plugins]
+        raise UsageError(f"--provider {name}: unknown{suggestion(name.lower(), names)} Known: {', '.join(_BY_ALIAS)}")
+    options = {}
+    for pair in filter(None, rest.split(",")):
+        key, found, value = pair.partition("=")
+        if not found or not key:
+            raise UsageError(f"--provider {text}: {pair!r} is no option; write {name}:key=value,key=value")
+        options[key] = value
+    full = known.name if known else name
+    return Requested(full, options, plugins.get(name) or plugins.get(full))
+
+
+def make_present(w: Worker, wanted: Requested, have: Sequence[str]) -> str | None:
+    """Register the plugin that brings `wanted` if it is not built in; the provider's name if it is a plugin's.
+
+    Raises:
+        WorkerError: not there; says what would bring it.
+    """
+    if wanted.library is not None:
+        w.ask("plugin", _PROBE_S, name=wanted.name, library=wanted.library)
+        return wanted.name
+    if wanted.name in have:
+        return None
+    row = _BY_NAME[wanted.name.lower()]
+    if row.module is not None:
+        try:
+            w.ask("plugin", _PROBE_S, name=wanted.name, module=row.module)
+            return wanted.name
+        except WorkerError as e:
+            if "No module named" not in str(e):
+                raise
+    raise WorkerError(f"{wanted.name} is not in this interpreter's onnxruntime: {_missing(row)}")
+
+
+def _missing(row: Provider) -> str:
+    if platform.system() not in row.systems:
+        return f"runs on {', '.join(row.systems)}"
+    if row.package is None:
+        return "in no package on PyPI; build ONNX Runtime with it"
+    if row.module is not None:
+        return f"pip install {row.package}"
+    return f"pip install {row.package} in an environment of its own, and --python to it"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of `edgeopt providers`. state: "present", "plugin", "unusable" or "missing"."""
+
+    name: str
+    alias: str
+    hardware: str
+    state: str
+    devices: tuple[str, ...]
+    why: str
+
+
+def listed(python: str | None = None) -> tuple[list[Listed], str]:
+    """(every provider of the table and what this interpreter has of it, the interpreter's ONNX Runtime in words)."""
+    with worker(python, _PROBE_S) as w:
+        hello = w.ask("hello")
+    with temporary_folder() as folder:
+        onnx.save(onnx.parser.parse_model(_TINY), folder / "tiny.onnx")
+        lines = [_listed(row, hello, python, folder / "tiny.onnx") for row in PROVIDERS]
+    order = ("present", "plugin", "unusable", "missing")
+    about = f"onnxruntime {hello['onnxruntime']}, Python {hello['python']} ({hello['executable']})"
+    return sorted(lines, key=lambda x: order.index(x.state)), about
+
+
+def _listed(row: Provider, hello: Mapping[str, Any], python: str | None, model: Path) -> Listed:
+    """One provider, tried in a process of its own, since a broken one may take its process with it."""
+    state, why = "missing", _missing(row)
+    devices = [d for d in hello["devices"] if d[0] == row.name]
+    if row.name in hello["providers"] or row.module is not None:
+        with worker(python, _PROBE_S) as w:
+            try:
+                plugin = make_present(w, Requested(row.name), hello["providers"])
+                devices = [d for d in w.ask("hello")["devices"] if d[0] == row.name]
+                opened = w.ask("open", model=str(model), providers=[[row.name, {}]], plugin=plugin)
+                state = "plugin" if plugin else "present"
+                why = "" if row.name in opened["providers"] else "loads, but takes no node of a small model as it is"
+            except WorkerError as e:
+                if "pip install" not in str(e):
+                    state, why = "unusable", str(e).splitlines()[0]
+    return Listed(
+        row.name, row.alias, row.hardware, state, tuple(f"{kind} ({vendor})" for _, kind, vendor in devices), why
+    )

@@ -1,0 +1,123 @@
+"""Statistics of latencies on noisy machines: what is sure, and what is not.
+
+The unit is a block: the median of the inferences that ran back to back in one process. Blocks of one process share its
+luck with memory layout, so an interval is a two-level bootstrap with a fixed seed: processes are drawn, then blocks
+within them (Kalibera and Jones 2013; Barrett et al. 2017, arXiv:1602.00602). Single inferences are never drawn, for
+neighbours are not independent. With one process the interval is that process's own.
+
+Two models are compared by the log-ratio of their blocks of the same round, which hit the same drift and the same load:
+
+    ratio = exp(median over rounds of log(b / a))        > 1: b takes longer
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Verdict = Literal["improved", "equivalent", "regressed", "inconclusive"]
+NEEDED = {90: 29, 95: 59, 99: 299}  # samples below which a percentile would be its sample's largest
+BOOTSTRAP = 1000
+_STEADY = 0.02
+_WINDOWS = 3
+_TUKEY = 1.5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval, in the unit of what was estimated."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width, relative to the estimate."""
+        return (self.high - self.low) / 2 / self.value if self.value else math.inf
+
+    def exp(self) -> Interval:
+        """The interval of e^x."""
+        return Interval(math.exp(self.value), math.exp(self.low), math.exp(self.high))
+
+
+def bootstrap_medians(processes: Sequence[Floats], seed: int = 0, draws: int = BOOTSTRAP) -> Floats:
+    """Medians of `draws` two-level resamples of `processes`, each float64 [blocks]; float64 [draws]."""
+    rng = np.random.default_rng(seed)
+    lengths = np.array([len(p) for p in processes])
+    padded = np.full((len(processes), lengths.max()), np.nan)
+    for row, p in zip(padded, processes, strict=True):
+        row[: len(p)] = p
+    chosen = rng.integers(0, len(processes), (draws, len(processes)))
+    index = (rng.random((draws, len(processes), lengths.max())) * lengths[chosen][..., None]).astype(np.intp)
+    drawn = padded[chosen[..., None], index]
+    drawn[np.arange(lengths.max()) >= lengths[chosen][..., None]] = np.nan
+    drawn = np.sort(drawn.reshape(draws, -1), axis=1)  # NaN last
+    count = lengths[chosen].sum(1)
+    rows = np.arange(draws)
+    return np.asarray((drawn[rows, (count - 1) // 2] + drawn[rows, count // 2]) / 2, np.float64)
+
+
+def median_interval(processes: Sequence[Floats], seed: int = 0) -> Interval:
+    """Median of all blocks with its interval; processes: of each, float64 [blocks]."""
+    low, high = np.quantile(bootstrap_medians(processes, seed), (0.025, 0.975))
+    return Interval(float(np.median(np.concatenate(list(processes)))), float(low), float(high))
+
+
+def ratio_interval(reference: Sequence[Floats], other: Sequence[Floats], seed: int = 0) -> Interval:
+    """How much longer `other` takes than `reference`: blocks of the same process and round are pairs."""
+    return median_interval([np.log(b / a) for a, b in zip(reference, other, strict=True)], seed).exp()
+
+
+def unpaired_ratio_interval(reference: Sequence[Floats], other: Sequence[Floats], seed: int = 0) -> Interval:
+    """The same for blocks that were not measured together, which is weaker evidence: drift between them is not in it."""
+    a, b = bootstrap_medians(reference, seed), bootstrap_medians(other, seed + 1)
+    low, high = np.quantile(b / a, (0.025, 0.975))
+    value = float(np.median(np.concatenate(list(other))) / np.median(np.concatenate(list(reference))))
+    return Interval(value, float(low), float(high))
+
+
+def verdict(ratio: Interval, margin: float) -> Verdict:
+    """What a latency ratio says against a practical margin (0.03 = 3 %).
+
+    regressed or improved: the interval excludes 1 and the estimate is beyond the margin. equivalent: the whole interval
+    is within the margin. Otherwise it is not known.
+    """
+    if ratio.low > 1 and ratio.value > 1 + margin:
+        return "regressed"
+    if ratio.high < 1 and ratio.value < 1 / (1 + margin):
+        return "improved"
+    return "equivalent" if ratio.low >= 1 / (1 + margin) and ratio.high <= 1 + margin else "inconclusive"
+
+
+def percentile(times: Floats, q: int) -> float | None:
+    """The q-th percentile of single inferences; None where there are too few to tell (see `NEEDED`)."""
+    return float(np.percentile(times, q)) if len(times) >= NEEDED[q] else None
+
+
+def median_absolute_deviation(times: Floats) -> float:
+    """Median of |x - median|, in the unit of `times`."""
+    return float(np.median(np.abs(times - np.median(times))))
+
+
+def outliers(blocks: Floats) -> int:
+    """Blocks beyond Tukey's fences; they are counted and kept."""
+    low, high = np.quantile(blocks, (0.25, 0.75))
+    fence = _TUKEY * (high - low)
+    return int(((blocks < low - fence) | (blocks > high + fence)).sum())
+
+
+def steady(windows: Sequence[float]) -> bool:
+    """Whether the last three window medians lie within 2 % of each other and do not keep falling or rising by more than 1 %."""
+    last = windows[-_WINDOWS:]
+    if len(last) < _WINDOWS:
+        return False
+    spread = max(last) / min(last) - 1
+    trend = last[0] < last[1] < last[2] or last[0] > last[1] > last[2]
+    return spread <= (_STEADY / 2 if trend else _STEADY)
