@@ -30,7 +30,7 @@ _CONTENDED = 0.02  # of a block's time that its threads were ready and did not r
 _FEW_RUNS = 3
 _FEW_ROUNDS = 3
 _SLOW_NS = 1e9
-_RATE_BLOCK_S = 0.5
+_RATE_BLOCK_S = 0.2
 _ENOUGH_PROCESSES = 3
 Progress = Callable[[str, int, int], None]
 

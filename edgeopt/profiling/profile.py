@@ -22,12 +22,13 @@ from edgeopt.profiling.files import Files, write_trace
 from edgeopt.profiling.latency import failing
 from edgeopt.profiling.memory import memory
 from edgeopt.profiling.options import ProfileOptions
+from edgeopt.profiling.plan import Arm
 from edgeopt.profiling.size import size
 from edgeopt.results import Comparison, Environment, Measured, OutputError, Range, Results, SelfCheck, Setting
 from edgeopt.runtime.compare import compare as output_errors
 from edgeopt.stats import ratio_interval, verdict
 
-_BUSY = 0.5
+_BUSY = 0.1
 Kind = Literal["profile", "compare", "self-check"]
 
 
@@ -72,11 +73,11 @@ def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, 
             "compare needs two models or more, or one model under two settings, e.g. edgeopt compare a.onnx b.onnx"
         )
     here = environment()
-    notes = _busy(here)
-    for line in notes:
-        listener.note(line)
     with graph.temporary_folder() as folder:
         found = cases(wanted, options, folder, listener)
+        notes = _oddities(here, wanted)
+        for line in notes:
+            listener.note(line)
         for i, case in enumerate(found):
             first_run(case, options, folder, keep_outputs=kind == "compare")
             if case.timing.error is not None:
@@ -100,10 +101,17 @@ def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, 
     return files.written(document, latency.raw({c.arm.label: c.timing for c in found}))
 
 
-def _busy(here: Environment) -> list[str]:
-    found = []
-    if here.load and here.load[0] > _BUSY * here.cores:
-        found.append(f"this machine is busy (load {here.load[0]:.1f} on {here.cores} cores): intervals will be wide")
+def _oddities(here: Environment, wanted: Sequence[Arm]) -> list[str]:
+    """What makes the times worth less."""
+    found = [
+        f"{a.label}: the hardware is simulated here; its times say nothing of a device"
+        for a in wanted
+        if a.provider.simulated
+    ]
+    if here.pressure is not None and here.pressure > _BUSY:
+        found.append(
+            f"this machine is busy: tasks waited for a CPU {here.pressure:.0%} of the last 10 s; intervals will be wide"
+        )
     if here.governor not in (None, "performance"):
         found.append(f"the CPU governor is {here.governor!r}: clocks move with the load; 'performance' is steadier")
     return found
@@ -213,7 +221,7 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
         for c in (a, b)
         if not c.deterministic
     ]
-    if a.told != b.told or a.shapes != b.shapes:
+    if a.timing.feeds != b.timing.feeds:
         notes.append("the inputs differ: the output error says nothing")
     order = list(range(len(a.output_names)))
     if set(a.output_names) <= set(b.output_names):

@@ -149,11 +149,18 @@ def _stored(
             continue
         outputs = [v for v in node.outputs if v.name]
         for value, (kind, shape) in zip(outputs, traced[i][1], strict=False):
-            users = [n for n, _ in value.uses()]
-            if not (users and all(n.op_type == "QuantizeLinear" for n in users)):
+            if not _only_quantized(value):
                 elements = math.prod(shape)
                 found[value] = elements, elements * _BYTES.get(kind, 1)
     return found
+
+
+def _only_quantized(value: ir.Value) -> bool:
+    """Whether every reader of `value`, behind what works in place, quantizes it: an integer kernel writes the integers."""
+    readers = [node for node, _ in value.uses()]
+    return bool(readers) and all(
+        n.op_type == "QuantizeLinear" or (_reused(n) is value and _only_quantized(n.outputs[0])) for n in readers
+    )
 
 
 def _reused(node: ir.Node | None) -> ir.Value | None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from edgeopt.errors import UsageError, WorkerError
 
 _WORKER = Path(__file__).parent / "worker"
 _LAST_WORDS = 2000
+_CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : (?:/\S*onnxruntime\S*:\d+ [^()]*\([^()]*\)\S* ?)?")
 TIMEOUT_S = 300.0
 
 
@@ -73,7 +75,7 @@ class Worker:
             raise WorkerError(self._death(do))
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise WorkerError(answer["error"])
+            raise WorkerError(_plain(answer["error"]))
         found: dict[str, Any] = answer["ok"]
         return found
 
@@ -103,6 +105,11 @@ class Worker:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._said.close()
+
+
+def _plain(message: str) -> str:
+    """An error of ONNX Runtime without its codes and C++ signatures."""
+    return _CODES.split(message)[-1].strip() or message
 
 
 @contextlib.contextmanager

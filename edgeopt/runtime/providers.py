@@ -23,7 +23,9 @@ _TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[
 
 @dataclass(frozen=True)
 class Provider:
-    """A row. package: on PyPI, None where there is none; module: of a plugin that `package` brings; systems: where it can run."""
+    """A row. package: on PyPI, None where there is none; module: of a plugin that `package` brings; systems: where it can
+    run; simulated: whether an x86 machine only simulates the hardware.
+    """
 
     name: str
     alias: str
@@ -31,13 +33,14 @@ class Provider:
     package: str | None = None
     module: str | None = None
     systems: tuple[str, ...] = ("Linux", "Windows")
+    simulated: bool = False
 
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = (
     Provider(CPU, "cpu", "any CPU", "onnxruntime", systems=("Linux", "Windows", "Darwin")),
     Provider("OpenVINOExecutionProvider", "openvino", "Intel CPU, GPU, NPU", "onnxruntime-openvino"),
-    Provider("QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn"),
+    Provider("QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn", simulated=True),
     Provider("CUDAExecutionProvider", "cuda", "NVIDIA GPU", "onnxruntime-gpu"),
     Provider("TensorrtExecutionProvider", "tensorrt", "NVIDIA GPU", "onnxruntime-gpu"),
     Provider("MIGraphXExecutionProvider", "migraphx", "AMD GPU", "onnxruntime-migraphx", systems=("Linux",)),
@@ -66,6 +69,12 @@ class Requested:
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
     library: str | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its times here are a simulator's."""
+        known = _BY_NAME.get(self.name.lower())
+        return known is not None and known.simulated and platform.machine() in ("x86_64", "AMD64")
 
     @property
     def label(self) -> str:
