@@ -28,7 +28,6 @@ from edgeopt.runtime.session import check_feed, open_session
 
 _SAMPLES = 32
 _TRACE_S = 1.0
-_FIRST_ANSWER_S = 120.0
 _BLOCK = 1 << 20
 
 
@@ -119,8 +118,8 @@ def first_run(case: Case, options: ProfileOptions, folder: Path, *, keep_outputs
     """Load and run `case` once with assignment and trace on, in a process that may die of it; a failure is the case's error."""
     t = case.timing
     try:
-        with live(t.arm, timeout_s=_FIRST_ANSWER_S, assignment=True, profile=str(folder / "trace")) as started:
-            started.worker.ask("feed", _FIRST_ANSWER_S, path=str(t.feeds))
+        with live(t.arm, assignment=True, profile=str(folder / "trace")) as started:
+            started.worker.ask("feed", path=str(t.feeds))
             t.hello = started.hello
             case.output_names = tuple(started.opened["outputs"])
             _trace(case, started)
@@ -133,7 +132,7 @@ def first_run(case: Case, options: ProfileOptions, folder: Path, *, keep_outputs
 
 
 def _trace(case: Case, started: Live) -> None:
-    first = started.worker.ask("block", _FIRST_ANSWER_S, runs=2)["times"]
+    first = started.worker.ask("block", runs=2)["times"]
     runs = int(min(TRACED_RUNS, max(1, _TRACE_S * 1e9 / first[1])))
     started.worker.ask("block", runs=runs)
     trace = read_trace(Path(started.worker.ask("trace")["path"]))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt import graph
+from edgeopt.errors import UsageError
 from edgeopt.options import check_place
 from edgeopt.results import Results
 
@@ -20,17 +21,30 @@ from edgeopt.results import Results
 class Files:
     """Where to write; None: nowhere. That it can be is checked before anything is measured.
 
+    kept: files that are read and must not be overwritten.
+
     Raises:
-        UsageError: a folder that is not there, or a folder in the place of a file.
+        UsageError: a folder that is not there, a folder in the place of a file, or a file that is read.
     """
 
     report: str | Path | None = None
     trace: str | Path | None = None
+    kept: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        for path in (self.report, self.trace):
-            if path is not None:
-                check_place(Path(path), force=True)
+        raw = None if self.report is None else Path(self.report).with_suffix(".npz")
+        for path in (self.report, self.trace, raw):
+            if path is None:
+                continue
+            check_place(Path(path), force=True)
+            if Path(path).resolve() in {k.resolve() for k in self.kept}:
+                raise UsageError(f"{path}: would overwrite a file that is measured or read; choose another name")
+        if (
+            self.trace is not None
+            and self.report is not None
+            and Path(self.trace).resolve() == Path(self.report).resolve()
+        ):
+            raise UsageError(f"{self.trace}: --report and --trace are one file")
 
     def written(self, document: Results, raw: Mapping[str, NDArray[np.int64]]) -> Results:
         """`document` as it was written, `raw` in an .npz beside it."""
@@ -39,8 +53,9 @@ class Files:
         path = Path(self.report)
         with graph.staged(path) as stage:
             if raw:
-                document = document.model_copy(update={"raw": f"{path.stem}.npz"})
-                np.savez_compressed(stage / f"{path.stem}.npz", **raw)  # type: ignore[arg-type]
+                beside = path.with_suffix(".npz").name
+                document = document.model_copy(update={"raw": beside})
+                np.savez_compressed(stage / beside, **raw)  # type: ignore[arg-type]
             (stage / path.name).write_text(document.to_json() + "\n", encoding="utf-8")
         return document
 

@@ -52,27 +52,23 @@ def median(times: Sequence[int]) -> float:
 
 
 @contextlib.contextmanager
-def live(arm: Arm, *, allow_fallback: bool = True, timeout_s: float | None = None, **how: Any) -> Iterator[Live]:
+def live(arm: Arm, *, allow_fallback: bool = True, **how: Any) -> Iterator[Live]:
     """A fresh process with the session of `arm`; `how` goes to the worker's `open`.
 
     Raises:
         WorkerError: the provider is not there, or the session cannot be made.
     """
-    with worker(arm.python) as w:
-        hello = w.ask("hello", 60.0)
-        yield open_in(w, hello, arm, allow_fallback=allow_fallback, timeout_s=timeout_s, **how)
+    with worker(arm.python, arm.timeout_s) as w:
+        yield open_in(w, w.ask("hello"), arm, allow_fallback=allow_fallback, **how)
 
 
-def open_in(
-    w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool, timeout_s: float | None = None, **how: Any
-) -> Live:
+def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool, **how: Any) -> Live:
     """Open the session of `arm` in a worker that runs already."""
     wanted = arm.provider
     plugin = make_present(w, wanted, hello["providers"])
     strict = {_NO_FALLBACK: "1"} if wanted.name != CPU and not allow_fallback else {}
     opened = w.ask(
         "open",
-        timeout_s,
         model=str(arm.model),
         providers=[[wanted.name, dict(wanted.options)]],
         plugin=plugin,

@@ -19,7 +19,7 @@ class ProfileOptions:
     """What can be chosen. providers: `NAME[:key=value,...]`; threads, batch, dims: swept; inputs: .npy files by input;
     data: samples as `quantize` reads them; rate: inferences a second; sustained_s: a time series instead; session: ONNX
     Runtime session options; freeze_dims: tell the runtime the sizes; python: the interpreter that runs the worker;
-    plugins: provider libraries by name; margin: of a verdict.
+    plugins: provider libraries by name; timeout_s: of one answer of the worker; margin: of a verdict.
     """
 
     providers: tuple[str, ...] = ("cpu",)
@@ -41,6 +41,7 @@ class ProfileOptions:
     freeze_dims: bool = False
     python: str | None = None
     plugins: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = 120.0
     margin: float = 0.03
     trials: int = 10
 
@@ -57,7 +58,11 @@ class ProfileOptions:
         for name, numbers in least.items():
             if any(n < 1 for n in numbers):
                 raise UsageError(f"{name} {','.join(map(str, numbers))}: at least 1")
-        for name, seconds in (("--seconds", self.seconds), ("--sustained", self.sustained_s)):
+        for name, seconds in (
+            ("--seconds", self.seconds),
+            ("--sustained", self.sustained_s),
+            ("--timeout", self.timeout_s),
+        ):
             if seconds is not None and not 0 < seconds < float("inf"):
                 raise UsageError(f"{name} {seconds:g}: nothing would be measured; give some time")
         if not 0 <= self.rate < float("inf"):
@@ -85,8 +90,20 @@ class ProfileOptions:
             chosen = replace(long, sustained_s=self.sustained_s, block_s=min(long.block_s, self.sustained_s / 20))
         return chosen
 
+    def reads(self, models: list[Path]) -> tuple[Path, ...]:
+        """The files that a run reads."""
+        data = [] if self.data is None else [Path(self.data)]
+        return (*models, *self.inputs.values(), *data)
+
     def arms(self, models: list[Path]) -> list[Arm]:
         """Every combination to measure."""
         requested = tuple(parse(p, self.plugins) for p in dict.fromkeys(self.providers))
         found = arms(models, requested, self.threads, self.batch or (None,), self.dims)
-        return [replace(a, session=self.session, level=self.level, rate=self.rate, python=self.python) for a in found]
+        common = {
+            "session": self.session,
+            "level": self.level,
+            "rate": self.rate,
+            "python": self.python,
+            "timeout_s": self.timeout_s,
+        }
+        return [replace(a, **common) for a in found]  # type: ignore[arg-type]

@@ -52,7 +52,8 @@ def preset(name: str) -> Preset:
 @dataclass(frozen=True)
 class Arm:
     """One setting to measure. python: the interpreter that runs it, None for this one; dims, batch: see
-    `inputs.shapes`; fixed: named dimensions that the runtime is told."""
+    `inputs.shapes`; fixed: named dimensions that the runtime is told;
+    timeout_s: of one answer of the worker."""
 
     model: Path
     provider: Requested = field(default_factory=partial(Requested, CPU))
@@ -64,6 +65,7 @@ class Arm:
     fixed: Mapping[str, int] = field(default_factory=dict)
     rate: float = 0.0
     python: str | None = None
+    timeout_s: float = 120.0
     label: str = ""
 
 

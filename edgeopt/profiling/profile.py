@@ -24,7 +24,7 @@ from edgeopt.profiling.memory import memory
 from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.plan import Arm
 from edgeopt.profiling.size import size
-from edgeopt.results import Comparison, Environment, Measured, OutputError, Range, Results, SelfCheck, Setting
+from edgeopt.results import Comparison, Environment, Measured, OutputError, Range, Results, SelfCheck, Setting, Size
 from edgeopt.runtime.compare import compare as output_errors
 from edgeopt.stats import ratio_interval, verdict
 
@@ -48,8 +48,8 @@ def profile(
     Raises:
         EdgeoptError: a model, an option or the data are no good; nothing was measured.
     """
-    files = Files(report, trace)
-    return _run("profile", [Path(m) for m in models], ProfileOptions(**choices), files, listener or Listener())
+    options, paths = ProfileOptions(**choices), [Path(m) for m in models]
+    return _run("profile", paths, options, Files(report, trace, options.reads(paths)), listener or Listener())
 
 
 def compare(
@@ -60,7 +60,8 @@ def compare(
     Raises:
         EdgeoptError: fewer than two settings, or see `profile`.
     """
-    return _run("compare", [Path(m) for m in models], ProfileOptions(**choices), Files(report), listener or Listener())
+    options, paths = ProfileOptions(**choices), [Path(m) for m in models]
+    return _run("compare", paths, options, Files(report, None, options.reads(paths)), listener or Listener())
 
 
 def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, listener: Listener) -> Results:
@@ -84,7 +85,8 @@ def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, 
                 listener.note(f"{case.arm.label}: {case.timing.error}")
             listener.progress("first run", i + 1, len(found))
         _time(found, options, listener)
-        measured = tuple(_measured(case, options, listener) for case in found)
+        sizes: dict[object, Size] = {}
+        measured = tuple(_measured(case, options, listener, sizes) for case in found)
     comparisons = _comparisons(found, measured, options) if kind == "compare" else ()
     document = Results(
         kind=kind,
@@ -127,14 +129,17 @@ def _time(found: Sequence[Case], options: ProfileOptions, listener: Listener) ->
         latency.measure(timings, looking, allow_fallback=options.allow_fallback, progress=listener.progress)
 
 
-def _measured(case: Case, options: ProfileOptions, listener: Listener) -> Measured:
-    """All about one case; memory and size after the clocks have stopped."""
+def _measured(case: Case, options: ProfileOptions, listener: Listener, sizes: dict[object, Size]) -> Measured:
+    """All about one case; memory and size after the clocks have stopped. sizes: known already, by model and feeds."""
     t, arm = case.timing, case.arm
     used = None
     if t.error is None:
         with failing(t):
             used = memory(arm, t.feeds, allow_fallback=options.allow_fallback)
         listener.progress(f"memory {arm.label}", 1, 1)
+    key = arm.model, t.feeds, case.placement is None
+    if key not in sizes:
+        sizes[key] = size(arm.model, case.model, t.feeds if case.placement else None, xz=options.preset != "quick")
     setting = Setting(
         label=arm.label,
         model=str(arm.model),
@@ -158,7 +163,7 @@ def _measured(case: Case, options: ProfileOptions, listener: Listener) -> Measur
         latency=latency.summary(t, options.looking),
         cold=latency.cold(t),
         memory=used,
-        size=size(arm.model, case.model, t.feeds, xz=options.preset != "quick"),
+        size=sizes[key],
         placement=case.placement,
         ops=case.ops,
     )
@@ -257,7 +262,7 @@ def self_check(
     """`model` against itself, `trials` times: how often this machine cries wolf, and the smallest change it can see."""
     start = time.perf_counter()
     options, ears = ProfileOptions(**choices), listener or Listener()
-    files = Files(report)
+    files = Files(report, None, options.reads([Path(model)]))
     arm = options.arms([Path(model)])[0]
     looking = options.looking
     ratios = []
@@ -274,7 +279,7 @@ def self_check(
                 break
             ratios.append(ratio_interval(*pairs))
             ears.progress("self-check", trial + 1, options.trials)
-        measured = _measured(case, replace(options, preset="quick"), ears)
+        measured = _measured(case, replace(options, preset="quick"), ears, {})
     verdicts = [verdict(r, options.margin) for r in ratios]
     visible = [max(1 / r.low - 1, (1 + options.margin) / r.value - 1) for r in ratios]
     check = SelfCheck(

@@ -53,9 +53,9 @@ _BYTES = {
 Shapes = Sequence[tuple[str, Sequence[int]]]  # (element type, shape) of a node's inputs or outputs
 
 
-def size(path: Path, model: ir.Model, feeds: Path, *, xz: bool) -> Size:
-    """Facts about the file at `path`, whose canonical form is `model`; shapes on the first of `feeds`. xz is slow: 0.7 s a
-    megabyte.
+def size(path: Path, model: ir.Model, feeds: Path | None, *, xz: bool) -> Size:
+    """Facts about the file at `path`, whose canonical form is `model`; shapes on the first of `feeds` (None: the
+    model does not run). xz is slow: 0.7 s a megabyte.
     """
     files = [path, *graph.external_files(model)]
     facts: dict[str, Any] = {
@@ -66,6 +66,8 @@ def size(path: Path, model: ir.Model, feeds: Path, *, xz: bool) -> Size:
         "weights_by_op": _by_op(model),
         "parameters": sum(t.size for t in _tensors(model)),
     }
+    if feeds is None:
+        return Size(**facts, why="no shapes: it does not run")
     try:
         return Size(**{**facts, **_work(model, feeds)})
     except EdgeoptError as e:

@@ -26,7 +26,7 @@ def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report
     Raises:
         DataError: not results files of this version. ComparabilityError: measured under other conditions; says which.
     """
-    files = Files(report)
+    files = Files(report, None, (Path(a), Path(b)))
     first, second = load(Path(a)), load(Path(b))
     pairs = _pairs(first, second, f"{a}", f"{b}")
     refuse_different(first, second, pairs)
