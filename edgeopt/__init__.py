@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgeopt.profiling.stored import compare_stored
     from edgeopt.results import Results
     from edgeopt.simplification import Simplified, simplify
+    from edgeopt.train.distill import Distilled, distill
 
 _LAZY = {
     "Inspection": "inspection",
@@ -35,6 +36,8 @@ _LAZY = {
     "profile": "profiling.profile",
     "self_check": "profiling.profile",
     "compare_stored": "profiling.stored",
+    "Distilled": "train.distill",
+    "distill": "train.distill",
     "Simplified": "simplification",
     "simplify": "simplification",
 }
@@ -44,6 +47,7 @@ __all__ = [
     "CalibrationError",
     "ComparabilityError",
     "DataError",
+    "Distilled",
     "EdgeoptError",
     "Inspection",
     "Listener",
@@ -58,6 +62,7 @@ __all__ = [
     "__version__",
     "compare",
     "compare_stored",
+    "distill",
     "inspect",
     "profile",
     "quantize",

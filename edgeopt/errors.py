@@ -58,6 +58,7 @@ class ComparabilityError(EdgeoptError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` for a misspelt `name`, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """`; did you mean ...?` for a misspelt `name`, or a full stop."""
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[close[0]]!r}?" if close else "."

@@ -24,7 +24,8 @@ MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
 @dataclass(frozen=True)
 class Options:
     """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`;
-    thresholds None are not demanded.
+    thresholds None are not demanded; data_option: what errors
+    call the data.
     """
 
     mode: Mode = "auto"
@@ -41,6 +42,7 @@ class Options:
     preprocess: str | Preprocess | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
+    data_option: str = "--calib"
     min_sqnr: float | None = None
     min_agreement: float | None = None
     min_speedup: float | None = None

@@ -189,10 +189,16 @@ def samples_of(
     path = Path(data)
     spec = image_input(inputs)
     if spec is None or not _has_images(path):
-        return open_data(data, inputs, DataOptions(options.samples, tokenizer=options.tokenizer)), "", []
+        return (
+            open_data(
+                data, inputs, DataOptions(options.samples, tokenizer=options.tokenizer, option=options.data_option)
+            ),
+            "",
+            [],
+        )
     recipe, told = _recipe(path, inputs, options, session)
     resolved = resolve(recipe, spec)
-    samples = open_data(data, inputs, DataOptions(options.samples, resolved))
+    samples = open_data(data, inputs, DataOptions(options.samples, resolved, option=options.data_option))
     return samples, resolved.describe(), [*told, f"images: {resolved.describe()}"]
 
 

@@ -80,7 +80,7 @@ class Block(_Model):
     process: int
     round: int
     runs: int
-    median_ms: float
+    median_ms: float = Field(gt=0)
     contended: bool = Field(description="the system made it wait or took the CPU away")
 
 
@@ -110,7 +110,7 @@ class Latency(_Model):
     p50_uncontended_ms: float | None
     steady: bool = Field(description="every process's warm-up became steady before its time was up")
     precise: bool = Field(description="the interval is as narrow as was asked for")
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block, ...] = Field(min_length=1)
     series: tuple[Point, ...] = ()
     last_to_first: float | None = Field(
         default=None, description="of a sustained run: p50 of the last stretch over the first's"
@@ -292,7 +292,8 @@ class Results(_Model):
 def schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the document."""
     found = Results.model_json_schema(by_alias=True, mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **found}
+    required = ["schema", *found["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA, **found, "required": required}
 
 
 def load(path: Path) -> Results:
@@ -304,7 +305,7 @@ def load(path: Path) -> Results:
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise DataError(f"{path}: not a results file ({e})") from e
     version = found.get("schema") if isinstance(found, dict) else None
     if version != SCHEMA:

@@ -15,6 +15,7 @@ from edgeopt.errors import EdgeoptError
 
 _COMMANDS = {
     "quantize": ("edgeopt.cli.quantize", "quantize"),
+    "distill": ("edgeopt.cli.distill", "distill"),
     "profile": ("edgeopt.cli.profile", "profile"),
     "compare": ("edgeopt.cli.profile", "compare"),
     "inspect": ("edgeopt.cli.inspect", "inspect"),
@@ -25,6 +26,7 @@ _COMMANDS = {
 }
 _HELP = {
     "quantize": "Make a checked int8, fp16 or int4 file of a float model.",
+    "distill": "Fine-tune a small model against a larger one.",
     "profile": "Latency, cold start, memory, size and placement, with intervals.",
     "compare": "Models against the first, interleaved, with a verdict.",
     "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
         e.show()
         sys.exit(e.exit_code)
     except EdgeoptError as e:
-        click.echo(f"edgeopt: {e}", err=True)
+        click.echo(f"edgeopt: {''.join(c if c.isprintable() or c == chr(10) else '?' for c in str(e))}", err=True)
         sys.exit(e.exit_code)
     except (OSError, MemoryError) as e:
         if not isinstance(e, BrokenPipeError):

@@ -11,13 +11,14 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from edgeopt.cli.show import console, decibels, megabytes
+from edgeopt.cli.show import console, decibels, megabytes, printable
 from edgeopt.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
 from edgeopt.stats import NEEDED
 
 FORMATS = ("table", "json", "csv", "markdown")
 _NODES = 20
 _COLUMNS = 4
+_LONGEST, _WIDEST = 60, 400  # characters of a name, and of any other cell
 Row = tuple[str, list[str]]
 
 
@@ -42,10 +43,12 @@ def show(results: Results, form: str, ops: bool = False) -> None:
         _table(["self-check", ""], _checked(results), form)
     for m in measured:
         if m.error:
-            click.echo(f"FAILED {m.setting.label}: {m.error}")
+            click.echo(f"FAILED {printable(m.setting.label, _LONGEST)}: {printable(m.error)}")
 
 
 def _table(head: list[str], rows: Sequence[Row], form: str) -> None:
+    head = [printable(c, _LONGEST) for c in head]
+    rows = [(printable(name, _LONGEST), [printable(c, _WIDEST) for c in cells]) for name, cells in rows]
     if form == "markdown":
         lines = [head, ["---"] * len(head), *([name, *cells] for name, cells in rows)]
         click.echo("\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines) + "\n")
@@ -224,13 +227,13 @@ def _csv(results: Results) -> str:
     for m in results.measured:
         x, cold, c = m.latency, m.cold, compared.get(m.setting.label)
         lines.writerow(
-            [m.setting.label, m.setting.provider, m.setting.threads]
+            [printable(m.setting.label, _WIDEST), m.setting.provider, m.setting.threads]
             + ([x.p50_ms.value, x.p50_ms.low, x.p50_ms.high, x.p90_ms, x.p95_ms, x.p99_ms, x.min_ms, x.mean_ms, x.mad_ms, x.runs, x.contended]
                if x else [""] * 11)
             + ([cold.create_ms, cold.first_ms, cold.second_ms] if cold else [""] * 3)
             + [max(p.peak_bytes for p in m.memory.arena) if m.memory else ""]
             + ([m.size.file_bytes, m.size.parameters, m.size.macs] if m.size else [""] * 3)
             + ([c.ratio.value, c.ratio.low, c.ratio.high, c.verdict] if c else [""] * 4)
-            + [m.error or ""]
+            + [printable(m.error or "", _WIDEST)]
         )  # fmt: skip
     return text.getvalue()

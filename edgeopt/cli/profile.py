@@ -96,8 +96,8 @@ def profile(
     from edgeopt.profiling.profile import profile as run
     from edgeopt.profiling.profile import self_check as check
 
-    if self_check and len(models) > 1:
-        raise UsageError("--self-check takes one model")
+    if self_check and (len(models) > 1 or trace is not None):
+        raise UsageError("--self-check takes one model, and writes no --trace")
     with listener() as ears:
         if self_check:
             found = check(models[0], report=given["report"], listener=ears, **chosen)

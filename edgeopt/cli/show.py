@@ -34,7 +34,16 @@ def listener() -> Iterator[Listener]:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
 
-        yield Listener(note=lambda line: terminal.print(line, markup=False), progress=progress)
+        yield Listener(note=lambda line: terminal.print(printable(line), markup=False), progress=progress)
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """`text` without what moves the cursor or colours the screen; lines stay lines, unless `longest` makes it one cell."""
+    kept = "".join(c if c.isprintable() or (c == "\n" and longest is None) else "?" for c in text)
+    if longest is not None and len(kept) > longest:
+        half = longest // 2 - 1
+        return f"{kept[:half]}...{kept[-half:]}"
+    return kept
 
 
 def console() -> Console:

@@ -47,7 +47,7 @@ MAX_UNREADABLE = 0.05
 _HELD_OUT = 32
 _TEXT = frozenset({".jsonl", ".csv", ".txt"})
 _ARRAYS = frozenset({".npz", ".npy"})
-_BROKEN = (
+BROKEN_ARRAY = (
     OSError, ValueError, EOFError, KeyError, SyntaxError, MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
@@ -59,6 +59,7 @@ class DataOptions:
     samples: int = 128
     preprocess: Preprocess = field(default_factory=Preprocess)
     tokenizer: Path | None = None
+    option: str = "--calib"  # what errors call it
 
 
 def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
@@ -75,12 +76,14 @@ def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions)
         there = False
     if not there:
         if ":" in str(source) and os.sep not in str(source):
-            return _function(str(source), inputs, options.samples)
-        raise UsageError(f"--calib {source}: no such file or folder")
+            return _function(str(source), inputs, options)
+        raise UsageError(f"{options.option} {source}: no such file or folder")
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     found = _samples(path, files, inputs, options)
     if not found:
-        raise DataError(f"--calib {path}: no images, .npz/.npy, test_data_set_*, .wav, .jsonl, .csv or .txt in it")
+        raise DataError(
+            f"{options.option} {path}: no images, .npz/.npy, test_data_set_*, .wav, .jsonl, .csv or .txt in it"
+        )
     order = np.random.default_rng(0).permutation(len(found))
     return [found[i] for i in order]
 
@@ -98,7 +101,7 @@ def _samples(path: Path, files: list[Path], inputs: list[InputSpec], options: Da
     if kinds & _TEXT:
         if options.tokenizer is None:
             raise UsageError(
-                f"--calib {path}: text needs --tokenizer tokenizer.json (the file that came with the model)"
+                f"{options.option} {path}: text needs --tokenizer tokenizer.json (the file that came with the model)"
             )
         return text.samples([f for f in files if f.suffix.lower() in _TEXT], options.tokenizer, inputs)
     return []
@@ -140,7 +143,7 @@ def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
     """
     try:
         loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
-    except _BROKEN as e:
+    except BROKEN_ARRAY as e:
         raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
     if isinstance(loaded, np.ndarray):
         return _rows(file, loaded.shape, inputs)
@@ -179,7 +182,7 @@ def _npz(file: Path) -> Feed:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except _BROKEN as e:
+    except BROKEN_ARRAY as e:
         raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
 
 
@@ -234,23 +237,23 @@ def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
     return {spec.name: np.ascontiguousarray(data[start : start + step])}
 
 
-def _function(source: str, inputs: list[InputSpec], samples: int) -> list[Sample]:
+def _function(source: str, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
     module_name, _, name = source.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError, SyntaxError) as e:
-        raise UsageError(f"--calib {source}: {e}") from e
+        raise UsageError(f"{options.option} {source}: {e}") from e
     finally:
         sys.path.pop(0)
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as e:
-        raise UsageError(f"--calib {source}: not a function that can be called without arguments ({e})") from e
+        raise UsageError(f"{options.option} {source}: not a function that can be called without arguments ({e})") from e
     feeds = function()
     if not isinstance(feeds, Iterable):
-        raise UsageError(f"--calib {source}: it gives {feeds!r}, not something that yields feeds")
-    return as_samples(itertools.islice(feeds, samples + _HELD_OUT), inputs, source)
+        raise UsageError(f"{options.option} {source}: it gives {feeds!r}, not something that yields feeds")
+    return as_samples(itertools.islice(feeds, options.samples + _HELD_OUT), inputs, source)
 
 
 def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:

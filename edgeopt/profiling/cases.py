@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.data import Feed, readable, specs
-from edgeopt.errors import DataError, WorkerError
+from edgeopt.errors import DataError, EdgeoptError, WorkerError
 from edgeopt.options import Listener, Options
 from edgeopt.prepare import samples_of
 from edgeopt.profiling import inputs
@@ -24,7 +24,7 @@ from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
 from edgeopt.profiling.plan import Arm
 from edgeopt.results import Ops, Placement
-from edgeopt.runtime.session import check_feed, open_session
+from edgeopt.runtime.session import check_feed, finite, open_session
 
 _SAMPLES = 32
 _TRACE_S = 1.0
@@ -68,7 +68,13 @@ def cases(wanted: Sequence[Arm], options: ProfileOptions, folder: Path, listener
         # what has the same inputs gets the same values, also where a recipe is guessed from the model
         key = tuple(map(repr, specs(model))), tuple(arm.dims.items()), arm.batch
         if key not in read:
-            read[key] = *_feeds(model, arm, options), folder / f"feeds{i}.npz"
+            try:
+                feeds, told = _feeds(model, arm, options)
+            except EdgeoptError as e:
+                raise type(e)(f"{arm.model}: {e}") if len(models) > 1 else e from e
+            if not finite(x for feed in feeds for x in feed.values()):
+                told += "; some values are not finite"
+            read[key] = feeds, told, folder / f"feeds{i}.npz"
             inputs.write_feeds(read[key][0], read[key][2])
             listener.note(f"{arm.label}: {read[key][1]}")
         feeds, told, path = read[key]
@@ -94,7 +100,7 @@ def _feeds(model: ir.Model, arm: Arm, options: ProfileOptions) -> tuple[list[Fee
         feed, told = inputs.generated(model, inputs.shapes(model, arm.dims, arm.batch, given), given)
         check_feed(feed, model, "--input" if given else "generated input")
         return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
-    reader = Options(samples=_SAMPLES, preprocess=options.preprocess, tokenizer=options.tokenizer)
+    reader = Options(samples=_SAMPLES, preprocess=options.preprocess, tokenizer=options.tokenizer, data_option="--data")
     samples, _, told = samples_of(options.data, specs(model), reader, open_session(model))
     feeds, problems = readable(samples[:_SAMPLES])
     if not feeds:

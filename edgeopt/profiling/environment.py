@@ -45,7 +45,7 @@ def _read(path: Path) -> str:
 
 
 def _field(info: str, name: str) -> str:
-    found = re.search(rf"^{name}\s*:\s*(.*)$", info, re.MULTILINE)
+    found = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", info, re.MULTILINE)
     return found[1].strip() if found else ""
 
 

@@ -32,19 +32,15 @@ class Files:
     kept: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        raw = None if self.report is None else Path(self.report).with_suffix(".npz")
-        for path in (self.report, self.trace, raw):
-            if path is None:
-                continue
-            check_place(Path(path), force=True)
-            if Path(path).resolve() in {k.resolve() for k in self.kept}:
-                raise UsageError(f"{path}: would overwrite a file that is measured or read; choose another name")
-        if (
-            self.trace is not None
-            and self.report is not None
-            and Path(self.trace).resolve() == Path(self.report).resolve()
-        ):
-            raise UsageError(f"{self.trace}: --report and --trace are one file")
+        named = [Path(p) for p in (self.report, self.trace) if p is not None]
+        for path in named:
+            check_place(path, force=True)
+        places = [*named, *([Path(self.report).with_suffix(".npz")] if self.report is not None else [])]
+        for path in places:
+            if any(path.resolve() == k.resolve() or k.resolve() in path.resolve().parents for k in self.kept):
+                raise UsageError(f"{path}: would overwrite or lie among the files that are read; choose another place")
+        if len({p.resolve() for p in places}) < len(places):
+            raise UsageError(f"{', '.join(map(str, places))}: --report, its .npz and --trace cannot be one file")
 
     def written(self, document: Results, raw: Mapping[str, NDArray[np.int64]]) -> Results:
         """`document` as it was written, `raw` in an .npz beside it."""

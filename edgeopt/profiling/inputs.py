@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.data import Feed, InputSpec, specs
+from edgeopt.data.source import BROKEN_ARRAY
 from edgeopt.errors import DataError, UsageError, suggestion
 
 _PASSES = frozenset(
@@ -147,8 +148,9 @@ def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray
                 f"--input {name}: the model has no such input{suggestion(name, inputs)} Known: {', '.join(sorted(inputs))}"
             )
         try:
-            loaded = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
+            with path.open("rb") as stream:
+                loaded = np.load(stream, allow_pickle=False)
+        except BROKEN_ARRAY as e:
             raise DataError(f"--input {name}: {path} is no readable .npy ({e}); pickled objects are refused") from e
         if not isinstance(loaded, np.ndarray):
             raise DataError(f"--input {name}: {path} holds several arrays; give one .npy")

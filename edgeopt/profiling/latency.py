@@ -44,6 +44,7 @@ class Timing:
     blocks: list[Block] = field(default_factory=list)
     times: list[NDArray[np.int64]] = field(default_factory=list)
     starts_s: list[float] = field(default_factory=list)
+    walls_s: list[float] = field(default_factory=list)
     cold_ns: list[tuple[int, int, int]] = field(default_factory=list)
     steady: bool = True
     hello: dict[str, object] = field(default_factory=dict)
@@ -117,6 +118,7 @@ def _block(t: Timing, started: Live, runs: int, process: int, turn: int) -> None
     found = started.worker.ask("block", runs=runs, rate=t.arm.rate)
     t.times.append(np.array(found["times"], np.int64))
     t.starts_s.append(found["start"] / 1e9)
+    t.walls_s.append((found["end"] - found["start"]) / 1e9)
     t.blocks.append(
         Block(
             process=process,
@@ -195,7 +197,7 @@ def summary(t: Timing, preset: Preset) -> Latency | None:
         min_ms=float(times.min()),
         mean_ms=float(times.mean()),
         mad_ms=median_absolute_deviation(times),
-        throughput_per_s=1e3 / float(times.mean()),
+        throughput_per_s=len(times) / sum(t.walls_s) if t.walls_s else 1e3 / float(times.mean()),
         runs=len(times),
         processes=len(medians),
         outliers=outliers(np.concatenate(medians)),

@@ -59,7 +59,7 @@ def live(arm: Arm, *, allow_fallback: bool = True, **how: Any) -> Iterator[Live]
         WorkerError: the provider is not there, or the session cannot be made.
     """
     with worker(arm.python, arm.timeout_s) as w:
-        yield open_in(w, w.ask("hello"), arm, allow_fallback=allow_fallback, **how)
+        yield open_in(w, w.greet(), arm, allow_fallback=allow_fallback, **how)
 
 
 def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool, **how: Any) -> Live:

@@ -26,7 +26,7 @@ def memory(arm: Arm, feeds: Path, *, allow_fallback: bool) -> Memory:
 def _phases(arm: Arm, feeds: Path, arena: bool, allow_fallback: bool) -> tuple[tuple[Phase, ...], bool]:
     found: list[Phase] = []
     with worker(arm.python, arm.timeout_s) as w:
-        hello = w.ask("hello")
+        hello = w.greet()
         reset = _note(w, "onnxruntime loaded", found)
         open_in(w, hello, arm, allow_fallback=allow_fallback, arena=arena)
         _note(w, "session created", found)

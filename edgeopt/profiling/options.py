@@ -7,11 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.graph import external_files, load
 from edgeopt.prepare import RANDOM
 from edgeopt.profiling.plan import Arm, Preset, arms, preset
 from edgeopt.runtime.providers import parse
 
 LEVELS = ("all", "extended", "basic", "none")
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that is no share.
+
+    Raises:
+        UsageError: says so.
+    """
+    if not 0 < margin < 1:
+        raise UsageError(f"--margin {margin:g}: a share between 0 and 1, e.g. 3%")
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class ProfileOptions:
                 f"--level {self.level}: unknown{suggestion(self.level, LEVELS)} Known: {', '.join(LEVELS)}"
             )
         least = {"--threads": self.threads, "--batch": self.batch, "--trials": (self.trials,)}
-        least |= {f"--dim {k}": v for k, v in self.dims.items()}
+        least |= {f"--dim {k}": v or (0,) for k, v in self.dims.items()}
         least |= {"--processes": (self.processes,)} if self.processes is not None else {}
         for name, numbers in least.items():
             if any(n < 1 for n in numbers):
@@ -67,8 +78,7 @@ class ProfileOptions:
                 raise UsageError(f"{name} {seconds:g}: nothing would be measured; give some time")
         if not 0 <= self.rate < float("inf"):
             raise UsageError(f"--rate {self.rate:g}: inferences a second, above 0")
-        if not 0 < self.margin < 1:
-            raise UsageError(f"--margin {self.margin:g}: a share between 0 and 1, e.g. 3%")
+        check_margin(self.margin)
         if self.data is not None and (self.inputs or self.data == RANDOM):
             raise UsageError(
                 "--data gives every input of a sample: leave --input out"
@@ -93,12 +103,16 @@ class ProfileOptions:
     def reads(self, models: list[Path]) -> tuple[Path, ...]:
         """The files that a run reads."""
         data = [] if self.data is None else [Path(self.data)]
-        return (*models, *self.inputs.values(), *data)
+        beside = [f for m in models if m.is_file() for f in external_files(load(m))]
+        tokenizer = [] if self.tokenizer is None else [Path(self.tokenizer)]
+        return (*models, *beside, *self.inputs.values(), *data, *tokenizer)
 
     def arms(self, models: list[Path]) -> list[Arm]:
         """Every combination to measure."""
-        requested = tuple(parse(p, self.plugins) for p in dict.fromkeys(self.providers))
-        found = arms(models, requested, self.threads, self.batch or (None,), self.dims)
+        asked = [parse(p, self.plugins) for p in self.providers]
+        requested = [p for i, p in enumerate(asked) if p not in asked[:i]]
+        threads, batches = tuple(dict.fromkeys(self.threads)), tuple(dict.fromkeys(self.batch)) or (None,)
+        found = arms(models, requested, threads, batches, self.dims)
         common = {
             "session": self.session,
             "level": self.level,

@@ -60,21 +60,33 @@ def read_trace(path: Path) -> Trace:
     timed = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)]
     for index, (start, duration) in enumerate(runs):
         inside = [e for e in timed if start <= e["ts"] <= start + duration]
-        for e in inside:
+        for e, own_us in _own_times(inside):
             name = e["name"].removesuffix(_SUFFIX)
             args = e["args"]
             key = f"{name} #{args.get('node_index', '')}"
             seen = nodes.setdefault(key, _Seen(args.get("op_name", "?"), args.get("provider", "?"), _shapes(args)))
-            seen.us[index] += e["dur"] - _nested(e, inside)
+            seen.us[index] += own_us
     return Trace(nodes, [d for _, d in runs], events)
 
 
-def _nested(parent: dict[str, Any], events: Sequence[dict[str, Any]]) -> float:
-    """Time of the nodes in the body of an If, Loop or Scan, which the node's own time includes."""
-    if parent["args"].get("op_name") not in _NESTING:
-        return 0.0
-    start, end = parent["ts"], parent["ts"] + parent["dur"]
-    return float(sum(e["dur"] for e in events if e is not parent and start <= e["ts"] and e["ts"] + e["dur"] <= end))
+def _own_times(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Every node with its time less that of the nodes in its body, which the time of an If, Loop or Scan includes.
+
+    Times are cut to whole microseconds, so a body may seem to end after its node.
+    """
+    own = {id(e): float(e["dur"]) for e in events}
+    around: list[dict[str, Any]] = []
+    for e in sorted(events, key=lambda e: (e["ts"], -e["dur"], e["args"].get("op_name") not in _NESTING)):
+        start, end = e["ts"], e["ts"] + e["dur"]
+        while around and not (
+            start < around[-1]["ts"] + around[-1]["dur"] or end <= around[-1]["ts"] + around[-1]["dur"]
+        ):
+            around.pop()
+        if around:
+            own[id(around[-1])] -= e["dur"]
+        if e["args"].get("op_name") in _NESTING:
+            around.append(e)
+    return [(e, max(0.0, own[id(e)])) for e in events]
 
 
 def _shapes(args: Mapping[str, Any]) -> str:

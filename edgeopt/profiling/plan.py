@@ -94,10 +94,16 @@ def arms(
 def _unique(found: Sequence[Arm]) -> list[Arm]:
     """The same arms, a label that occurred before numbered."""
     seen: Counter[str] = Counter()
+    used: set[str] = set()
+    given = {arm.label for arm in found}
     named = []
     for arm in found:
-        seen[arm.label] += 1
-        named.append(arm if seen[arm.label] == 1 else replace(arm, label=f"{arm.label} #{seen[arm.label]}"))
+        label = arm.label
+        while label in used or (label != arm.label and label in given):
+            seen[arm.label] += 1
+            label = f"{arm.label} #{seen[arm.label] + 1}"
+        used.add(label)
+        named.append(replace(arm, label=label))
     return named
 
 

@@ -228,6 +228,12 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
     ]
     if a.timing.feeds != b.timing.feeds:
         notes.append("the inputs differ: the output error says nothing")
+    for i, name in enumerate(a.output_names):
+        if (
+            not any(np.isfinite(sample[i]).any() for sample in a.outputs if sample[i].dtype.kind == "f")
+            and a.outputs[0][i].dtype.kind == "f"
+        ):
+            notes.append(f"output {name!r} of {a.arm.label} is nowhere finite: its error says nothing")
     order = list(range(len(a.output_names)))
     if set(a.output_names) <= set(b.output_names):
         order = [b.output_names.index(n) for n in a.output_names]
@@ -263,7 +269,11 @@ def self_check(
     start = time.perf_counter()
     options, ears = ProfileOptions(**choices), listener or Listener()
     files = Files(report, None, options.reads([Path(model)]))
-    arm = options.arms([Path(model)])[0]
+    arm, *others = options.arms([Path(model)])
+    if others or options.sustained_s is not None:
+        raise UsageError(
+            "--self-check takes one setting: no sweep of --threads, --batch, --dim or --provider, and no --sustained"
+        )
     looking = options.looking
     ratios = []
     here = environment()

@@ -51,6 +51,7 @@ _BYTES = {
     "uint16": 2,
 }
 Shapes = Sequence[tuple[str, Sequence[int]]]  # (element type, shape) of a node's inputs or outputs
+Ran = tuple[Shapes, Shapes]  # inputs and outputs of one run of a node
 
 
 def size(path: Path, model: ir.Model, feeds: Path | None, *, xz: bool) -> Size:
@@ -114,26 +115,28 @@ def _work(model: ir.Model, feeds: Path) -> dict[str, int]:
         "activations": sum(elements for elements, _ in stored.values()),
         "activation_bytes": sum(size for _, size in stored.values()),
         "peak_activation_bytes": _peak(numbered, {v: size for v, (_, size) in stored.items()}),
-        "macs": sum(_macs(node, *traced[i]) for i, node in enumerate(nodes) if i in traced),
+        "macs": sum(_macs(node, *ran) for i, node in enumerate(nodes) for ran in traced.get(i, ())),
     }
 
 
-def _traced(model: ir.Model, feeds: Path) -> dict[int, tuple[Shapes, Shapes]]:
-    """(inputs, outputs) of every node that ran, by its number."""
+def _traced(model: ir.Model, feeds: Path) -> dict[int, list[Ran]]:
+    """What every node that ran read and wrote, each time, by its number."""
     if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
         raise EdgeoptError("the model is above 2 GB")
     with graph.temporary_folder() as folder:
         graph.write(model, folder / "model.onnx")
-        arm = Arm(folder / "model.onnx", level="none")
+        # packed weights are not in the trace
+        arm = Arm(folder / "model.onnx", level="none", session={"session.disable_prepacking": "1"})
         with live(arm, profile=str(folder / "trace")) as started:
             started.worker.ask("feed", path=str(feeds))
             started.worker.ask("block", runs=1)
             events = json.loads(Path(started.worker.ask("trace")["path"]).read_text(encoding="utf-8"))
-    found = {}
+    found: dict[int, list[Ran]] = {}
     for e in events:
         name = e.get("name", "").removesuffix(_SUFFIX)
         if e.get("cat") == "Node" and name[:1] == "n" and name[1:].isdecimal():
-            found[int(name[1:])] = _typed(e["args"], "input_type_shape"), _typed(e["args"], "output_type_shape")
+            ran = _typed(e["args"], "input_type_shape"), _typed(e["args"], "output_type_shape")
+            found.setdefault(int(name[1:]), []).append(ran)
     return found
 
 
@@ -142,18 +145,21 @@ def _typed(args: Mapping[str, Any], key: str) -> Shapes:
 
 
 def _stored(
-    model: ir.Model, nodes: Sequence[ir.Node], traced: Mapping[int, tuple[Shapes, Shapes]]
+    model: ir.Model, nodes: Sequence[ir.Node], traced: Mapping[int, Sequence[Ran]]
 ) -> dict[ir.Value, tuple[int, int]]:
     """(elements, bytes) of every value that a node makes and that needs memory of its own."""
-    found: dict[ir.Value, tuple[int, int]] = {}
+    seen: dict[ir.Value, tuple[str, Sequence[int]]] = {}
     for i, node in enumerate(nodes):
-        if i not in traced or _reused(node) is not None:
-            continue
-        outputs = [v for v in node.outputs if v.name]
-        for value, (kind, shape) in zip(outputs, traced[i][1], strict=False):
-            if not _only_quantized(value):
-                elements = math.prod(shape)
-                found[value] = elements, elements * _BYTES.get(kind, 1)
+        for shapes, values in zip(traced[i][0] if i in traced else (), (node.inputs, node.outputs), strict=False):
+            there = [v for v in values if v is not None and v.name]
+            if len(there) == len(shapes):  # an operator that runs as several has its output's shape from who reads it
+                seen |= {v: s for v, s in zip(there, shapes, strict=True) if v not in seen}
+    found: dict[ir.Value, tuple[int, int]] = {}
+    for node in nodes:
+        for value in node.outputs if _reused(node) is None else ():
+            if value in seen and not _only_quantized(value):
+                kind, shape = seen[value]
+                found[value] = math.prod(shape), math.prod(shape) * _BYTES.get(kind, 1)
     return found
 
 
@@ -167,13 +173,23 @@ def _only_quantized(value: ir.Value) -> bool:
 
 def _reused(node: ir.Node | None) -> ir.Value | None:
     """The input whose memory the output of `node` takes over, or None: a reshape's always, an activation function's if
-    nothing else reads it.
+    nothing else reads what lives there.
     """
     x = node.inputs[0] if node is not None and node.inputs else None
-    if node is None or x is None or x.producer() is None:
+    if node is None or x is None:
         return None
-    single = len(x.uses()) == 1 and not x.is_graph_output()
-    return x if node.op_type in _ALIASES or (node.op_type in _IN_PLACE and single) else None
+    if node.op_type in _ALIASES:
+        return x
+    return x if node.op_type in _IN_PLACE and _read_once(x) else None
+
+
+def _read_once(x: ir.Value) -> bool:
+    """Whether a node makes `x` and one reads it, also under the names that it had before a reshape."""
+    node = x.producer()
+    if node is None or len(x.uses()) != 1 or x.is_graph_output():
+        return False
+    before = _reused(node)
+    return before is None or _read_once(before)
 
 
 def _root(value: ir.Value) -> ir.Value:
@@ -184,30 +200,45 @@ def _root(value: ir.Value) -> ir.Value:
 
 
 def _peak(model: ir.Model, sizes: Mapping[ir.Value, int]) -> int:
-    """The most bytes that live at one time when the main graph's nodes run in order and a value dies after its last use."""
-    last: dict[ir.Value, int] = {}
-    order = list(model.graph)
-    for i, node in enumerate(order):
-        inner = [v for n in [node, *_body_nodes(node)] for v in n.inputs if v is not None]
-        for v in inner:
-            last[_root(v)] = i
-    for v in model.graph.outputs:
-        last[_root(v)] = len(order)
-    live_bytes = most = 0
+    """The most bytes that live at one time when the nodes run in order and a value dies after its last use."""
+    return _most(list(model.graph), [_root(v) for v in model.graph.outputs], sizes)
+
+
+def _most(order: Sequence[ir.Node], results: Sequence[ir.Value], sizes: Mapping[ir.Value, int]) -> int:
+    """The same for one graph; while a body runs, what lives around it lives on."""
+    last = {v: len(order) for v in results}
+    index = {node: i for i, node in enumerate(order)}
+    for node in order:
+        for v in (v for n in [node, *_body_nodes(node)] for v in n.inputs if v is not None):
+            last[_root(v)] = max(_end(node, index), last.get(_root(v), 0))
     dies: dict[int, list[ir.Value]] = {}
-    for value in sizes:
-        dies.setdefault(last.get(value, -1), []).append(value)
+    for v, i in last.items():
+        dies.setdefault(i, []).append(v)
+    made: set[ir.Value] = set()
+    alive = most = 0
     for i, node in enumerate(order):
-        live_bytes += sum(sizes.get(v, 0) for v in node.outputs)
-        most = max(most, live_bytes)
-        live_bytes -= sum(sizes[v] for v in dies.get(i, []) if v.producer() is not None)
-        live_bytes -= sum(sizes.get(v, 0) for v in node.outputs if v not in last)
+        inner = max((_most(list(g), [_root(v) for v in g.outputs], sizes) for g in _bodies(node)), default=0)
+        made.update(v for v in node.outputs if v in sizes)
+        alive += sum(sizes.get(v, 0) for v in node.outputs)
+        most = max(most, alive + inner)
+        alive -= sum(sizes[v] for v in dies.get(i, []) if v in made)
+        alive -= sum(sizes.get(v, 0) for v in node.outputs if v not in last)
     return most
 
 
+def _end(node: ir.Node, index: Mapping[ir.Node, int]) -> int:
+    """When the result of `node` is in memory: an integer kernel writes the integers of the QuantizeLinear behind it."""
+    if node.op_type == "QuantizeLinear" or not node.outputs or not _only_quantized(node.outputs[0]):
+        return index[node]
+    return max(_end(reader, index) for reader, _ in node.outputs[0].uses() if reader in index)
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+
+
 def _body_nodes(node: ir.Node) -> list[ir.Node]:
-    graphs = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-    return [n for g in graphs for n in g.all_nodes()]
+    return [n for g in _bodies(node) for n in g.all_nodes()]
 
 
 def _macs(node: ir.Node, inputs: Shapes, outputs: Shapes) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeopt.errors import ComparabilityError
 from edgeopt.profiling.files import Files
+from edgeopt.profiling.options import check_margin
 from edgeopt.profiling.profile import peak_ratio, size_ratio
 from edgeopt.results import Comparison, Latency, Measured, Range, Results, load
 from edgeopt.stats import Floats, unpaired_ratio_interval, verdict
@@ -26,10 +27,12 @@ def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report
     Raises:
         DataError: not results files of this version. ComparabilityError: measured under other conditions; says which.
     """
+    check_margin(margin)
     files = Files(report, None, (Path(a), Path(b)))
     first, second = load(Path(a)), load(Path(b))
     pairs = _pairs(first, second, f"{a}", f"{b}")
     refuse_different(first, second, pairs)
+    pairs = [_told_apart(x, y, Path(a), Path(b)) for x, y in pairs]
     found = tuple(_compared(x, y, margin) for x, y in pairs)
     document = Results(
         kind="compare",
@@ -53,6 +56,18 @@ def _pairs(a: Results, b: Results, name_a: str, name_b: str) -> list[tuple[Measu
             f"no setting of one is in the other: {name_a} has {', '.join(ours) or 'none that was timed'}; {name_b} has {', '.join(theirs) or 'none that was timed'}"
         )
     return [(ours[label], theirs[label]) for label in shared]
+
+
+def _told_apart(x: Measured, y: Measured, a: Path, b: Path) -> tuple[Measured, Measured]:
+    """The two under labels that differ: the file's name before a label that both have."""
+    if x.setting.label != y.setting.label:
+        return x, y
+    names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b)) if a != b else (a.stem, f"{b.stem}#2")
+    renamed = [
+        m.model_copy(update={"setting": m.setting.model_copy(update={"label": f"{name}:{m.setting.label}"})})
+        for m, name in zip((x, y), names, strict=True)
+    ]
+    return renamed[0], renamed[1]
 
 
 def refuse_different(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> None:

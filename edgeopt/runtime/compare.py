@@ -42,16 +42,16 @@ def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence
     """The error of every float output over all samples.
 
     Raises:
-        ValidityError: a shape differs from the float model's, or a value is not finite where the float model's is.
+        ValidityError: a shape differs from the float model's, or a value is not finite where the reference's is.
     """
     found = []
     for i, name in enumerate(names):
         pairs = [(r[i], y[i]) for r, y in zip(reference, result, strict=True)]
         for r, y in pairs:
             if r.shape != y.shape:
-                raise ValidityError(f"output {name!r} has shape {list(y.shape)}, the float model gives {list(r.shape)}")
+                raise ValidityError(f"output {name!r} has shape {list(y.shape)}, the reference gives {list(r.shape)}")
             if np.issubdtype(y.dtype, np.floating) and not np.isfinite(y[np.isfinite(r)]).all():
-                raise ValidityError(f"output {name!r} is not finite where the float model's is")
+                raise ValidityError(f"output {name!r} is not finite where the reference's is")
         if pairs and np.issubdtype(pairs[0][0].dtype, np.floating):
             found.append(_error(name, pairs))
     return found

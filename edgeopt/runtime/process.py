@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from edgeopt.errors import UsageError, WorkerError
 
 _WORKER = Path(__file__).parent / "worker"
 _LAST_WORDS = 2000
-_CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : (?:/\S*onnxruntime\S*:\d+ [^()]*\([^()]*\)\S* ?)?")
+_CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_SIGNATURE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ?")
 TIMEOUT_S = 300.0
 
 
@@ -30,6 +32,7 @@ class Worker:
 
     def __init__(self, python: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
+        self._python = python
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
         command = [python or sys.executable, str(_WORKER)]
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"}
@@ -42,6 +45,7 @@ class Worker:
                 text=True,
                 encoding="utf-8",
                 env=environment,
+                start_new_session=True,
             )
         except OSError as e:
             self._said.close()
@@ -65,19 +69,44 @@ class Worker:
         with contextlib.suppress(OSError):  # a dead worker: told below
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
-        limit = timeout_s or self.timeout_s
-        try:
-            line = self._answers.get(timeout=limit)
-        except queue.Empty:
-            self._process.kill()
-            raise WorkerError(f"no answer to {do!r} within {limit:.0f} s; the worker was killed") from None
-        if not line:
-            raise WorkerError(self._death(do))
-        answer: dict[str, Any] = json.loads(line)
+        answer = self._answer(do, timeout_s or self.timeout_s)
         if "error" in answer:
             raise WorkerError(_plain(answer["error"]))
         found: dict[str, Any] = answer["ok"]
         return found
+
+    def greet(self) -> dict[str, Any]:
+        """What it answers to `hello`.
+
+        Raises:
+            WorkerError: it is no Python with onnxruntime; names `--python`.
+        """
+        try:
+            return self.ask("hello")
+        except WorkerError as e:
+            raise e if self._python is None else WorkerError(f"--python {self._python}: {e}") from e
+
+    def _answer(self, do: str, limit_s: float) -> dict[str, Any]:
+        """The next line that is an answer; what else is printed there, by a library or a wrapper, is none."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            try:
+                line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                self._kill()
+                raise WorkerError(f"no answer to {do!r} within {limit_s:.0f} s; the worker was killed") from None
+            if not line:
+                self._answers.put("")  # dead it stays
+                raise WorkerError(self._death(do))
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and answer.keys() & {"ok", "error"}:
+                    return answer
+
+    def _kill(self) -> None:
+        """End the process and what it started: `--python` may be a script around an interpreter."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _death(self, do: str) -> str:
         """How the worker ended while it was asked to `do` something."""
@@ -98,7 +127,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the process, at once."""
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -109,7 +138,7 @@ class Worker:
 
 def _plain(message: str) -> str:
     """An error of ONNX Runtime without its codes and C++ signatures."""
-    return _CODES.split(message)[-1].strip() or message
+    return _CODE.split(_SIGNATURE.sub("", message))[-1].strip() or message
 
 
 @contextlib.contextmanager

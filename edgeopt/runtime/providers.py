@@ -24,7 +24,8 @@ _TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[
 @dataclass(frozen=True)
 class Provider:
     """A row. package: on PyPI, None where there is none; module: of a plugin that `package` brings; systems: where it can
-    run; simulated: whether an x86 machine only simulates the hardware.
+    run; simulated: whether an x86 machine only simulates the hardware;
+    probe: options that it needs to be tried.
     """
 
     name: str
@@ -34,13 +35,14 @@ class Provider:
     module: str | None = None
     systems: tuple[str, ...] = ("Linux", "Windows")
     simulated: bool = False
+    probe: Mapping[str, str] = field(default_factory=dict)
 
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = (
     Provider(CPU, "cpu", "any CPU", "onnxruntime", systems=("Linux", "Windows", "Darwin")),
     Provider("OpenVINOExecutionProvider", "openvino", "Intel CPU, GPU, NPU", "onnxruntime-openvino"),
-    Provider("QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn", simulated=True),
+    Provider("QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn", simulated=True, probe={"backend_type": "htp"}),
     Provider("CUDAExecutionProvider", "cuda", "NVIDIA GPU", "onnxruntime-gpu"),
     Provider("TensorrtExecutionProvider", "tensorrt", "NVIDIA GPU", "onnxruntime-gpu"),
     Provider("MIGraphXExecutionProvider", "migraphx", "AMD GPU", "onnxruntime-migraphx", systems=("Linux",)),
@@ -95,7 +97,7 @@ def parse(text: str, plugins: Mapping[str, str] | None = None) -> Requested:
     plugins = plugins or {}
     if known is None and name not in plugins:
         names = [*_BY_ALIAS, *(p.name for p in PROVIDERS), *plugins]
-        raise UsageError(f"--provider {name}: unknown{suggestion(name.lower(), names)} Known: {', '.join(_BY_ALIAS)}")
+        raise UsageError(f"--provider {name}: unknown{suggestion(name, names)} Known: {', '.join(_BY_ALIAS)}")
     options = {}
     for pair in filter(None, rest.split(",")):
         key, found, value = pair.partition("=")
@@ -153,7 +155,7 @@ class Listed:
 def listed(python: str | None = None) -> tuple[list[Listed], str]:
     """(every provider of the table and what this interpreter has of it, the interpreter's ONNX Runtime in words)."""
     with worker(python, _PROBE_S) as w:
-        hello = w.ask("hello")
+        hello = w.greet()
     with temporary_folder() as folder:
         onnx.save(onnx.parser.parse_model(_TINY), folder / "tiny.onnx")
         lines = [_listed(row, hello, python, folder / "tiny.onnx") for row in PROVIDERS]
@@ -171,7 +173,7 @@ def _listed(row: Provider, hello: Mapping[str, Any], python: str | None, model: 
             try:
                 plugin = make_present(w, Requested(row.name), hello["providers"])
                 devices = [d for d in w.ask("hello")["devices"] if d[0] == row.name]
-                opened = w.ask("open", model=str(model), providers=[[row.name, {}]], plugin=plugin)
+                opened = w.ask("open", model=str(model), providers=[[row.name, dict(row.probe)]], plugin=plugin)
                 state = "plugin" if plugin else "present"
                 why = "" if row.name in opened["providers"] else "loads, but takes no node of a small model as it is"
             except WorkerError as e:

@@ -105,7 +105,7 @@ def test_outputs_of_integers_are_left_out_and_the_others_keep_their_order() -> N
 
 
 def test_another_shape_is_refused() -> None:
-    with pytest.raises(ValidityError, match=r"'y' has shape \[3\], the float model gives \[2\]"):
+    with pytest.raises(ValidityError, match=r"'y' has shape \[3\], the reference gives \[2\]"):
         one(np.zeros(2, np.float32), np.zeros(3, np.float32))
 
 

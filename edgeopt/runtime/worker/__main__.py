@@ -37,7 +37,7 @@ _LEVELS = {
 }
 _ERRORS: tuple[type[Exception], ...] = (
     *(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception)),
-    AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+    AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _PLUGIN_LIBRARY = "get_library_path"
 
@@ -130,7 +130,7 @@ class Worker:
             for entry in archive.files:
                 index, name = entry.split("/", 1)
                 found.setdefault(int(index), {})[name] = archive[entry]
-        self.feeds = [found[i] for i in sorted(found)]
+        self.feeds = [found[i] for i in sorted(found)] or [{}]  # a model without inputs
         self.turn = 0
         return {"feeds": len(self.feeds)}
 

@@ -1,0 +1,118 @@
+"""`edgeopt distill`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeopt.cli import units
+from edgeopt.cli.show import listener
+from edgeopt.errors import UsageError
+
+
+@click.command()
+@click.option("--student", required=True, type=click.Path(path_type=Path), help="The model to improve.")
+@click.option("--teacher", type=click.Path(path_type=Path), help="The model to learn from (not with --kind self).")
+@click.option(
+    "--data",
+    required=True,
+    metavar="PATH",
+    help="Samples, as `quantize --calib` reads them; a folder for each class gives labels.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: STUDENT.distilled.onnx]"
+)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--kind", type=click.Choice(["offline", "online", "self"]), default="offline", show_default=True)
+@click.option("--loss", default="auto", show_default=True, help="kd, dkd, dist, mse, cosine, bce or probabilities.")
+@click.option("--temperature", default=2.0, show_default=True)
+@click.option("--alpha", default=0.9, show_default=True, help="Share of the teacher, where there are labels.")
+@click.option("--epochs", default=20, show_default=True)
+@click.option("--minutes", type=float, help="Stop after so long, if the epochs are not over.")
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--accumulate", default=1, show_default=True, help="Batches a step.")
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option("--lr", "learning_rate", default=3e-4, show_default=True)
+@click.option("--ema", default=0.0, show_default=True, help="Judge a moving average of the weights, e.g. 0.999.")
+@click.option("--generations", default=1, show_default=True, help="Of --kind self.")
+@click.option(
+    "--patience", default=0, show_default=True, help="Stop after so many epochs without a better one; 0: never."
+)
+@click.option("--augment", default="", metavar="A[,B]", help="flip, crop, mixup: the same view to teacher and student.")
+@click.option("--no-labels", is_flag=True, help="Do not take folder names for labels.")
+@click.option(
+    "--match", multiple=True, metavar="STUDENT=TEACHER", help="Outputs that belong together; may be repeated."
+)
+@click.option(
+    "--freeze", multiple=True, metavar="NAME|GLOB", help="Initializers that stay as they are; may be repeated."
+)
+@click.option(
+    "--train", multiple=True, metavar="NAME|GLOB", help="Initializers to train that would not be; may be repeated."
+)
+@click.option("--preprocess", metavar="PRESET", help="Of images: imagenet, unit, signed, raw255.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Write the state after every epoch.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+@click.option("--log", type=click.Path(path_type=Path), help="Write a line an epoch as CSV.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def distill(
+    student: Path,
+    teacher: Path | None,
+    data: str,
+    output: Path | None,
+    force: bool,
+    no_labels: bool,
+    form: str,
+    **given: Any,
+) -> int:
+    """Fine-tune a small model against a larger one; ONNX in, ONNX out.
+
+    \b
+    Example: edgeopt distill --teacher big.onnx --student small.onnx --data images/ -o small.distilled.onnx
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError as e:
+        raise UsageError("distill needs torch: pip install 'edgeopt[train]'") from e
+    from edgeopt.train.distill import distill as run
+
+    given["augment"] = tuple(filter(None, given["augment"].split(",")))
+    given["match"] = units.pairs(given["match"], "--match", "logits=output")
+    path = output or student.parent / f"{student.stem}.distilled.onnx"
+    with listener() as ears:
+        found = run(
+            student,
+            data,
+            teacher=teacher,
+            output=path,
+            force=force,
+            listener=ears,
+            labels=False if no_labels else None,
+            **given,
+        )
+    facts = {
+        "metric": found.metric, "before": found.before, "after": found.after, "teacher": found.teacher, "losses": dict(found.losses),
+        "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.choice.trainable,
+        "frozen": found.choice.frozen, "tied": found.choice.tied, "path": None if found.path is None else str(found.path),
+    }  # fmt: skip
+    if form == "json":
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        beside = "" if found.teacher is None else f" (teacher {found.teacher:.4f})"
+        click.echo(f"{found.metric}  {found.before:.4f} -> {found.after:.4f}{beside}")
+        click.echo(f"losses   {', '.join(f'{k}: {v}' for k, v in found.losses.items())}")
+        tied = f", {len(found.choice.tied)} tied" if found.choice.tied else ""
+        click.echo(f"weights  {len(found.choice.trainable)} trained, {len(found.choice.frozen)} frozen{tied}")
+        click.echo(f"samples  {found.samples['train']} to train with, {found.samples['held_out']} held out")
+        click.echo(f"parity   {found.parity:.1e} between torch and ONNX Runtime")
+        click.echo(
+            f"wrote {found.path} in {found.seconds:.0f} s"
+            if found.improved
+            else "no epoch beat the student as it was: nothing was written"
+        )
+    return 0 if found.improved else 1

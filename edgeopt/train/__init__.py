@@ -1,0 +1,1 @@
+"""Training on ONNX graphs: the only importer of torch."""

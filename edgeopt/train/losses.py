@@ -1,0 +1,112 @@
+"""Distillation losses: student and teacher values of one output, means over the batch.
+
+p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015, arXiv:1503.02531).
+DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgeopt.errors import UsageError
+
+Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[batch, ..., classes] as [positions, classes]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def kd(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """T^2 KL(p_t || p_s), classes on the last axis, every position alike."""
+    log_s = F.log_softmax(_rows(student) / temperature, -1)
+    log_t = F.log_softmax(_rows(teacher) / temperature, -1)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
+
+
+def probabilities(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """KL of outputs that are probabilities already."""
+    log_s, log_t = (_rows(x).clamp_min(1e-8).log() / temperature for x in (student, teacher))
+    return kd(log_s, log_t, 1.0)
+
+
+def dist(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """2 (1 - correlation of rows) + 2 (1 - correlation of columns) of the probabilities."""
+    p, q = (F.softmax(_rows(z) / temperature, -1) for z in (student, teacher))
+    return 2 * _apart(p, q) + 2 * _apart(p.t(), q.t())
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return (1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)).mean()
+
+
+def mse(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """Mean squared error over the teacher's mean square, so that its size does not depend on the output's."""
+    return F.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
+
+
+def cosine(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """1 - cosine over the last axis, for embeddings."""
+    return (1 - F.cosine_similarity(_rows(student), _rows(teacher), dim=1)).mean()
+
+
+def bce(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of outputs that are sigmoids already, less the teacher's entropy."""
+    s, t = student.clamp(1e-6, 1 - 1e-6), teacher.clamp(1e-6, 1 - 1e-6)
+    return F.binary_cross_entropy(s, t) - F.binary_cross_entropy(t, t)
+
+
+def dkd(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """TCKD + NCKD / 2: the target class against the rest, and the rest among themselves."""
+    if labels is None:
+        raise UsageError("--loss dkd needs labels: a folder for each class, or an entry 'label' in every .npz")
+    target = F.one_hot(labels, student.shape[1]).bool()
+    p, q = (F.softmax(z / temperature, 1) for z in (student, teacher))
+    sides = [torch.stack([x[target], 1 - x[target]], 1).clamp_min(1e-8).log() for x in (p, q)]
+    tckd = F.kl_div(sides[0], sides[1], reduction="batchmean", log_target=True)
+    rest = [F.log_softmax((z / temperature)[~target].reshape(len(z), -1), 1) for z in (student, teacher)]
+    nckd = F.kl_div(rest[0], rest[1], reduction="batchmean", log_target=True)
+    return temperature**2 * (tckd + nckd / 2)
+
+
+LOSSES: dict[str, Loss] = {
+    "kd": kd,
+    "dkd": dkd,
+    "dist": dist,
+    "mse": mse,
+    "cosine": cosine,
+    "bce": bce,
+    "probabilities": probabilities,
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """alpha of the distillation loss and 1 - alpha of cross-entropy with the labels, where there are any."""
+
+    loss: str = "kd"
+    temperature: float = 2.0
+    alpha: float = 0.9
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """The value for one output."""
+        distilled = LOSSES[self.loss](student, teacher, self.temperature, labels)
+        if labels is None:
+            return distilled
+        return self.alpha * distilled + (1 - self.alpha) * F.cross_entropy(student, labels)
+
+
+def guess(teacher: list[Tensor]) -> str:
+    """A loss that fits what an output looks like over some batches: probabilities, sigmoids, logits or an embedding."""
+    x = torch.cat([t.reshape(-1, t.shape[-1]) if t.ndim else t.reshape(1, 1) for t in teacher]).float()
+    if x.min() >= 0 and x.max() <= 1:
+        sums = x.sum(-1)
+        return "probabilities" if torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else "bce"
+    return "kd" if teacher[0].ndim == 2 and x.shape[-1] > 1 else "mse"

@@ -1,0 +1,268 @@
+"""An ONNX graph as a torch module and back: initializers are parameters by name, and only they change.
+
+The graph is kept as it is. For each set of input shapes a *plan* is made by running it once: what depends on shapes and
+constants only is computed then and kept; the rest is straight-line code, one call of the op table a node. Values that are
+no longer needed are dropped on the way.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from edgeopt import graph
+from edgeopt.errors import ModelError, UsageError, suggestion
+from edgeopt.train.torch_ops import OPS, Unsupported
+
+OPSET = 18  # what the op table knows; older models are raised to it in the copy that is run
+_PLANS = 16
+_MASK = -99.0  # at or below it a constant is an additive mask, not a weight
+_ANY = tuple(range(64))
+# which inputs of an operator are weights, when they are float constants of more than one element
+_WEIGHTS: dict[str, tuple[int, ...]] = {
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "LSTM": (1, 2, 3), "GRU": (1, 2, 3), "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "PRelu": (1,), "Add": _ANY, "Sub": _ANY, "Mul": _ANY,
+    "Div": _ANY, "Gather": (0,), "Einsum": _ANY, "QuantizeLinear": (0,),
+}  # fmt: skip
+_MOVES = frozenset(
+    {
+        "Transpose",
+        "Reshape",
+        "Flatten",
+        "Slice",
+        "Concat",
+        "Split",
+        "Squeeze",
+        "Unsqueeze",
+        "Identity",
+        "Expand",
+        "Tile",
+        "Pad",
+        "Cast",
+        "Gather",
+    }
+)
+_SHAPES = frozenset({"Shape", "Size"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is trained, by initializer name. tied: initializers that several nodes read: one update moves them all."""
+
+    trainable: tuple[str, ...]
+    frozen: tuple[str, ...]
+    tied: tuple[str, ...]
+
+
+def choose(model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = ()) -> Choice:
+    """Which float initializers of `model` are weights: those that reach a weight input of an operator, also by way of
+    nodes that only move data. Scalars, masks and normalization statistics are not; `freeze` and `train` (names or globs)
+    decide over that.
+
+    Raises:
+        UsageError: a name that no float initializer has.
+    """
+    floats = {
+        str(name): v
+        for name, v in model.graph.initializers.items()
+        if v.const_value is not None and v.const_value.dtype.is_floating_point()
+    }
+    for pattern in (*freeze, *train):
+        if not fnmatch.filter(floats, pattern):
+            raise UsageError(f"no float initializer is called {pattern!r}{suggestion(pattern, floats)}")
+    trainable = []
+    for name, value in floats.items():
+        asked = [any(fnmatch.fnmatchcase(name, p) for p in patterns) for patterns in (train, freeze)]
+        if not asked[1] and (asked[0] or _is_weight(value)):
+            trainable.append(name)
+    chosen = set(trainable)
+    return Choice(
+        tuple(trainable),
+        tuple(n for n in floats if n not in chosen),
+        tuple(n for n in trainable if len({id(node) for node, _ in floats[n].uses()}) > 1),
+    )
+
+
+def _is_weight(value: ir.Value) -> bool:
+    tensor = value.const_value
+    assert tensor is not None
+    return tensor.size > 1 and _reaches(value, set()) and float(np.min(tensor.numpy())) > _MASK
+
+
+def _reaches(value: ir.Value, seen: set[int]) -> bool:
+    """Whether `value` arrives at a weight input through nodes that only move data."""
+    for node, position in value.uses():
+        if position in _WEIGHTS.get(node.op_type, ()):
+            return True
+        moved = node.op_type == "Concat" or (node.op_type in _MOVES and position == 0)
+        if moved and id(node) not in seen:
+            seen.add(id(node))
+            if any(_reaches(out, seen) for out in node.outputs):
+                return True
+    return False
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call: where its inputs are (None: left out), what it calls, where its outputs go, what is dropped afterwards."""
+
+    function: Callable[..., Any]
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int, ...]
+    dropped: tuple[int, ...]
+    node: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    steps: tuple[_Step, ...]
+    constants: Mapping[int, Tensor]
+
+
+class OnnxModule(nn.Module):
+    """The module of a model (canonical). Called with feeds by input name, it gives outputs by name."""
+
+    def __init__(self, model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = ()) -> None:
+        """Raises: ModelError: an operator or form that cannot be trained, by node name."""
+        super().__init__()
+        raised = graph.raise_opset(model, OPSET) if _opset(model) < OPSET else model.clone()
+        self.choice = choose(raised, freeze, train)
+        self.inputs = [str(v.name) for v in raised.graph.inputs]
+        self.outputs = [str(v.name) for v in raised.graph.outputs]
+        self._slots: dict[ir.Value, int] = {}
+        self._nodes = list(raised.graph)
+        self.names: dict[str, int] = {}
+        for value in (
+            *raised.graph.inputs,
+            *raised.graph.initializers.values(),
+            *(v for n in self._nodes for v in n.outputs),
+        ):
+            self._slots[value] = len(self._slots)
+            self.names[str(value.name)] = self._slots[value]
+        self._calls = [_call(node) for node in self._nodes]
+        self._keep = {self._slots[v] for v in raised.graph.outputs}
+        self.weights = nn.ParameterList()
+        self._parameter_slots: list[int] = []
+        self._fixed: dict[int, Tensor] = {}
+        trainable = set(self.choice.trainable)
+        for name, value in raised.graph.initializers.items():
+            assert value.const_value is not None
+            tensor = torch.from_numpy(np.array(value.const_value.numpy(), copy=True))
+            if name in trainable:
+                self.weights.append(nn.Parameter(tensor))
+                self._parameter_slots.append(self._slots[value])
+            else:
+                self._fixed[self._slots[value]] = tensor
+        self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
+
+    def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Outputs by name, and the inner values called `taps`."""
+        missing = [t for t in taps if t not in self.names]
+        if missing:
+            raise UsageError(f"no value is called {missing[0]!r}{suggestion(missing[0], self.names)}")
+        kept = self._keep | {self.names[t] for t in taps}
+        key = tuple(tuple(feed[name].shape) for name in self.inputs), tuple(sorted(kept))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plan(feed, kept)
+            self._plans[key] = plan
+            if len(self._plans) > _PLANS:
+                self._plans.popitem(last=False)
+        values: dict[int, Any] = dict(plan.constants)
+        values.update(zip(self._parameter_slots, self.weights, strict=True))
+        values.update((i, feed[name]) for i, name in enumerate(self.inputs))
+        for step in plan.steps:
+            _run(step, values)
+            for slot in step.dropped:
+                del values[slot]
+        return {name: values[self.names[name]] for name in (*self.outputs, *taps)}
+
+    @torch.no_grad()
+    def _plan(self, feed: Mapping[str, Tensor], kept: set[int]) -> _Plan:
+        """Run every node once; what no input value and no parameter enters is a constant of the plan."""
+        device = next(iter(feed.values())).device
+        values: dict[int, Any] = {slot: t.to(device) if t.is_floating_point() else t for slot, t in self._fixed.items()}
+        values.update(zip(self._parameter_slots, self.weights, strict=True))
+        values.update((i, feed[name]) for i, name in enumerate(self.inputs))
+        moving = set(range(len(self.inputs))) | set(self._parameter_slots)
+        steps = []
+        for node, call in zip(self._nodes, self._calls, strict=True):
+            inputs = tuple(None if v is None else self._slots[v] for v in node.inputs)
+            outputs = tuple(self._slots[v] for v in node.outputs)
+            step = _Step(call, inputs, outputs, (), str(node.name))
+            _run(step, values)
+            if node.op_type not in _SHAPES and any(i in moving for i in inputs):
+                moving.update(outputs)
+                steps.append(step)
+        used = {i for s in steps for i in s.inputs if i is not None} | kept
+        constants = {slot: t for slot, t in values.items() if slot in used and slot not in moving}
+        return _Plan(tuple(_with_drops(steps, kept | constants.keys())), constants)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The trained weights by initializer name, float as they were."""
+        return {name: w.detach().cpu().numpy() for name, w in zip(self.choice.trainable, self.weights, strict=True)}
+
+
+def _run(step: _Step, values: dict[int, Any]) -> None:
+    try:
+        result = step.function(*(None if i is None else values[i] for i in step.inputs))
+    except Unsupported as e:
+        raise ModelError(f"node {step.node!r} cannot be trained: {e}") from e
+    if isinstance(result, tuple | list):
+        values.update(zip(step.outputs, result, strict=False))
+    else:
+        values[step.outputs[0]] = result
+
+
+def _with_drops(steps: list[_Step], kept: set[int]) -> list[_Step]:
+    """The steps with what each is the last to read."""
+    found, seen = [], set(kept)
+    for step in reversed(steps):
+        touched = {i for i in (*step.inputs, *step.outputs) if i is not None}
+        last = tuple(sorted(touched - seen))
+        seen |= touched
+        found.append(_Step(step.function, step.inputs, step.outputs, last, step.node))
+    return found[::-1]
+
+
+def _opset(model: ir.Model) -> int:
+    return model.opset_imports.get("", 0)
+
+
+def _call(node: ir.Node) -> Callable[..., Any]:
+    """The op-table function of `node` with its attributes bound."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
+        where = f"node {node.name!r} ({node.domain + '.' if node.domain else ''}{node.op_type})"
+        raise ModelError(
+            f"{where} cannot be trained: no torch form of it; cut the model before it, or export it without"
+        )
+    attributes = {name: _attribute(a) for name, a in node.attributes.items()}
+    if node.op_type == "Split" and len(node.inputs) < 2 and "num_outputs" not in attributes:
+        attributes["outputs"] = len(node.outputs)
+    return partial(OPS[node.op_type], **attributes) if attributes else OPS[node.op_type]
+
+
+def _attribute(a: ir.Attr) -> Any:
+    value = a.value
+    if isinstance(value, ir.TensorProtocol):
+        return torch.from_numpy(np.array(value.numpy(), copy=True))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def write_back(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> ir.Model:
+    """A clone of `model` with the initializers called as in `arrays` replaced; nothing else differs."""
+    copy = model.clone()
+    for name, array in arrays.items():
+        value = copy.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(array.astype(value.const_value.dtype.numpy()), name=name)
+    return copy

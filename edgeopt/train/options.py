@@ -1,0 +1,86 @@
+"""The choices of `distill`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeopt.data import Preprocess
+from edgeopt.errors import UsageError, suggestion
+
+Kind = Literal["offline", "online", "self"]
+KINDS: tuple[Kind, ...] = ("offline", "online", "self")
+OPTIMIZERS = ("adamw", "sgd")
+AUGMENTATIONS = ("flip", "crop", "mixup")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """What can be chosen. loss "auto": by what the teacher's outputs look like; alpha: share of the teacher where there
+    are labels; match: teacher outputs by student outputs; hints: teacher values by student values; weights and ranges as
+    in the recipe that is printed.
+    """
+
+    kind: Kind = "offline"
+    loss: str = "auto"
+    temperature: float = 2.0
+    alpha: float = 0.9
+    epochs: int = 20
+    minutes: float | None = None
+    batch_size: int = 32
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warm_up: float = 0.05
+    ema: float = 0.0
+    generations: int = 1
+    patience: int = 0
+    augment: tuple[str, ...] = ()
+    labels: bool | None = None
+    match: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict)
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    samples: int = 1_000_000
+    preprocess: str | Preprocess | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Path | None = None
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    resume: bool = False
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("--kind", self.kind, KINDS), ("--optimizer", self.optimizer, OPTIMIZERS)):
+            if value not in known:
+                raise UsageError(f"{name} {value}: unknown{suggestion(value, known)} Known: {', '.join(known)}")
+        for value in self.augment:
+            if value not in AUGMENTATIONS:
+                raise UsageError(
+                    f"--augment {value}: unknown{suggestion(value, AUGMENTATIONS)} Known: {', '.join(AUGMENTATIONS)}"
+                )
+        whole = {
+            "--epochs": self.epochs,
+            "--batch-size": self.batch_size,
+            "--accumulate": self.accumulate,
+            "--generations": self.generations,
+        }
+        for name, number in whole.items():
+            if number < 1:
+                raise UsageError(f"{name} {number}: at least 1")
+        positive = {"--temperature": self.temperature, "--lr": self.learning_rate, "--clip": self.clip}
+        if self.minutes is not None:
+            positive["--minutes"] = self.minutes
+        for name, size in positive.items():
+            if not 0 < size < float("inf"):
+                raise UsageError(f"{name} {size:g}: above 0")
+        for name, share in (("--alpha", self.alpha), ("--ema", self.ema), ("--warm-up", self.warm_up)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{name} {share:g}: from 0 to 1")
+        if self.resume and self.checkpoint is None:
+            raise UsageError("--resume needs --checkpoint FILE")

@@ -1,0 +1,162 @@
+"""Distillation end to end on the embedded digits: better weights in the same graph, or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgeopt import distill, graph
+from edgeopt.data import DataOptions, open_data, specs
+from edgeopt.data.images import load_toml, resolve
+from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.options import Listener
+from edgeopt.runtime.session import open_session
+from tests import tiny
+
+ROOT = Path(__file__).parents[2] / "calibration_data" / "digits"
+TEACHER = ROOT / "digits.onnx"
+STUDENT = """g (float[N,1,28,28] image) => (float[N,10] logits) {
+    a = Conv <strides = [2,2], pads = [1,1,1,1]> (image, w1, b1)
+    r = Relu(a)
+    c = Conv <strides = [2,2], pads = [1,1,1,1]> (r, w2, b2)
+    s = Relu(c)
+    f = Flatten(s)
+    logits = Gemm <transB = 1> (f, w3, b3)
+}"""
+QUICK: dict[str, Any] = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32}
+
+
+def student(classes: int = 10) -> onnx.ModelProto:
+    """A small network with random weights (He)."""
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (4, 1, 3, 3), "w2": (8, 4, 3, 3), "w3": (classes, 392)}
+    weights = {k: (rng.standard_normal(s) * np.sqrt(2 / np.prod(s[1:]))).astype(np.float32) for k, s in shapes.items()}
+    biases = {f"b{i}": np.zeros(n, np.float32) for i, n in ((1, 4), (2, 8), (3, classes))}
+    return tiny.proto(STUDENT.replace("[N,10]", f"[N,{classes}]"), **weights, **biases)
+
+
+@pytest.fixture(scope="module")
+def feeds() -> list[dict[str, np.ndarray]]:
+    """500 digits with their labels."""
+    inputs = specs(graph.canonical(graph.load(TEACHER)))
+    recipe = resolve(load_toml(ROOT / "preprocess.toml"), inputs[0])
+    samples = open_data(ROOT / "test", inputs, DataOptions(preprocess=recipe))
+    return [{**read(), "label": np.array([int(Path(name).parent.name)])} for name, read in sorted(samples)]
+
+
+def unlabelled(feeds: list[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    return [{"image": f["image"]} for f in feeds]
+
+
+def test_a_student_learns_from_its_teacher_and_keeps_its_graph(
+    feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    before = student()
+    found = distill(before, feeds, teacher=TEACHER, output=tmp_path / "s.onnx", **QUICK)
+    assert found.improved and found.path == tmp_path / "s.onnx"
+    # chance is .1; 400 digits and six epochs bring this network to .8 and more
+    assert found.before < 0.3 and found.after > 0.65 and found.teacher is not None and found.teacher > 0.9
+    after = onnx.load(tmp_path / "s.onnx")
+    assert [n.SerializeToString() for n in after.graph.node if n.op_type != "Constant"] == [
+        n.SerializeToString() for n in graph.ir.to_proto(graph.canonical(graph.load(before))).graph.node
+    ]
+    assert found.parity < 1e-4
+
+
+def test_without_labels_the_held_out_distance_to_the_teacher_shrinks(feeds: list[dict[str, np.ndarray]]) -> None:
+    found = distill(student(), unlabelled(feeds), teacher=TEACHER, **QUICK)
+    assert found.metric == "held-out fidelity to the teacher"
+    assert found.before < found.after < 0
+    assert found.losses == {"logits": "kd"}
+
+
+@pytest.mark.parametrize("kind", ["online", "self"])
+def test_peers_and_generations_learn_too(kind: str, feeds: list[dict[str, np.ndarray]]) -> None:
+    more: dict[str, Any] = {"teacher": TEACHER} if kind == "online" else {"generations": 2}
+    found = distill(student(), feeds, kind=kind, alpha=0.5, **QUICK, **more)
+    # far above chance (.1); a peer that is trained anew at this rate teaches less than one that stays as it is
+    assert found.before < 0.3 and found.after > 0.4
+
+
+def test_a_student_that_cannot_get_better_is_not_written(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+    found = distill(TEACHER, unlabelled(feeds[:60]), teacher=TEACHER, output=tmp_path / "s.onnx", epochs=1)
+    assert not found.improved and found.path is None
+    assert not list(tmp_path.iterdir())
+    y = open_session(found.model).run({"image": feeds[0]["image"]})[0]
+    assert np.array_equal(y, open_session(graph.load(TEACHER)).run({"image": feeds[0]["image"]})[0])
+
+
+def test_the_same_seed_gives_the_same_bytes(feeds: list[dict[str, np.ndarray]]) -> None:
+    made = [distill(student(), feeds[:200], teacher=TEACHER, augment=("crop",), **QUICK).model for _ in range(2)]
+    assert graph.proto_bytes(made[0]) == graph.proto_bytes(made[1])
+
+
+def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(
+    feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    whole = distill(student(), feeds[:200], teacher=TEACHER, ema=0.5, **QUICK)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "training" and done == 3:
+            raise KeyboardInterrupt
+
+    kept = {"checkpoint": tmp_path / "state.pt", "log": tmp_path / "log.csv", "ema": 0.5, **QUICK}
+    with pytest.raises(KeyboardInterrupt):
+        distill(student(), feeds[:200], teacher=TEACHER, listener=Listener(progress=stop), **kept)
+    resumed = distill(student(), feeds[:200], teacher=TEACHER, resume=True, **kept)
+    assert graph.proto_bytes(resumed.model) == graph.proto_bytes(whole.model)
+    assert [e.epoch for e in resumed.log] == [1, 2, 3, 4, 5, 6]
+    assert [(e.loss, e.score) for e in resumed.log] == [(e.loss, e.score) for e in whole.log]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
+    feeds: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    with pytest.raises(EdgeoptError, match=r"loss is (nan|inf).*step \d+"):
+        distill(
+            student(), feeds[:100], teacher=TEACHER, output=tmp_path / "s.onnx", epochs=5, learning_rate=1e30, clip=1e30
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_label_out_of_range_is_refused(feeds: list[dict[str, np.ndarray]]) -> None:
+    with pytest.raises(DataError, match="label 12 is out of range: the model has 10 classes"):
+        distill(student(), [*feeds[:50], {**feeds[0], "label": np.array([12])}], teacher=TEACHER)
+
+
+def test_outputs_of_other_shapes_are_refused(feeds: list[dict[str, np.ndarray]]) -> None:
+    with pytest.raises(UsageError, match=r"'logits'.*7.*10"):
+        distill(student(classes=7), unlabelled(feeds[:50]), teacher=TEACHER, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({}, "needs --teacher"),
+        ({"teacher": TEACHER, "kind": "self"}, "has no --teacher"),
+        ({"teacher": TEACHER, "kind": "online"}, "learns from labels"),
+        ({"teacher": TEACHER, "loss": "kdd"}, "did you mean 'kd'"),
+        ({"teacher": TEACHER, "kind": "ofline"}, "did you mean 'offline'"),
+        ({"teacher": TEACHER, "match": {"logit": "logits"}}, "did you mean 'logits'"),
+        ({"teacher": TEACHER, "epochs": 0}, "--epochs 0"),
+        ({"teacher": TEACHER, "resume": True}, "--checkpoint"),
+        ({"teacher": TEACHER, "augment": ("flop",)}, "did you mean 'flip'"),
+        ({"teacher": TEACHER, "freeze": ("*",)}, "no float weights"),
+    ],
+)
+def test_a_wrong_choice_is_refused_in_words(
+    choices: dict[str, Any], message: str, feeds: list[dict[str, np.ndarray]]
+) -> None:
+    with pytest.raises(EdgeoptError, match=message):
+        distill(student(), unlabelled(feeds[:50]), **choices)
+
+
+def test_a_checkpoint_of_another_student_is_refused(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(DataError, match=r"state\.pt: no checkpoint of this student"):
+        distill(student(), feeds[:50], teacher=TEACHER, checkpoint=tmp_path / "state.pt", resume=True)

@@ -1,0 +1,67 @@
+"""Losses: zero for equals, and the formulas of their papers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from edgeopt.errors import UsageError
+from edgeopt.train.losses import LOSSES, Objective, dkd, guess, kd
+
+GENERATOR = torch.Generator().manual_seed(0)
+S, T = (torch.randn(6, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
+LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
+INPUTS = {"bce": torch.sigmoid, "probabilities": lambda x: torch.softmax(x, -1)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_zero_for_equals_and_above_it_for_others(name: str) -> None:
+    s, t = (INPUTS.get(name, lambda x: x)(x) for x in (S, T))
+    assert float(LOSSES[name](t, t, 2.0, LABELS)) == pytest.approx(0, abs=1e-9)
+    assert float(LOSSES[name](s, t, 2.0, LABELS)) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_kd_is_t_squared_times_the_divergence(temperature: float) -> None:
+    total = 0.0
+    for s, t in zip(S.tolist(), T.tolist(), strict=True):
+        p, q = ([math.exp(v / temperature) for v in z] for z in (t, s))
+        p, q = ([v / sum(x) for v in x] for x in (p, q))
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    assert float(kd(S, T, temperature)) == pytest.approx(temperature**2 * total / len(S), rel=1e-12)
+
+
+def test_kd_is_the_target_s_part_and_the_rest_s_weighted_by_what_the_teacher_leaves_it() -> None:
+    # Zhao et al. 2022, equation 6: KD = TCKD + (1 - p_target) NCKD; both parts again, sample by sample
+    for s, t, label in zip(S, T, LABELS, strict=True):
+        p, q = torch.softmax(t, 0), torch.softmax(s, 0)
+        left = 1 - p[label]
+        tckd = p[label] * (p[label] / q[label]).log() + left * (left / (1 - q[label])).log()
+        others = torch.arange(len(t)) != label
+        ph, qh = torch.softmax(t[others], 0), torch.softmax(s[others], 0)
+        nckd = (ph * (ph / qh).log()).sum()
+        assert float(kd(s[None], t[None], 1.0)) == pytest.approx(float(tckd + left * nckd), rel=1e-9)
+        assert float(dkd(s[None], t[None], 1.0, label[None])) == pytest.approx(float(tckd + nckd / 2), rel=1e-6)
+
+
+def test_dkd_without_labels_says_what_it_needs() -> None:
+    with pytest.raises(UsageError, match="label"):
+        dkd(S, T, 1.0)
+
+
+def test_alpha_divides_between_teacher_and_labels() -> None:
+    label_part = torch.nn.functional.cross_entropy(S, LABELS)
+    assert float(Objective(alpha=0.0)(S, T, LABELS)) == pytest.approx(float(label_part))
+    assert float(Objective(alpha=1.0)(S, T, LABELS)) == pytest.approx(float(kd(S, T, 2.0)))
+    assert float(Objective(alpha=0.3)(S, T, None)) == pytest.approx(
+        float(kd(S, T, 2.0))
+    )  # without labels all is the teacher's
+
+
+def test_a_loss_is_guessed_from_what_an_output_looks_like() -> None:
+    assert guess([S]) == "kd"
+    assert guess([torch.softmax(S, -1)]) == "probabilities"
+    assert guess([torch.sigmoid(S)]) == "bce"
+    assert guess([S.reshape(2, 3, 5)]) == "mse"

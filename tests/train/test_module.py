@@ -1,0 +1,171 @@
+"""ONNX -> torch -> ONNX: the same numbers, gradients for every weight, and nothing but weights changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edgeopt import graph
+from edgeopt.errors import ModelError, UsageError
+from edgeopt.runtime.session import open_session
+from edgeopt.train.module import OnnxModule, choose, write_back
+from tests import tiny
+from tests.models import normal
+
+DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits" / "digits.onnx"
+SEPARABLE = """g (float[N,4,8,8] x) => (float[N,3] y) {
+    a = Conv <pads = [1,1,1,1], group = 4> (x, dw)
+    m = GlobalAveragePool(a)
+    s = Conv(m, sq, sqb)
+    t = Sigmoid(s)
+    b = Mul(a, t)
+    n = BatchNormalization(b, scale, shift, mean, var)
+    r = Relu(n)
+    p = GlobalAveragePool(r)
+    f = Flatten(p)
+    y = Gemm <transB = 1> (f, w, c)
+}"""
+ATTENTION = """g (float[N,S,8] x, float[N,S] mask) => (float[N,S,8] y) {
+    one = Constant <value = float[1] {1.0}> ()
+    far = Constant <value = float[1] {-10000.0}> ()
+    axes = Constant <value = int64[1] {1}> ()
+    inv = Sub(one, mask)
+    add = Mul(inv, far)
+    bias = Unsqueeze(add, axes)
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    kt = Transpose <perm = [0,2,1]> (k)
+    z = MatMul(q, kt)
+    m = Add(z, bias)
+    p = Softmax <axis = -1> (m)
+    v = MatMul(x, wv)
+    h = MatMul(p, v)
+    r = Add(x, h)
+    n = LayerNormalization <axis = -1> (r, gamma, beta)
+    y = Add(n, b)
+}"""
+RECURRENT = """g (float[T,N,5] x) => (float[T,N,6] y) {
+    shape = Constant <value = int64[3] {0, 0, 6}> ()
+    h, hn, cn = LSTM <hidden_size = 3, direction = "bidirectional"> (x, w, r, b)
+    t = Transpose <perm = [0,2,1,3]> (h)
+    y = Reshape(t, shape)
+}"""
+
+
+def separable() -> graph.ir.Model:
+    weights = {"dw": normal(4, 1, 3, 3), "sq": normal(4, 4, 1, 1), "sqb": normal(4), "w": normal(3, 4), "c": normal(3)}
+    norm = {"scale": normal(4), "shift": normal(4), "mean": normal(4), "var": np.abs(normal(4)) + 0.5}
+    return tiny.model(SEPARABLE, **weights, **norm)
+
+
+def attention() -> graph.ir.Model:
+    weights = {name: normal(8, 8, seed=i) for i, name in enumerate(("wq", "wk", "wv"))}
+    return tiny.model(ATTENTION, **weights, gamma=normal(8), beta=normal(8, seed=1), b=normal(8, seed=2))
+
+
+def recurrent() -> graph.ir.Model:
+    return tiny.model(RECURRENT, w=normal(2, 12, 5), r=normal(2, 12, 3), b=normal(2, 24))
+
+
+MODELS = {
+    "separable": (separable, {"x": normal(2, 4, 8, 8)}),
+    "attention": (attention, {"x": normal(2, 5, 8), "mask": np.float32([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])}),
+    "recurrent": (recurrent, {"x": normal(7, 2, 5)}),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_module_gives_what_onnx_runtime_gives_and_every_weight_has_a_gradient(name: str) -> None:
+    build, feed = MODELS[name]
+    model = build()
+    module = OnnxModule(model)
+    y = module({k: torch.from_numpy(v) for k, v in feed.items()})
+    for output, want in zip(module.outputs, open_session(model).run(feed), strict=True):
+        # both are float32 sums in another order
+        np.testing.assert_allclose(y[output].detach().numpy(), want, rtol=1e-4, atol=1e-5)
+    sum(v.square().sum() for v in y.values()).backward()
+    assert len(module.weights) == len(module.choice.trainable) > 0
+    assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in module.weights)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_plan_made_for_one_shape_serves_others_by_a_plan_of_their_own(name: str) -> None:
+    build, feed = MODELS[name]
+    model = build()
+    module, session = OnnxModule(model), open_session(model)
+    for batch in (2, 1, 2):
+        axis = 1 if name == "recurrent" else 0
+        part = {k: v.take(range(batch), axis) for k, v in feed.items()}
+        y = module({k: torch.from_numpy(v) for k, v in part.items()})
+        np.testing.assert_allclose(y[module.outputs[0]].detach().numpy(), session.run(part)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_embedded_classifier_matches_to_float_rounding() -> None:
+    model = graph.canonical(graph.load(DIGITS))
+    x = normal(3, 1, 28, 28)
+    y = OnnxModule(model)({"image": torch.from_numpy(x)})["logits"].detach().numpy()
+    np.testing.assert_allclose(y, open_session(model).run({"image": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_masks_scalars_and_statistics_are_not_trained() -> None:
+    assert set(choose(attention()).trainable) == {"wq", "wk", "wv", "gamma", "beta", "b"}
+    assert set(choose(separable()).trainable) == {"dw", "sq", "sqb", "w", "c", "scale", "shift"}
+
+
+def test_a_weight_that_is_moved_before_it_is_used_is_trained() -> None:
+    text = "g (float[N,4] x) => (float[N,3] y) { t = Transpose(w)  s = Slice(t, zero, three, one)  y = MatMul(x, s) }"
+    ints = {"zero": np.int64([0]), "three": np.int64([3]), "one": np.int64([1])}
+    model = tiny.model(text, w=normal(5, 4), **ints)
+    assert choose(model).trainable == ("w",)
+    y = OnnxModule(model)({"x": torch.from_numpy(normal(2, 4))})["y"]
+    y.sum().backward()
+
+
+def test_freeze_and_train_decide_and_a_misspelt_name_is_suggested() -> None:
+    assert "wq" not in choose(attention(), freeze=("w*",)).trainable
+    assert "mean" in choose(separable(), train=("mean",)).trainable
+    with pytest.raises(UsageError, match="did you mean 'gamma'"):
+        choose(attention(), freeze=("gama",))
+
+
+def test_a_weight_that_two_nodes_read_is_told_to_be_tied() -> None:
+    model = tiny.model("g (float[N,4] x) => (float[N,4] y) { a = MatMul(x, w)  y = MatMul(a, w) }", w=normal(4, 4))
+    assert choose(model).tied == ("w",)
+
+
+def test_writing_back_changes_nothing_but_the_weights() -> None:
+    model = separable()
+    before = tiny.frozen(model)
+    module = OnnxModule(model)
+    with torch.no_grad():
+        for w in module.weights:
+            w.add_(1.0)
+    written = write_back(model, module.arrays())
+    assert tiny.frozen(model) == before  # the argument is left alone
+    ours, theirs = (onnx.ModelProto.FromString(graph.proto_bytes(m)) for m in (written, model))
+    assert [n.SerializeToString() for n in ours.graph.node] == [n.SerializeToString() for n in theirs.graph.node]
+    assert [t.name for t in ours.graph.initializer] == [t.name for t in theirs.graph.initializer]
+    changed = {a.name for a, b in zip(ours.graph.initializer, theirs.graph.initializer, strict=True) if a != b}
+    assert changed == set(module.choice.trainable)
+
+
+def test_an_operator_that_is_not_in_the_table_is_refused_by_node_name() -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { [odd] y = MeanVarianceNormalization <axes = [1]> (x) }"
+    with pytest.raises(ModelError, match=r"'odd'.*MeanVarianceNormalization"):
+        OnnxModule(tiny.model(text))
+
+
+def test_a_form_that_is_not_covered_is_refused_by_node_name() -> None:
+    text = "g (float[T,N,3] x) => (float[T,D,N,4] y) { [odd] y = GRU <hidden_size = 4> (x, w, r) }"
+    module = OnnxModule(tiny.model(text, w=normal(1, 12, 3), r=normal(1, 12, 4)))
+    with pytest.raises(ModelError, match=r"'odd'.*linear_before_reset"):
+        module({"x": torch.from_numpy(normal(5, 1, 3))})
+
+
+def test_an_inner_value_can_be_tapped_by_name() -> None:
+    found = OnnxModule(attention())({k: torch.from_numpy(v) for k, v in MODELS["attention"][1].items()}, taps=("p",))
+    assert found["p"].sum(-1).detach().numpy() == pytest.approx(np.ones((2, 5)), rel=1e-5)
