@@ -224,9 +224,12 @@ class Measured(_Model):
 
 
 class OutputError(_Model):
-    """How far an output is from the reference's, over the samples. sqnr_db is null for an exact output."""
+    """How far an output is from the reference's, over the samples. sqnr_db is null where it is infinite: for an exact
+    output, and for one that is not zero where the reference is.
+    """
 
     output: str
+    exact: bool
     sqnr_db: float | None
     cosine: float
     max_abs: float

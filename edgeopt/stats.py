@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Verdict = Literal["improved", "equivalent", "regressed", "inconclusive"]
-NEEDED = {90: 29, 95: 59, 99: 299}  # samples below which a percentile would be its sample's largest
+# the fewest samples of which one lies beyond the percentile with 95 % probability: 1 - q^n >= .95
+NEEDED = {90: 29, 95: 59, 99: 299}
 BOOTSTRAP = 1000
 _STEADY = 0.02
 _WINDOWS = 3
@@ -117,6 +118,8 @@ def steady(windows: Sequence[float]) -> bool:
     """Whether the last three window medians lie within 2 % of each other and do not keep falling or rising by more than 1 %."""
     last = windows[-_WINDOWS:]
     if len(last) < _WINDOWS:
+        return False
+    if min(last) <= 0:  # a clock that is too coarse
         return False
     spread = max(last) / min(last) - 1
     trend = last[0] < last[1] < last[2] or last[0] > last[1] > last[2]

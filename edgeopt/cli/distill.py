@@ -35,7 +35,7 @@ from edgeopt.errors import UsageError
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--accumulate", default=1, show_default=True, help="Batches a step.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--lr", "learning_rate", default=3e-4, show_default=True)
+@click.option("--lr", "learning_rate", type=float, help="[default: 3e-4, or 1e-4 with --qat]")
 @click.option("--ema", default=0.0, show_default=True, help="Judge a moving average of the weights, e.g. 0.999.")
 @click.option("--generations", default=1, show_default=True, help="Of --kind self.")
 @click.option(
@@ -54,6 +54,7 @@ from edgeopt.errors import UsageError
 )
 @click.option("--preprocess", metavar="PRESET", help="Of images: imagenet, unit, signed, raw255.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@click.option("--qat", "quantized", is_flag=True, help="The student is a QDQ model: train it through its Q/DQ.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Write the state after every epoch.")
@@ -97,7 +98,7 @@ def distill(
         )
     facts = {
         "metric": found.metric, "before": found.before, "after": found.after, "teacher": found.teacher, "losses": dict(found.losses),
-        "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.choice.trainable,
+        "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.trained,
         "frozen": found.choice.frozen, "tied": found.choice.tied, "path": None if found.path is None else str(found.path),
     }  # fmt: skip
     if form == "json":
@@ -107,7 +108,7 @@ def distill(
         click.echo(f"{found.metric}  {found.before:.4f} -> {found.after:.4f}{beside}")
         click.echo(f"losses   {', '.join(f'{k}: {v}' for k, v in found.losses.items())}")
         tied = f", {len(found.choice.tied)} tied" if found.choice.tied else ""
-        click.echo(f"weights  {len(found.choice.trainable)} trained, {len(found.choice.frozen)} frozen{tied}")
+        click.echo(f"weights  {len(found.trained)} trained, {len(found.choice.frozen)} frozen{tied}")
         click.echo(f"samples  {found.samples['train']} to train with, {found.samples['held_out']} held out")
         click.echo(f"parity   {found.parity:.1e} between torch and ONNX Runtime")
         click.echo(

@@ -72,8 +72,6 @@ def _rows(measured: Sequence[Measured]) -> list[Row]:
 def facts(m: Measured) -> dict[str, str]:
     """What is known of one setting, in the order in which people ask."""
     found: dict[str, str] = {}
-    if m.error:
-        found["error"] = m.error
     if m.latency:
         found |= _latency(m.latency)
     if m.cold:
@@ -111,7 +109,7 @@ def _latency(x: Latency) -> dict[str, str]:
     steady = "yes" if x.steady else "warm-up did not become steady"
     found = {
         "p50": f"{_ms(x.p50_ms)} ms",
-        "p90 / p95 / p99": " / ".join(_percentile(v, x.runs) for v in (x.p90_ms, x.p95_ms, x.p99_ms)) + " ms",
+        "p90 / p95 / p99": _percentiles(x),
         "min / mean / MAD": f"{x.min_ms:.3g} / {x.mean_ms:.3g} / {x.mad_ms:.2g} ms",
         "throughput": f"{x.throughput_per_s:.1f}/s",
         "runs": f"{x.runs} in {len(x.blocks)} blocks, {x.processes} process{'es' * (x.processes != 1)}",
@@ -119,7 +117,7 @@ def _latency(x: Latency) -> dict[str, str]:
         "contended": f"{x.contended} of {len(x.blocks)} blocks" + _without(x),
     }
     if x.outliers:
-        found["outliers"] = f"{x.outliers} blocks (kept)"
+        found["outliers"] = f"{x.outliers} block{'s' * (x.outliers != 1)} (kept)"
     if x.series and x.last_to_first is not None:
         found["sustained"] = f"last / first {x.last_to_first:.3f}; p50 ms: " + " ".join(
             f"{p.p50_ms:.3g}" for p in x.series
@@ -139,8 +137,12 @@ def _ms(x: Range) -> str:
     return f"{x.value:.4g} [{x.low:.4g}, {x.high:.4g}]"
 
 
-def _percentile(value: float | None, runs: int) -> str:
-    return f"n/a (n={runs})" if value is None else f"{value:.4g}"
+def _percentiles(x: Latency) -> str:
+    """Those that the sample allows."""
+    values = (x.p90_ms, x.p95_ms, x.p99_ms)
+    if values == (None, None, None):
+        return f"n/a (n={x.runs})"
+    return " / ".join(f"n/a (n={x.runs})" if v is None else f"{v:.4g}" for v in values) + " ms"
 
 
 def _memory(x: Memory) -> dict[str, str]:
@@ -173,7 +175,7 @@ def _ops(label: str, x: Ops, form: str) -> None:
         cumulative += n.share
         provider = n.provider.removesuffix("ExecutionProvider")
         nodes.append((n.name, [n.op, provider, f"{n.time_ms:.3f}", f"{n.share:.1%}", f"{cumulative:.1%}", n.shapes]))
-    title = f"{label}: node" if len(x.nodes) <= _NODES else f"{label}: node ({_NODES} of {len(x.nodes)})"
+    title = f"{label}: node" if len(x.nodes) <= _NODES else f"{label}: node ({_NODES} of {len(x.nodes)} executed)"
     _table([title, "operator", "provider", "ms", "share", "cumulative", "input shapes"], nodes, form)
 
 
@@ -191,9 +193,7 @@ def _compared(c: Comparison) -> list[Row]:
         rows.append(("peak memory ratio", [f"{c.peak_memory_ratio:.3f}"]))
     for o in c.outputs or ():
         agreement = "" if o.agreement is None else f", top-1 agreement {o.agreement:.1%}"
-        sqnr = decibels(
-            math.inf if o.sqnr_db is None and o.max_abs == 0 else o.sqnr_db if o.sqnr_db is not None else -math.inf
-        )
+        sqnr = decibels(math.inf if o.exact else o.sqnr_db if o.sqnr_db is not None else -math.inf)
         rows.append(
             (f"output {o.output}", [f"SQNR {sqnr}, cosine {o.cosine:.5f}, largest error {o.max_abs:.3g}{agreement}"])
         )
@@ -219,7 +219,7 @@ def _csv(results: Results) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(
-        ["label", "provider", "threads", "p50_ms", "p50_low_ms", "p50_high_ms", *(f"p{q}_ms" for q in NEEDED), "min_ms", "mean_ms", "mad_ms", "runs",
+        ["label", "model", "provider", "threads", "shapes", "p50_ms", "p50_low_ms", "p50_high_ms", *(f"p{q}_ms" for q in NEEDED), "min_ms", "mean_ms", "mad_ms", "runs", "throughput_per_s",
          "contended_blocks", "create_ms", "first_ms", "second_ms", "peak_rss_bytes", "file_bytes", "parameters", "macs", "ratio", "ratio_low",
          "ratio_high", "verdict", "error"]
     )  # fmt: skip
@@ -227,9 +227,9 @@ def _csv(results: Results) -> str:
     for m in results.measured:
         x, cold, c = m.latency, m.cold, compared.get(m.setting.label)
         lines.writerow(
-            [printable(m.setting.label, _WIDEST), m.setting.provider, m.setting.threads]
-            + ([x.p50_ms.value, x.p50_ms.low, x.p50_ms.high, x.p90_ms, x.p95_ms, x.p99_ms, x.min_ms, x.mean_ms, x.mad_ms, x.runs, x.contended]
-               if x else [""] * 11)
+            [printable(m.setting.label, _WIDEST), printable(m.setting.model, _WIDEST), m.setting.provider, m.setting.threads, _shapes(m)]
+            + ([x.p50_ms.value, x.p50_ms.low, x.p50_ms.high, x.p90_ms, x.p95_ms, x.p99_ms, x.min_ms, x.mean_ms, x.mad_ms, x.runs, x.throughput_per_s, x.contended]
+               if x else [""] * 12)
             + ([cold.create_ms, cold.first_ms, cold.second_ms] if cold else [""] * 3)
             + [max(p.peak_bytes for p in m.memory.arena) if m.memory else ""]
             + ([m.size.file_bytes, m.size.parameters, m.size.macs] if m.size else [""] * 3)
@@ -237,3 +237,7 @@ def _csv(results: Results) -> str:
             + [printable(m.error or "", _WIDEST)]
         )  # fmt: skip
     return text.getvalue()
+
+
+def _shapes(m: Measured) -> str:
+    return printable(" ".join(f"{k}:{'x'.join(map(str, s))}" for k, s in m.setting.shapes.items()), _WIDEST)

@@ -61,5 +61,7 @@ def pairs(given: Sequence[str], option: str, example: str) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise click.BadParameter(f"{text!r}; write NAME=VALUE, e.g. {example}", param_hint=option)
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice", param_hint=option)
         found[name] = value
     return found

@@ -134,7 +134,13 @@ def first_run(case: Case, options: ProfileOptions, folder: Path, *, keep_outputs
         if not options.allow_fallback and case.placement is not None:
             refuse_fallback(case.placement)
     except WorkerError as e:
-        t.error = str(e)
+        made_up = (
+            options.data is None
+            and len(options.inputs) < len(case.shapes)
+            and case.output_names
+            and case.placement is None
+        )
+        t.error = f"{e}" + ("; its inputs were made up: give real ones with --input or --data" if made_up else "")
 
 
 def _trace(case: Case, started: Live) -> None:

@@ -45,15 +45,16 @@ def shapes(
     known = {**implied, **dims}
     inner = {str(d.value) for (_, i), d in free.items() if i and d.value}
     sizes: dict[tuple[str, int], int] = {}
-    missing = []
+    missing: dict[str, str] = {}
     for (name, i), d in free.items():
         size = known.get(f"{name}.{i}") or (known.get(str(d.value)) if d.value else None)
         if size is None and (i or str(d.value) in inner) and name not in given:
-            missing.append((d.value or f"{name}.{i}", f"dimension {i} of {name!r}"))
+            called = d.value if d.value and d.value.isidentifier() else f"{name}.{i}"
+            missing.setdefault(called, f"dimension {i} of {name!r}")
         sizes[name, i] = size or batch or 1
     if missing:
-        told = ", ".join(f"{dim} ({where})" for dim, where in missing)
-        raise UsageError(f"these dimensions vary and have no size: {told}; give --dim {missing[0][0]}=SIZE")
+        told = ", ".join(f"{dim} ({where})" for dim, where in missing.items())
+        raise UsageError(f"these dimensions vary and have no size: {told}; give --dim {next(iter(missing))}=SIZE")
     _check_batch(model, batch)
     found = {}
     for v in model.graph.inputs:

@@ -252,6 +252,7 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
     found = tuple(
         OutputError(
             output=e.output,
+            exact=e.max_abs == 0,
             sqnr_db=e.sqnr_db if math.isfinite(e.sqnr_db) else None,
             cosine=e.cosine,
             max_abs=e.max_abs,
@@ -284,7 +285,7 @@ def self_check(
             a, b = (latency.Timing(replace(case.arm, label=name), case.timing.feeds) for name in ("A", "A again"))
             latency.measure([a, b], looking, allow_fallback=options.allow_fallback, progress=_silent, seed=trial)
             pairs = latency.paired(a, b)
-            case.timing.error = a.error or b.error
+            case.timing = replace(a, arm=case.arm, error=a.error or b.error)
             if pairs is None or case.timing.error is not None:
                 break
             ratios.append(ratio_interval(*pairs))
@@ -299,7 +300,7 @@ def self_check(
         false_alarms=sum(v in ("improved", "regressed") for v in verdicts),
         inconclusive=verdicts.count("inconclusive"),
         excludes_one=sum(r.low > 1 or r.high < 1 for r in ratios),
-        smallest_visible=float(np.quantile(visible, 0.9)) if visible else math.inf,
+        smallest_visible=float(np.quantile(visible or [0.0], 0.9)),
         ratios=tuple(Range.of(r) for r in ratios),
     )
     document = Results(

@@ -105,7 +105,12 @@ def parse(text: str, plugins: Mapping[str, str] | None = None) -> Requested:
             raise UsageError(f"--provider {text}: {pair!r} is no option; write {name}:key=value,key=value")
         options[key] = value
     full = known.name if known else name
-    return Requested(full, options, plugins.get(name) or plugins.get(full))
+    return Requested(full, options, _absolute(plugins.get(name) or plugins.get(full)))
+
+
+def _absolute(library: str | None) -> str | None:
+    """ONNX Runtime looks for a relative path beside itself."""
+    return None if library is None else str(Path(library).absolute())
 
 
 def make_present(w: Worker, wanted: Requested, have: Sequence[str]) -> str | None:

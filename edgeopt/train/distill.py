@@ -31,11 +31,13 @@ from edgeopt.runtime.session import Session, check_feed, cores, open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses
 from edgeopt.train.batches import Batch, Examples
+from edgeopt.train.fake_quant import masters
 from edgeopt.train.loop import Epoch, Progress, fit
 from edgeopt.train.module import Choice, OnnxModule, write_back
 from edgeopt.train.options import DistillOptions
 
 PARITY = 1e-3  # relative: further from ONNX Runtime than this nothing is trained
+QUANTIZED_PARITY = 0.05  # a value on the edge between two integers may fall to either side
 _LOOKED_AT = 4
 
 
@@ -50,6 +52,7 @@ class Distilled:
     after: float
     teacher: float | None
     losses: Mapping[str, str]
+    trained: tuple[str, ...]
     choice: Choice
     log: tuple[Epoch, ...]
     parity: float
@@ -130,6 +133,7 @@ def distill(
         after=progress.best,
         teacher=taught,
         losses=job.chosen,
+        trained=tuple(job.module.trained),
         choice=job.module.choice,
         log=tuple(progress.log),
         parity=parity,
@@ -158,9 +162,8 @@ def _job(
     limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
     size = min([options.batch_size, *limits])
     pairs = _pairs(student, teacher, options.match)
-    module = OnnxModule(student, options.freeze, options.train)
-    if not module.choice.trainable:
-        raise ModelError("the student has no float weights to train: a quantized model is trained from its float form")
+    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized)
+    _check_form(student, module, options)
     some = _answers(session, held.part(range(min(_LOOKED_AT * size, len(held)))), size, pairs)
     chosen = {
         ours: options.loss if options.loss != "auto" else losses.guess([torch.from_numpy(y) for y in some[ours]])
@@ -180,6 +183,18 @@ def _job(
             f"--kind {options.kind} learns from labels too: a folder for each class, or an entry 'label' in every .npz"
         )
     return _Job(options, listener, student, module, train, held, size, pairs, chosen)
+
+
+def _check_form(student: ir.Model, module: OnnxModule, options: DistillOptions) -> None:
+    found = masters(student)
+    if found and not options.quantized:
+        raise ModelError(
+            f"the student is quantized ({len(found)} integer weights): train it through its Q/DQ with --qat, or give its float form"
+        )
+    if options.quantized and not found:
+        raise ModelError("--qat trains a quantized student, and this one has no Q/DQ: edgeopt quantize makes it")
+    if not module.trained:
+        raise ModelError("the student has no float weights to train")
 
 
 def _pairs(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
@@ -266,9 +281,10 @@ def _parity(job: _Job) -> float:
         if np.issubdtype(y.dtype, np.floating):
             size = float(np.abs(y).max()) or 1.0
             worst = max(worst, float(np.abs(ours[name].cpu().numpy() - y).max()) / size)
-    if not worst <= PARITY:
+    limit = QUANTIZED_PARITY if job.options.quantized else PARITY
+    if not worst <= limit:
         raise ModelError(
-            f"torch and ONNX Runtime differ by {worst:.1e} on this student (the limit is {PARITY:g}): it cannot be trained faithfully"
+            f"torch and ONNX Runtime differ by {worst:.1e} on this student (the limit is {limit:g}): it cannot be trained faithfully"
         )
     return worst
 

@@ -119,9 +119,9 @@ def _begin(modules: nn.ModuleList, steps_per_epoch: int, options: DistillOptions
         },  # biases, scales and norms do not decay
     ]
     optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(groups, lr=options.learning_rate)
+        torch.optim.AdamW(groups, lr=options.rate)
         if options.optimizer == "adamw"
-        else torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9)
+        else torch.optim.SGD(groups, lr=options.rate, momentum=0.9)
     )
     total = max(1, math.ceil(steps_per_epoch / options.accumulate) * options.epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, options.warm_up))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
+from edgeopt.train import fake_quant
 from edgeopt.train.torch_ops import OPS, Unsupported
 
 OPSET = 18  # what the op table knows; older models are raised to it in the copy that is run
@@ -131,8 +132,13 @@ class _Plan:
 class OnnxModule(nn.Module):
     """The module of a model (canonical). Called with feeds by input name, it gives outputs by name."""
 
-    def __init__(self, model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = ()) -> None:
-        """Raises: ModelError: an operator or form that cannot be trained, by node name."""
+    def __init__(
+        self, model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (), *, quantized: bool = False
+    ) -> None:
+        """quantized: train through the Q/DQ of a quantized model, its integer weights and its step sizes included.
+
+        Raises: ModelError: an operator or form that cannot be trained, by node name.
+        """
         super().__init__()
         raised = graph.raise_opset(model, OPSET) if _opset(model) < OPSET else model.clone()
         self.choice = choose(raised, freeze, train)
@@ -148,20 +154,39 @@ class OnnxModule(nn.Module):
         ):
             self._slots[value] = len(self._slots)
             self.names[str(value.name)] = self._slots[value]
-        self._calls = [_call(node) for node in self._nodes]
+        self.masters = fake_quant.masters(raised) if quantized else {}
+        replaced = fake_quant.calls(raised, self.masters, self._step) if quantized else {}
+        self._calls = [replaced.get(node) or _call(node) for node in self._nodes]
         self._keep = {self._slots[v] for v in raised.graph.outputs}
         self.weights = nn.ParameterList()
         self._parameter_slots: list[int] = []
         self._fixed: dict[int, Tensor] = {}
-        trainable = set(self.choice.trainable)
-        for name, value in raised.graph.initializers.items():
-            assert value.const_value is not None
-            tensor = torch.from_numpy(np.array(value.const_value.numpy(), copy=True))
-            if name in trainable:
+        self.steps = nn.ParameterList()  # logarithms over the steps as they were
+        self._step_names = fake_quant.step_names(raised, self.masters) if quantized else []
+        self._steps_now: dict[str, Tensor] = {}
+        self._values = {
+            str(n): v.const_value.numpy() for n, v in raised.graph.initializers.items() if v.const_value is not None
+        }
+        self.trained = [n for n in self._values if n in set(self.choice.trainable) | self.masters.keys()]
+        for name, array in self._values.items():
+            tensor = torch.from_numpy(np.array(array, copy=True))
+            if name in self.masters:
+                master = self.masters[name]
+                zero = (
+                    None if master.zero_point is None else torch.from_numpy(np.array(self._values[master.zero_point]))
+                )
+                tensor = OPS["DequantizeLinear"](
+                    tensor, torch.from_numpy(np.array(self._values[master.scale])), zero, axis=master.axis
+                )
+            if name in self.trained:
                 self.weights.append(nn.Parameter(tensor))
-                self._parameter_slots.append(self._slots[value])
+                self._parameter_slots.append(self.names[name])
+            elif name in self._step_names:
+                self.steps.append(nn.Parameter(torch.zeros_like(tensor)))
+                self.register_buffer(f"step{len(self.steps) - 1}", tensor)
             else:
-                self._fixed[self._slots[value]] = tensor
+                self._fixed[self.names[name]] = tensor
+        self._step_names = [n for n in self._values if n in self._step_names]
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
 
     def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -178,7 +203,7 @@ class OnnxModule(nn.Module):
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
         values: dict[int, Any] = dict(plan.constants)
-        values.update(zip(self._parameter_slots, self.weights, strict=True))
+        values.update(self._parameters_now())
         values.update((i, feed[name]) for i, name in enumerate(self.inputs))
         for step in plan.steps:
             _run(step, values)
@@ -191,9 +216,10 @@ class OnnxModule(nn.Module):
         """Run every node once; what no input value and no parameter enters is a constant of the plan."""
         device = next(iter(feed.values())).device
         values: dict[int, Any] = {slot: t.to(device) if t.is_floating_point() else t for slot, t in self._fixed.items()}
-        values.update(zip(self._parameter_slots, self.weights, strict=True))
+        now = self._parameters_now()
+        values.update(now)
         values.update((i, feed[name]) for i, name in enumerate(self.inputs))
-        moving = set(range(len(self.inputs))) | set(self._parameter_slots)
+        moving = set(range(len(self.inputs))) | now.keys()
         steps = []
         for node, call in zip(self._nodes, self._calls, strict=True):
             inputs = tuple(None if v is None else self._slots[v] for v in node.inputs)
@@ -207,9 +233,37 @@ class OnnxModule(nn.Module):
         constants = {slot: t for slot, t in values.items() if slot in used and slot not in moving}
         return _Plan(tuple(_with_drops(steps, kept | constants.keys())), constants)
 
+    def _step(self, name: str) -> Tensor:
+        """A scale as it is now."""
+        return self._steps_now[name] if name in self._steps_now else self._fixed[self.names[name]]
+
+    def _parameters_now(self) -> dict[int, Tensor]:
+        """Weights and steps by slot."""
+        steps = (getattr(self, f"step{i}") * torch.exp(p) for i, p in enumerate(self.steps))
+        self._steps_now = dict(zip(self._step_names, steps, strict=True))
+        now: dict[int, Tensor] = dict(zip(self._parameter_slots, self.weights, strict=True))
+        return now | {self.names[name]: s for name, s in self._steps_now.items()}
+
+    @torch.no_grad()
     def arrays(self) -> dict[str, np.ndarray]:
-        """The trained weights by initializer name, float as they were."""
-        return {name: w.detach().cpu().numpy() for name, w in zip(self.choice.trainable, self.weights, strict=True)}
+        """What training changed, by initializer name: float weights, steps, and the integers of masters on them."""
+        weights = {name: w.cpu().numpy() for name, w in zip(self.trained, self.weights, strict=True)}
+        self._parameters_now()
+        found = {name: s.cpu().numpy() for name, s in self._steps_now.items()}
+        for master in self.masters.values():
+            if master.x_scale is not None and master.w_scale is not None:
+                now = self._values | found
+                product = now[master.x_scale] * now[master.w_scale]
+                found[master.scale] = np.reshape(product, self._values[master.scale].shape)
+        scales = self._values | found
+        for name, w in weights.items():
+            if name in self.masters:
+                master = self.masters[name]
+                zero = None if master.zero_point is None else self._values[master.zero_point]
+                found[name] = fake_quant.integers(w, scales[master.scale], zero, master)
+            else:
+                found[name] = w
+        return found
 
 
 def _run(step: _Step, values: dict[int, Any]) -> None:

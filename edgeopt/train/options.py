@@ -19,8 +19,8 @@ AUGMENTATIONS = ("flip", "crop", "mixup")
 @dataclass(frozen=True)
 class DistillOptions:
     """What can be chosen. loss "auto": by what the teacher's outputs look like; alpha: share of the teacher where there
-    are labels; match: teacher outputs by student outputs; hints: teacher values by student values; weights and ranges as
-    in the recipe that is printed.
+    are labels; match: teacher outputs by student outputs; hints: teacher values by student values; quantized: the student
+    is a QDQ model, trained through its Q/DQ.
     """
 
     kind: Kind = "offline"
@@ -32,7 +32,7 @@ class DistillOptions:
     batch_size: int = 32
     accumulate: int = 1
     optimizer: str = "adamw"
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.01
     clip: float = 1.0
     warm_up: float = 0.05
@@ -49,11 +49,17 @@ class DistillOptions:
     preprocess: str | Preprocess | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
+    quantized: bool = False
     seed: int = 0
     device: str = "cpu"
     checkpoint: Path | None = None
     resume: bool = False
     log: Path | None = None
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: as chosen, or 3e-4, or 1e-4 for a quantized student."""
+        return self.learning_rate if self.learning_rate is not None else 1e-4 if self.quantized else 3e-4
 
     def __post_init__(self) -> None:
         for name, value, known in (("--kind", self.kind, KINDS), ("--optimizer", self.optimizer, OPTIMIZERS)):
@@ -73,7 +79,7 @@ class DistillOptions:
         for name, number in whole.items():
             if number < 1:
                 raise UsageError(f"{name} {number}: at least 1")
-        positive = {"--temperature": self.temperature, "--lr": self.learning_rate, "--clip": self.clip}
+        positive = {"--temperature": self.temperature, "--lr": self.rate, "--clip": self.clip}
         if self.minutes is not None:
             positive["--minutes"] = self.minutes
         for name, size in positive.items():

@@ -580,7 +580,7 @@ def _recurrent(kind: str, gates: Sequence[int]) -> Op:
     return run
 
 
-def _along(t: Tensor, x: Tensor, axis: int) -> Tensor:
+def along(t: Tensor, x: Tensor, axis: int) -> Tensor:
     """A per-axis scale or zero point [n], shaped to meet x."""
     return t if t.numel() == 1 or t.ndim != 1 else t.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
 
@@ -591,9 +591,9 @@ def quantize_linear(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, 
     if block_size:
         raise Unsupported("blocks")
     kind = zero_point.dtype if zero_point is not None else DTYPES.get(output_dtype, torch.uint8)
-    zero = 0 if zero_point is None else _along(zero_point.to(torch.int32), x, axis)
+    zero = 0 if zero_point is None else along(zero_point.to(torch.int32), x, axis)
     limits = torch.iinfo(kind)
-    return (torch.round(x / _along(scale, x, axis)) + zero).clamp(limits.min, limits.max).to(kind)
+    return (torch.round(x / along(scale, x, axis)) + zero).clamp(limits.min, limits.max).to(kind)
 
 
 def dequantize_linear(
@@ -608,8 +608,8 @@ def dequantize_linear(
     """DequantizeLinear."""
     if block_size:
         raise Unsupported("blocks")
-    zero = 0 if zero_point is None else _along(zero_point.to(torch.int32), x, axis)
-    return (x.to(torch.int32) - zero).to(scale.dtype) * _along(scale, x, axis)
+    zero = 0 if zero_point is None else along(zero_point.to(torch.int32), x, axis)
+    return (x.to(torch.int32) - zero).to(scale.dtype) * along(scale, x, axis)
 
 
 def einsum(*x: Tensor, equation: str) -> Tensor:
