@@ -19,7 +19,7 @@ AUGMENTATIONS = ("flip", "crop", "mixup")
 @dataclass(frozen=True)
 class DistillOptions:
     """What can be chosen. loss "auto": by what the teacher's outputs look like; alpha: share of the teacher where there
-    are labels; match: teacher outputs by student outputs; hints: teacher values by student values; quantized: the student
+    are labels; match: teacher outputs by student outputs; quantized: the student
     is a QDQ model, trained through its Q/DQ.
     """
 
@@ -42,7 +42,6 @@ class DistillOptions:
     augment: tuple[str, ...] = ()
     labels: bool | None = None
     match: Mapping[str, str] = field(default_factory=dict)
-    hints: Mapping[str, str] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     samples: int = 1_000_000
