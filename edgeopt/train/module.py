@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
 from edgeopt.train import fake_quant
-from edgeopt.train.torch_ops import OPS, Unsupported
+from edgeopt.train.torch_data import Unsupported
+from edgeopt.train.torch_ops import OPS
 
 OPSET = 18  # what the op table knows; older models are raised to it in the copy that is run
 _PLANS = 16

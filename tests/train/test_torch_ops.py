@@ -11,7 +11,8 @@ import onnx
 import pytest
 import torch
 
-from edgeopt.train.torch_ops import OPS, Unsupported
+from edgeopt.train.torch_data import Unsupported
+from edgeopt.train.torch_ops import OPS
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the reference implementations in the wheel
