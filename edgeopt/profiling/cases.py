@@ -129,6 +129,7 @@ def first_run(case: Case, options: ProfileOptions, folder: Path, *, keep_outputs
             t.hello = started.hello
             case.output_names = tuple(started.opened["outputs"])
             _trace(case, started)
+            case.deterministic = started.worker.ask("repeats")["deterministic"]
             if keep_outputs:
                 _outputs(case, started, folder / "outputs.npz")
         if not options.allow_fallback and case.placement is not None:
@@ -154,7 +155,7 @@ def _trace(case: Case, started: Live) -> None:
 
 
 def _outputs(case: Case, started: Live, path: Path) -> None:
-    case.deterministic = started.worker.ask("outputs", path=str(path))["deterministic"]
+    started.worker.ask("outputs", path=str(path))
     with np.load(path, allow_pickle=False) as archive:
         count = 1 + max((int(k.split("/", 1)[0]) for k in archive.files), default=-1)
         names = [n for n in case.output_names if f"0/{n}" in archive.files]

@@ -83,6 +83,11 @@ def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, 
             first_run(case, options, folder, keep_outputs=kind == "compare")
             if case.timing.error is not None:
                 listener.note(f"{case.arm.label}: {case.timing.error}")
+            if not case.deterministic:
+                notes.append(
+                    f"{case.arm.label} gives other outputs for the same input; its time may depend on them too"
+                )
+                listener.note(notes[-1])
             listener.progress("first run", i + 1, len(found))
         _time(found, options, listener)
         sizes: dict[object, Size] = {}

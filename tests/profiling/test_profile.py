@@ -358,6 +358,13 @@ def test_outputs_that_are_all_nan_are_not_called_exact(tmp_path: Path) -> None:
     assert c.outputs is None or c.notes
 
 
+@pytest.mark.parametrize("text", [stubs.RANDOM, stubs.RELU], ids=["random", "not"])
+def test_a_model_whose_output_is_random_is_told(text: str, tmp_path: Path) -> None:
+    found = profile(stubs.saved(tmp_path / "m.onnx", text), **SHORT)
+    assert not found.failed
+    assert any("other outputs" in line for line in found.notes) is (text == stubs.RANDOM)
+
+
 def test_an_fp16_model_is_fed_what_it_takes(tmp_path: Path) -> None:
     text = "g (float16[N,4] x) => (float16[N,4] y) { y = Relu(x) }"
     file = stubs.saved(tmp_path / "m.onnx", text)

@@ -160,20 +160,21 @@ class Worker:
             "switches": _involuntary() - switches,
         }
 
+    def repeats(self) -> dict[str, Any]:
+        """Whether the first feed gives the same outputs twice."""
+        first, again = (self.session.run(None, self.feeds[0]) for _ in range(2))
+        return {"deterministic": all(map(_same, first, again))}
+
     def outputs(self, path: str) -> dict[str, Any]:
-        """Write the outputs for every feed to an .npz with entries `index/output`; whether the first feed gives the same twice."""
+        """Write the outputs for every feed to an .npz with entries `index/output`."""
         names = [o.name for o in self.session.get_outputs()]
         found: dict[str, Any] = {}
         for i, feed in enumerate(self.feeds):
             for name, y in zip(names, self.session.run(None, feed), strict=True):
                 if isinstance(y, np.ndarray) and y.dtype != object:
                     found[f"{i}/{name}"] = y
-        again = dict(zip(names, self.session.run(None, self.feeds[0]), strict=True))
-        same = all(
-            np.array_equal(again[k[2:]], y, equal_nan=y.dtype.kind == "f") for k, y in found.items() if k[:2] == "0/"
-        )
         np.savez(path, **found)
-        return {"outputs": names, "deterministic": same}
+        return {"outputs": names}
 
     def memory(self, reset: bool = False) -> dict[str, Any]:
         """Bytes of this process now and at its peak; `reset` lets the peak begin anew afterwards, where the kernel can."""
@@ -190,6 +191,12 @@ class Worker:
         """Drop the session."""
         self.session = None
         return {}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equality of two values of an output, NaN equal to itself; what is no numeric array is not looked at."""
+    numeric = isinstance(a, np.ndarray) and a.dtype != object
+    return not numeric or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
 def _devices() -> list[list[str]]:
