@@ -27,7 +27,26 @@ from edgeopt.errors import UsageError
 )
 @click.option("--force", is_flag=True, help="Overwrite the output.")
 @click.option("--kind", type=click.Choice(["offline", "online", "self"]), default="offline", show_default=True)
-@click.option("--loss", default="auto", show_default=True, help="kd, dkd, dist, mse, cosine, bce or probabilities.")
+@click.option(
+    "--peer", "peers", multiple=True, type=click.Path(path_type=Path), help="Learns along, with --kind online; repeat."
+)
+@click.option(
+    "--by",
+    type=click.Choice(["generations", "average", "heads"]),
+    default="generations",
+    show_default=True,
+    help="Who teaches with --kind self: the student before, its moving average, its output.",
+)
+@click.option(
+    "--heads", default="", metavar="VALUE[,VALUE]|auto", help="Inner values that get a classifier while training."
+)
+@click.option(
+    "--hint", "hints", multiple=True, metavar="STUDENT=TEACHER", help="Inner values to bring together; may be repeated."
+)
+@click.option("--hint-weight", default=1.0, show_default=True)
+@click.option(
+    "--loss", default="auto", show_default=True, help="kd, dkd, dist, mse, cosine, similarity, bce or probabilities."
+)
 @click.option("--temperature", default=2.0, show_default=True)
 @click.option("--alpha", default=0.9, show_default=True, help="Share of the teacher, where there are labels.")
 @click.option("--epochs", default=20, show_default=True)
@@ -43,6 +62,9 @@ from edgeopt.errors import UsageError
 )
 @click.option("--augment", default="", metavar="A[,B]", help="flip, crop, mixup: the same view to teacher and student.")
 @click.option("--no-labels", is_flag=True, help="Do not take folder names for labels.")
+@click.option("--labels", type=click.Path(path_type=Path), help="CSV file: sample's file name, label.")
+@click.option("--student-classes", type=click.Path(path_type=Path), help="File with a class name a line, ...")
+@click.option("--teacher-classes", type=click.Path(path_type=Path), help="... and the teacher's, if in another order.")
 @click.option(
     "--match", multiple=True, metavar="STUDENT=TEACHER", help="Outputs that belong together; may be repeated."
 )
@@ -59,7 +81,9 @@ from edgeopt.errors import UsageError
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Write the state after every epoch.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Keep the teacher's answers here for the next run.")
 @click.option("--log", type=click.Path(path_type=Path), help="Write a line an epoch as CSV.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Write the log to this folder for TensorBoard.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def distill(
     student: Path,
@@ -68,6 +92,7 @@ def distill(
     output: Path | None,
     force: bool,
     no_labels: bool,
+    labels: Path | None,
     form: str,
     **given: Any,
 ) -> int:
@@ -83,7 +108,11 @@ def distill(
     from edgeopt.train.distill import distill as run
 
     given["augment"] = tuple(filter(None, given["augment"].split(",")))
+    given["heads"] = tuple(filter(None, given["heads"].split(",")))
     given["match"] = units.pairs(given["match"], "--match", "logits=output")
+    given["hints"] = units.pairs(given["hints"], "--hint", "/block3/Add_output_0=/layer4/Add_output_0")
+    if no_labels and labels is not None:
+        raise UsageError("--labels and --no-labels: one of them")
     path = output or student.parent / f"{student.stem}.distilled.onnx"
     with listener() as ears:
         found = run(
@@ -93,7 +122,7 @@ def distill(
             output=path,
             force=force,
             listener=ears,
-            labels=False if no_labels else None,
+            labels=False if no_labels else labels,
             **given,
         )
     facts = {
@@ -101,6 +130,8 @@ def distill(
         "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.trained,
         "frozen": found.choice.frozen, "tied": found.choice.tied, "path": None if found.path is None else str(found.path),
     }  # fmt: skip
+    if not found.first_rank:
+        return 0
     if form == "json":
         click.echo(json.dumps(facts, indent=2))
     else:

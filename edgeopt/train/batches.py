@@ -5,6 +5,7 @@ Augmented views are the same for teacher and student.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,17 @@ class Examples:
         return Examples(tuple(self.feeds[i] for i in indices), labels, self.classes)
 
 
-def read(samples: Sequence[Sample], wanted: bool | None) -> tuple[Examples, dict[str, str]]:
+def read(
+    samples: Sequence[Sample], wanted: bool | Path | None, classes: Sequence[str] = ()
+) -> tuple[Examples, dict[str, str]]:
     """(the readable samples, why others are not). Labels are the entry `label` of a feed, or the name of the folder that
-    an image lies in; wanted: None takes them when every sample has one.
+    an image lies in; wanted: None takes them when every sample has one; a path is a CSV file of sample and label;
+    classes: the names of the classes in their order, where they are known.
 
     Raises:
         DataError: nothing is readable, or labels are wanted and missing.
     """
+    listed = _listed(wanted) if isinstance(wanted, Path) else None
     feeds: list[Feed] = []
     names: list[str | None] = []
     problems: dict[str, str] = {}
@@ -57,15 +62,43 @@ def read(samples: Sequence[Sample], wanted: bool | None) -> tuple[Examples, dict
             continue
         given = feed.pop(_LABEL, None)
         feeds.append(feed)
-        names.append(str(int(np.asarray(given).reshape(-1)[0])) if given is not None else _folder(name))
+        if listed is not None:
+            names.append(_found(listed, name))
+        else:
+            names.append(str(int(np.asarray(given).reshape(-1)[0])) if given is not None else _folder(name))
     if not feeds:
         raise DataError(f"no sample can be read: {next(iter(problems.values()), 'the folder is empty')}")
-    labels, classes = _labels(names) if wanted is not False else (None, ())
+    labels, classes = _labels(names, classes) if wanted is not False else (None, ())
     if wanted and labels is None:
         raise DataError(
-            "labels are wanted, and there are none: a folder for each class, or an entry 'label' in every .npz"
+            f"{wanted}: one label for all samples, which teaches nothing"
+            if isinstance(wanted, Path)
+            else "labels are wanted, and there are none: a folder for each class, or an entry 'label' in every .npz"
         )
     return Examples(tuple(feeds), labels, classes), problems
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Labels by name of the sample."""
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"--labels {path}: cannot be read ({e})") from e
+    wrong = next((i for i, row in enumerate(rows, 1) if len(row) != 2), None)
+    if wrong is not None or not rows:
+        raise DataError(f"--labels {path}: line {wrong or 1} has not two columns, the sample's file name and its label")
+    return {name.strip(): label.strip() for name, label in rows}
+
+
+def _found(listed: Mapping[str, str], sample: str) -> str:
+    """The label of a sample by the end of its path."""
+    parts = Path(sample).parts
+    for i in range(len(parts)):
+        label = listed.get("/".join(parts[i:]))
+        if label is not None:
+            return label
+    raise DataError(f"{sample}: no line of --labels names it")
 
 
 def _folder(name: str) -> str | None:
@@ -73,11 +106,15 @@ def _folder(name: str) -> str | None:
     return path.parent.name if path.is_file() else None
 
 
-def _labels(names: Sequence[str | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Numbers are class indices; other names are numbered in sorted order. One name for all is no label."""
+def _labels(names: Sequence[str | None], classes: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Names in `classes` have their place there; else numbers are class indices, and other names are numbered in sorted
+    order. One name for all is no label.
+    """
     found = sorted({n for n in names if n is not None})
     if None in names or len(found) < 2:
         return None, ()
+    if set(found) <= set(classes):
+        return np.array([list(classes).index(str(n)) for n in names], np.int64), tuple(classes)
     if all(n.isdecimal() for n in found):
         return np.array([int(str(n)) for n in names], np.int64), ()
     return np.array([found.index(str(n)) for n in names], np.int64), tuple(found)
@@ -103,19 +140,34 @@ class Batch:
         return {k: v.cpu().numpy() for k, v in self.feed.items()}
 
 
-def batches(
-    examples: Examples, size: int, rng: np.random.Generator | None, augment: Sequence[str] = ()
+def batches(examples: Examples, size: int) -> Iterator[Batch]:
+    """Every sample once and in order, in batches of one shape."""
+    for indices in groups(examples, size, np.arange(len(examples))):
+        yield _batch(examples, indices, None, ())
+
+
+def shuffled(
+    examples: Examples, size: int, seed: tuple[int, ...], augment: Sequence[str] = (), share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Every sample once, in batches of one shape; shuffled and augmented by `rng`, or in order without it."""
-    order = np.arange(len(examples)) if rng is None else rng.permutation(len(examples))
+    """Every sample once, in batches of one shape, shuffled and augmented by `seed`; share: (i, n) gives batches i, i + n, ...
+
+    Every batch has a generator of its own, so that a batch is the same whoever makes it.
+    """
+    order = np.random.default_rng(seed).permutation(len(examples))
+    for i, indices in enumerate(groups(examples, size, order)):
+        if i % share[1] == share[0]:
+            yield _batch(examples, indices, np.random.default_rng((*seed, i)), augment)
+
+
+def groups(examples: Examples, size: int, order: Sequence[int] | NDArray[Any]) -> Iterator[list[int]]:
+    """Indices of up to `size` samples of one shape, in the order in which groups fill; rests come last."""
     waiting: dict[Any, list[int]] = {}
     for i in order:
         key = tuple((k, v.shape) for k, v in sorted(examples.feeds[i].items()))
         waiting.setdefault(key, []).append(int(i))
         if len(waiting[key]) == size:
-            yield _batch(examples, waiting.pop(key), rng, augment)
-    for indices in waiting.values():
-        yield _batch(examples, indices, rng, augment)
+            yield waiting.pop(key)
+    yield from waiting.values()
 
 
 def _batch(examples: Examples, indices: list[int], rng: np.random.Generator | None, augment: Sequence[str]) -> Batch:

@@ -1,17 +1,19 @@
 """`distill(student, data, teacher=...)`: fine-tune an ONNX student against a teacher; ONNX in, the same ONNX with better
 weights out.
 
-offline: the teacher is an ONNX Runtime session and stays as it is. online: teacher and student learn together from the
-labels and from each other (deep mutual learning, Zhang et al. 2018, arXiv:1706.00384). self: the teacher is the student of
-the generation before (born-again networks, Furlanello et al. 2018, arXiv:1805.04770). What comes back is the best by the
-held-out metric measured in ONNX Runtime, the input included.
+offline: the teacher is an ONNX Runtime session and stays as it is. online: student, teacher and peers learn together from
+the labels and from each other (deep mutual learning, Zhang et al. 2018, arXiv:1706.00384). self: the teacher is the
+student of the generation before (born-again networks, Furlanello et al. 2018, arXiv:1805.04770), its moving average, or
+its own output for classifiers on inner values. What comes back is the best by the held-out metric measured in ONNX
+Runtime, the input included.
 """
 
 from __future__ import annotations
 
-import math
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,23 +29,31 @@ from edgeopt.data import specs
 from edgeopt.errors import DataError, ModelError, UsageError, ValidityError, suggestion
 from edgeopt.options import Data, Listener, Options, check_place
 from edgeopt.prepare import samples_of
-from edgeopt.runtime.session import Session, check_feed, cores, open_session
+from edgeopt.runtime.session import Session, check_feed, cores, open_session, with_outputs
 from edgeopt.train import batches as data_of
-from edgeopt.train import losses
+from edgeopt.train import losses, teachers
+from edgeopt.train.attachments import Heads, Hints, check_heads
 from edgeopt.train.batches import Batch, Examples
 from edgeopt.train.fake_quant import masters
-from edgeopt.train.loop import Epoch, Progress, fit
+from edgeopt.train.loop import Epoch, Lesson, Progress, fit
 from edgeopt.train.module import Choice, OnnxModule, write_back
 from edgeopt.train.options import DistillOptions
+from edgeopt.train.pairs import Pair, matched, paired, to_tensors
+from edgeopt.train.ranks import Ranks, ranks
+from edgeopt.train.taps import inner_values
 
 PARITY = 1e-3  # relative: further from ONNX Runtime than this nothing is trained
+HALF_PARITY = 0.02  # of a float16 student, which is trained in float32
 QUANTIZED_PARITY = 0.05  # a value on the edge between two integers may fall to either side
 _LOOKED_AT = 4
+Model = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """The student with its best weights and the evidence. metric: what before, after and teacher are of, higher is better."""
+    """The student with its best weights and the evidence. metric: what before, after and teacher are of, higher is
+    better; diverged: where the loss stopped being a number, if it did.
+    """
 
     model: ir.Model
     path: Path | None
@@ -58,6 +68,8 @@ class Distilled:
     parity: float
     samples: Mapping[str, int]
     seconds: float
+    first_rank: bool = True
+    diverged: str = ""
 
     @property
     def improved(self) -> bool:
@@ -65,26 +77,33 @@ class Distilled:
         return self.after > self.before
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Job:
-    """What one generation needs. pairs: teacher output by student output; cached: teacher outputs by sample."""
+    """What every kind needs. teacher: the student itself with kind self; size: of a batch."""
 
     options: DistillOptions
     listener: Listener
+    ranks: Ranks
     student: ir.Model
+    teacher: ir.Model
     module: OnnxModule
     train: Examples
     held: Examples
     size: int
-    pairs: Mapping[str, str]
-    chosen: Mapping[str, str]
+    pairs: tuple[Pair, ...]
+    peers: tuple[ir.Model, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """For a session of this process."""
+        return max(1, cores() // self.ranks.local)
 
 
 def distill(
-    student: str | Path | bytes | onnx.ModelProto | ir.Model,
+    student: Model,
     data: Data,
     *,
-    teacher: str | Path | bytes | onnx.ModelProto | ir.Model | None = None,
+    teacher: Model | None = None,
     output: str | Path | None = None,
     force: bool = False,
     listener: Listener | None = None,
@@ -97,54 +116,82 @@ def distill(
     Raises:
         EdgeoptError: see `edgeopt.errors`; nothing was written.
     """
-    options, ears, start = DistillOptions(**choices), listener or Listener(), time.perf_counter()
+    options, start = DistillOptions(**choices), time.perf_counter()
     path = None if output is None else Path(output)
     if path is not None:
         check_place(path, force)
-    if (teacher is None) != (options.kind == "self"):
-        raise UsageError(
-            "--kind self has no --teacher" if teacher is not None else f"--kind {options.kind} needs --teacher MODEL"
-        )
-    torch.manual_seed(options.seed)
+    _check_roles(options, teacher is not None)
     small = graph.canonical(graph.load(student))
-    large = small if teacher is None else graph.canonical(graph.load(teacher))
-    session = open_session(large, threads=cores())
-    job = _job(small, large, session, data, options, ears)
-    parity = _parity(job)
-    taught = None if options.kind == "self" or job.held.labels is None else _score(job, session, job.pairs)
-    metric = "held-out accuracy" if job.held.labels is not None else "held-out fidelity to the teacher"
-    target = _answers(session, job.held, job.size, job.pairs) if job.held.labels is None else None
-
-    def score(module: nn.Module) -> float:
-        assert isinstance(module, OnnxModule)
-        return _score(job, open_session(write_back(small, module.arrays())), {n: n for n in job.pairs}, target)
-
-    progress = _generations(job, large, session, score)
-    result = write_back(small, job.module.arrays())
-    parity = max(parity, _parity(replace(job, student=result)))
-    better = progress.best > progress.first
-    if path is not None and better:
-        _write(result, path)
+    large = small if options.kind == "self" else graph.canonical(graph.load(teacher or options.peers[0]))
+    with ranks(options.device) as here, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        job = _job(small, large, data, options, (listener or Listener()) if here.first else Listener(), here)
+        if options.kind == "online":
+            more = options.peers if teacher is not None else options.peers[1:]
+            job = replace(job, peers=(large, *(graph.canonical(graph.load(p)) for p in more)))
+        parity = _parity(job)
+        taught, score = _scores(job)
+        progress = _trained(job, score)
+        result = write_back(small, job.module.arrays())
+        parity = max(parity, _parity(replace(job, student=result)))
+        better = progress.best > progress.first
+        if path is not None and better and here.first:
+            _write(result, path)
     return Distilled(
         model=result,
         path=path if better else None,
-        metric=metric,
+        metric="held-out accuracy" if job.held.labels is not None else "held-out fidelity to the teacher",
         before=progress.first,
         after=progress.best,
         teacher=taught,
-        losses=job.chosen,
+        losses={p.student: p.loss for p in job.pairs},
         trained=tuple(job.module.trained),
         choice=job.module.choice,
         log=tuple(progress.log),
         parity=parity,
         samples={"train": len(job.train), "held_out": len(job.held)},
         seconds=round(time.perf_counter() - start, 2),
+        first_rank=here.first,
+        diverged=progress.diverged,
     )
 
 
+def _check_roles(options: DistillOptions, teacher: bool) -> None:
+    if options.kind == "self" and teacher:
+        raise UsageError("--kind self has no --teacher")
+    if options.kind == "offline" and not teacher:
+        raise UsageError("--kind offline needs --teacher MODEL")
+    if options.kind == "online" and not teacher and not options.peers:
+        raise UsageError("--kind online needs --teacher MODEL or --peer MODEL, who learn too")
+    if options.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard needs it: pip install tensorboard")
+
+
 def _job(
-    student: ir.Model, teacher: ir.Model, session: Session, data: Data, options: DistillOptions, listener: Listener
+    student: ir.Model, teacher: ir.Model, data: Data, options: DistillOptions, listener: Listener, here: Ranks
 ) -> _Job:
+    examples = _examples(student, data, options, listener)
+    train, held = (examples.part(i) for i in data_of.divide(len(examples), options.seed))
+    limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
+    size = min([options.batch_size, *limits])
+    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized)
+    _check_form(student, module, options)
+    some = held.part(range(min(_LOOKED_AT * size, len(held))))
+    pairs = paired(
+        matched(student, teacher, options.match),
+        to_tensors(_answers(open_session(student), some, size)),
+        to_tensors(_answers(open_session(teacher, threads=cores()), some, size)),
+        options,
+    )
+    if examples.labels is not None and pairs[0].loss not in losses.CLASSES:
+        listener.note(f"labels are not used: output {pairs[0].student!r} tells no classes (--loss {pairs[0].loss})")
+        train, held = (Examples(e.feeds, None) for e in (train, held))
+    job = _Job(options, listener, here, student, teacher, module.to(options.device), train, held, size, pairs)
+    _check_labels(job)
+    return job
+
+
+def _examples(student: ir.Model, data: Data, options: DistillOptions, listener: Listener) -> Examples:
     reader = Options(
         samples=options.samples,
         preprocess=options.preprocess,
@@ -153,36 +200,13 @@ def _job(
         data_option="--data",
     )
     samples, _, told = samples_of(data, specs(student), reader, open_session(student))
-    examples, problems = data_of.read(samples, options.labels)
+    names = options.student_classes.read_text(encoding="utf-8").split() if options.student_classes else ()
+    examples, problems = data_of.read(samples, options.labels, names)
     for line in [*told, *(f"skipped: {p}" for p in problems.values())]:
         listener.note(line)
     for feed in examples.feeds[:1]:
         check_feed(feed, student, "the first sample")
-    train, held = (examples.part(i) for i in data_of.divide(len(examples), options.seed))
-    limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
-    size = min([options.batch_size, *limits])
-    pairs = _pairs(student, teacher, options.match)
-    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized)
-    _check_form(student, module, options)
-    some = _answers(session, held.part(range(min(_LOOKED_AT * size, len(held)))), size, pairs)
-    chosen = {
-        ours: options.loss if options.loss != "auto" else losses.guess([torch.from_numpy(y) for y in some[ours]])
-        for ours in pairs
-    }
-    for loss in chosen.values():
-        if loss not in losses.LOSSES:
-            raise UsageError(
-                f"--loss {loss}: unknown{suggestion(loss, losses.LOSSES)} Known: auto, {', '.join(losses.LOSSES)}"
-            )
-    _check_labels(examples, some)
-    ours = _answers(open_session(student), held.part(range(1)), 1, {n: n for n in pairs})
-    for name in pairs:
-        _same(torch.from_numpy(ours[name][0]), torch.from_numpy(some[name][0][: len(ours[name][0])]), name)
-    if examples.labels is None and options.kind != "offline":
-        raise UsageError(
-            f"--kind {options.kind} learns from labels too: a folder for each class, or an entry 'label' in every .npz"
-        )
-    return _Job(options, listener, student, module, train, held, size, pairs, chosen)
+    return examples
 
 
 def _check_form(student: ir.Model, module: OnnxModule, options: DistillOptions) -> None:
@@ -197,72 +221,68 @@ def _check_form(student: ir.Model, module: OnnxModule, options: DistillOptions) 
         raise ModelError("the student has no float weights to train")
 
 
-def _pairs(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
-    """The teacher's output for each output of the student: as asked, by name, or by position."""
-    ours, theirs = ([str(v.name) for v in m.graph.outputs] for m in (student, teacher))
-    for name, other in match.items():
-        for asked, known in ((name, ours), (other, theirs)):
-            if asked not in known:
-                raise UsageError(
-                    f"--match {name}={other}: no output {asked!r}{suggestion(asked, known)} Known: {', '.join(known)}"
-                )
-    if match:
-        return dict(match)
-    shared = [n for n in ours if n in theirs]
-    if shared:
-        return {n: n for n in shared}
-    if len(ours) == len(theirs):
-        return dict(zip(ours, theirs, strict=True))
-    raise UsageError(
-        f"outputs {', '.join(ours)} and {', '.join(theirs)}: say which belong together with --match STUDENT=TEACHER"
-    )
-
-
-def _check_labels(examples: Examples, answers: Mapping[str, list[np.ndarray]]) -> None:
-    if examples.labels is None:
+def _check_labels(job: _Job) -> None:
+    labels = [e.labels for e in (job.train, job.held) if e.labels is not None]
+    if not labels:
+        if job.options.kind != "offline" or job.options.heads:
+            raise UsageError(
+                f"--kind {job.options.kind} learns from labels too: a folder for each class, an entry 'label' in every .npz, or --labels FILE.csv"
+            )
         return
-    classes = max((y[0].shape[-1] for y in answers.values() if y[0].ndim == 2), default=0)
-    worst = int(examples.labels.max())
-    if worst >= classes:
-        raise DataError(f"label {worst} is out of range: the model has {classes} classes")
+    y = _answers(open_session(job.student), job.held.part(range(1)), 1)[job.pairs[0].student][0]
+    worst = max(int(x.max()) for x in labels)
+    if y.ndim != 2 or worst >= y.shape[-1]:
+        raise DataError(
+            f"label {worst} is out of range: the model has {y.shape[-1]} classes"
+            if y.ndim == 2
+            else f"labels cannot be used with output {job.pairs[0].student!r} {list(y.shape)}: --no-labels, or --match another output"
+        )
 
 
-def _answers(session: Session, examples: Examples, size: int, pairs: Mapping[str, str]) -> dict[str, list[np.ndarray]]:
-    """The teacher's values by the student's output name, batch by batch, in order."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in pairs}
-    for batch in data_of.batches(examples, size, None):
-        for name, y in _outputs(session, batch, pairs).items():
+def _answers(session: Session, examples: Examples, size: int) -> dict[str, list[np.ndarray]]:
+    """A session's values by name of output, batch by batch, in order."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in session.outputs}
+    for batch in data_of.batches(examples, size):
+        for name, y in teachers.outputs(session, batch).items():
             found[name].append(y)
     return found
 
 
-def _outputs(session: Session, batch: Batch, pairs: Mapping[str, str]) -> dict[str, np.ndarray]:
-    feed, inputs = dict(batch.arrays()), [i.name for i in session.raw.get_inputs()]
-    if set(inputs) != set(feed):
-        if len(inputs) != len(feed):
-            raise DataError(f"the teacher's inputs are {', '.join(inputs)}, the student's {', '.join(feed)}")
-        feed = dict(zip(inputs, feed.values(), strict=True))
-    values = dict(zip(session.outputs, session.run(feed), strict=True))
-    return {ours: values[theirs] for ours, theirs in pairs.items()}
+def _scores(job: _Job) -> tuple[float | None, Callable[[nn.Module], float]]:
+    """(the teacher's accuracy, what measures a student): accuracy where there are labels, else minus the loss to the
+    teacher's answers, on the held-out samples and in ONNX Runtime.
+    """
+    labels = [b.labels for b in data_of.batches(job.held, job.size) if b.labels is not None]
+    theirs: dict[str, list[np.ndarray]] = {}
+    taught = None
+    if job.ranks.first and job.options.kind != "self":
+        theirs = _answers(open_session(job.teacher, threads=cores()), job.held, job.size)
+    if labels and theirs:
+        first = job.pairs[0]
+        taught = _accuracy([first.ordered(torch.from_numpy(y)) for y in theirs[first.teacher]], labels)
+        classes = theirs[first.teacher][0].shape[-1]
+        if taught < 2 / classes and job.options.kind == "offline":
+            job.listener.note(
+                f"the teacher tells only {taught:.1%} of the held-out samples right: are its classes in another order? (--student-classes, --teacher-classes)"
+            )
+
+    def score(module: nn.Module) -> float:
+        assert isinstance(module, OnnxModule)
+        ours = _answers(open_session(write_back(job.student, module.arrays()), threads=cores()), job.held, job.size)
+        if labels:
+            return _accuracy([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
+        values = [
+            float(losses.LOSSES[p.loss](torch.from_numpy(y), p.ordered(torch.from_numpy(t)), 1.0, None))
+            for p in job.pairs
+            for y, t in zip(ours[p.student], theirs[p.teacher], strict=True)
+        ]
+        return -sum(values) / len(values)
+
+    return taught, score
 
 
-def _score(
-    job: _Job, session: Session, pairs: Mapping[str, str], target: Mapping[str, list[np.ndarray]] | None = None
-) -> float:
-    """Accuracy where there are labels, else minus the distillation loss to `target`, on the held-out samples."""
-    answers = _answers(session, job.held, job.size, pairs)
-    if job.held.labels is not None:
-        name = next(iter(pairs))
-        labels = [b.labels.numpy() for b in data_of.batches(job.held, job.size, None) if b.labels is not None]
-        return float(np.mean(np.concatenate([y.argmax(-1) for y in answers[name]]) == np.concatenate(labels)))
-    if target is None:
-        return 0.0
-    values = [
-        float(losses.LOSSES[job.chosen[name]](torch.from_numpy(y), torch.from_numpy(t), 1.0, None))
-        for name in pairs
-        for y, t in zip(answers[name], target[name], strict=True)
-    ]
-    return -sum(values) / len(values)
+def _accuracy(answers: list[Tensor], labels: list[Tensor]) -> float:
+    return float((torch.cat([y.argmax(-1) for y in answers]) == torch.cat(labels)).double().mean())
 
 
 def _parity(job: _Job) -> float:
@@ -271,7 +291,7 @@ def _parity(job: _Job) -> float:
     Raises:
         ModelError: above `PARITY`.
     """
-    batch = next(data_of.batches(job.held, job.size, None))
+    batch = next(data_of.batches(job.held, job.size))
     theirs = open_session(job.student)
     wanted = dict(zip(theirs.outputs, theirs.run(batch.arrays()), strict=True))
     with torch.no_grad():
@@ -281,7 +301,7 @@ def _parity(job: _Job) -> float:
         if np.issubdtype(y.dtype, np.floating):
             size = float(np.abs(y).max()) or 1.0
             worst = max(worst, float(np.abs(ours[name].cpu().numpy() - y).max()) / size)
-    limit = QUANTIZED_PARITY if job.options.quantized else PARITY
+    limit = QUANTIZED_PARITY if job.options.quantized else HALF_PARITY if job.module.half else PARITY
     if not worst <= limit:
         raise ModelError(
             f"torch and ONNX Runtime differ by {worst:.1e} on this student (the limit is {limit:g}): it cannot be trained faithfully"
@@ -289,79 +309,166 @@ def _parity(job: _Job) -> float:
     return worst
 
 
-def _generations(job: _Job, teacher: ir.Model, session: Session, score: Callable[[nn.Module], float]) -> Progress:
-    """Train; a generation of kind self starts from the student's weights with the one before as its teacher."""
-    options = job.options
-    count = options.generations if options.kind == "self" else 1
-    best: Progress | None = None
+def _trained(job: _Job, score: Callable[[nn.Module], float]) -> Progress:
+    """Train by the kind; the module is left with its best weights. A generation of kind self starts where the first did,
+    with the one before as its teacher.
+    """
+    count = job.options.generations if job.options.by == "generations" and job.options.kind == "self" else 1
     start = {k: v.clone() for k, v in job.module.state_dict().items()}
+    teacher, best = job.teacher, None
     for generation in range(count):
-        modules = [job.module]
-        if options.kind == "online":
-            modules.append(OnnxModule(teacher))
         if generation:
-            session = open_session(write_back(job.student, job.module.arrays()), threads=cores())
+            teacher = write_back(job.student, job.module.arrays())
             job.module.load_state_dict(start)
             job.listener.note(f"generation {generation + 1}")
-        found = fit(
-            nn.ModuleList(modules).to(options.device),
-            _loss(job, modules, session),
-            lambda epoch: data_of.batches(
-                job.train, job.size, np.random.default_rng((options.seed, epoch)), options.augment
-            ),
-            math.ceil(len(job.train) / job.size),
-            score,
-            options,
-            job.listener,
-        )
-        if best is None or found.best > best.best:
-            best = found if best is None else replace(found, first=best.first)
+        found = _generation(job, teacher, generation, score)
+        if best is None:
+            best = found
+        elif found.best > best.best:
+            best = replace(found, first=best.first)
     assert best is not None
     job.module.load_state_dict(best.weights)
     return best
 
 
-def _loss(job: _Job, modules: list[OnnxModule], session: Session) -> Callable[[Batch], Tensor]:
-    """The loss of a batch: against a fixed teacher, whose answers to fixed views are kept, or of peers against each other."""
+def _generation(job: _Job, teacher: ir.Model, generation: int, score: Callable[[nn.Module], float]) -> Progress:
     options = job.options
-    objectives = {name: losses.Objective(loss, options.temperature, options.alpha) for name, loss in job.chosen.items()}
-    kept: dict[int, dict[str, Tensor]] = {}
-    mixed = "mixup" in options.augment
-
-    def taught(batch: Batch) -> dict[str, Tensor]:
-        if not options.augment and all(int(i) in kept for i in batch.indices):
-            return {n: torch.stack([kept[int(i)][n] for i in batch.indices]).to(options.device) for n in job.pairs}
-        found = {n: torch.from_numpy(y) for n, y in _outputs(session, batch, job.pairs).items()}
-        if not options.augment and all(len(y) == len(batch.indices) for y in found.values()):
-            for row, i in enumerate(batch.indices):
-                kept[int(i)] = {n: y[row] for n, y in found.items()}
-        return {n: y.to(options.device) for n, y in found.items()}
-
-    def loss(batch: Batch) -> Tensor:
-        feed = {k: v.to(options.device) for k, v in batch.feed.items()}
-        labels = None if batch.labels is None or mixed else batch.labels.to(options.device)
-        ours = modules[0](feed)
-        if len(modules) == 1:
-            theirs = taught(batch)
-            return sum(
-                (objectives[n](_same(ours[n], theirs[n], n), theirs[n], labels) for n in job.pairs), torch.zeros(())
+    if generation and options.checkpoint is not None:
+        name = f"{options.checkpoint.name}.{generation + 1}"
+        options = replace(options, checkpoint=options.checkpoint.with_name(name))
+    networks = [job.module, *(OnnxModule(m).to(options.device) for m in job.peers)]
+    with ExitStack() as stack:
+        teach = None
+        if options.kind == "offline" or (options.kind == "self" and options.by == "generations"):
+            seen = with_outputs(
+                teacher, list(dict.fromkeys([*(p.teacher for p in job.pairs), *options.hints.values()]))
             )
-        peer = modules[1](feed)
-        total = torch.zeros(())
-        for name, other in job.pairs.items():
-            total = total + objectives[name](_same(ours[name], peer[other], name), peer[other].detach(), labels)
-            total = total + objectives[name](peer[other], ours[name].detach(), labels)
+            store = None
+            if not options.augment:
+                place = teachers.kept(options.cache, graph.proto_bytes(seen), job.train, job.ranks.rank)
+                store = stack.enter_context(place)
+            teach = teachers.fixed(open_session(seen, threads=job.threads), store, options.device)
+        hints, heads = _hints(job), _heads(job)
+        return fit(
+            nn.ModuleList([*networks, *(m for m in (hints, heads) if m is not None)]).to(options.device),
+            _lesson(job, networks, teach, hints, heads),
+            lambda epoch: data_of.shuffled(
+                job.train, job.size, (options.seed, epoch), options.augment, (job.ranks.rank, job.ranks.count)
+            ),
+            sum(1 for _ in data_of.groups(job.train, job.size, range(len(job.train)))),
+            score,
+            options,
+            job.listener,
+            job.ranks,
+        )
+
+
+def _example(job: _Job, taps: tuple[str, ...]) -> tuple[Batch, dict[str, Tensor]]:
+    """A held-out batch and the student's values on it."""
+    batch = next(data_of.batches(job.held, job.size))
+    with torch.no_grad():
+        return batch, job.module({k: v.to(job.options.device) for k, v in batch.feed.items()}, taps)
+
+
+def _hints(job: _Job) -> Hints | None:
+    names = job.options.hints
+    if not names:
+        return None
+    known = [str(v.name) for node in job.teacher.graph for v in node.outputs]
+    for other in names.values():
+        if other not in known:
+            raise UsageError(f"--hint: the teacher has no value {other!r}{suggestion(other, known)}")
+    batch, ours = _example(job, tuple(names))
+    theirs = teachers.outputs(open_session(with_outputs(job.teacher, list(names.values()))), batch)
+    return Hints(names, ours, {n: torch.from_numpy(y) for n, y in theirs.items()})
+
+
+def _heads(job: _Job) -> Heads | None:
+    names = job.options.heads
+    if not names:
+        return None
+    if names == ("auto",):
+        names = inner_values(job.student)
+        job.listener.note(f"classifiers on {', '.join(names)}")
+    _, values = _example(job, names)
+    output = values[job.pairs[0].student]
+    check_heads(job.pairs, output)
+    return Heads({n: values[n] for n in names}, output.shape[-1])
+
+
+def _lesson(
+    job: _Job, networks: list[OnnxModule], teach: teachers.Teacher | None, hints: Hints | None, heads: Heads | None
+) -> Lesson:
+    """The loss of a batch: by the labels, by who teaches, and by what hangs on the student."""
+    options, pairs = job.options, job.pairs
+    taps = (*(hints.names if hints else ()), *(heads.names if heads else ()))
+    aims = [losses.Objective(p.loss, options.temperature, options.alpha) for p in pairs]
+    outputs = [matched(job.student, m, options.match if m is job.teacher else {}) for m in job.peers]
+
+    def lesson(batch: Batch, average: nn.Module | None) -> Tensor:
+        feed = {k: v.to(options.device) for k, v in batch.feed.items()}
+        labels = None if batch.labels is None or "mixup" in options.augment else batch.labels.to(options.device)
+        ours = job.module(feed, taps)
+        theirs: Mapping[str, Tensor] = {}
+        total = torch.zeros((), device=options.device)
+        if teach is not None:
+            theirs = teach(batch)
+        elif average is not None and options.by == "average" and options.kind == "self":
+            with torch.no_grad():
+                theirs = average(feed)
+        elif job.peers:
+            answers = [
+                n(_renamed(feed, n), tuple(hints.names.values()) if hints and n is networks[1] else ())
+                for n in networks[1:]
+            ]
+            theirs = answers[0]
+            all_values = [[ours[p.student] for p in pairs]]
+            all_values += [
+                [p.ordered(y[names[p.student]]) for p in pairs] for y, names in zip(answers, outputs, strict=True)
+            ]
+            return _mutual(aims, all_values, labels) + _hung(ours, theirs, labels)
+        elif labels is not None:
+            total = sum((losses.supervised(p.loss, ours[p.student], labels) for p in pairs), total)
+        if theirs:
+            total = sum(
+                (
+                    aim(ours[p.student], p.ordered(theirs[p.teacher]), labels)
+                    for aim, p in zip(aims, pairs, strict=True)
+                ),
+                total,
+            )
+        return total + _hung(ours, theirs, labels)
+
+    def _hung(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        total = torch.zeros((), device=options.device)
+        if hints is not None:
+            total = total + options.hint_weight * hints(ours, {n: theirs[n].detach() for n in hints.names.values()})
+        if heads is not None:
+            total = total + heads(ours, ours[pairs[0].student], labels, options.temperature, options.alpha)
         return total
 
-    return loss
+    return lesson
 
 
-def _same(student: Tensor, teacher: Tensor, name: str) -> Tensor:
-    if student.shape != teacher.shape:
-        raise UsageError(
-            f"output {name!r}: the student gives {list(student.shape)}, the teacher {list(teacher.shape)}; they cannot be compared (--match others?)"
-        )
-    return student
+def _renamed(feed: Mapping[str, Tensor], network: OnnxModule) -> dict[str, Tensor]:
+    """The feed by the names of the network's inputs: the same ones, or by position."""
+    if set(network.inputs) == set(feed):
+        return dict(feed)
+    if len(network.inputs) != len(feed):
+        raise DataError(f"a peer's inputs are {', '.join(network.inputs)}, the student's {', '.join(feed)}")
+    return dict(zip(network.inputs, feed.values(), strict=True))
+
+
+def _mutual(aims: list[losses.Objective], values: list[list[Tensor]], labels: Tensor | None) -> Tensor:
+    """Every network learns from the labels and from each of the others."""
+    terms = [
+        aim(own, other.detach(), labels) / (len(values) - 1)
+        for i, mine in enumerate(values)
+        for j, others in enumerate(values)
+        if i != j
+        for aim, own, other in zip(aims, mine, others, strict=True)
+    ]
+    return torch.stack(terms).sum()
 
 
 def _write(model: ir.Model, path: Path) -> None:

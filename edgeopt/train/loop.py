@@ -1,7 +1,8 @@
 """The training loop: one student, a loss over batches, the best by a held-out metric that others measure.
 
 AdamW or SGD, a cosine after a linear warm-up, clipped gradients. Everything that decides the next step is in a checkpoint,
-so that a run that was killed ends as if it had not been.
+so that a run that was killed ends as if it had not been. A time limit shortens the cosine once the first epoch's time is
+known. Several ranks train as one process would that accumulates over their batches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import io
 import math
 import pickle
 import time
@@ -24,6 +26,7 @@ from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.options import Listener
 from edgeopt.train.batches import Batch
 from edgeopt.train.options import DistillOptions
+from edgeopt.train.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,29 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a run is: what a checkpoint holds beside the states of module, optimizer and schedule. weights: the best so far."""
+    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far; epochs: how many there will be; diverged: where the loss stopped being a number."""
 
+    epochs: int = 0
     epoch: int = 0
+    step: int = 0
     first: float = -math.inf
     best: float = -math.inf
     best_epoch: int = 0
+    diverged: str = ""
     weights: dict[str, Tensor] = field(default_factory=dict)
     log: list[Epoch] = field(default_factory=list)
 
 
 @dataclass
 class Run:
-    """What is trained: modules (the student first), their optimizer and schedule, and the student's moving average."""
+    """What is trained: modules (the student first), their optimizer, and the student's moving average."""
 
     modules: nn.ModuleList
     optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
     average: nn.Module | None
     progress: Progress
+    steps_per_epoch: int
+    ranks: Ranks
 
     @property
     def judged(self) -> nn.Module:
@@ -65,51 +72,75 @@ class Run:
         return self.average if self.average is not None else self.modules[0]
 
 
+Lesson = Callable[[Batch, nn.Module | None], Tensor]
+
+
+class _NotFinite(Exception):
+    """The loss or its gradient is not a number."""
+
+
 def fit(
     modules: nn.ModuleList,
-    loss: Callable[[Batch], Tensor],
+    lesson: Lesson,
     epoch_batches: Callable[[int], Iterator[Batch]],
-    steps_per_epoch: int,
+    batch_count: int,
     score: Callable[[nn.Module], float],
     options: DistillOptions,
     listener: Listener,
+    ranks: Ranks,
 ) -> Progress:
     """Train `modules` until the epochs, the minutes or the patience end; the student is left with its best weights.
 
-    epoch_batches: the batches of an epoch by its number; score: a module's held-out metric; higher is better; it is asked
-    before the first step, so that a student that only gets worse comes back as it was.
+    lesson: the loss of a batch, given the student's moving average where there is one. epoch_batches: this rank's batches
+    of an epoch by its number; batch_count: those of all ranks; score: a module's held-out metric; higher is better; rank 0
+    asks it, also before the first step, so that a student that only gets worse comes back as it was.
 
     Raises:
-        EdgeoptError: the loss is not a number; the student has its best weights by then.
+        EdgeoptError: the loss is not a number and no epoch before was better than the input; the student has its best
+          weights by then.
     """
-    run = _begin(modules, steps_per_epoch, options)
+    run = _begin(modules, batch_count, options, ranks)
     progress, start = run.progress, time.monotonic()
     if not progress.weights:
-        progress.first = progress.best = score(run.judged)
+        progress.first = progress.best = _scored(run, score)
         progress.weights = _state(modules[0])
         listener.note(f"before training: {progress.best:.4f}")
     try:
-        while progress.epoch < options.epochs:
-            seen = _epoch(run, loss, epoch_batches(progress.epoch), options)
+        while progress.epoch < progress.epochs:
+            begun = time.monotonic()
+            seen = _epoch(run, lesson, epoch_batches(progress.epoch), options)
             progress.epoch += 1
-            found = score(run.judged)
+            found = _scored(run, score)
             if found > progress.best:
                 progress.best, progress.best_epoch, progress.weights = found, progress.epoch, _state(run.judged)
-            rate = run.schedule.get_last_lr()[0]
-            progress.log.append(Epoch(progress.epoch, seen, found, rate, round(time.monotonic() - start, 3)))
-            listener.progress("training", progress.epoch, options.epochs)
-            listener.note(
-                f"epoch {progress.epoch}/{options.epochs}: loss {seen:.4f}, held out {found:.4f} (best {progress.best:.4f})"
+            _fit_into_minutes(run, time.monotonic() - begun, options)
+            seconds = time.monotonic() - start
+            progress.log.append(
+                Epoch(progress.epoch, seen, found, run.optimizer.param_groups[0]["lr"], round(seconds, 3))
             )
-            _save(run, options)
-            if _enough(progress, options, time.monotonic() - start, listener):
+            listener.progress("training", progress.epoch, progress.epochs)
+            left = (time.monotonic() - begun) * (progress.epochs - progress.epoch)
+            listener.note(
+                f"epoch {progress.epoch}/{progress.epochs}: loss {seen:.4f}, held out {found:.4f} (best {progress.best:.4f}), {left:.0f} s left"
+            )
+            _save(run, options, listener)
+            if _enough(run, options, seconds, listener):
                 break
+    except _NotFinite as e:
+        progress.diverged = str(e)
+        if progress.best_epoch == 0:
+            raise EdgeoptError(f"{e}: lower --lr, or raise --warm-up; nothing was written") from e
+        listener.note(f"{e}: stopped; the weights of epoch {progress.best_epoch} are kept (lower --lr to go further)")
     finally:
         modules[0].load_state_dict(progress.weights)
     return progress
 
 
-def _begin(modules: nn.ModuleList, steps_per_epoch: int, options: DistillOptions) -> Run:
+def _scored(run: Run, score: Callable[[nn.Module], float]) -> float:
+    return run.ranks.told([score(run.judged) if run.ranks.first else 0.0])[0]
+
+
+def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ranks: Ranks) -> Run:
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -123,11 +154,14 @@ def _begin(modules: nn.ModuleList, steps_per_epoch: int, options: DistillOptions
         if options.optimizer == "adamw"
         else torch.optim.SGD(groups, lr=options.rate, momentum=0.9)
     )
-    total = max(1, math.ceil(steps_per_epoch / options.accumulate) * options.epochs)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, total, options.warm_up))
-    run = Run(modules, optimizer, schedule, copy.deepcopy(modules[0]) if options.ema else None, Progress())
-    if options.resume and options.checkpoint is not None and options.checkpoint.is_file():
-        _load(run, options.checkpoint)
+    steps = math.ceil(batch_count / (options.accumulate * ranks.count))
+    average = copy.deepcopy(modules[0]) if options.ema else None
+    run = Run(modules, optimizer, average, Progress(epochs=options.epochs), steps, ranks)
+    if options.resume and options.checkpoint is not None:
+        content = options.checkpoint.read_bytes() if ranks.first and options.checkpoint.is_file() else None
+        content = ranks.sent(content)
+        if content is not None:
+            _load(run, content, options.checkpoint)
     return run
 
 
@@ -139,32 +173,47 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / max(1, total - first))))
 
 
-def _epoch(run: Run, loss: Callable[[Batch], Tensor], examples: Iterator[Batch], options: DistillOptions) -> float:
-    """One pass; the mean loss."""
+def _fit_into_minutes(run: Run, seconds: float, options: DistillOptions) -> None:
+    """After the first epoch: no more epochs, and so a cosine no longer, than there is time for."""
+    if options.minutes is not None and run.progress.epoch == 1:
+        possible = max(1, int(60 * options.minutes / max(seconds, 1e-9)))
+        run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
+
+
+def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions) -> float:
+    """One pass; the mean loss over all ranks. Every rank takes every step, with or without a batch of its own."""
     run.modules.train()
-    values: list[float] = []
-    waiting = 0
-    for batch in examples:
-        value = loss(batch)
-        if not torch.isfinite(value):
-            raise EdgeoptError(
-                f"the loss is {value.item()} in epoch {run.progress.epoch + 1}, step {len(values) + 1}: lower --lr, or raise --warm-up; nothing was written"
-            )
-        (value / options.accumulate).backward()
-        values.append(value.item())
-        waiting += 1
-        if waiting == options.accumulate:
-            _step(run, options)
-            waiting = 0
-    if waiting:
-        _step(run, options)
-    return sum(values) / max(1, len(values))
+    total, count, steps = 0.0, 0, max(1, run.steps_per_epoch * run.progress.epochs)
+    for step in range(run.steps_per_epoch):
+        for group in run.optimizer.param_groups:
+            group["lr"] = options.rate * _rate(run.progress.step, steps, options.warm_up)
+        for _ in range(options.accumulate):
+            batch = next(examples, None)
+            if batch is None:
+                break
+            value = lesson(batch, run.average)
+            (value / (options.accumulate * run.ranks.count)).backward()
+            if not torch.isfinite(value):
+                _poison(run)
+            total, count = total + value.item(), count + 1
+        _step(run, options, step)
+    total, count_all = run.ranks.total([total, count])
+    return total / max(1.0, count_all)
 
 
-def _step(run: Run, options: DistillOptions) -> None:
-    nn.utils.clip_grad_norm_([p for p in run.modules.parameters() if p.grad is not None], options.clip)
+def _poison(run: Run) -> None:
+    """A gradient that is no number, which every rank gets to see."""
+    parameter = next(p for p in run.modules.parameters() if p.requires_grad)
+    parameter.grad = torch.full_like(parameter, math.nan)
+
+
+def _step(run: Run, options: DistillOptions, step: int) -> None:
+    run.ranks.sum_gradients(p for p in run.modules.parameters() if p.requires_grad)
+    norm = nn.utils.clip_grad_norm_([p for p in run.modules.parameters() if p.grad is not None], options.clip)
+    if not torch.isfinite(norm):
+        raise _NotFinite(f"the loss or its gradient is not a number in epoch {run.progress.epoch + 1}, step {step + 1}")
     run.optimizer.step()
-    run.schedule.step()
+    run.progress.step += 1
     run.optimizer.zero_grad()
     if run.average is not None:
         with torch.no_grad():
@@ -172,8 +221,10 @@ def _step(run: Run, options: DistillOptions) -> None:
                 kept.lerp_(new, 1 - options.ema)
 
 
-def _enough(progress: Progress, options: DistillOptions, seconds: float, listener: Listener) -> bool:
-    if options.minutes is not None and seconds > 60 * options.minutes:
+def _enough(run: Run, options: DistillOptions, seconds: float, listener: Listener) -> bool:
+    progress = run.progress
+    late = options.minutes is not None and seconds > 60 * options.minutes
+    if run.ranks.told([float(late)])[0] and progress.epoch < progress.epochs:
         listener.note(f"stopped after {progress.epoch} epochs: {options.minutes:g} minutes are over")
         return True
     if options.patience and progress.epoch - progress.best_epoch >= options.patience:
@@ -186,42 +237,61 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 
-def _save(run: Run, options: DistillOptions) -> None:
-    """Write the log and the checkpoint, each by way of a file beside it."""
-    if options.log is not None:
-        with _replacing(options.log).open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow([f.name for f in dataclasses.fields(Epoch)])
-            writer.writerows(dataclasses.astuple(line) for line in run.progress.log)
-        _replacing(options.log).replace(options.log)
-    if options.checkpoint is not None:
-        progress = {**vars(run.progress), "log": [dataclasses.astuple(line) for line in run.progress.log]}
-        state = {
-            "modules": run.modules.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "schedule": run.schedule.state_dict(),
-            "average": run.average.state_dict() if run.average is not None else None,
-            "progress": progress,
-        }
-        torch.save(state, _replacing(options.checkpoint))
-        _replacing(options.checkpoint).replace(options.checkpoint)
+def _save(run: Run, options: DistillOptions, listener: Listener) -> None:
+    """Write the log and the checkpoint, each by way of a file beside it; a full disk is told and the run goes on."""
+    if not run.ranks.first:
+        return
+    if options.tensorboard is not None:
+        _show(run.progress.log[-1], options.tensorboard)
+    for path, write in ((options.log, _write_log), (options.checkpoint, _write_state)):
+        if path is None:
+            continue
+        part = path.with_name(path.name + ".part")
+        try:
+            write(run, part)
+            part.replace(path)
+        except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError when it cannot write
+            part.unlink(missing_ok=True)
+            listener.note(f"{path} cannot be written ({str(e).splitlines()[0][:120]}); what it held before is kept")
 
 
-def _replacing(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
+def _show(line: Epoch, folder: Path) -> None:
+    """Add an epoch to what TensorBoard shows."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as board:
+        for name in ("loss", "score", "learning_rate"):
+            board.add_scalar(name, getattr(line, name), line.epoch)
 
 
-def _load(run: Run, path: Path) -> None:
-    """Go on where the checkpoint at `path` ended.
+def _write_log(run: Run, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([f.name for f in dataclasses.fields(Epoch)])
+        writer.writerows(dataclasses.astuple(line) for line in run.progress.log)
+
+
+def _write_state(run: Run, path: Path) -> None:
+    progress = {**vars(run.progress), "log": [dataclasses.astuple(line) for line in run.progress.log]}
+    state = {
+        "modules": run.modules.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "average": run.average.state_dict() if run.average is not None else None,
+        "progress": progress,
+    }
+    torch.save(state, path)
+
+
+def _load(run: Run, content: bytes, path: Path) -> None:
+    """Go on where the checkpoint ended.
 
     Raises:
         DataError: it is no checkpoint, or one of another student.
     """
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
         run.modules.load_state_dict(state["modules"])
         run.optimizer.load_state_dict(state["optimizer"])
-        run.schedule.load_state_dict(state["schedule"])
         if run.average is not None:
             run.average.load_state_dict(state["average"])
         progress = state["progress"]

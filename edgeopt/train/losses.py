@@ -1,7 +1,8 @@
 """Distillation losses: student and teacher values of one output, means over the batch.
 
 p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015, arXiv:1503.02531).
-DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.
+DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity: Tung and Mori 2019,
+arXiv:1907.09682. The class axis is the last one, or axis 1 of what has four axes or more.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from torch.nn import functional as F
 from edgeopt.errors import UsageError
 
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+_DENSE = 4
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[batch, ..., classes] as [positions, classes]."""
+    """[batch, ..., classes] or [batch, classes, height, width] as [positions, classes]."""
+    if x.ndim >= _DENSE:
+        x = x.movedim(1, -1)
     return x.reshape(-1, x.shape[-1])
 
 
@@ -57,6 +61,12 @@ def cosine(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor 
     return (1 - F.cosine_similarity(_rows(student), _rows(teacher), dim=1)).mean()
 
 
+def similarity(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
+    """Mean squared difference of the cosines between the samples of a batch: the sizes of the embeddings may differ."""
+    s, t = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
+    return (s @ s.t() - t @ t.t()).square().mean()
+
+
 def bce(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of outputs that are sigmoids already, less the teacher's entropy."""
     s, t = student.clamp(1e-6, 1 - 1e-6), teacher.clamp(1e-6, 1 - 1e-6)
@@ -84,7 +94,17 @@ LOSSES: dict[str, Loss] = {
     "cosine": cosine,
     "bce": bce,
     "probabilities": probabilities,
+    "similarity": similarity,
 }
+RELATIVE = frozenset({"similarity"})  # student and teacher may differ in size
+CLASSES = frozenset({"kd", "dkd", "dist", "probabilities"})  # the output tells classes, which labels can teach
+
+
+def supervised(loss: str, student: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels [batch] of an output [batch, classes] that `loss` suits."""
+    if loss == "probabilities":
+        return F.nll_loss(student.clamp_min(1e-8).log(), labels)
+    return F.cross_entropy(student, labels)
 
 
 @dataclass(frozen=True)
@@ -100,7 +120,7 @@ class Objective:
         distilled = LOSSES[self.loss](student, teacher, self.temperature, labels)
         if labels is None:
             return distilled
-        return self.alpha * distilled + (1 - self.alpha) * F.cross_entropy(student, labels)
+        return self.alpha * distilled + (1 - self.alpha) * supervised(self.loss, student, labels)
 
 
 def guess(teacher: list[Tensor]) -> str:

@@ -2,7 +2,8 @@
 
 The graph is kept as it is. For each set of input shapes a *plan* is made by running it once: what depends on shapes and
 constants only is computed then and kept; the rest is straight-line code, one call of the op table a node. Values that are
-no longer needed are dropped on the way.
+no longer needed are dropped on the way. A float16 model is run and trained in float32, and its weights are rounded when
+they are written back.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ class OnnxModule(nn.Module):
         """
         super().__init__()
         raised = graph.raise_opset(model, OPSET) if _opset(model) < OPSET else model.clone()
+        self.half = _widen(raised)
         self.choice = choose(raised, freeze, train)
         self.inputs = [str(v.name) for v in raised.graph.inputs]
         self.outputs = [str(v.name) for v in raised.graph.outputs]
@@ -195,6 +197,8 @@ class OnnxModule(nn.Module):
         missing = [t for t in taps if t not in self.names]
         if missing:
             raise UsageError(f"no value is called {missing[0]!r}{suggestion(missing[0], self.names)}")
+        if self.half:
+            feed = {k: v.float() if v.dtype == torch.float16 else v for k, v in feed.items()}
         kept = self._keep | {self.names[t] for t in taps}
         key = tuple(tuple(feed[name].shape) for name in self.inputs), tuple(sorted(kept))
         plan = self._plans.get(key)
@@ -287,6 +291,25 @@ def _with_drops(steps: list[_Step], kept: set[int]) -> list[_Step]:
         seen |= touched
         found.append(_Step(step.function, step.inputs, step.outputs, last, step.node))
     return found[::-1]
+
+
+def _widen(model: ir.Model) -> bool:
+    """Make float32 of what is float16 in `model`; whether there was any."""
+    narrow, found = ir.DataType.FLOAT16, False
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == narrow:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=name)
+            value.dtype = ir.DataType.FLOAT
+            found = True
+    for node in model.graph:
+        for name, a in node.attributes.items():
+            if node.op_type == "Cast" and name == "to" and a.as_int() == narrow:
+                node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+                found = True
+            elif a.type == ir.AttributeType.TENSOR and a.as_tensor().dtype == narrow:
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(a.as_tensor().numpy().astype(np.float32)))
+    return found
 
 
 def _opset(model: ir.Model) -> int:

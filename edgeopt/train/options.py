@@ -12,6 +12,9 @@ from edgeopt.errors import UsageError, suggestion
 
 Kind = Literal["offline", "online", "self"]
 KINDS: tuple[Kind, ...] = ("offline", "online", "self")
+SelfTeacher = Literal["generations", "average", "heads"]
+SELF_TEACHERS: tuple[SelfTeacher, ...] = ("generations", "average", "heads")
+_AVERAGE = 0.999  # Tarvainen and Valpola 2017, arXiv:1703.01780
 OPTIMIZERS = ("adamw", "sgd")
 AUGMENTATIONS = ("flip", "crop", "mixup")
 
@@ -19,8 +22,10 @@ AUGMENTATIONS = ("flip", "crop", "mixup")
 @dataclass(frozen=True)
 class DistillOptions:
     """What can be chosen. loss "auto": by what the teacher's outputs look like; alpha: share of the teacher where there
-    are labels; match: teacher outputs by student outputs; quantized: the student
-    is a QDQ model, trained through its Q/DQ.
+    are labels; match, hints: teacher outputs and inner values by the student's; hint_weight: of each hint; peers: models
+    that learn too; by: who teaches with kind "self"; heads: inner values that get a classifier while training ("auto":
+    three are chosen); student_classes, teacher_classes: files with a class name a line; cache: folder in which the
+    teacher's answers outlive the run; quantized: the student is a QDQ model, trained through its Q/DQ.
     """
 
     kind: Kind = "offline"
@@ -40,8 +45,16 @@ class DistillOptions:
     generations: int = 1
     patience: int = 0
     augment: tuple[str, ...] = ()
-    labels: bool | None = None
+    labels: bool | Path | None = None
     match: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str] = field(default_factory=dict)
+    hint_weight: float = 1.0
+    peers: tuple[Path, ...] = ()
+    by: SelfTeacher = "generations"
+    heads: tuple[str, ...] = ()
+    student_classes: Path | None = None
+    teacher_classes: Path | None = None
+    cache: Path | None = None
     freeze: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     samples: int = 1_000_000
@@ -54,6 +67,7 @@ class DistillOptions:
     checkpoint: Path | None = None
     resume: bool = False
     log: Path | None = None
+    tensorboard: Path | None = None
 
     @property
     def rate(self) -> float:
@@ -61,7 +75,16 @@ class DistillOptions:
         return self.learning_rate if self.learning_rate is not None else 1e-4 if self.quantized else 3e-4
 
     def __post_init__(self) -> None:
-        for name, value, known in (("--kind", self.kind, KINDS), ("--optimizer", self.optimizer, OPTIMIZERS)):
+        if self.kind == "self" and self.by == "average" and not self.ema:
+            object.__setattr__(self, "ema", _AVERAGE)
+        if self.kind == "self" and self.by == "heads" and not self.heads:
+            object.__setattr__(self, "heads", ("auto",))
+        choices = (
+            ("--kind", self.kind, KINDS),
+            ("--optimizer", self.optimizer, OPTIMIZERS),
+            ("--by", self.by, SELF_TEACHERS),
+        )
+        for name, value, known in choices:
             if value not in known:
                 raise UsageError(f"{name} {value}: unknown{suggestion(value, known)} Known: {', '.join(known)}")
         for value in self.augment:
@@ -78,7 +101,12 @@ class DistillOptions:
         for name, number in whole.items():
             if number < 1:
                 raise UsageError(f"{name} {number}: at least 1")
-        positive = {"--temperature": self.temperature, "--lr": self.rate, "--clip": self.clip}
+        positive = {
+            "--temperature": self.temperature,
+            "--lr": self.rate,
+            "--clip": self.clip,
+            "--hint-weight": self.hint_weight,
+        }
         if self.minutes is not None:
             positive["--minutes"] = self.minutes
         for name, size in positive.items():
@@ -89,3 +117,9 @@ class DistillOptions:
                 raise UsageError(f"{name} {share:g}: from 0 to 1")
         if self.resume and self.checkpoint is None:
             raise UsageError("--resume needs --checkpoint FILE")
+        if self.peers and self.kind != "online":
+            raise UsageError("--peer goes with --kind online")
+        if (self.student_classes is None) != (self.teacher_classes is None):
+            raise UsageError("--student-classes and --teacher-classes go together: a class name a line")
+        if self.hints and self.kind == "self":
+            raise UsageError("--hint needs a --teacher or a --peer")

@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
     feeds: list[dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
-    with pytest.raises(EdgeoptError, match=r"loss is (nan|inf).*step \d+"):
+    with pytest.raises(EdgeoptError, match=r"not a number in epoch \d+, step \d+.*nothing was written"):
         distill(
             student(), feeds[:100], teacher=TEACHER, output=tmp_path / "s.onnx", epochs=5, learning_rate=1e30, clip=1e30
         )

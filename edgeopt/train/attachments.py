@@ -1,0 +1,102 @@
+"""What hangs on the student while it learns and is left behind afterwards: hints and classifiers on inner values.
+
+Hint (Romero et al. 2015, FitNets, arXiv:1412.6550), unit vectors over the channels:
+    mean |P f_s / |P f_s| - f_t / |f_t||^2        P: linear, where the channels differ in number; the finer grid is pooled
+Heads (Zhang et al. 2019, Be Your Own Teacher, arXiv:1905.08094): each inner classifier learns from the labels and from
+what the network's own output says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgeopt.errors import UsageError
+from edgeopt.train import losses
+from edgeopt.train.pairs import Pair
+
+_IMAGE = 4  # [batch, channels, height, width]; fewer axes have their channels last
+
+
+def _channels_last(f: Tensor) -> Tensor:
+    return f.movedim(1, -1) if f.ndim >= _IMAGE else f
+
+
+def _pooled(f: Tensor, size: Sequence[int]) -> Tensor:
+    return F.adaptive_avg_pool2d(f, size) if f.ndim == _IMAGE and list(f.shape[2:]) != list(size) else f
+
+
+class Hints(nn.Module):
+    """Distances between inner values of student and teacher."""
+
+    def __init__(self, names: Mapping[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        """names: the teacher's value for each of the student's; ours, theirs: those values on a batch.
+
+        Raises: UsageError: values of another rank or length.
+        """
+        super().__init__()
+        self.names = dict(names)
+        self.projections = nn.ModuleList()
+        for name, other in names.items():
+            s, t = ours[name], theirs[other]
+            if s.ndim != t.ndim or not s.is_floating_point() or (s.ndim < _IMAGE and s.shape[:-1] != t.shape[:-1]):
+                raise UsageError(
+                    f"--hint {name}={other}: {list(s.shape)} and {list(t.shape)} cannot be compared (pictures may differ in size and channels, others in the last axis)"
+                )
+            wide, goal = _channels_last(s).shape[-1], _channels_last(t).shape[-1]
+            self.projections.append(nn.Identity() if wide == goal else nn.Linear(wide, goal, bias=False))
+
+    def forward(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
+        """The mean distance over the hints."""
+        distances = []
+        for projection, (name, other) in zip(self.projections, self.names.items(), strict=True):
+            s, t = ours[name], theirs[other]
+            if s.ndim == _IMAGE:
+                size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
+                s, t = _pooled(s, size), _pooled(t, size)
+            s, t = projection(_channels_last(s)), _channels_last(t)
+            distances.append((F.normalize(s, dim=-1) - F.normalize(t, dim=-1)).square().sum(-1).mean())
+        return torch.stack(distances).mean()
+
+
+class Heads(nn.Module):
+    """A classifier on each of some inner values: mean over the positions, then linear."""
+
+    def __init__(self, values: Mapping[str, Tensor], classes: int) -> None:
+        """values: the inner values on a batch; classes: of the output.
+
+        Raises: UsageError: a value that has no channels.
+        """
+        super().__init__()
+        self.names = list(values)
+        for name, value in values.items():
+            if value.ndim < 2 or not value.is_floating_point():
+                raise UsageError(f"--heads {name}: {list(value.shape)} has no channels to learn from")
+        self.linear = nn.ModuleList(nn.Linear(_channels_last(v).shape[-1], classes) for v in values.values())
+
+    def forward(
+        self, inner: Mapping[str, Tensor], output: Tensor, labels: Tensor | None, temperature: float, alpha: float
+    ) -> Tensor:
+        """Mean loss of the heads: alpha of the distance to the network's output, the rest of that to the labels."""
+        values = []
+        for name, linear in zip(self.names, self.linear, strict=True):
+            f = _channels_last(inner[name])
+            logits = linear(f.flatten(1, -2).mean(1) if f.ndim > 2 else f)
+            taught = losses.kd(logits, output.detach(), temperature)
+            values.append(taught if labels is None else alpha * taught + (1 - alpha) * F.cross_entropy(logits, labels))
+        return torch.stack(values).mean()
+
+
+def check_heads(pairs: Sequence[Pair], output: Tensor) -> None:
+    """Refuse heads on what is no classifier.
+
+    Raises:
+        UsageError: the first output is no [batch, classes].
+    """
+    if output.ndim != 2 or pairs[0].loss not in losses.CLASSES:
+        raise UsageError(
+            f"--heads: output {pairs[0].student!r} {list(output.shape)} is no row of class scores, which inner classifiers could learn"
+        )

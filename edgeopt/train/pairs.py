@@ -1,0 +1,134 @@
+"""What is compared with what: outputs of student and teacher, their losses, and the order of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.train import losses
+from edgeopt.train.options import DistillOptions
+
+
+@dataclass(frozen=True)
+class Pair:
+    """student, teacher: names of outputs; order: the teacher's class for each of the student's, None if they agree."""
+
+    student: str
+    teacher: str
+    loss: str
+    order: tuple[int, ...] | None = None
+
+    def ordered(self, theirs: Tensor) -> Tensor:
+        """The teacher's values with the classes (last axis) in the student's order."""
+        return theirs if self.order is None else theirs[..., list(self.order)]
+
+
+def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
+    """The teacher's output for each output of the student: as asked, by name, or by position.
+
+    Raises:
+        UsageError: a name that neither has, or outputs that nothing pairs.
+    """
+    ours, theirs = ([str(v.name) for v in m.graph.outputs] for m in (student, teacher))
+    for name, other in match.items():
+        for asked, known in ((name, ours), (other, theirs)):
+            if asked not in known:
+                raise UsageError(
+                    f"--match {name}={other}: no output {asked!r}{suggestion(asked, known)} Known: {', '.join(known)}"
+                )
+    if match:
+        return dict(match)
+    shared = [n for n in ours if n in theirs]
+    if shared:
+        return {n: n for n in shared}
+    if len(ours) == len(theirs):
+        return dict(zip(ours, theirs, strict=True))
+    raise UsageError(
+        f"outputs {', '.join(ours)} and {', '.join(theirs)}: say which belong together with --match STUDENT=TEACHER"
+    )
+
+
+def paired(
+    names: Mapping[str, str],
+    ours: Mapping[str, Sequence[Tensor]],
+    theirs: Mapping[str, Sequence[Tensor]],
+    options: DistillOptions,
+) -> tuple[Pair, ...]:
+    """A pair for each of `names`, with its loss; ours, theirs: values on some batches by name of output.
+
+    Raises:
+        UsageError: an unknown loss, or values that cannot be compared.
+    """
+    known = losses.LOSSES
+    if options.loss != "auto" and options.loss not in known:
+        raise UsageError(
+            f"--loss {options.loss}: unknown{suggestion(options.loss, known)} Known: auto, {', '.join(known)}"
+        )
+    order = class_order(options.student_classes, options.teacher_classes)
+    found = []
+    for name, other in names.items():
+        pair = Pair(name, other, options.loss, _fitting(order, theirs[other][0], other))
+        answers = [pair.ordered(y) for y in theirs[other]]
+        if options.loss == "auto":
+            pair = Pair(name, other, losses.guess(answers), pair.order)
+        same(ours[name][0], answers[0][: len(ours[name][0])], pair)
+        found.append(pair)
+    return tuple(found)
+
+
+def _fitting(order: tuple[int, ...] | None, values: Tensor, name: str) -> tuple[int, ...] | None:
+    if order is not None and values.shape[-1] <= max(order):
+        raise UsageError(
+            f"--teacher-classes names more classes than the teacher's output {name!r} has: {values.shape[-1]}"
+        )
+    return order
+
+
+def same(student: Tensor, teacher: Tensor, pair: Pair) -> None:
+    """Refuse shapes that the pair's loss cannot compare.
+
+    Raises:
+        UsageError: says what can be done.
+    """
+    apart = student.shape != teacher.shape
+    if apart and not (pair.loss in losses.RELATIVE and len(student) == len(teacher)):
+        raise UsageError(
+            f"output {pair.student!r}: the student gives {list(student.shape)}, the teacher {list(teacher.shape)}; they cannot be compared. "
+            "Embeddings of other sizes: --loss similarity; other classes: --student-classes and --teacher-classes; other outputs: --match"
+        )
+
+
+def class_order(student: Path | None, teacher: Path | None) -> tuple[int, ...] | None:
+    """The teacher's class for each of the student's, by the names in two files, one a line.
+
+    Raises:
+        DataError: a file that cannot be read, a name twice, or one that the teacher does not have.
+    """
+    if student is None or teacher is None:
+        return None
+    ours, theirs = (_names(path) for path in (student, teacher))
+    missing = [n for n in ours if n not in theirs]
+    if missing:
+        raise DataError(f"{teacher}: no class {missing[0]!r}{suggestion(missing[0], theirs)} It is in {student}")
+    return tuple(theirs.index(n) for n in ours)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{path}: cannot be read as class names ({e})") from e
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"{path}: {'a class name is there twice' if names else 'no class name'}; one a line")
+    return names
+
+
+def to_tensors(answers: Mapping[str, Sequence[object]]) -> dict[str, list[Tensor]]:
+    """Arrays as tensors."""
+    return {name: [torch.as_tensor(y) for y in values] for name, values in answers.items()}

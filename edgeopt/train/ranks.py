@@ -1,0 +1,126 @@
+"""Several processes as one: what `torchrun` starts trains like one process that accumulates over as many batches.
+
+Rank r of W takes batches r, r + W, ... of an epoch; gradients are summed over the ranks before every step. A sum of two
+numbers does not depend on their order, so two ranks give the bits of one process with twice the `--accumulate`. Rank 0
+measures and writes; what it decides is told to the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed
+
+from edgeopt.errors import EdgeoptError, UsageError
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_WAIT = timedelta(hours=2)  # rank 0 may measure for long while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is, of how many; local: of how many on this machine."""
+
+    rank: int = 0
+    count: int = 1
+    local: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process measures, talks and writes."""
+        return self.rank == 0
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Leave in every gradient its sum over the ranks; a rank that had no batch adds zeros."""
+        if self.count == 1:
+            return
+        parameters = list(parameters)
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+        self._together(lambda: distributed.all_reduce(flat))
+        for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad.copy_(g.view_as(p))
+
+    def told(self, values: Iterable[float]) -> list[float]:
+        """The numbers that rank 0 has."""
+        given = torch.tensor(list(values), dtype=torch.float64)
+        if self.count > 1:
+            given = given.to(self._device)
+            self._together(lambda: distributed.broadcast(given, 0))
+        return [float(x) for x in given.cpu()]
+
+    def total(self, values: Iterable[float]) -> list[float]:
+        """Sums over the ranks."""
+        given = torch.tensor(list(values), dtype=torch.float64)
+        if self.count > 1:
+            given = given.to(self._device)
+            self._together(lambda: distributed.all_reduce(given))
+        return [float(x) for x in given.cpu()]
+
+    def sent(self, content: bytes | None) -> bytes | None:
+        """The bytes that rank 0 has, or None if it has none."""
+        if self.count == 1:
+            return content
+        size = int(self.told([-1 if content is None else len(content)])[0])
+        if size < 0:
+            return None
+        data = torch.zeros(size, dtype=torch.uint8)
+        if self.first and content:
+            data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        data = data.to(self._device)
+        self._together(lambda: distributed.broadcast(data, 0))
+        return bytes(data.cpu().numpy().tobytes())
+
+    @property
+    def _device(self) -> str:
+        return f"cuda:{torch.cuda.current_device()}" if distributed.get_backend() == "nccl" else "cpu"
+
+    def _together(self, collective: object) -> None:
+        assert callable(collective)
+        try:
+            collective()
+        except RuntimeError as e:
+            raise EdgeoptError(
+                f"rank {self.rank} of {self.count}: another process of this run ended or cannot be reached ({str(e).splitlines()[0][:160]}); "
+                "go on from the last checkpoint with --resume"
+            ) from e
+
+
+@contextmanager
+def ranks(device: str) -> Iterator[Ranks]:
+    """The processes of this run, by the variables that `torchrun` sets; alone without them.
+
+    Raises:
+        UsageError: variables that are incomplete. EdgeoptError: the others cannot be reached.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        yield Ranks()
+        return
+    missing = [v for v in _VARIABLES if v not in os.environ]
+    if missing or not size.isdecimal():
+        raise UsageError(
+            f"WORLD_SIZE={size} without {', '.join(missing) or 'a number'}: start the processes with torchrun"
+        )
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        distributed.init_process_group("nccl" if cuda else "gloo", timeout=_WAIT)
+    except (RuntimeError, ValueError) as e:
+        raise EdgeoptError(
+            f"rank {rank} of {size}: the other processes cannot be reached ({str(e).splitlines()[0][:160]})"
+        ) from e
+    try:
+        yield Ranks(rank, int(size), local)
+    finally:
+        distributed.destroy_process_group()
