@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.profiling.profile import compare, profile, self_check
     from edgeopt.profiling.stored import compare_stored
     from edgeopt.results import Results
+    from edgeopt.shrinking import Shrunk, shrink
     from edgeopt.simplification import Simplified, simplify
     from edgeopt.train.distill import Distilled, distill
 
@@ -38,6 +39,8 @@ _LAZY = {
     "compare_stored": "profiling.stored",
     "Distilled": "train.distill",
     "distill": "train.distill",
+    "Shrunk": "shrinking",
+    "shrink": "shrinking",
     "Simplified": "simplification",
     "simplify": "simplification",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "Options",
     "Result",
     "Results",
+    "Shrunk",
     "Simplified",
     "UsageError",
     "ValidityError",
@@ -67,6 +71,7 @@ __all__ = [
     "profile",
     "quantize",
     "self_check",
+    "shrink",
     "simplify",
 ]
 

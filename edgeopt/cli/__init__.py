@@ -16,6 +16,7 @@ from edgeopt.errors import EdgeoptError
 _COMMANDS = {
     "quantize": ("edgeopt.cli.quantize", "quantize"),
     "distill": ("edgeopt.cli.distill", "distill"),
+    "shrink": ("edgeopt.cli.shrink", "shrink"),
     "profile": ("edgeopt.cli.profile", "profile"),
     "compare": ("edgeopt.cli.profile", "compare"),
     "inspect": ("edgeopt.cli.inspect", "inspect"),
@@ -27,6 +28,7 @@ _COMMANDS = {
 _HELP = {
     "quantize": "Make a checked int8, fp16 or int4 file of a float model.",
     "distill": "Fine-tune a small model against a larger one.",
+    "shrink": "Make a student: the same network with fewer channels or blocks.",
     "profile": "Latency, cold start, memory, size and placement, with intervals.",
     "compare": "Models against the first, interleaved, with a verdict.",
     "inspect": "Show inputs, operators, sizes, and what each target would quantize.",

@@ -53,3 +53,15 @@ def probe(model: ir.Model, feed: Feed) -> Mapping[str, Probe]:
 def _probe(x: np.ndarray) -> Probe:
     lo, hi = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
     return Probe(x.shape, lo, hi)
+
+
+def shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
+    """The shape of every value of the main graph of `model` on `feed`, by name."""
+    values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
+    found = {name: x.shape for name, x in feed.items()}
+    for start in range(0, len(values), _VALUES_A_RUN):
+        session = open_session(with_outputs(model, values[start : start + _VALUES_A_RUN]), level="none", threads=2)
+        for name, x in zip(session.outputs, session.run(feed), strict=True):
+            if isinstance(x, np.ndarray):
+                found[name] = x.shape
+    return found
