@@ -59,6 +59,8 @@ def quantize(
     with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
+        if options.qat:
+            kept, reason, candidates = _trained(job, kept, reason, candidates, final)
         report = _report(job, kept, final, reason, candidates, input_bytes, start)
     return Result(kept.made.model, path, report)
 
@@ -132,6 +134,30 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
             if _good(tried[-1]):
                 return
     yield from weights(job)
+
+
+def _trained(
+    job: Job, kept: Tried, reason: str, candidates: list[Candidate], path: Path
+) -> tuple[Tried, str, list[Candidate]]:
+    """What training makes of the static result, if it is nearer to float; `kept` otherwise."""
+    from edgeopt.qat import trained
+
+    made = trained(job, kept.made)
+    folder = path.parent / "qat"
+    folder.mkdir()
+    found = verify(job, made, folder / path.name)
+    better = (found.worst_sqnr_db, found.agreement or 0.0) > (kept.worst_sqnr_db, kept.agreement or 0.0)
+    job.note(f"{_line(found)}; before training {kept.worst_sqnr_db:.1f} dB")
+    if better:
+        for file in folder.iterdir():
+            file.replace(path.parent / file.name)
+        candidates = [replace(c, verdict="before training") if c.mode == kept.mode else c for c in candidates]
+        reason = f"{kept.mode}, then QAT: {found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
+        candidates, kept = [*candidates, found.candidate("kept")], found
+    else:
+        candidates = [*candidates, found.candidate("no nearer to float than before training")]
+    shutil.rmtree(folder)
+    return kept, reason, candidates
 
 
 def _close(t: Tried) -> bool:

@@ -43,6 +43,9 @@ class Options:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
     data_option: str = "--calib"
+    qat: bool = False
+    qat_minutes: float | None = 10.0
+    qat_epochs: int = 4
     min_sqnr: float | None = None
     min_agreement: float | None = None
     min_speedup: float | None = None
@@ -55,6 +58,8 @@ class Options:
             raise UsageError(f"--io-types {self.io_types}: keep or fp16")
         if self.bits not in (4, 8):
             raise UsageError(f"--bits {self.bits}: 4 or 8")
+        if self.qat and self.mode not in ("auto", "static"):
+            raise UsageError(f"--qat trains a static result, not --mode {self.mode}")
         if self.samples < 1:
             raise UsageError(f"--samples {self.samples}: at least 1")
         if self.max_ram is not None and self.max_ram < 1:

@@ -53,8 +53,8 @@ _QUANTIZED = frozenset(
 
 @dataclass(frozen=True)
 class Job:
-    """All that the candidates share. source: canonical, as the user gave it; model: simplified; held: held-out samples
-    with the float model's answers.
+    """All that the candidates share. source: canonical, as the user gave it; model: simplified; rest: samples that
+    neither calibrate nor are held out; held: held-out samples with the float model's answers.
     """
 
     options: Options
@@ -63,6 +63,7 @@ class Job:
     source: ir.Model
     model: ir.Model
     calibration: tuple[Sample, ...]
+    rest: tuple[Sample, ...]
     held: tuple[tuple[str, Feed], ...]
     reference: tuple[Outputs, ...]
     float_session: Session
@@ -106,6 +107,7 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     looks: dict[str, Look] = {}
     checked = [(name, partial(_checked, read, model, name, looks)) for name, read in samples]
     calibration, held = split(checked, options.samples)
+    rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []
     feeds, problems = readable(held, total=len(calibration) + len(held))
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
@@ -119,6 +121,7 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
         model,
         simplified,
         tuple(calibration),
+        tuple(rest),
         tuple(feeds),
         tuple(reference),
         session,

@@ -126,6 +126,9 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
     "--io-types", type=click.Choice(["keep", "fp16"]), default="keep", show_default=True, help="Of --mode fp16."
 )
 @click.option("--max-ram", metavar="SIZE", help="For calibration, e.g. 2G. [default: half of the free memory]")
+@click.option("--qat", is_flag=True, help="Train the static result on through its Q/DQ (needs torch).")
+@click.option("--qat-minutes", default=10.0, show_default=True, help="How long, at the most.")
+@click.option("--qat-epochs", default=4, show_default=True)
 @click.option("--no-measure", is_flag=True, help="Do not time the result against float.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output is further from float.")
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Exit 1 when top-1 agrees less often.")
@@ -168,7 +171,8 @@ def quantize(
             **{
                 k: given[k]
                 for k in (
-                    "mode", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "min_sqnr",
+                    "mode", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
+                    "qat_epochs", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )
             },

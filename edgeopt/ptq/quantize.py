@@ -48,6 +48,21 @@ def largest_pair(rows: Array) -> Array:
     return np.asarray(np.maximum(positive, np.maximum(-pairs, 0).sum(-1).max(-1)), dtype=np.float32)
 
 
+def within_pairs(q: Array, op_type: str, axis: int) -> Array:
+    """Integers `q` with every pair of neighbours at most 128 apart from 0: the larger one of a pair that sums to more
+    gives way. What learning moves beyond the guard of `saturation_floor` comes back by it.
+    """
+    moved = np.moveaxis(q, 1, -1) if op_type == "Conv" else np.moveaxis(q, axis, 0)
+    rows = moved.reshape(moved.shape[0], -1).astype(np.int32)
+    odd = rows.shape[1] % 2
+    pairs = np.pad(rows, ((0, 0), (0, odd))).reshape(rows.shape[0], -1, 2)
+    excess = np.maximum(np.abs(pairs.sum(-1)) - _PAIR, 0) * (np.sign(pairs).prod(-1) > 0)
+    first = np.abs(pairs[..., 0]) >= np.abs(pairs[..., 1])
+    cut = np.stack([excess * first, excess * ~first], -1) * np.sign(pairs)
+    fixed = (pairs - cut).reshape(rows.shape[0], -1)[:, : rows.shape[1]].reshape(moved.shape).astype(q.dtype)
+    return np.ascontiguousarray(np.moveaxis(fixed, -1, 1) if op_type == "Conv" else np.moveaxis(fixed, 0, axis))
+
+
 def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0.0) -> QParams:
     """Symmetric per-channel grid of `w` along `axis`; no scale is below `floor` [channels].
 
