@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeopt.cli import units
-from edgeopt.cli.show import listener
+from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgeopt.options import Result
+    from edgeopt.train.distill import Distilled
 
 
 @click.command()
@@ -77,6 +81,11 @@ from edgeopt.errors import UsageError
 @click.option("--preprocess", metavar="PRESET", help="Of images: imagenet, unit, signed, raw255.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
 @click.option("--qat", "quantized", is_flag=True, help="The student is a QDQ model: train it through its Q/DQ.")
+@click.option(
+    "--int8",
+    type=click.Choice(["ptq", "qat"]),
+    help="Then also write an int8 file, STUDENT.distilled.int8.onnx: quantized, or quantized and trained on.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Write the state after every epoch.")
@@ -93,6 +102,7 @@ def distill(
     force: bool,
     no_labels: bool,
     labels: Path | None,
+    int8: str | None,
     form: str,
     **given: Any,
 ) -> int:
@@ -132,7 +142,10 @@ def distill(
     }  # fmt: skip
     if not found.first_rank:
         return 0
+    result = None if int8 is None else _quantized(found, data, path, int8, force, given)
     if form == "json":
+        if result is not None:
+            facts["int8"] = json.loads(result.report.to_json())
         click.echo(json.dumps(facts, indent=2))
     else:
         beside = "" if found.teacher is None else f" (teacher {found.teacher:.4f})"
@@ -147,4 +160,25 @@ def distill(
             if found.improved
             else "no epoch beat the student as it was: nothing was written"
         )
+        if result is not None:
+            print_report(result, "table")
     return 0 if found.improved else 1
+
+
+def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, given: dict[str, Any]) -> Result:
+    """The distilled student in int8, beside it."""
+    from edgeopt.optimize import quantize
+
+    with listener() as ears:
+        return quantize(
+            found.model,
+            data,
+            output=path.with_name(f"{path.stem}.int8.onnx"),
+            force=force,
+            listener=ears,
+            mode="static",
+            qat=int8 == "qat",
+            preprocess=given["preprocess"],
+            tokenizer=given["tokenizer"],
+            data_option="--data",
+        )

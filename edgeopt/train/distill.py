@@ -38,7 +38,7 @@ from edgeopt.train.fake_quant import masters
 from edgeopt.train.loop import Epoch, Lesson, Progress, fit
 from edgeopt.train.module import Choice, OnnxModule, write_back
 from edgeopt.train.options import DistillOptions
-from edgeopt.train.pairs import Pair, matched, paired, to_tensors
+from edgeopt.train.pairs import Pair, class_names, matched, paired, to_tensors
 from edgeopt.train.ranks import Ranks, ranks
 from edgeopt.train.taps import inner_values
 
@@ -170,7 +170,7 @@ def _check_roles(options: DistillOptions, teacher: bool) -> None:
 def _job(
     student: ir.Model, teacher: ir.Model, data: Data, options: DistillOptions, listener: Listener, here: Ranks
 ) -> _Job:
-    examples = _examples(student, data, options, listener)
+    examples = _examples(student, teacher, data, options, listener)
     train, held = (examples.part(i) for i in data_of.divide(len(examples), options.seed))
     limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
     size = min([options.batch_size, *limits])
@@ -191,7 +191,9 @@ def _job(
     return job
 
 
-def _examples(student: ir.Model, data: Data, options: DistillOptions, listener: Listener) -> Examples:
+def _examples(
+    student: ir.Model, teacher: ir.Model, data: Data, options: DistillOptions, listener: Listener
+) -> Examples:
     reader = Options(
         samples=options.samples,
         preprocess=options.preprocess,
@@ -199,13 +201,19 @@ def _examples(student: ir.Model, data: Data, options: DistillOptions, listener: 
         tokenizer=options.tokenizer,
         data_option="--data",
     )
-    samples, _, told = samples_of(data, specs(student), reader, open_session(student))
-    names = options.student_classes.read_text(encoding="utf-8").split() if options.student_classes else ()
+    ours = specs(student)
+    shared = {s.name for s in ours} & {s.name for s in specs(teacher)}
+    more = [
+        s for s in specs(teacher) if shared and s.name not in shared
+    ]  # token types, say, that only the teacher takes
+    samples, _, told = samples_of(data, [*ours, *more], reader, open_session(student))
+    names = class_names(options.student_classes) if options.student_classes else ()
     examples, problems = data_of.read(samples, options.labels, names)
     for line in [*told, *(f"skipped: {p}" for p in problems.values())]:
         listener.note(line)
     for feed in examples.feeds[:1]:
-        check_feed(feed, student, "the first sample")
+        others = {s.name for s in more}
+        check_feed({k: v for k, v in feed.items() if k not in others}, student, "the first sample")
     return examples
 
 
@@ -293,7 +301,7 @@ def _parity(job: _Job) -> float:
     """
     batch = next(data_of.batches(job.held, job.size))
     theirs = open_session(job.student)
-    wanted = dict(zip(theirs.outputs, theirs.run(batch.arrays()), strict=True))
+    wanted = teachers.outputs(theirs, batch)
     with torch.no_grad():
         ours = job.module.eval()({k: v.to(job.options.device) for k, v in batch.feed.items()})
     worst = 0.0
@@ -418,7 +426,7 @@ def _lesson(
                 theirs = average(feed)
         elif job.peers:
             answers = [
-                n(_renamed(feed, n), tuple(hints.names.values()) if hints and n is networks[1] else ())
+                n(teachers.fed(n.inputs, feed), tuple(hints.names.values()) if hints and n is networks[1] else ())
                 for n in networks[1:]
             ]
             theirs = answers[0]
@@ -448,15 +456,6 @@ def _lesson(
         return total
 
     return lesson
-
-
-def _renamed(feed: Mapping[str, Tensor], network: OnnxModule) -> dict[str, Tensor]:
-    """The feed by the names of the network's inputs: the same ones, or by position."""
-    if set(network.inputs) == set(feed):
-        return dict(feed)
-    if len(network.inputs) != len(feed):
-        raise DataError(f"a peer's inputs are {', '.join(network.inputs)}, the student's {', '.join(feed)}")
-    return dict(zip(network.inputs, feed.values(), strict=True))
 
 
 def _mutual(aims: list[losses.Objective], values: list[list[Tensor]], labels: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ from edgeopt.train.torch_data import Unsupported
 from edgeopt.train.torch_ops import OPS
 
 OPSET = 18  # what the op table knows; older models are raised to it in the copy that is run
-_PLANS = 16
+_PLANS = 64  # one for each batch size and length of text
 _MASK = -99.0  # at or below it a constant is an additive mask, not a weight
 _ANY = tuple(range(64))
 # which inputs of an operator are weights, when they are float constants of more than one element

@@ -112,14 +112,19 @@ def class_order(student: Path | None, teacher: Path | None) -> tuple[int, ...] |
     """
     if student is None or teacher is None:
         return None
-    ours, theirs = (_names(path) for path in (student, teacher))
+    ours, theirs = (class_names(path) for path in (student, teacher))
     missing = [n for n in ours if n not in theirs]
     if missing:
         raise DataError(f"{teacher}: no class {missing[0]!r}{suggestion(missing[0], theirs)} It is in {student}")
     return tuple(theirs.index(n) for n in ours)
 
 
-def _names(path: Path) -> list[str]:
+def class_names(path: Path) -> list[str]:
+    """The lines of a file.
+
+    Raises:
+        DataError: it cannot be read, has none, or one twice.
+    """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as e:

@@ -23,17 +23,29 @@ Teacher = Callable[[Batch], Answers]
 
 
 def outputs(session: Session, batch: Batch) -> dict[str, NDArray[Any]]:
-    """The session's outputs for a batch by name; inputs that are called otherwise are matched by position.
+    """The session's outputs for a batch by name.
 
     Raises:
-        DataError: another number of inputs.
+        DataError: see `fed`.
     """
-    feed, inputs = dict(batch.arrays()), [i.name for i in session.raw.get_inputs()]
-    if set(inputs) != set(feed):
-        if len(inputs) != len(feed):
-            raise DataError(f"the teacher's inputs are {', '.join(inputs)}, the student's {', '.join(feed)}")
-        feed = dict(zip(inputs, feed.values(), strict=True))
+    feed = fed([i.name for i in session.raw.get_inputs()], batch.arrays())
     return dict(zip(session.outputs, session.run(feed), strict=True))
+
+
+def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a feed goes to a network with inputs `names`: by name, or by position where no name is shared.
+
+    Raises:
+        DataError: an input that is in no sample, or another number of inputs.
+    """
+    missing = [n for n in names if n not in feed]
+    if not missing:
+        return {n: feed[n] for n in names}
+    if len(missing) < len(names):
+        raise DataError(f"input {missing[0]!r} of another network is in no sample; they have {', '.join(feed)}")
+    if len(names) != len(feed):
+        raise DataError(f"a network's inputs are {', '.join(names)}, the samples have {', '.join(feed)}")
+    return dict(zip(names, feed.values(), strict=True))
 
 
 class Kept:
