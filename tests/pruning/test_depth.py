@@ -12,7 +12,7 @@ from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
 
-BLOCKS = """g (float[N,6] x) => (float[N,6] y) {
+BLOCKS = """g (float[N,2,6] x) => (float[N,2,6] y) {
     a = MatMul(x, w1)
     [first] b = Add(a, x)
     c = MatMul(b, w2)
@@ -24,7 +24,7 @@ BLOCKS = """g (float[N,6] x) => (float[N,6] y) {
     f = MatMul(n, w4)
     [third] y = Add(f, n)
 }"""
-FEED = {"x": normal(4, 6)}
+FEED = {"x": normal(4, 2, 6)}
 
 
 def model(second: float = 1.0) -> ir.Model:
