@@ -25,6 +25,11 @@ def _channels_last(f: Tensor) -> Tensor:
     return f.movedim(1, -1) if f.ndim >= _IMAGE else f
 
 
+def _rest(f: Tensor) -> torch.Size:
+    """Every size but the channels'."""
+    return _channels_last(f).shape[:-1]
+
+
 def _pooled(f: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(f, size) if f.ndim == _IMAGE and list(f.shape[2:]) != list(size) else f
 
@@ -42,7 +47,10 @@ class Hints(nn.Module):
         self.projections = nn.ModuleList()
         for name, other in names.items():
             s, t = ours[name], theirs[other]
-            if s.ndim != t.ndim or not s.is_floating_point() or (s.ndim < _IMAGE and s.shape[:-1] != t.shape[:-1]):
+            numbers = s.is_floating_point() and t.is_floating_point() and s.ndim == t.ndim > 1
+            if not numbers or (s.shape[:1] if s.ndim == _IMAGE else _rest(s)) != (
+                t.shape[:1] if t.ndim == _IMAGE else _rest(t)
+            ):
                 raise UsageError(
                     f"--hint {name}={other}: {list(s.shape)} and {list(t.shape)} cannot be compared (pictures may differ in size and channels, others in the last axis)"
                 )

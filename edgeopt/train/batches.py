@@ -6,6 +6,7 @@ Augmented views are the same for teacher and student.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.data import Feed, InputSpec, Sample
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, suggestion
 from edgeopt.runtime.session import Feed as AnyFeed
 
 _LABEL = "label"
+_COLOURS = (1, 3, 4)  # channels of a picture
 _SHIFT = 8  # a random crop moves the picture by up to an eighth of its side
 
 
@@ -30,6 +32,11 @@ class Examples:
     feeds: tuple[Feed, ...]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How long axis 0 of a sample's arrays is: above 1 where a model fixes its batch."""
+        return max((len(x) for x in self.feeds[0].values() if x.ndim), default=1) if self.feeds else 1
 
     def __len__(self) -> int:
         return len(self.feeds)
@@ -60,12 +67,12 @@ def read(
         except DataError as e:
             problems[name] = str(e)
             continue
-        given = feed.pop(_LABEL, None)
+        given = _index(feed.pop(_LABEL, None), name)
         feeds.append(feed)
         if listed is not None:
             names.append(_found(listed, name))
         else:
-            names.append(str(int(np.asarray(given).reshape(-1)[0])) if given is not None else _folder(name))
+            names.append(given if given is not None else _folder(name))
     if not feeds:
         raise DataError(f"no sample can be read: {next(iter(problems.values()), 'the folder is empty')}")
     labels, classes = _labels(names, classes) if wanted is not False else (None, ())
@@ -78,17 +85,41 @@ def read(
     return Examples(tuple(feeds), labels, classes), problems
 
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def _index(given: Any, sample: str) -> str | None:
+    """The label in a feed as text: one whole number, or a name.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if given is None:
+        return None
+    label = np.asarray(given)
+    if label.size == 1 and label.dtype.kind in "US":
+        return str(label.reshape(-1)[0])
+    if label.size != 1 or label.dtype.kind not in "iufb" or float(label.reshape(-1)[0]) % 1 != 0:
+        raise DataError(f"{sample}: entry 'label' {label.dtype}{list(label.shape)} is not the index of one class")
+    return str(int(label.reshape(-1)[0]))
+
+
 def _listed(path: Path) -> dict[str, str]:
     """Labels by name of the sample."""
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [row for row in csv.reader(stream) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"--labels {path}: cannot be read ({e})") from e
     wrong = next((i for i, row in enumerate(rows, 1) if len(row) != 2), None)
     if wrong is not None or not rows:
         raise DataError(f"--labels {path}: line {wrong or 1} has not two columns, the sample's file name and its label")
-    return {name.strip(): label.strip() for name, label in rows}
+    found: dict[str, str] = {}
+    for name, label in ((a.strip(), b.strip()) for a, b in rows):
+        if not label or found.get(name, label) != label:
+            raise DataError(f"--labels {path}: {name!r} has {'two labels' if label else 'no label'}")
+        found[name] = label
+    return found
 
 
 def _found(listed: Mapping[str, str], sample: str) -> str:
@@ -115,6 +146,12 @@ def _labels(names: Sequence[str | None], classes: Sequence[str]) -> tuple[NDArra
         return None, ()
     if set(found) <= set(classes):
         return np.array([list(classes).index(str(n)) for n in names], np.int64), tuple(classes)
+    odd = [n for n in found if _NUMBER.fullmatch(n) and not n.isdecimal()]
+    if odd:
+        raise DataError(f"label {odd[0]} is no index of a class (0, 1, 2 ...)")
+    if classes and not all(n.isdecimal() for n in found):
+        name = next(n for n in found if n not in classes)
+        raise DataError(f"label {name!r} is not in --student-classes{suggestion(name, classes)}")
     if all(n.isdecimal() for n in found):
         return np.array([int(str(n)) for n in names], np.int64), ()
     return np.array([found.index(str(n)) for n in names], np.int64), tuple(found)
@@ -162,6 +199,7 @@ def shuffled(
 def groups(examples: Examples, size: int, order: Sequence[int] | NDArray[Any]) -> Iterator[list[int]]:
     """Indices of up to `size` samples of one shape, in the order in which groups fill; rests come last."""
     waiting: dict[Any, list[int]] = {}
+    size = max(1, size // examples.rows)
     for i in order:
         key = tuple((k, v.shape) for k, v in sorted(examples.feeds[i].items()))
         waiting.setdefault(key, []).append(int(i))
@@ -183,7 +221,11 @@ def _batch(examples: Examples, indices: list[int], rng: np.random.Generator | No
 
 
 def _augmented(x: NDArray[Any], rng: np.random.Generator, augment: Sequence[str]) -> NDArray[Any]:
-    """Images [batch, channels, height, width], each flipped and shifted by chance, then mixed in pairs."""
+    """Images [batch, channels, height, width], or with their channels last, each flipped and shifted by chance, then
+    mixed in pairs.
+    """
+    if x.shape[1] not in _COLOURS and x.shape[-1] in _COLOURS:
+        return np.moveaxis(_augmented(np.moveaxis(x, -1, 1), rng, augment), 1, -1)
     x = x.copy()
     for image in x:
         if "flip" in augment and rng.random() < 0.5:

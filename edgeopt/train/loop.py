@@ -7,6 +7,7 @@ known. Several ranks train as one process would that accumulates over their batc
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -42,7 +43,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far; epochs: how many there will be; diverged: where the loss stopped being a number."""
+    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far; epochs: how many there will be, of how many that were asked for; diverged: where the loss stopped being a number."""
 
     epochs: int = 0
     epoch: int = 0
@@ -50,6 +51,8 @@ class Progress:
     first: float = -math.inf
     best: float = -math.inf
     best_epoch: int = 0
+    asked: int = 0
+    stopped: bool = False
     diverged: str = ""
     weights: dict[str, Tensor] = field(default_factory=dict)
     log: list[Epoch] = field(default_factory=list)
@@ -75,6 +78,10 @@ class Run:
 Lesson = Callable[[Batch, nn.Module | None], Tensor]
 
 
+class Diverged(EdgeoptError):
+    """The loss stopped being a number before anything was better than the input."""
+
+
 class _NotFinite(Exception):
     """The loss or its gradient is not a number."""
 
@@ -96,7 +103,7 @@ def fit(
     asks it, also before the first step, so that a student that only gets worse comes back as it was.
 
     Raises:
-        EdgeoptError: the loss is not a number and no epoch before was better than the input; the student has its best
+        Diverged: the loss is not a number and no epoch before was better than the input; the student has its best
           weights by then.
     """
     run = _begin(modules, batch_count, options, ranks)
@@ -106,7 +113,7 @@ def fit(
         progress.weights = _state(modules[0])
         listener.note(f"before training: {progress.best:.4f}")
     try:
-        while progress.epoch < progress.epochs:
+        while not progress.stopped and progress.epoch < progress.epochs:
             begun = time.monotonic()
             seen = _epoch(run, lesson, epoch_batches(progress.epoch), options)
             progress.epoch += 1
@@ -123,13 +130,12 @@ def fit(
             listener.note(
                 f"epoch {progress.epoch}/{progress.epochs}: loss {seen:.4f}, held out {found:.4f} (best {progress.best:.4f}), {left:.0f} s left"
             )
+            progress.stopped = _enough(run, options, seconds, listener)
             _save(run, options, listener)
-            if _enough(run, options, seconds, listener):
-                break
     except _NotFinite as e:
         progress.diverged = str(e)
         if progress.best_epoch == 0:
-            raise EdgeoptError(f"{e}: lower --lr, or raise --warm-up; nothing was written") from e
+            raise Diverged(f"{e}: lower --lr, or raise --warm-up; nothing was written") from e
         listener.note(f"{e}: stopped; the weights of epoch {progress.best_epoch} are kept (lower --lr to go further)")
     finally:
         modules[0].load_state_dict(progress.weights)
@@ -156,12 +162,12 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ra
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
     average = copy.deepcopy(modules[0]) if options.ema else None
-    run = Run(modules, optimizer, average, Progress(epochs=options.epochs), steps, ranks)
+    run = Run(modules, optimizer, average, Progress(epochs=options.epochs, asked=options.epochs), steps, ranks)
     if options.resume and options.checkpoint is not None:
         content = options.checkpoint.read_bytes() if ranks.first and options.checkpoint.is_file() else None
         content = ranks.sent(content)
         if content is not None:
-            _load(run, content, options.checkpoint)
+            _load(run, content, options.checkpoint, options.epochs)
     return run
 
 
@@ -241,34 +247,37 @@ def _save(run: Run, options: DistillOptions, listener: Listener) -> None:
     """Write the log and the checkpoint, each by way of a file beside it; a full disk is told and the run goes on."""
     if not run.ranks.first:
         return
-    if options.tensorboard is not None:
-        _show(run.progress.log[-1], options.tensorboard)
-    for path, write in ((options.log, _write_log), (options.checkpoint, _write_state)):
+    for path, write in ((options.log, _write_log), (options.checkpoint, _write_state), (options.tensorboard, _show)):
         if path is None:
             continue
-        part = path.with_name(path.name + ".part")
         try:
-            write(run, part)
-            part.replace(path)
+            write(run, path)
         except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError when it cannot write
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _part(path).unlink()
             listener.note(f"{path} cannot be written ({str(e).splitlines()[0][:120]}); what it held before is kept")
 
 
-def _show(line: Epoch, folder: Path) -> None:
-    """Add an epoch to what TensorBoard shows."""
+def _part(path: Path) -> Path:
+    return path.with_name(path.name + ".part")
+
+
+def _show(run: Run, folder: Path) -> None:
+    """Add the last epoch to what TensorBoard shows."""
     from torch.utils.tensorboard import SummaryWriter
 
+    line = run.progress.log[-1]
     with SummaryWriter(str(folder)) as board:
         for name in ("loss", "score", "learning_rate"):
             board.add_scalar(name, getattr(line, name), line.epoch)
 
 
 def _write_log(run: Run, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with _part(path).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow([f.name for f in dataclasses.fields(Epoch)])
         writer.writerows(dataclasses.astuple(line) for line in run.progress.log)
+    _part(path).replace(path)
 
 
 def _write_state(run: Run, path: Path) -> None:
@@ -279,10 +288,16 @@ def _write_state(run: Run, path: Path) -> None:
         "average": run.average.state_dict() if run.average is not None else None,
         "progress": progress,
     }
-    torch.save(state, path)
+    torch.save(state, _part(path))
+    _part(path).replace(path)
 
 
-def _load(run: Run, content: bytes, path: Path) -> None:
+_BROKEN = (
+    OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError,
+)  # fmt: skip
+
+
+def _load(run: Run, content: bytes, path: Path, epochs: int) -> None:
     """Go on where the checkpoint ended.
 
     Raises:
@@ -296,5 +311,12 @@ def _load(run: Run, content: bytes, path: Path) -> None:
             run.average.load_state_dict(state["average"])
         progress = state["progress"]
         run.progress = Progress(**{**progress, "log": [Epoch(*line) for line in progress["log"]]})
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, pickle.UnpicklingError) as e:
-        raise DataError(f"--resume {path}: no checkpoint of this student ({str(e).splitlines()[0]})") from e
+        if run.progress.weights.keys() != run.modules[0].state_dict().keys():
+            raise KeyError("its weights have other names")
+    except _BROKEN as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise DataError(f"--resume {path}: no checkpoint of this student ({why})") from e
+    if run.progress.asked != epochs:
+        raise DataError(
+            f"--resume {path}: that run was to take {run.progress.asked} epochs, not {epochs}, and its learning rates follow from that"
+        )

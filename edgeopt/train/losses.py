@@ -20,10 +20,14 @@ Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 _DENSE = 4
 
 
+def class_axis(x: Tensor) -> int:
+    """The axis of the classes."""
+    return 1 if x.ndim >= _DENSE else -1
+
+
 def _rows(x: Tensor) -> Tensor:
     """[batch, ..., classes] or [batch, classes, height, width] as [positions, classes]."""
-    if x.ndim >= _DENSE:
-        x = x.movedim(1, -1)
+    x = x.movedim(class_axis(x), -1)
     return x.reshape(-1, x.shape[-1])
 
 
@@ -109,24 +113,31 @@ def supervised(loss: str, student: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """alpha of the distillation loss and 1 - alpha of cross-entropy with the labels, where there are any."""
+    """alpha of the distillation loss and 1 - alpha of cross-entropy with the labels, where there are any for this output."""
 
     loss: str = "kd"
     temperature: float = 2.0
     alpha: float = 0.9
+    labelled: bool = True
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """The value for one output."""
         distilled = LOSSES[self.loss](student, teacher, self.temperature, labels)
-        if labels is None:
+        if labels is None or not self.labelled:
             return distilled
         return self.alpha * distilled + (1 - self.alpha) * supervised(self.loss, student, labels)
 
 
 def guess(teacher: list[Tensor]) -> str:
-    """A loss that fits what an output looks like over some batches: probabilities, sigmoids, logits or an embedding."""
-    x = torch.cat([t.reshape(-1, t.shape[-1]) if t.ndim else t.reshape(1, 1) for t in teacher]).float()
-    if x.min() >= 0 and x.max() <= 1:
-        sums = x.sum(-1)
-        return "probabilities" if torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else "bce"
-    return "kd" if teacher[0].ndim == 2 and x.shape[-1] > 1 else "mse"
+    """A loss that fits what an output [batch, ...] looks like over some batches: probabilities, sigmoids, logits or an
+    embedding.
+    """
+    rows = [_rows(t).float() for t in teacher]
+    classes = teacher[0].ndim == 2 and rows[0].shape[-1] > 1
+    if all(x.min() >= 0 and x.max() <= 1 for x in rows):
+        whole = all(torch.allclose(x.sum(-1), torch.ones(len(x)), atol=1e-3) for x in rows)
+        return "probabilities" if whole else "bce"
+    unit = all(torch.allclose(x.norm(dim=-1), torch.ones(len(x)), atol=1e-3) for x in rows)
+    if classes and (unit or all(x.min() >= 0 for x in rows)):
+        return "cosine"  # an embedding: scaled to length 1, or features behind a Relu
+    return "kd" if classes else "mse"

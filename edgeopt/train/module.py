@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,6 +54,7 @@ _MOVES = frozenset(
         "Gather",
     }
 )
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 _SHAPES = frozenset({"Shape", "Size"})
 
 
@@ -82,36 +83,59 @@ def choose(model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (
     for pattern in (*freeze, *train):
         if not fnmatch.filter(floats, pattern):
             raise UsageError(f"no float initializer is called {pattern!r}{suggestion(pattern, floats)}")
-    trainable = []
+    trainable, raw = [], _raw(model)
     for name, value in floats.items():
         asked = [any(fnmatch.fnmatchcase(name, p) for p in patterns) for patterns in (train, freeze)]
-        if not asked[1] and (asked[0] or _is_weight(value)):
+        if not asked[1] and (asked[0] or _is_weight(value, raw)):
             trainable.append(name)
     chosen = set(trainable)
     return Choice(
         tuple(trainable),
         tuple(n for n in floats if n not in chosen),
-        tuple(n for n in trainable if len({id(node) for node, _ in floats[n].uses()}) > 1),
+        tuple(n for n in trainable if len({id(node) for node, _ in _readers(floats[n])}) > 1),
     )
 
 
-def _is_weight(value: ir.Value) -> bool:
+def _is_weight(value: ir.Value, raw: Set[ir.Value]) -> bool:
     tensor = value.const_value
     assert tensor is not None
-    return tensor.size > 1 and _reaches(value, set()) and float(np.min(tensor.numpy())) > _MASK
+    if tensor.size < 2 or float(np.min(tensor.numpy())) <= _MASK or _is_grid(tensor):
+        return False
+    return any(
+        position in _WEIGHTS.get(node.op_type, ()) and not _prepares(node, raw) for node, position in _readers(value)
+    )
 
 
-def _reaches(value: ir.Value, seen: set[int]) -> bool:
-    """Whether `value` arrives at a weight input through nodes that only move data."""
+def _is_grid(tensor: ir.TensorProtocol) -> bool:
+    """Whether the numbers are steps of 1/2 and not all the same, as anchors, strides and bins of a detector's head are."""
+    twice = 2 * tensor.numpy().astype(np.float64)
+    return bool((twice == np.round(twice)).all() and twice.min() != twice.max())
+
+
+def _raw(model: ir.Model) -> Set[ir.Value]:
+    """What becomes of the inputs before the first layer, by arithmetic element by element."""
+    found = set(model.graph.inputs)
+    for node in model.graph:
+        values = [v for v in node.inputs if v is not None and v.const_value is None]
+        if values and node.op_type in (_ARITHMETIC | _MOVES) - {"Gather"} and all(v in found for v in values):
+            found.update(node.outputs)
+    return found
+
+
+def _prepares(node: ir.Node, raw: Set[ir.Value]) -> bool:
+    """Whether `node` is part of the preprocessing: mean and standard deviation inside the graph are no weights."""
+    return node.op_type in _ARITHMETIC and any(v in raw for v in node.inputs)
+
+
+def _readers(value: ir.Value) -> set[tuple[ir.Node, int]]:
+    """The nodes that compute with `value`, as it is or moved, and as which input."""
+    found: set[tuple[ir.Node, int]] = set()
     for node, position in value.uses():
-        if position in _WEIGHTS.get(node.op_type, ()):
-            return True
-        moved = node.op_type == "Concat" or (node.op_type in _MOVES and position == 0)
-        if moved and id(node) not in seen:
-            seen.add(id(node))
-            if any(_reaches(out, seen) for out in node.outputs):
-                return True
-    return False
+        if node.op_type == "Concat" or (node.op_type in _MOVES and position == 0 and node.op_type != "Gather"):
+            found |= {reader for out in node.outputs for reader in _readers(out)}
+        else:
+            found.add((node, position))
+    return found
 
 
 @dataclass(frozen=True)
@@ -167,12 +191,12 @@ class OnnxModule(nn.Module):
         self.steps = nn.ParameterList()  # logarithms over the steps as they were
         self._step_names = fake_quant.step_names(raised, self.masters) if quantized else []
         self._steps_now: dict[str, Tensor] = {}
-        self._values = {
-            str(n): v.const_value.numpy() for n, v in raised.graph.initializers.items() if v.const_value is not None
-        }
-        self.trained = [n for n in self._values if n in set(self.choice.trainable) | self.masters.keys()]
-        for name, array in self._values.items():
-            tensor = torch.from_numpy(np.array(array, copy=True))
+        names = [str(n) for n, v in raised.graph.initializers.items() if v.const_value is not None]
+        scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
+        self._values = {n: _array(raised, n) for n in names if n in scales}
+        self.trained = [n for n in names if n in set(self.choice.trainable) | self.masters.keys()]
+        for name in names:
+            tensor = torch.from_numpy(np.array(_array(raised, name), copy=True))
             if name in self.masters:
                 master = self.masters[name]
                 zero = (
@@ -189,7 +213,7 @@ class OnnxModule(nn.Module):
                 self.register_buffer(f"step{len(self.steps) - 1}", tensor)
             else:
                 self._fixed[self.names[name]] = tensor
-        self._step_names = [n for n in self._values if n in self._step_names]
+        self._step_names = [n for n in names if n in self._step_names]
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
 
     def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -226,7 +250,8 @@ class OnnxModule(nn.Module):
         values.update((i, feed[name]) for i, name in enumerate(self.inputs))
         moving = set(range(len(self.inputs))) | now.keys()
         steps = []
-        for node, call in zip(self._nodes, self._calls, strict=True):
+        last = {self._slots[v]: i for i, n in enumerate(self._nodes) for v in (*n.outputs, *n.inputs) if v is not None}
+        for i, (node, call) in enumerate(zip(self._nodes, self._calls, strict=True)):
             inputs = tuple(None if v is None else self._slots[v] for v in node.inputs)
             outputs = tuple(self._slots[v] for v in node.outputs)
             step = _Step(call, inputs, outputs, (), str(node.name))
@@ -234,6 +259,8 @@ class OnnxModule(nn.Module):
             if node.op_type not in _SHAPES and any(i in moving for i in inputs):
                 moving.update(outputs)
                 steps.append(step)
+            for slot in {s for s in (*inputs, *outputs) if s in moving and last[s] == i} - kept:
+                values.pop(slot, None)
         used = {i for s in steps for i in s.inputs if i is not None} | kept
         constants = {slot: t for slot, t in values.items() if slot in used and slot not in moving}
         return _Plan(tuple(_with_drops(steps, kept | constants.keys())), constants)
@@ -269,6 +296,12 @@ class OnnxModule(nn.Module):
             else:
                 found[name] = w
         return found
+
+
+def _array(model: ir.Model, name: str) -> np.ndarray:
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
 
 
 def _run(step: _Step, values: dict[int, Any]) -> None:

@@ -117,6 +117,14 @@ class DistillOptions:
                 raise UsageError(f"{name} {share:g}: from 0 to 1")
         if self.resume and self.checkpoint is None:
             raise UsageError("--resume needs --checkpoint FILE")
+        if self.kind != "self" and (self.by != "generations" or self.generations > 1):
+            raise UsageError("--by and --generations go with --kind self")
+        if self.by != "generations" and self.generations > 1:
+            raise UsageError(f"--generations goes with --by generations, not {self.by}")
+        if self.cache is not None and (self.augment or self.kind == "online"):
+            raise UsageError("--cache keeps answers to fixed views: not with --augment or --kind online")
+        if self.loss == "dkd" and "mixup" in self.augment:
+            raise UsageError("--loss dkd needs labels, and --augment mixup has none that fit")
         if self.peers and self.kind != "online":
             raise UsageError("--peer goes with --kind online")
         if (self.student_classes is None) != (self.teacher_classes is None):

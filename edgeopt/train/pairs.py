@@ -13,6 +13,7 @@ from torch import Tensor
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.train import losses
 from edgeopt.train.options import DistillOptions
+from edgeopt.train.teachers import widened
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,10 @@ class Pair:
     order: tuple[int, ...] | None = None
 
     def ordered(self, theirs: Tensor) -> Tensor:
-        """The teacher's values with the classes (last axis) in the student's order."""
-        return theirs if self.order is None else theirs[..., list(self.order)]
+        """The teacher's values with the classes in the student's order."""
+        if self.order is None:
+            return theirs
+        return theirs.index_select(losses.class_axis(theirs), torch.tensor(self.order, device=theirs.device))
 
 
 def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
@@ -73,19 +76,26 @@ def paired(
     order = class_order(options.student_classes, options.teacher_classes)
     found = []
     for name, other in names.items():
-        pair = Pair(name, other, options.loss, _fitting(order, theirs[other][0], other))
-        answers = [pair.ordered(y) for y in theirs[other]]
-        if options.loss == "auto":
-            pair = Pair(name, other, losses.guess(answers), pair.order)
-        same(ours[name][0], answers[0][: len(ours[name][0])], pair)
+        values = [ours[name][0], theirs[other][0]]
+        if not all(y.is_floating_point() and y.ndim for y in values):
+            if name in options.match:
+                raise UsageError(
+                    f"--match {name}={other}: {values[0].dtype} and {values[1].dtype}, no numbers to learn"
+                )
+            continue
+        loss = options.loss if options.loss != "auto" else losses.guess(list(theirs[other]))
+        pair = Pair(name, other, loss, _fitting(order, values[1], other))
+        same(values[0], pair.ordered(values[1])[: len(values[0])], pair)
         found.append(pair)
+    if not found:
+        raise UsageError("no output holds numbers that a student could learn: say which with --match STUDENT=TEACHER")
     return tuple(found)
 
 
 def _fitting(order: tuple[int, ...] | None, values: Tensor, name: str) -> tuple[int, ...] | None:
-    if order is not None and values.shape[-1] <= max(order):
+    if order is not None and values.shape[losses.class_axis(values)] <= max(order):
         raise UsageError(
-            f"--teacher-classes names more classes than the teacher's output {name!r} has: {values.shape[-1]}"
+            f"--teacher-classes names more classes than the teacher's output {name!r} has: {values.shape[losses.class_axis(values)]}"
         )
     return order
 
@@ -126,7 +136,7 @@ def class_names(path: Path) -> list[str]:
         DataError: it cannot be read, has none, or one twice.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: cannot be read as class names ({e})") from e
     if not names or len(set(names)) < len(names):
@@ -136,4 +146,4 @@ def class_names(path: Path) -> list[str]:
 
 def to_tensors(answers: Mapping[str, Sequence[object]]) -> dict[str, list[Tensor]]:
     """Arrays as tensors."""
-    return {name: [torch.as_tensor(y) for y in values] for name, values in answers.items()}
+    return {name: [widened(torch.as_tensor(y)) for y in values] for name, values in answers.items()}

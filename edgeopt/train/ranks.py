@@ -37,17 +37,26 @@ class Ranks:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Leave in every gradient its sum over the ranks; a rank that had no batch adds zeros."""
+        """Leave in every gradient its sum over the ranks; a rank that had no batch adds zeros. What has a gradient on no
+        rank has none afterwards.
+        """
         if self.count == 1:
             return
         parameters = list(parameters)
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        flat = torch.cat([p.grad.reshape(-1) for p in parameters])
+        there = torch.stack([torch.tensor(float(p.grad is not None)) for p in parameters]).to(parameters[0].device)
+        flat = torch.cat(
+            [
+                there,
+                *(
+                    torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.reshape(-1)
+                    for p in parameters
+                ),
+            ]
+        )
         self._together(lambda: distributed.all_reduce(flat))
-        for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(g.view_as(p))
+        sums = flat[len(parameters) :].split([p.numel() for p in parameters])
+        for p, g, ranks_with in zip(parameters, sums, flat[: len(parameters)].tolist(), strict=True):
+            p.grad = g.view_as(p).clone() if ranks_with else None
 
     def told(self, values: Iterable[float]) -> list[float]:
         """The numbers that rank 0 has."""
@@ -110,10 +119,14 @@ def ranks(device: str) -> Iterator[Ranks]:
         raise UsageError(
             f"WORLD_SIZE={size} without {', '.join(missing) or 'a number'}: start the processes with torchrun"
         )
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    numbers = {v: os.environ.get(v, "0") for v in ("RANK", "LOCAL_RANK")}
+    for name, text in numbers.items():
+        if not text.isdecimal() or int(text) >= int(size):
+            raise UsageError(f"{name}={text}: a number below WORLD_SIZE={size}")
+    rank, local = int(numbers["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     cuda = device.startswith("cuda")
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(int(numbers["LOCAL_RANK"]))
     try:
         distributed.init_process_group("nccl" if cuda else "gloo", timeout=_WAIT)
     except (RuntimeError, ValueError) as e:

@@ -16,19 +16,18 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
         ModelError: there is none.
     """
     nodes = list(model.graph)
+    fixed = _fixed(model)
     last = {v: i for i, node in enumerate(nodes) for v in node.inputs if v is not None}
     last |= {v: len(nodes) for v in model.graph.outputs}
+    wanted = _last_layers(nodes, fixed)
     carried: set[ir.Value] = set()  # values that weights have gone into; masks and shapes beside them do not count
     candidates: list[tuple[int, str]] = []
     layers = 0
     for i, node in enumerate(nodes):
-        weighs = node.op_type in _PRODUCTS and any(
-            v is not None and v.const_value is not None and len(v.const_value.shape) > 1 for v in node.inputs
-        )
-        layers += weighs
-        if weighs or any(v in carried for v in node.inputs):
+        layers += _weighs(node, fixed)
+        if _weighs(node, fixed) or any(v in carried for v in node.inputs):
             carried.update(node.outputs)
-        live = {v for v in carried if last.get(v, -1) > i}
+        live = {v for v in carried if last.get(v, -1) > i} | {v for v in model.graph.inputs if wanted.get(v, -1) > i}
         if len(live) == 1 and node.outputs[0] in live and not node.outputs[0].is_graph_output():
             candidates.append((layers, str(node.outputs[0].name)))
     found: list[str] = []
@@ -42,3 +41,37 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
     if not found:
         raise ModelError("--heads auto: no inner value is the only way through the network; name some with --heads")
     return tuple(found)
+
+
+def _fixed(model: ir.Model) -> set[ir.Value]:
+    """Weights, and what is made of weights alone (dequantized, transposed)."""
+    found = {v for v in model.graph.initializers.values() if v.const_value is not None}
+    for node in model.graph:
+        if node.inputs and all(v is None or v in found for v in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def _weighs(node: ir.Node, fixed: set[ir.Value]) -> bool:
+    """Whether `node` is a layer: a product with weights."""
+    return node.op_type in _PRODUCTS and any(v in fixed for v in node.inputs[:2]) and node.outputs[0] not in fixed
+
+
+def _last_layers(nodes: list[ir.Node], fixed: set[ir.Value]) -> dict[ir.Value, int]:
+    """The last layer that a value goes into by way of nodes without weights."""
+    found: dict[ir.Value, int] = {}
+    carried: set[ir.Value] = set()
+    for node in nodes:
+        if _weighs(node, fixed) or any(v in carried for v in node.inputs):
+            carried.update(node.outputs)
+    for i, node in reversed(list(enumerate(nodes))):
+        if _weighs(node, fixed):
+            goal = i
+        elif any(v in carried for v in node.outputs):
+            continue
+        else:
+            goal = max((found.get(v, -1) for v in node.outputs), default=-1)
+        for v in node.inputs:
+            if v is not None and v not in carried and v not in fixed:
+                found[v] = max(found.get(v, -1), goal)
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeopt.data.source import BROKEN_ARRAY
 from edgeopt.errors import DataError
 from edgeopt.graph import temporary_folder
 from edgeopt.runtime.session import Session
-from edgeopt.train.batches import Batch, Examples
+from edgeopt.train.batches import Batch, Examples, batches
 
 Answers = dict[str, Tensor]
 Teacher = Callable[[Batch], Answers]
+_File = tuple[str, tuple[int, ...], str]  # output, shape of a sample's answer, element type
 
 
 def outputs(session: Session, batch: Batch) -> dict[str, NDArray[Any]]:
@@ -30,6 +33,15 @@ def outputs(session: Session, batch: Batch) -> dict[str, NDArray[Any]]:
     """
     feed = fed([i.name for i in session.raw.get_inputs()], batch.arrays())
     return dict(zip(session.outputs, session.run(feed), strict=True))
+
+
+def answers(session: Session, examples: Examples, size: int) -> dict[str, list[NDArray[Any]]]:
+    """A session's values by name of output, batch by batch, in order."""
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in session.outputs}
+    for batch in batches(examples, size):
+        for name, y in outputs(session, batch).items():
+            found[name].append(y)
+    return found
 
 
 def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +65,8 @@ class Kept:
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
-        self._files: dict[tuple[str, tuple[int, ...], str], tuple[NDArray[Any], NDArray[np.bool_]]] = {}
-        self._of: dict[tuple[tuple[Any, ...], str], tuple[str, tuple[int, ...], str]] = {}
+        self._files: dict[_File, tuple[NDArray[Any], NDArray[np.bool_]] | None] = {}
+        self._of: dict[tuple[tuple[Any, ...], str], _File] = {}
 
     def get(self, batch: Batch, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
         """The answers to all samples of `batch`, or None."""
@@ -63,42 +75,57 @@ class Kept:
             file = self._of.get((_shapes(batch), name))
             if file is None:
                 return None
-            values, there = self._files[file]
-            if not there[batch.indices].all():
+            kept_here = self._files[file]
+            if kept_here is None or not kept_here[1][batch.indices].all():
                 return None
-            found[name] = values[batch.indices]
+            found[name] = kept_here[0][batch.indices]
         return found
 
     def put(self, batch: Batch, answers: Mapping[str, NDArray[Any]]) -> None:
-        """Keep answers [batch, ...]."""
+        """Keep answers [batch, ...]; on a full disk they are not kept."""
         for name, y in answers.items():
             file = (name, y.shape[1:], str(y.dtype))
             if file not in self._files:
                 self._files[file] = self._open(file)
             self._of[(_shapes(batch), name)] = file
-            values, there = self._files[file]
-            values[batch.indices] = y
-            there[batch.indices] = True
+            kept_here = self._files[file]
+            if kept_here is not None:
+                kept_here[0][batch.indices] = y
+                kept_here[1][batch.indices] = True
 
-    def _open(self, file: tuple[str, tuple[int, ...], str]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The answers and which of them are there; files of an earlier run go on, unless they do not fit."""
+    def _open(self, file: _File) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
+        """The answers and which of them are there, or None without room for them; files of an earlier run go on, if
+        both are whole and fit.
+        """
         stem = hashlib.sha256(repr(file).encode()).hexdigest()[:24]
-        arrays = []
-        for suffix, shape, kind in (("values", (self.count, *file[1]), file[2]), ("there", (self.count,), "bool")):
-            path = self.folder / f"{stem}.{suffix}.npy"
-            array = _mapped(path, shape, kind)
-            if array is None:
-                array = np.lib.format.open_memmap(path, "w+", kind, shape)
-            arrays.append(array)
-        return arrays[0], arrays[1]
+        parts = [
+            (self.folder / f"{stem}.values.npy", (self.count, *file[1]), file[2]),
+            (self.folder / f"{stem}.there.npy", (self.count,), "bool"),
+        ]
+        arrays = [_mapped(*part) for part in parts]
+        if any(array is None for array in arrays):
+            try:
+                arrays = [_new(*part) for part in parts]
+            except OSError:
+                return None
+        return arrays[0], arrays[1]  # type: ignore[return-value]
 
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any] | None:
     try:
-        found = np.load(path, mmap_mode="r+", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file that is cut short, which r+ would fill up
+        found: NDArray[Any] = np.load(path, mmap_mode="r+", allow_pickle=False)
+    except BROKEN_ARRAY:
         return None
     return found if found.shape == shape and str(found.dtype) == kind else None
+
+
+def _new(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
+    """A mapped file whose blocks are there from the start: a disk that fills up later would end the process."""
+    found: NDArray[Any] = np.lib.format.open_memmap(path, "w+", kind, shape)
+    with path.open("r+b") as stream:
+        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return found
 
 
 def _shapes(batch: Batch) -> tuple[Any, ...]:
@@ -146,10 +173,15 @@ def fixed(session: Session, store: Kept | None, device: str) -> Teacher:
                     separate[key] = _by_sample(session, batch, found)
                 if separate[key]:
                     store.put(batch, found)
-        return {name: torch.from_numpy(np.ascontiguousarray(y)).to(device) for name, y in found.items()}
+        return {name: widened(torch.from_numpy(np.ascontiguousarray(y))).to(device) for name, y in found.items()}
 
     separate: dict[tuple[Any, ...], bool] = {}
     return teach
+
+
+def widened(y: Tensor) -> Tensor:
+    """Half-precision answers in float32, in which losses are computed."""
+    return y.float() if y.dtype == torch.float16 else y
 
 
 def _by_sample(session: Session, batch: Batch, found: Mapping[str, NDArray[Any]]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgeopt.errors import UsageError
-from edgeopt.train.losses import LOSSES, Objective, dkd, guess, kd
+from edgeopt.train.losses import LOSSES, Objective, dkd, guess, kd, similarity, supervised
 
 GENERATOR = torch.Generator().manual_seed(0)
 S, T = (torch.randn(6, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
@@ -65,3 +65,34 @@ def test_a_loss_is_guessed_from_what_an_output_looks_like() -> None:
     assert guess([torch.softmax(S, -1)]) == "probabilities"
     assert guess([torch.sigmoid(S)]) == "bce"
     assert guess([S.reshape(2, 3, 5)]) == "mse"
+
+
+@pytest.mark.parametrize("name", ["kd", "dist", "cosine", "probabilities"])
+def test_the_classes_of_a_picture_are_its_channels(name: str) -> None:
+    s, t = (torch.randn(2, 5, 3, 4, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
+    s, t = (INPUTS.get(name, lambda x: x)(x.movedim(1, -1)) for x in (s, t))
+    pixels = float(LOSSES[name](s.reshape(-1, 5), t.reshape(-1, 5), 2.0, None))
+    assert float(LOSSES[name](s.movedim(-1, 1), t.movedim(-1, 1), 2.0, None)) == pytest.approx(pixels, rel=1e-12)
+
+
+def test_similarity_is_of_the_cosines_between_samples() -> None:
+    t = torch.randn(6, 9, generator=GENERATOR, dtype=torch.float64)
+    total = 0.0
+    for i in range(6):
+        for j in range(6):
+            a, b = (float(x[i] @ x[j] / (x[i].norm() * x[j].norm())) for x in (S, t))
+            total += (a - b) ** 2
+    assert float(similarity(S, t, 1.0)) == pytest.approx(total / 36, rel=1e-12)
+
+
+def test_similarity_does_not_see_how_an_embedding_is_turned_stretched_or_padded() -> None:
+    turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=GENERATOR, dtype=torch.float64))
+    padded = torch.cat([7 * T @ turn, torch.zeros(6, 3, dtype=torch.float64)], 1)
+    assert float(similarity(T, padded, 1.0)) == pytest.approx(0, abs=1e-24)
+    assert float(similarity(S, padded, 1.0)) == pytest.approx(float(similarity(S, T, 1.0)), rel=1e-12)
+
+
+def test_labels_teach_probabilities_as_they_teach_the_logits_behind_them() -> None:
+    logits = supervised("kd", S, LABELS)
+    assert float(logits) == pytest.approx(float(torch.nn.functional.cross_entropy(S, LABELS)))
+    assert float(supervised("probabilities", torch.softmax(S, -1), LABELS)) == pytest.approx(float(logits), rel=1e-12)

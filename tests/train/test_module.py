@@ -9,12 +9,13 @@ import onnx
 import pytest
 import torch
 
-from edgeopt import graph
+from edgeopt import distill, graph
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.runtime.session import open_session
 from edgeopt.train.module import OnnxModule, choose, write_back
 from tests import tiny
 from tests.models import normal
+from tests.train import toys
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits" / "digits.onnx"
 SEPARABLE = """g (float[N,4,8,8] x) => (float[N,3] y) {
@@ -169,3 +170,53 @@ def test_a_form_that_is_not_covered_is_refused_by_node_name() -> None:
 def test_an_inner_value_can_be_tapped_by_name() -> None:
     found = OnnxModule(attention())({k: torch.from_numpy(v) for k, v in MODELS["attention"][1].items()}, taps=("p",))
     assert found["p"].sum(-1).detach().numpy() == pytest.approx(np.ones((2, 5)), rel=1e-5)
+
+
+HALF = """g (float[N,4] x) => (float[N,3] y) {
+    [in] n = Cast <to = 10> (x)
+    [one] h = MatMul(n, a)
+    [act] r = Relu(h)
+    [sum] s = Add(r, c)
+    [two] z = MatMul(s, b)
+    [out] y = Cast <to = 1> (z)
+}"""
+
+
+def half() -> onnx.ModelProto:
+    return tiny.proto(
+        HALF, a=normal(4, 8).astype(np.float16), b=normal(8, 3, seed=1).astype(np.float16), c=np.float16([0.5])
+    )
+
+
+def test_a_float16_student_is_run_in_float32_and_agrees_to_float16_rounding() -> None:
+    model, x = graph.canonical(graph.load(half())), normal(5, 4)
+    module = OnnxModule(model)
+    y = module({"x": torch.from_numpy(x)})["y"]
+    assert module.half and y.dtype == torch.float32
+    want = open_session(model).run({"x": x})[0]
+    # sums of up to eight products, each rounded to 11 bits
+    np.testing.assert_allclose(y.detach().numpy(), want, atol=8 * 2**-11 * float(np.abs(want).max()))
+
+
+def test_a_float16_student_learns_and_stays_float16_with_the_same_nodes() -> None:
+    before = half()
+    found = distill(before, toys.samples(), teacher=toys.perceptron(7), **toys.QUICK)
+    assert found.improved
+    after = onnx.ModelProto.FromString(graph.proto_bytes(found.model))
+    canonical = graph.ir.to_proto(graph.canonical(graph.load(before)))
+    assert [n.SerializeToString() for n in after.graph.node] == [n.SerializeToString() for n in canonical.graph.node]
+    for a, b in zip(after.graph.initializer, canonical.graph.initializer, strict=True):
+        assert (a.name, a.data_type, list(a.dims)) == (b.name, b.data_type, list(b.dims))
+        assert a.data_type == onnx.TensorProto.FLOAT16
+        assert (onnx.numpy_helper.to_array(a) != onnx.numpy_helper.to_array(b)).any() == (a.name in {"a", "b"})
+
+
+def test_plans_of_many_lengths_are_not_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.train.module._PLANS", 4)
+    model = attention()
+    module, session = OnnxModule(model), open_session(model)
+    for length in (*range(1, 9), 1, 8):
+        feed = {"x": normal(1, length, 8), "mask": np.ones((1, length), np.float32)}
+        y = module({k: torch.from_numpy(v) for k, v in feed.items()})["y"]
+        np.testing.assert_allclose(y.detach().numpy(), session.run(feed)[0], rtol=1e-4, atol=1e-5)
+    assert len(module._plans) == 4

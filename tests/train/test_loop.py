@@ -1,0 +1,190 @@
+"""The loop on one weight that goes to 3: what ends it, what is kept, what outlives a kill."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeopt import distill
+from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.options import Listener
+from edgeopt.train import loop
+from edgeopt.train.loop import Progress, fit
+from edgeopt.train.options import DistillOptions
+from edgeopt.train.ranks import Ranks
+from tests.train import toys
+
+STEPS = 2  # an epoch
+
+
+class One(nn.Module):
+    """One weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(1))
+
+
+def distance(module: Any) -> Tensor:
+    return (module.w - 3).square().sum()
+
+
+def fitted(
+    module: One,
+    *,
+    factor: Callable[[int], float] = lambda step: 1.0,
+    note: Callable[[str], None] = lambda line: None,
+    **choices: Any,
+) -> Progress:
+    """Train `module`; factor: of the loss of a step, counted from 0."""
+    steps = iter(range(10**6))
+
+    def lesson(batch: Any, average: Any) -> Tensor:
+        return distance(module) * factor(next(steps))
+
+    def batches(epoch: int) -> Iterator[Any]:
+        yield from range(STEPS)
+
+    options = DistillOptions(**{"epochs": 5, "learning_rate": 0.2, "weight_decay": 0.0, **choices})
+    modules = nn.ModuleList([module])
+    return fit(modules, lesson, batches, STEPS, lambda m: -distance(m).item(), options, Listener(note=note), Ranks())
+
+
+def test_a_loss_that_ends_being_a_number_leaves_the_best_weights_and_says_so() -> None:
+    module, notes = One(), list[str]()
+    found = fitted(module, factor=lambda s: math.nan if s == 2 * STEPS + 1 else 1.0, note=notes.append)
+    short = One()
+    fitted(short, epochs=5, factor=lambda s: math.nan if s == 2 * STEPS else 1.0)
+    assert found.diverged == "the loss or its gradient is not a number in epoch 3, step 2"
+    assert found.best_epoch == 2 and len(found.log) == 2
+    assert notes[-1] == f"{found.diverged}: stopped; the weights of epoch 2 are kept (lower --lr to go further)"
+    assert 0 < module.w.item() == short.w.item()
+    assert found.best == -distance(module).item() > found.first
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_at_once_is_an_error_and_the_weights_are_those_before(bad: float) -> None:
+    module = One()
+    with pytest.raises(EdgeoptError, match="not a number in epoch 1, step 2: lower --lr"):
+        fitted(module, factor=lambda s: bad if s == 1 else 1.0)
+    assert module.w.item() == 0
+
+
+def test_a_run_that_only_gets_worse_ends_where_it_began() -> None:
+    module = One()
+    found = fitted(module, factor=lambda s: -1.0)  # away from 3
+    assert found.best == found.first == -9 and found.best_epoch == 0 and module.w.item() == 0
+
+
+def test_minutes_shorten_the_schedule_and_not_only_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def ten_seconds(step: int) -> float:
+        clock[0] += 10
+        return 1.0
+
+    found = fitted(One(), factor=ten_seconds, epochs=100, minutes=1.0)
+    assert [e.seconds for e in found.log] == [20, 40, 60]
+    # the last of 6 steps, one of them warm-up, has (1 + cos(4 pi / 5)) / 2 of the rate left, and not that of 200 steps
+    assert found.log[-1].learning_rate == pytest.approx(0.2 * 0.5 * (1 + math.cos(0.8 * math.pi)))
+
+
+def test_a_run_with_time_enough_is_the_one_without_a_limit() -> None:
+    free, limited = One(), One()
+    assert [e.learning_rate for e in fitted(free).log] == [e.learning_rate for e in fitted(limited, minutes=1e6).log]
+    assert free.w.item() == limited.w.item()
+
+
+def test_patience_ends_what_gets_no_better() -> None:
+    notes: list[str] = []
+    # two good epochs, then away
+    found = fitted(One(), factor=lambda s: 1.0 if s < 2 * STEPS else -1.0, patience=2, epochs=50, note=notes.append)
+    assert len(found.log) == found.best_epoch + 2 < 50
+    assert notes[-1].endswith("no better for 2")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed: no space")]
+)
+def test_a_full_disk_is_told_and_the_run_goes_on_beside_the_old_checkpoint(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, notes, saved, save = tmp_path / "state.pt", list[str](), list[bytes](), torch.save
+
+    def until_full(state: Any, to: Path) -> None:
+        if len(saved) == 2:
+            to.write_bytes(b"half of it")
+            raise error
+        save(state, to)
+        saved.append(to.read_bytes())
+
+    monkeypatch.setattr(torch, "save", until_full)
+    module, free = One(), One()
+    fitted(free)
+    found = fitted(module, checkpoint=path, note=notes.append)
+    assert len(found.log) == 5 and module.w.item() == free.w.item()
+    told = [n for n in notes if "state.pt cannot be written" in n]
+    assert len(told) == 3 and all("space" in n and "what it held before is kept" in n for n in told)
+    assert path.read_bytes() == saved[-1] and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    again = One()
+    assert [e.epoch for e in fitted(again, checkpoint=path, resume=True).log] == [1, 2, 3, 4, 5]
+    assert again.w.item() == free.w.item()
+
+
+def test_a_log_that_has_no_place_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    notes: list[str] = []
+    assert len(fitted(One(), log=tmp_path / "gone" / "log.csv", note=notes.append).log) == 5
+    assert sum("log.csv cannot be written" in n for n in notes) == 5
+
+
+def test_the_log_has_a_line_an_epoch(tmp_path: Path) -> None:
+    found = fitted(One(), log=tmp_path / "log.csv")
+    with (tmp_path / "log.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(int(r["epoch"]), float(r["loss"]), float(r["score"])) for r in rows] == [
+        (e.epoch, e.loss, e.score) for e in found.log
+    ]
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_a_checkpoint_that_was_cut_is_refused(kept: float, tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    fitted(One(), checkpoint=path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(DataError, match=r"--resume .*state\.pt: no checkpoint of this student"):
+        fitted(One(), checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("epoch", [2, 6, 8])  # of 4 in each generation
+def test_generations_that_were_killed_and_resumed_end_like_those_that_were_not(epoch: int, tmp_path: Path) -> None:
+    student, data = toys.perceptron(), toys.samples(labels=True)
+    choices = {"kind": "self", "generations": 2, "alpha": 0.3, **toys.QUICK}
+    whole = distill(student, data, **choices)
+    with pytest.raises(KeyboardInterrupt):
+        distill(student, data, checkpoint=tmp_path / "state.pt", listener=toys.stopping(epoch), **choices)
+    notes: list[str] = []
+    resumed = distill(
+        student, data, checkpoint=tmp_path / "state.pt", resume=True, listener=Listener(note=notes.append), **choices
+    )
+    assert whole.improved and toys.same_bytes(resumed.model, whole.model)
+    assert sum(n.startswith("epoch ") for n in notes) == 8 - (epoch - 1)  # and no epoch twice
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
+def test_tensorboard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--tensorboard needs it: pip install tensorboard"):
+        distill(toys.perceptron(), toys.samples(), teacher=toys.perceptron(7), tensorboard=tmp_path / "board")
+    assert not list(tmp_path.iterdir())

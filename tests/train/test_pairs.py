@@ -1,0 +1,142 @@
+"""Which outputs are compared, in whose order of classes, and what cannot be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from edgeopt import distill
+from edgeopt.errors import DataError, UsageError
+from edgeopt.train.options import DistillOptions
+from edgeopt.train.pairs import Pair, class_order, matched, paired
+from tests import tiny
+from tests.train import toys
+
+OURS = ("cat", "tabby cat", "dog")
+
+
+def files(folder: Path, student: str, teacher: str) -> dict[str, Path]:
+    (folder / "s.txt").write_text(student, encoding="utf-8")
+    (folder / "t.txt").write_text(teacher, encoding="utf-8")
+    return {"student_classes": folder / "s.txt", "teacher_classes": folder / "t.txt"}
+
+
+def wired(*outputs: str) -> toys.graph.ir.Model:
+    """A model with outputs of these names."""
+    body = " ".join(f"{o} = Relu(x)" for o in outputs)
+    return tiny.model(f"g (float[N,3] x) => ({', '.join(f'float[N,3] {o}' for o in outputs)}) {{ {body} }}")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_values_in_order_are_found_under_their_names(seed: int, tmp_path: Path) -> None:
+    theirs = np.random.default_rng(seed).permutation(["dog", "bird", "tabby cat", "cat", "cow"]).tolist()
+    found = files(tmp_path, "\n".join(OURS), "\n".join(theirs) + "\n\n")
+    order = class_order(found["student_classes"], found["teacher_classes"])
+    values = torch.from_numpy(toys.normal(seed, 4, 5))
+    ordered = Pair("y", "y", "kd", order).ordered(values)
+    assert ordered.shape == (4, 3)
+    for i, name in enumerate(OURS):
+        assert torch.equal(ordered[:, i], values[:, theirs.index(name)])
+
+
+def test_without_files_the_order_is_the_teacher_s() -> None:
+    values = torch.from_numpy(toys.normal(0, 4, 5))
+    assert class_order(None, None) is None
+    assert torch.equal(Pair("y", "y", "kd").ordered(values), values)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        ("cat\ndog", "dog\ncats", r"t\.txt: no class 'cat'; did you mean 'cats'\? It is in .*s\.txt"),
+        ("cat\ndog\ncat", "dog\ncat", r"s\.txt: a class name is there twice"),
+        ("cat\ndog", "dog\ncat\ndog", r"t\.txt: a class name is there twice"),
+        ("\n \n", "dog", r"s\.txt: no class name"),
+        ("dog", "", r"t\.txt: no class name"),
+    ],
+)
+def test_names_that_give_no_order_are_refused(student: str, teacher: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        class_order(*files(tmp_path, student, teacher).values())
+
+
+def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
+    found = files(tmp_path, "cat", "cat")
+    found["teacher_classes"].write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"t\.txt: cannot be read as class names"):
+        class_order(*found.values())
+    with pytest.raises(DataError, match="gone: cannot be read as class names"):
+        class_order(tmp_path / "gone", found["student_classes"])
+    with pytest.raises(UsageError, match="--student-classes and --teacher-classes go together"):
+        DistillOptions(student_classes=found["student_classes"])
+
+
+def reordered(order: list[int], extra: int = 0) -> onnx.ModelProto:
+    """The teacher of seed 7 whose class i is class order[i] of the plain one, and `extra` classes behind."""
+    b = toys.normal(8, 8, 3)[:, order]
+    text = toys.PERCEPTRON.format(classes=3 + extra)
+    return tiny.proto(text, a=toys.normal(7, 4, 8), b=np.hstack([b, toys.normal(9, 8, extra)]))
+
+
+def test_a_teacher_whose_classes_are_in_another_order_teaches_by_their_names(tmp_path: Path) -> None:
+    found = files(tmp_path, "a\nb\nc", "c\na\nb\n")
+    plain, moved = (
+        distill(toys.perceptron(), toys.samples(labels=True), teacher=teacher, **toys.QUICK, **names)
+        for teacher, names in ((toys.perceptron(7), {}), (reordered([2, 0, 1]), found))
+    )
+    assert plain.teacher == moved.teacher == 1.0
+    for a, b in zip(plain.log, moved.log, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-5)  # float32 sums of three in another order
+        assert b.score == a.score
+
+
+def test_a_teacher_with_more_classes_teaches_those_that_the_student_has(tmp_path: Path) -> None:
+    found = files(tmp_path, "a\nb\nc", "a\nb\nc\nd\ne\n")
+    few, many = (
+        distill(toys.perceptron(), toys.samples(), teacher=teacher, **toys.QUICK, **names)
+        for teacher, names in ((toys.perceptron(7), {}), (reordered([0, 1, 2], extra=2), found))
+    )
+    assert few.improved and many.after == pytest.approx(few.after, rel=1e-4)
+
+
+def test_a_teacher_with_other_classes_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\[.*3\].*\[.*5\].*--loss similarity.*--student-classes.*--match"):
+        distill(toys.perceptron(), toys.samples(), teacher=reordered([0, 1, 2], extra=2))
+    more = files(tmp_path, "a\nb\nc", "e\nd\nc\nb\na")
+    with pytest.raises(UsageError, match="--teacher-classes names more classes than the teacher's output 'y' has: 3"):
+        distill(toys.perceptron(), toys.samples(), teacher=toys.perceptron(7), **more)
+
+
+def test_outputs_are_matched_as_asked_or_by_name_or_by_position() -> None:
+    assert matched(wired("p", "q"), wired("q", "p"), {}) == {"p": "p", "q": "q"}
+    assert matched(wired("p", "q"), wired("q", "z"), {}) == {"q": "q"}
+    assert matched(wired("p", "q"), wired("r", "s"), {}) == {"p": "r", "q": "s"}
+    assert matched(wired("p", "q"), wired("q", "p"), {"p": "q"}) == {"p": "q"}
+
+
+def test_outputs_that_nothing_pairs_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"outputs p, q and r: .*--match STUDENT=TEACHER"):
+        matched(wired("p", "q"), wired("r"), {})
+    with pytest.raises(UsageError, match="--match p=logitz: no output 'logitz'; did you mean 'logits'"):
+        matched(wired("p"), wired("logits"), {"p": "logitz"})
+
+
+def test_only_a_relative_loss_compares_other_sizes_and_only_of_as_many_samples() -> None:
+    ours, theirs = {"y": [torch.zeros(4, 5)]}, {"y": [torch.zeros(4, 8)]}
+    assert paired({"y": "y"}, ours, theirs, DistillOptions(loss="similarity"))[0].loss == "similarity"
+    for loss in ("kd", "cosine", "mse"):
+        with pytest.raises(UsageError, match="cannot be compared"):
+            paired({"y": "y"}, ours, theirs, DistillOptions(loss=loss))
+
+
+def test_embeddings_of_another_size_come_closer_in_what_they_find_alike() -> None:
+    data = toys.samples(120)
+    found = distill(
+        toys.perceptron(classes=5), data, teacher=toys.perceptron(7, classes=9), loss="similarity", **toys.QUICK
+    )
+    assert found.losses == {"y": "similarity"} and found.metric == "held-out fidelity to the teacher"
+    assert found.before < found.after < 0
