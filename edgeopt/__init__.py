@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeopt.profiling.profile import compare, profile, self_check
     from edgeopt.profiling.stored import compare_stored
     from edgeopt.results import Results
+    from edgeopt.sensitivities import Sensitivity, sensitivity
     from edgeopt.shrinking import Shrunk, shrink
     from edgeopt.simplification import Simplified, simplify
     from edgeopt.train.distill import Distilled, distill
@@ -39,6 +40,8 @@ _LAZY = {
     "compare_stored": "profiling.stored",
     "Distilled": "train.distill",
     "distill": "train.distill",
+    "Sensitivity": "sensitivities",
+    "sensitivity": "sensitivities",
     "Shrunk": "shrinking",
     "shrink": "shrinking",
     "Simplified": "simplification",
@@ -58,6 +61,7 @@ __all__ = [
     "Options",
     "Result",
     "Results",
+    "Sensitivity",
     "Shrunk",
     "Simplified",
     "UsageError",
@@ -71,6 +75,7 @@ __all__ = [
     "profile",
     "quantize",
     "self_check",
+    "sensitivity",
     "shrink",
     "simplify",
 ]

@@ -19,16 +19,20 @@ from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.shield import shield
 from edgeopt.passes.weights import weight_only
 from edgeopt.prepare import Job
 from edgeopt.ptq.islands import blame
+from edgeopt.ptq.moments import Moments, gather, layers
 from edgeopt.ptq.place import place, select
 from edgeopt.ptq.quantize import activation_params, quantization_params, saturation_floor, untie, weight_params
+from edgeopt.ptq.reconstruct import reconstructed
 from edgeopt.report import ActivationReport
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe, probe
 from edgeopt.state import Plan
 
+_MOMENT_SAMPLES = {"normal": 32, "high": 96}
 _ISLAND_SHARES = (0.1, 0.25, 0.5)
 _BLAME_SAMPLES = 4
 _INT4_OPSET = 21
@@ -50,28 +54,44 @@ class Made:
     activations: Mapping[str, ActivationReport] = field(default_factory=dict)
 
 
-def static(job: Job) -> Iterator[Made]:
-    """Static int8; asked again, the same with the worst nodes left in float, three times with more of them."""
+@dataclass(frozen=True)
+class Ground:
+    """What static candidates start from. probes: with the extremes of all calibration samples."""
+
+    plan: Plan
+    probes: Mapping[str, Probe]
+    statistics: dict[str, Statistics]
+
+
+def ground(job: Job) -> Ground | None:
+    """The plan of the job and statistics for it, or None where no node becomes integer."""
     probes = _probe(job)
     plan = place(job.model, job.target, probes, exclude=job.exclude, include=job.include)
     if not plan.integer:
-        return
+        return None
     statistics = calibrate(job, sorted(set(plan.grids.values())), probes)
     probes = {**probes, **{name: _widened(probes[name], s) for name, s in statistics.items() if name in probes}}
     plan = place(job.model, job.target, probes, exclude=job.exclude, include=job.include)
-    if not plan.integer:
+    return Ground(plan, probes, statistics) if plan.integer else None
+
+
+def static(job: Job) -> Iterator[Made]:
+    """Static int8; asked again, the same with the worst nodes left in float, three times with more of them."""
+    base = ground(job)
+    if base is None:
         return
-    made = _static(job, plan, probes, statistics)
+    plan, moments = base.plan, dict[str, Moments]()
+    made = made_static(job, plan, base, moments)
     yield made
     feeds = [feed for _, feed in job.held[:_BLAME_SAMPLES]]
     lost = [name for name, db in blame(untie(job.model, plan), made.model, plan, feeds).items() if db > 0]
     for share in _ISLAND_SHARES:
         worst = frozenset(lost[: max(1, round(share * len(plan.integer)))])
-        islands = place(job.model, job.target, probes, exclude=job.exclude | worst, include=job.include - worst)
+        islands = place(job.model, job.target, base.probes, exclude=job.exclude | worst, include=job.include - worst)
         reasons = {n: _BLAMED if n in worst else reason for n, reason in islands.kept_float.items()}
         islands = replace(islands, kept_float=reasons)
         if islands.integer:
-            yield _static(job, islands, probes, statistics, f"static with {len(worst)} nodes left in float")
+            yield made_static(job, islands, base, moments, f"static with {len(worst)} nodes left in float")
 
 
 def _widened(p: Probe, statistics: Statistics) -> Probe:
@@ -86,24 +106,40 @@ def _probe(job: Job) -> Mapping[str, Probe]:
     return found
 
 
-def _static(
-    job: Job, plan: Plan, probes: Mapping[str, Probe], statistics: dict[str, Statistics], mode: str = "static"
-) -> Made:
-    missing = sorted(set(plan.grids.values()) - statistics.keys())
+def made_static(job: Job, plan: Plan, base: Ground, moments: dict[str, Moments], mode: str = "static") -> Made:
+    """`moments`, and the statistics of `base`, get what the plan needs and they lack."""
+    missing = sorted(set(plan.grids.values()) - base.statistics.keys())
     if missing:
-        statistics |= calibrate(job, missing, probes)
+        base.statistics.update(calibrate(job, missing, base.probes))
     start = time.perf_counter()
-    activation = activation_params(plan, statistics, job.target, job.options.range_rule)
+    activation = activation_params(plan, base.statistics, job.target, job.options.range_rule)
     model = untie(job.model, plan)
     params = quantization_params(model, plan, activation, job.target)
+    if job.options.effort != "fast":
+        model = reconstructed(model, params, _moments(job, model, plan, moments), job.target)
     made = Made(
         mode,
-        quantize_embeddings(fold_weights(insert_qdq(model, plan, params)), job.exclude),
+        quantize_embeddings(shield(fold_weights(insert_qdq(model, plan, params))), job.exclude),
         plan,
-        _activations(statistics, activation),
+        _activations(base.statistics, activation),
     )
     job.seconds["quantize"] = job.seconds.get("quantize", 0.0) + time.perf_counter() - start
     return made
+
+
+def _moments(job: Job, model: ir.Model, plan: Plan, found: dict[str, Moments]) -> Mapping[str, Moments]:
+    nodes = [n for n in layers(model, plan.integer) if n.name not in found]
+    if nodes:
+        start = time.perf_counter()
+        found |= gather(
+            model,
+            nodes,
+            job.calibration[: _MOMENT_SAMPLES[job.options.effort]],
+            (job.options.max_ram or free_bytes() // 2) // 2,
+            lambda done, total: job.listener.progress("looking at what layers read", done, total),
+        )
+        job.seconds["moments"] = job.seconds.get("moments", 0.0) + time.perf_counter() - start
+    return found
 
 
 def _activations(statistics: Mapping[str, Statistics], params: Mapping[str, QParams]) -> dict[str, ActivationReport]:

@@ -59,6 +59,8 @@ def quantize(
     with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
+        if options.effort == "high" and kept.made.plan is not None:
+            kept, reason, candidates = _searched(job, kept, reason, candidates, final)
         if options.qat:
             kept, reason, candidates = _trained(job, kept, reason, candidates, final)
         report = _report(job, kept, final, reason, candidates, input_bytes, start)
@@ -136,26 +138,45 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
     yield from weights(job)
 
 
+def _searched(
+    job: Job, kept: Tried, reason: str, candidates: list[Candidate], path: Path
+) -> tuple[Tried, str, list[Candidate]]:
+    """What a search makes of the static result."""
+    from edgeopt.search import search
+
+    made = search(job, kept.made, job.options.budget_s)
+    return (kept, reason, candidates) if made is kept.made else _replaced(job, kept, made, "search", candidates, path)
+
+
 def _trained(
     job: Job, kept: Tried, reason: str, candidates: list[Candidate], path: Path
 ) -> tuple[Tried, str, list[Candidate]]:
     """What training makes of the static result, if it is nearer to float; `kept` otherwise."""
     from edgeopt.qat import trained
 
-    made = trained(job, kept.made)
-    folder = path.parent / "qat"
+    return _replaced(job, kept, trained(job, kept.made), "QAT", candidates, path)
+
+
+def _replaced(
+    job: Job, kept: Tried, made: Made, how: str, candidates: list[Candidate], path: Path
+) -> tuple[Tried, str, list[Candidate]]:
+    """`made` in the place of `kept`, if it is nearer to float on the held-out samples."""
+    folder = path.parent / "next"
     folder.mkdir()
-    found = verify(job, made, folder / path.name)
+    found = verify(job, replace(made, mode=f"{kept.mode}, then {how}"), folder / path.name)
+    before = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
     better = (found.worst_sqnr_db, found.agreement or 0.0) > (kept.worst_sqnr_db, kept.agreement or 0.0)
-    job.note(f"{_line(found)}; before training {kept.worst_sqnr_db:.1f} dB")
     if better:
         for file in folder.iterdir():
             file.replace(path.parent / file.name)
-        candidates = [replace(c, verdict="before training") if c.mode == kept.mode else c for c in candidates]
-        reason = f"{kept.mode}, then QAT: {found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
+        candidates = [
+            replace(c, verdict=f"before {how}") if c.verdict in ("kept", "asked for") else c for c in candidates
+        ]
         candidates, kept = [*candidates, found.candidate("kept")], found
     else:
-        candidates = [*candidates, found.candidate("no nearer to float than before training")]
+        candidates = [*candidates, found.candidate(f"no nearer to float than before {how}")]
+    reason = f"{kept.mode}: {before}" + ("" if better else f" {how}, which was kept")
+    job.note(f"{how}: {before}")
     shutil.rmtree(folder)
     return kept, reason, candidates
 

@@ -16,6 +16,8 @@ from edgeopt.errors import UsageError, suggestion
 from edgeopt.ranges import RANGES
 from edgeopt.report import Report
 
+Effort = Literal["fast", "normal", "high"]
+EFFORTS: tuple[Effort, ...] = ("fast", "normal", "high")
 Mode = Literal["auto", "static", "dynamic", "fp16", "weights"]
 Data = str | Path | Iterable[Feed | NDArray[Any]]
 MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
@@ -30,6 +32,8 @@ class Options:
 
     mode: Mode = "auto"
     target: str = "host"
+    effort: Effort = "normal"
+    budget_s: float = 600.0
     range_rule: str = "mse"
     samples: int = 128
     exclude: tuple[str, ...] = ()
@@ -51,7 +55,12 @@ class Options:
     min_speedup: float | None = None
 
     def __post_init__(self) -> None:
-        for value, known, what in ((self.mode, MODES, "mode"), (self.range_rule, RANGES, "range rule")):
+        known_names = (
+            (self.mode, MODES, "mode"),
+            (self.effort, EFFORTS, "effort"),
+            (self.range_rule, RANGES, "range rule"),
+        )
+        for value, known, what in known_names:
             if value not in known:
                 raise UsageError(f"no {what} {value!r}{suggestion(value, known)} Known: {', '.join(known)}")
         if self.io_types not in ("keep", "fp16"):
@@ -60,6 +69,8 @@ class Options:
             raise UsageError(f"--bits {self.bits}: 4 or 8")
         if self.qat and self.mode not in ("auto", "static"):
             raise UsageError(f"--qat trains a static result, not --mode {self.mode}")
+        if not 0 < self.budget_s < math.inf:
+            raise UsageError(f"--budget {self.budget_s:g}: above 0 seconds")
         if self.samples < 1:
             raise UsageError(f"--samples {self.samples}: at least 1")
         if self.max_ram is not None and self.max_ram < 1:

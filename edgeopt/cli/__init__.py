@@ -10,6 +10,8 @@ import sys
 
 import click
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # layers are worked on side by side; more threads in each only spin
+
 from edgeopt import __version__
 from edgeopt.errors import EdgeoptError
 
@@ -20,6 +22,7 @@ _COMMANDS = {
     "profile": ("edgeopt.cli.profile", "profile"),
     "compare": ("edgeopt.cli.profile", "compare"),
     "inspect": ("edgeopt.cli.inspect", "inspect"),
+    "sensitivity": ("edgeopt.cli.sensitivity", "sensitivity"),
     "simplify": ("edgeopt.cli.simplify", "simplify"),
     "targets": ("edgeopt.cli.targets", "targets"),
     "providers": ("edgeopt.cli.providers", "providers"),
@@ -32,6 +35,7 @@ _HELP = {
     "profile": "Latency, cold start, memory, size and placement, with intervals.",
     "compare": "Models against the first, interleaved, with a verdict.",
     "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
+    "sensitivity": "Which nodes lose the accuracy in int8, and why.",
     "simplify": "Fold and fuse a float model, checked numerically.",
     "targets": "List the hardware targets.",
     "providers": "List execution providers: present, plugins, what a package would add.",

@@ -12,8 +12,9 @@ import click
 
 from edgeopt import target as targets
 from edgeopt.cli.show import listener, print_report
+from edgeopt.cli.units import seconds
 from edgeopt.errors import UsageError
-from edgeopt.options import MODES, check_place
+from edgeopt.options import EFFORTS, MODES, check_place
 from edgeopt.ranges import RANGES
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -97,6 +98,14 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
     show_default=True,
     help="auto: static, else what is close and no slower.",
 )
+@click.option(
+    "--effort",
+    type=click.Choice(EFFORTS),
+    default="normal",
+    show_default=True,
+    help="fast: round weights to the nearest; normal: by what layers read (GPTQ), biases too; high: with more samples, and a search.",
+)
+@click.option("--budget", default="10m", show_default=True, metavar="TIME", help="Of the search of --effort high.")
 @click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
 @click.option("--samples", default=128, show_default=True, help="Samples to calibrate with; others are held out.")
 @click.option(
@@ -167,11 +176,12 @@ def quantize(
             overrides=overrides,
             bits=int(given["bits"]),
             max_ram=max_ram,
+            budget_s=seconds(given["budget"], "--budget"),
             measure=not given["no_measure"],
             **{
                 k: given[k]
                 for k in (
-                    "mode", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
+                    "mode", "effort", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
                     "qat_epochs", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )

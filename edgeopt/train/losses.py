@@ -1,8 +1,8 @@
 """Distillation losses: student and teacher values of one output, means over the batch.
 
 p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015, arXiv:1503.02531).
-DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity: Tung and Mori 2019,
-arXiv:1907.09682. The class axis is the last one, or axis 1 of what has four axes or more.
+DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity: Fang et al. 2021,
+SEED, arXiv:2101.04731, with the batch for a queue. The class axis is the last one, or axis 1 of what has four axes or more.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from edgeopt.errors import UsageError
 
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 _DENSE = 4
+_ALIKE = 0.05
 
 
 def class_axis(x: Tensor) -> int:
@@ -66,9 +67,13 @@ def cosine(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor 
 
 
 def similarity(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """Mean squared difference of the cosines between the samples of a batch: the sizes of the embeddings may differ."""
+    """KL of whom each sample of the batch is like, softmax(cosine / .05) over the others; the sizes of the embeddings may
+    differ.
+    """
     s, t = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
-    return (s @ s.t() - t @ t.t()).square().mean()
+    others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    rows = [(x @ x.t())[others].reshape(len(x), -1) / _ALIKE for x in (s, t)]
+    return kd(rows[0], rows[1], 1.0) if len(s) > 1 else student.sum() * 0
 
 
 def bce(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:

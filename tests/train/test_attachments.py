@@ -16,6 +16,7 @@ from edgeopt.runtime.session import open_session, with_outputs
 from edgeopt.train import losses
 from edgeopt.train.attachments import Heads, Hints, check_heads
 from edgeopt.train.pairs import Pair
+from tests import tiny
 from tests.train import toys
 
 SHAPES = {"row": (4, 6), "sequence": (4, 5, 6), "picture": (4, 6, 8, 8)}
@@ -137,3 +138,34 @@ def test_a_hint_brings_inner_values_together(kind: str) -> None:
         u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s, t))
         apart.append(float(np.square(u - v).sum(1).mean()))
     assert apart[1] < apart[0]
+
+
+@pytest.mark.parametrize(
+    ("s", "t"),
+    [
+        (torch.zeros(4, 6, dtype=torch.int64), value(0, 4, 6)),
+        (value(0, 4, 6), torch.zeros(4, 6, dtype=torch.int64)),
+        (torch.tensor(1.0), torch.tensor(1.0)),
+        (value(0, 4), value(1, 4)),
+    ],
+    ids=["whole numbers", "the teacher's", "scalars", "no channels"],
+)
+def test_a_hint_needs_numbers_that_have_channels(s: torch.Tensor, t: torch.Tensor) -> None:
+    with pytest.raises(UsageError, match="--hint s=t: .* cannot be compared"):
+        hints(s, t)
+
+
+def test_a_head_on_a_value_without_a_row_for_each_sample_is_refused() -> None:
+    text = toys.PERCEPTRON.format(classes=3).replace("r = Relu(h)", "t = Transpose(h)  u = Relu(t)  r = Transpose(u)")
+    turned = tiny.proto(text, a=toys.normal(0, 4, 8), b=toys.normal(1, 8, 3))
+    with pytest.raises(UsageError, match=r"--heads u: \[8, 16\] has no row for each of 16 samples"):
+        distill(turned, toys.samples(labels=True), teacher=toys.perceptron(7), heads=("u",), **toys.QUICK)
+
+
+def test_a_hint_to_a_value_that_the_teacher_has_not_is_refused_with_the_nearest() -> None:
+    teacher = tiny.proto(
+        toys.PERCEPTRON.format(classes=3).replace("h)", "hidden)").replace("h =", "hidden ="),
+        a=toys.normal(7, 4, 8), b=toys.normal(8, 8, 3),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="--hint: the teacher has no value 'hiden'; did you mean 'hidden'"):
+        distill(toys.perceptron(), toys.samples(), teacher=teacher, hints={"h": "hiden"})

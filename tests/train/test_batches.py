@@ -174,3 +174,68 @@ def test_a_fixed_batch_limits_and_a_free_one_does_not() -> None:
     fixed, free = InputSpec("x", np.dtype("float32"), (1, 4)), InputSpec("y", np.dtype("float32"), (None, 4))
     assert batch_limit([fixed]) == 1
     assert batch_limit([free]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,-1\nb,0\n", "label -1 is no index of a class"),
+        ("a,1.0\nb,0\n", r"label 1\.0 is no index of a class"),
+        ("a,0\nb,1e0\n", "label 1e0 is no index of a class"),
+        ("a,\nb,0\n", "'a' has no label"),
+        ("a,0\nb,1\na,1\n", "'a' has two labels"),
+    ],
+)
+def test_a_label_that_is_no_class_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        read(named("a", "b"), listed(tmp_path, text))
+
+
+def test_a_line_may_be_there_twice_if_it_says_the_same_and_a_mark_of_the_encoding_is_no_name(tmp_path: Path) -> None:
+    examples, _ = read(named("a", "b"), listed(tmp_path, "\ufeffa,0\nb,1\na,0\n"))
+    assert examples.labels is not None and examples.labels.tolist() == [0, 1]
+
+
+def test_a_label_that_is_no_name_of_a_class_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    table = listed(tmp_path, "a,cat\nb,dogg\n")
+    with pytest.raises(DataError, match=r"label 'dogg' is not in --student-classes; did you mean 'dog'"):
+        read(named("a", "b"), table, ("bird", "dog", "cat"))
+
+
+@pytest.mark.parametrize(
+    "label", [np.array(1.5), np.array(np.nan), np.array([0, 1, 0]), np.array([], np.int64), np.array(1j)]
+)
+def test_an_entry_that_is_not_the_index_of_one_class_is_refused(label: np.ndarray) -> None:
+    samples: list[Sample] = [(n, partial(dict, x=toys.normal(0, 1, 4), label=label)) for n in "ab"]
+    with pytest.raises(DataError, match=r"a: entry 'label' .* is not the index of one class"):
+        read(samples, None)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_an_entry_may_be_a_whole_number_of_any_type(kind: type, shape: tuple[int, ...]) -> None:
+    samples: list[Sample] = [
+        (str(i), partial(dict, x=toys.normal(0, 1, 4), label=np.full(shape, i, kind))) for i in range(3)
+    ]
+    examples, _ = read(samples, None)
+    assert examples.labels is not None and examples.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("colours", [1, 3, 4])
+def test_pictures_with_their_channels_last_are_augmented_as_those_with_theirs_first(colours: int) -> None:
+    last = Examples(tuple({"x": toys.normal(i, 1, 16, 16, colours)} for i in range(12)), None)
+    first = Examples(tuple({"x": np.ascontiguousarray(np.moveaxis(f["x"], -1, 1))} for f in last.feeds), None)
+    for augment in (("flip",), ("crop",), ("flip", "crop", "mixup")):
+        (a,), (b,) = (shuffled(e, 12, (0, 0), augment) for e in (last, first))
+        assert torch.equal(a.feed["x"].movedim(-1, 1), b.feed["x"])
+        assert not torch.equal(a.feed["x"], torch.cat([torch.from_numpy(last.feeds[i]["x"]) for i in a.indices]))
+
+
+def test_samples_of_several_rows_fill_a_batch_with_as_many_rows() -> None:
+    examples = Examples(tuple({"x": toys.normal(i, 4, 3)} for i in range(10)), None)
+    assert examples.rows == 4
+    found = list(batches(examples, 8))
+    assert [b.feed["x"].shape[0] for b in found] == [8] * 5
+    rows = torch.cat([b.feed["x"] for b in found]).numpy()
+    assert np.array_equal(rows, np.concatenate([f["x"] for f in examples.feeds]))
+    assert [len(b.indices) for b in batches(examples, 3)] == [1] * 10  # less than a sample there is not

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgeopt import distill
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.options import Listener
-from edgeopt.train import loop
+from edgeopt.train import lessons, loop
 from edgeopt.train.loop import Progress, fit
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.ranks import Ranks
@@ -188,3 +188,59 @@ def test_tensorboard_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tensorboard needs it: pip install tensorboard"):
         distill(toys.perceptron(), toys.samples(), teacher=toys.perceptron(7), tensorboard=tmp_path / "board")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_patience_ended_is_not_trained_on(tmp_path: Path) -> None:
+    def away(step: int) -> float:
+        return 1.0 if step < 2 * STEPS else -1.0
+
+    choices: dict[str, Any] = {"patience": 2, "epochs": 50, "checkpoint": tmp_path / "state.pt"}
+    module, again = One(), One()
+    first = fitted(module, factor=away, **choices)
+    asked: list[int] = []
+    found = fitted(again, factor=lambda s: asked.append(s) or 1.0, resume=True, **choices)  # type: ignore[func-returns-value]
+    assert first.stopped and not asked and found.log == first.log
+    assert again.w.item() == module.w.item() != 0
+
+
+@pytest.mark.parametrize("epochs", [4, 6])
+def test_a_checkpoint_of_a_run_of_another_length_is_refused(epochs: int, tmp_path: Path) -> None:
+    fitted(One(), checkpoint=tmp_path / "state.pt")
+    with pytest.raises(DataError, match=rf"state\.pt: that run was to take 5 epochs, not {epochs}"):
+        fitted(One(), checkpoint=tmp_path / "state.pt", resume=True, epochs=epochs)
+
+
+def test_an_empty_checkpoint_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"--resume .*state\.pt: no checkpoint of this student \(\w+.*\)"):
+        fitted(One(), checkpoint=tmp_path / "state.pt", resume=True)
+
+
+def test_a_new_run_forgets_the_checkpoints_of_an_earlier_one_before_it_has_its_own(tmp_path: Path) -> None:
+    for name in ("state.pt", "state.pt.2", "state.pt.10", "state.pt.txt", "other.pt"):
+        (tmp_path / name).write_bytes(b"of an earlier run")
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            toys.perceptron(), toys.samples(labels=True), kind="self", generations=2, checkpoint=tmp_path / "state.pt",
+            listener=toys.stopping(1), **toys.QUICK,
+        )  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.pt", "state.pt.txt"]
+
+
+def test_a_second_generation_that_diverges_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, choices, made = toys.samples(labels=True), {"kind": "self", "alpha": 0.3, **toys.QUICK}, list[int]()
+    alone = distill(toys.perceptron(), data, **choices)
+    real = lessons.lesson_of
+
+    def diverging(*given: Any) -> Any:
+        made.append(len(made))
+        lesson = real(*given)
+        return lesson if len(made) == 1 else lambda batch, average: lesson(batch, average) * math.nan
+
+    monkeypatch.setattr("edgeopt.train.distill.lesson_of", diverging)
+    notes: list[str] = []
+    found = distill(toys.perceptron(), data, generations=2, listener=Listener(note=notes.append), **choices)
+    assert len(made) == 2 and alone.improved and toys.same_bytes(found.model, alone.model)
+    assert (
+        notes[-1].startswith("the loss or its gradient is not a number") and "generations before are kept" in notes[-1]
+    )

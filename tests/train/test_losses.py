@@ -79,16 +79,18 @@ def test_similarity_is_of_the_cosines_between_samples() -> None:
     t = torch.randn(6, 9, generator=GENERATOR, dtype=torch.float64)
     total = 0.0
     for i in range(6):
-        for j in range(6):
-            a, b = (float(x[i] @ x[j] / (x[i].norm() * x[j].norm())) for x in (S, t))
-            total += (a - b) ** 2
-    assert float(similarity(S, t, 1.0)) == pytest.approx(total / 36, rel=1e-12)
+        p, q = (
+            torch.stack([x[i] @ x[j] / (x[i].norm() * x[j].norm()) / 0.05 for j in range(6) if j != i]).softmax(0)
+            for x in (S, t)
+        )
+        total += float((q * (q.log() - p.log())).sum())
+    assert float(similarity(S, t, 1.0)) == pytest.approx(total / 6, rel=1e-10)
 
 
 def test_similarity_does_not_see_how_an_embedding_is_turned_stretched_or_padded() -> None:
     turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=GENERATOR, dtype=torch.float64))
     padded = torch.cat([7 * T @ turn, torch.zeros(6, 3, dtype=torch.float64)], 1)
-    assert float(similarity(T, padded, 1.0)) == pytest.approx(0, abs=1e-24)
+    assert float(similarity(T, padded, 1.0)) == pytest.approx(0, abs=1e-12)
     assert float(similarity(S, padded, 1.0)) == pytest.approx(float(similarity(S, T, 1.0)), rel=1e-12)
 
 
@@ -96,3 +98,21 @@ def test_labels_teach_probabilities_as_they_teach_the_logits_behind_them() -> No
     logits = supervised("kd", S, LABELS)
     assert float(logits) == pytest.approx(float(torch.nn.functional.cross_entropy(S, LABELS)))
     assert float(supervised("probabilities", torch.softmax(S, -1), LABELS)) == pytest.approx(float(logits), rel=1e-12)
+
+
+def test_rows_of_length_one_and_rows_that_are_never_negative_are_embeddings() -> None:
+    assert guess([torch.nn.functional.normalize(x, dim=1) for x in (S, T)]) == "cosine"
+    assert guess([5 * x.abs() for x in (S, T)]) == "cosine"
+    assert guess([5 * S.abs(), 5 * T]) == "kd"  # one batch alone may look so by chance
+    assert guess([torch.softmax(S, -1), torch.nn.functional.one_hot(LABELS, 5).double()]) == "probabilities"
+
+
+@pytest.mark.parametrize("rest", [(), (4,)])
+def test_a_loss_is_guessed_of_batches_of_many_lengths(rest: tuple[int, ...]) -> None:
+    found = [torch.randn(2, s, *rest, generator=GENERATOR) for s in (3, 7, 1)]
+    assert guess(found) == ("mse" if rest else "kd")
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3])
+def test_an_output_that_labels_do_not_teach_learns_from_the_teacher_alone(alpha: float) -> None:
+    assert float(Objective(alpha=alpha, labelled=False)(S, T, LABELS)) == float(kd(S, T, 2.0))

@@ -220,3 +220,51 @@ def test_plans_of_many_lengths_are_not_all_kept(monkeypatch: pytest.MonkeyPatch)
         y = module({k: torch.from_numpy(v) for k, v in feed.items()})["y"]
         np.testing.assert_allclose(y.detach().numpy(), session.run(feed)[0], rtol=1e-4, atol=1e-5)
     assert len(module._plans) == 4
+
+
+DETECTOR = """g (float[N,3,4,4] image) => (float[N,8,16] boxes) {
+    centred = Sub(image, mean)
+    scaled = Div(centred, std)
+    moved = Transpose <perm = [0,1,3,2]> (scaled)
+    bright = Mul(moved, gain)
+    c = Conv(bright, w, b)
+    r = Reshape(c, shape)
+    on = Add(r, anchors)
+    far = Mul(on, strides)
+    boxes = Mul(far, learnt)
+}"""
+
+
+def test_anchors_strides_and_preprocessing_are_no_weights_and_what_is_learnt_beside_them_is() -> None:
+    constants = {
+        "mean": np.float32([0.485, 0.456, 0.406]).reshape(3, 1, 1), "std": np.float32([0.2, 0.3, 0.4]).reshape(3, 1, 1),
+        "gain": normal(3, 1, 1), "anchors": (np.arange(16, dtype=np.float32) + 0.5).reshape(1, 1, 16),
+        "strides": np.float32([8] * 8 + [16] * 8).reshape(1, 1, 16), "learnt": normal(8, 1),
+    }  # fmt: skip
+    model = tiny.model(DETECTOR, **constants, w=normal(8, 3, 1, 1), b=normal(8), shape=np.int64([0, 8, 16]))
+    assert set(choose(model).trainable) == {"w", "b", "learnt"}
+    assert "anchors" in choose(model, train=("anchors",)).trainable
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -2.5])
+def test_weights_that_are_all_the_same_are_trained_as_biases_and_norms_begin_so(number: float) -> None:
+    text = "g (float[N,4] x) => (float[N,3] y) { h = MatMul(x, w)  y = Add(h, b) }"
+    assert "b" in choose(tiny.model(text, w=normal(4, 3), b=np.full(3, number, np.float32))).trainable
+
+
+def test_a_weight_that_is_cut_and_joined_for_one_node_is_not_tied() -> None:
+    text = """g (float[N,4] x) => (float[N,3] y) {
+        top = Slice(w, zero, two, zero)  rest = Slice(w, two, four, zero)  c = Concat <axis = 0> (rest, top)  y = MatMul(x, c)
+    }"""
+    ints = {"zero": np.int64([0]), "two": np.int64([2]), "four": np.int64([4])}
+    found = choose(tiny.model(text, w=normal(4, 3), **ints))
+    assert found.trainable == ("w",) and found.tied == ()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_second_copy_of_a_float_model_s_weights_is_kept(name: str) -> None:
+    module = OnnxModule(MODELS[name][0]())
+    assert sum(a.nbytes for a in module._values.values()) == 0
+    held = {t.data_ptr() for t in module._fixed.values() if t.numel() > 1}
+    assert not held & {w.data_ptr() for w in module.weights}
+    assert not set(module._fixed) & {module.names[n] for n in module.trained}

@@ -11,6 +11,7 @@ import torch
 
 from edgeopt import distill
 from edgeopt.errors import DataError, UsageError
+from edgeopt.options import Listener
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_order, matched, paired
 from tests import tiny
@@ -140,3 +141,54 @@ def test_embeddings_of_another_size_come_closer_in_what_they_find_alike() -> Non
     )
     assert found.losses == {"y": "similarity"} and found.metric == "held-out fidelity to the teacher"
     assert found.before < found.after < 0
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 7, 5), (4, 5, 2, 3)])
+def test_the_classes_of_a_picture_are_put_in_order_along_its_channels(shape: tuple[int, ...]) -> None:
+    values, order = torch.from_numpy(toys.normal(0, *shape)), (4, 0, 2)
+    ordered = Pair("y", "y", "kd", order).ordered(values)
+    axis = 1 if len(shape) == 4 else len(shape) - 1
+    assert ordered.shape == tuple(3 if i == axis else n for i, n in enumerate(shape))
+    for i, j in enumerate(order):
+        assert torch.equal(ordered.select(axis, i), values.select(axis, j))
+
+
+def test_a_teacher_of_more_classes_gives_probabilities_though_those_of_the_student_are_not_all(tmp_path: Path) -> None:
+    found = files(tmp_path, "a\nb\nc", "a\nb\nc\nd\ne\n")
+    theirs = {"y": [torch.softmax(torch.from_numpy(toys.normal(i, 4, 5)), -1) for i in range(3)]}
+    (pair,) = paired({"y": "y"}, {"y": [torch.zeros(4, 3)]}, theirs, DistillOptions(**found))
+    assert pair.loss == "probabilities"
+
+
+def test_outputs_that_hold_whole_numbers_are_not_compared_and_refused_where_they_are_asked_for() -> None:
+    values = {"y": [torch.zeros(4, 3)], "ids": [torch.zeros(4, dtype=torch.int64)]}
+    same_names = {"y": "y", "ids": "ids"}
+    assert [p.student for p in paired(same_names, values, values, DistillOptions(loss="mse"))] == ["y"]
+    with pytest.raises(UsageError, match=r"--match ids=ids: .*no numbers to learn"):
+        paired({"ids": "ids"}, values, values, DistillOptions(match={"ids": "ids"}))
+    with pytest.raises(UsageError, match="no output holds numbers"):
+        paired({"ids": "ids"}, values, values, DistillOptions())
+
+
+def test_a_student_that_also_gives_the_index_of_its_class_learns_its_scores() -> None:
+    text = toys.PERCEPTRON.format(classes=3).replace("float[N,3] y)", "float[N,3] y, int64[N] ids)")
+    text = text.replace("}", "ids = ArgMax <axis = 1, keepdims = 0> (y) }")
+    student, teacher = (tiny.proto(text, a=toys.normal(i, 4, 8), b=toys.normal(i + 1, 8, 3)) for i in (0, 7))
+    found = distill(student, toys.samples(), teacher=teacher, **toys.QUICK)
+    assert found.improved and found.losses == {"y": "kd"}
+
+
+def test_labels_teach_the_first_output_and_not_another_that_has_fewer_classes() -> None:
+    # z has two classes and there are three labels: a cross-entropy of z would fail
+    found = distill(toys.branched(), toys.samples(labels=True), teacher=toys.branched(7), alpha=0.5, **toys.QUICK)
+    assert found.improved and found.losses == {"y": "kd", "z": "kd"} and found.metric == "held-out accuracy"
+
+
+def test_labels_of_an_output_that_tells_no_classes_are_not_used_and_that_is_said() -> None:
+    made, notes = [], list[str]()
+    for labels in (True, False):
+        more = {"listener": Listener(note=notes.append)} if labels else {}
+        data = toys.samples(labels=labels)
+        made.append(distill(toys.perceptron(), data, teacher=toys.perceptron(7), loss="mse", **more, **toys.QUICK))
+    assert any("labels are not used: output 'y' tells no classes (--loss mse)" in n for n in notes)
+    assert made[0].metric == "held-out fidelity to the teacher" and toys.same_bytes(made[0].model, made[1].model)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ from edgeopt import distill
 from edgeopt.cli import main
 from edgeopt.errors import UsageError
 from edgeopt.train.ranks import Ranks, ranks
+from tests import tiny
 from tests.train import toys
 from tests.train.test_distill import ROOT, TEACHER, student
 
@@ -41,7 +43,8 @@ for name, port, count, choices in cases:
     os.environ["MASTER_PORT"] = str(port)
     places = {"whole": {"checkpoint": state, "listener": Listener(progress=copy)},
               "resumed": {"checkpoint": early, "resume": True}}.get(name, {})
-    found = distill(toys.perceptron(), toys.samples(count), teacher=toys.perceptron(7), **places, **choices)
+    student = toys.branched() if name == "auxiliary" else toys.perceptron()
+    found = distill(student, toys.samples(count), teacher=toys.perceptron(7), **places, **choices)
     (folder / f"{name}.{os.environ['RANK']}").write_bytes(graph.proto_bytes(found.model))
 """
 
@@ -119,15 +122,19 @@ def test_two_ranks_hold_the_weights_of_one_process_also_after_a_resume(tmp_path:
         "one batch": (20, {**quick, "batch_size": 16}),  # the second process never has one
         "whole": (80, {**quick, "batch_size": 10, "ema": 0.5}),
         "resumed": (80, {**quick, "batch_size": 10, "ema": 0.5}),
+        "auxiliary": (80, {**quick, "batch_size": 8}),  # weights of an output that nothing is compared with
     }
     plan = json.dumps([(name, free_port(), *case) for name, case in cases.items()])
     for code, out, err in ended([started(r, 0, "-c", DRIVER, str(tmp_path), plan) for r in (0, 1)]):
         assert (code, out) == (0, ""), err
     for name, (count, choices) in cases.items():
+        student = toys.branched() if name == "auxiliary" else toys.perceptron()
         alone = distill(
-            toys.perceptron(), toys.samples(count), teacher=toys.perceptron(7), **{**choices, "accumulate": 2}
+            student, toys.samples(count), teacher=toys.perceptron(7), **{**choices, "accumulate": 2}
         )
         assert alone.improved
+        if name == "auxiliary":  # no gradient, and so no decay
+            assert np.array_equal(tiny.weights_of(alone.model)["c"], toys.normal(2, 8, 2))
         for rank in (0, 1):
             assert (tmp_path / f"{name}.{rank}").read_bytes() == toys.graph.proto_bytes(alone.model), (name, rank)
 

@@ -9,6 +9,7 @@ from edgeopt.errors import ModelError
 from edgeopt.train.taps import inner_values
 from tests import tiny
 from tests.train import toys
+from tests.train.test_module import ATTENTION, attention
 
 CHAIN = """g (float[N,4] x) => (float[N,4] y) {
     a = MatMul(x, w0)  b = Relu(a)  c = MatMul(b, w1)  d = Relu(c)  e = MatMul(d, w2)  f = Relu(e)  y = MatMul(f, w3)
@@ -83,3 +84,15 @@ def test_a_network_around_which_a_layer_leads_says_to_name_values() -> None:
     single = tiny.model("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }", w=toys.normal(0, 4, 4))
     with pytest.raises(ModelError, match=r"--heads auto: .*name some with --heads"):
         inner_values(single)
+
+
+def test_an_attention_whose_input_is_added_again_has_no_value_that_all_passes_through_between_its_layers() -> None:
+    with pytest.raises(ModelError, match="no inner value is the only way"):
+        inner_values(attention())
+    # with a layer before and one behind it, the values beside the block are, and none inside
+    text = ATTENTION.replace("(float[N,S,8] x,", "(float[N,S,8] x0,").replace("{", "{ x = MatMul(x0, first)", 1)
+    weights = {name: toys.normal(i, 8, 8) for i, name in enumerate(("first", "wq", "wk", "wv", "last"))}
+    norm = {name: toys.normal(9, 8) for name in ("gamma", "beta", "b")}
+    m = tiny.model(text.replace("y = Add(n, b)", "e = Add(n, b)  y = MatMul(e, last)"), **weights, **norm)
+    found = inner_values(m)
+    assert found and set(found) <= {"x", "r", "n", "e"}

@@ -56,3 +56,11 @@ def write(folder: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
     folder.mkdir()
     for i, feed in enumerate(feeds):
         np.savez(folder / f"{i:03}.npz", **feed)
+
+
+BRANCHED = "g (float[N,4] x) => (float[N,3] y, float[N,2] z) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b)  z = MatMul(r, c) }"
+
+
+def branched(seed: int = 0) -> onnx.ModelProto:
+    """A `perceptron` with a second output z [N,2] by way of weights c."""
+    return tiny.proto(BRANCHED, a=normal(seed, 4, 8), b=normal(seed + 1, 8, 3), c=normal(seed + 2, 8, 2))

@@ -1,0 +1,79 @@
+"""`edgeopt sensitivity`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgeopt.cli.show import listener
+from edgeopt.cli.units import seconds
+from edgeopt.options import check_place
+
+_SHOWN = 20
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--calib", required=True, metavar="PATH", help="Samples, as `quantize --calib` reads them.")
+@click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
+@click.option("--budget", default="60s", show_default=True, metavar="TIME", help="How long it may take, about.")
+@click.option("--samples", default=8, show_default=True, help="Held-out samples that it is measured on.")
+@click.option("--exclude", multiple=True, metavar="NODE|GLOB|OP", help="Stay float; may be repeated.")
+@click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
+@click.option("--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Write an SVG.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def sensitivity(
+    model: Path,
+    calib: str,
+    target: str,
+    budget: str,
+    samples: int,
+    exclude: tuple[str, ...],
+    include: tuple[str, ...],
+    preprocess: str | None,
+    tokenizer: Path | None,
+    picture: Path | None,
+    form: str,
+) -> None:
+    """Which nodes lose the accuracy in int8, by weights or activations, and what leaving each in float gives.
+
+    \b
+    Example: edgeopt sensitivity model.onnx --calib images/ --picture loss.svg
+    """
+    if picture is not None:
+        check_place(picture, force=True)
+    from edgeopt.sensitivities import BUDGET_S
+    from edgeopt.sensitivities import picture as drawn
+    from edgeopt.sensitivities import sensitivity as run
+
+    with listener() as ears:
+        found = run(
+            model,
+            calib,
+            budget_s=seconds(budget, "--budget") or BUDGET_S,
+            samples=samples,
+            listener=ears,
+            target=target,
+            exclude=exclude,
+            include=include,
+            preprocess=preprocess,
+            tokenizer=tokenizer,
+        )
+    if picture is not None:
+        picture.write_text(drawn(found), encoding="utf-8")
+    if form == "json":
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    click.echo(f"all quantized, weights to the nearest: {found.sqnr_db:.1f} dB on {found.samples} samples")
+    for node in found.nodes[:_SHOWN]:
+        click.echo(f"  {node.describe()}")
+    if len(found.nodes) > _SHOWN:
+        rest = sum(n.share for n in found.nodes[_SHOWN:])
+        click.echo(f"  {len(found.nodes) - _SHOWN} others: {rest:.0%} together")
+    if not found.complete:
+        click.echo(f"the budget was over after {found.seconds:.0f} s: some figures are missing (--budget)")

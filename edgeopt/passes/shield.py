@@ -1,0 +1,83 @@
+"""Keep in float what the plan leaves in float.
+
+ONNX Runtime (`WeightBiasQuantization`, part of its basic optimizations) takes a float Conv, ConvTranspose or Gemm between
+a DequantizeLinear and, past Relu and Clip, a QuantizeLinear for one that was forgotten, and quantizes its weights with one
+scale for all channels. It leaves a node alone whose bias is not an initializer; and what a DequantizeLinear gives is none,
+even if it is constant. So such a node gets its bias as int32 with a scale of its own, exact to 2^-31 of its largest element.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+_TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
+_PASSED = frozenset({"Relu", "Clip"})
+_LARGEST = 2.0**31 - 1
+
+
+def shield(model: ir.Model) -> ir.Model:
+    """A clone of `model` (with Q/DQ) in which float nodes between integer ones have a bias that protects them."""
+    copy = model.clone()
+    for node in tuple(copy.graph):
+        if node.op_type in _TAKEN and _exposed(node):
+            _protect(copy, node)
+    copy.graph.sort()
+    return copy
+
+
+def _exposed(node: ir.Node) -> bool:
+    x, w = node.inputs[:2]
+    before = x.producer() if x is not None else None
+    if before is None or before.op_type != "DequantizeLinear" or w is None or w.const_value is None:
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.const_value is None:
+        return False
+    while True:
+        uses = tuple(node.outputs[0].uses())
+        if len(uses) != 1 or node.outputs[0].is_graph_output():
+            return False
+        node = uses[0].node
+        if node.op_type == "QuantizeLinear":
+            return True
+        if node.op_type not in _PASSED:
+            return False
+
+
+def _protect(model: ir.Model, node: ir.Node) -> None:
+    old = node.inputs[2] if len(node.inputs) > 2 else None
+    b = (
+        old.const_value.numpy()
+        if old is not None and old.const_value is not None
+        else np.zeros(_channels(node), np.float32)
+    )
+    scale = np.float32(max(float(np.abs(b).max(initial=0.0)) / (_LARGEST / 2), float(np.finfo(np.float32).tiny)))
+    name = f"{node.name}_bias"
+    values = []
+    for part, array in (("integers", np.rint(b / scale).astype(np.int32)), ("scale", np.asarray(scale))):
+        tensor = ir.tensor(array, name=f"{name}_{part}")
+        values.append(
+            ir.Value(
+                name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
+            )
+        )
+        model.graph.register_initializer(values[-1])
+    made = ir.Node("", "DequantizeLinear", values, name=f"{name}_DequantizeLinear")
+    made.outputs[0].name, made.outputs[0].shape = f"{name}_float", ir.Shape(b.shape)
+    made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    model.graph.insert_before(node, made)
+    if len(node.inputs) < 3:
+        node.resize_inputs(3)
+    node.replace_input_with(2, made.outputs[0])
+    if old is not None and not old.uses() and str(old.name) in model.graph.initializers:
+        del model.graph.initializers[str(old.name)]
+
+
+def _channels(node: ir.Node) -> int:
+    weight = node.inputs[1]
+    assert weight is not None and weight.const_value is not None
+    shape = weight.const_value.shape.numpy()
+    if node.op_type == "Gemm":
+        return shape[0 if node.attributes.get_int("transB", 0) else 1]
+    return shape[0] if node.op_type == "Conv" else shape[1] * node.attributes.get_int("group", 1)

@@ -1,0 +1,66 @@
+"""Weights rounded one input at a time, each error made good by the inputs that are still to come.
+
+Frantar et al. 2022, GPTQ, arXiv:2210.17323. With H = E[x x^T] and U the upper Cholesky factor of H^-1, for i in order of
+falling H_ii:
+
+    q_i = round(w_i),   e = (w_i - q_i) / U_ii,   w_j -= e U_ij  for j > i
+
+which minimizes the error of w x greedily. Where that ends behind the nearest integers (at the ends of the grid, where no
+error can be made good), an output keeps those. H is damped by lambda mean(diag H). All output channels go at once, and so do the
+groups of a grouped or depthwise convolution, each with an H of its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Wide = NDArray[np.float64]
+_BLOCK = 64  # columns whose updates are gathered before the rest sees them
+
+
+def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) -> Wide:
+    """`w` on its grid: values scale * q with |q| <= limit.
+
+    w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out].
+    """
+    groups, _, size = w.shape
+    diagonal = np.einsum("gii->gi", h)
+    dead = diagonal <= 0
+    damped = h + np.eye(size) * (damping * np.maximum(diagonal.mean(1), 1e-30))[:, None, None]
+    damped = damped + np.where(dead, 1.0, 0.0)[:, :, None] * np.eye(size)
+    order = np.argsort(-diagonal, axis=1, kind="stable")
+    rows = np.arange(groups)[:, None]
+    damped = damped[rows[:, :, None], order[:, :, None], order[:, None, :]]
+    u = _upper(damped)
+    left = np.take_along_axis(w, order[:, None, :], 2)
+    done = np.empty_like(left)
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        errors = np.empty((groups, w.shape[1], stop - start))
+        for i in range(start, stop):
+            done[:, :, i] = scale * np.clip(np.rint(left[:, :, i] / scale), -limit, limit)
+            errors[:, :, i - start] = (left[:, :, i] - done[:, :, i]) / u[:, i, i][:, None]
+            left[:, :, i + 1 : stop] -= errors[:, :, i - start, None] * u[:, None, i, i + 1 : stop]
+        if stop < size:
+            left[:, :, stop:] -= errors @ u[:, start:stop, stop:]
+    wanted = np.take_along_axis(w, order[:, None, :], 2)
+    nearest = scale[:, :, None] * np.clip(np.rint(wanted / scale[:, :, None]), -limit, limit)
+    behind = _error(wanted - done, damped) > _error(wanted - nearest, damped)
+    found = np.empty_like(done)
+    np.put_along_axis(
+        found, np.broadcast_to(order[:, None, :], done.shape), np.where(behind[..., None], nearest, done), 2
+    )
+    return found
+
+
+def _error(d: Wide, h: Wide) -> Wide:
+    """d H d^T of each output: [groups, out]."""
+    return np.asarray(((d @ h) * d).sum(-1))
+
+
+def _upper(h: Wide) -> Wide:
+    """The upper Cholesky factor of h^-1, by that of h: with J the reversal, J h J = L L^T gives h^-1 = V^T V, V = J L^-1 J."""
+    lower = np.linalg.cholesky(h[:, ::-1, ::-1])
+    inverse = np.linalg.solve(lower, np.broadcast_to(np.eye(h.shape[1]), h.shape))
+    return np.ascontiguousarray(inverse[:, ::-1, ::-1])

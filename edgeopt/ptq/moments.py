@@ -1,0 +1,188 @@
+"""Second moments of what integer layers read in the float model, from which their weights are rounded.
+
+    H = E[x x^T]   and the mean of x
+
+over columns x: the inputs of one output element of a MatMul, Gemm or Conv (a patch). Of each sample some positions are
+taken by chance, with a seed. Sums over samples, so that moments add; added in the order of the samples, so that the same
+samples give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.errors import DataError
+from edgeopt.ops import activations, channel_axis, weight_of
+from edgeopt.runtime.session import Feed, cores, open_session, with_outputs
+
+POSITIONS = 128
+_FEW = 32  # positions where H is small: a depthwise convolution has one of some ten inputs for each channel
+_TOGETHER = 8  # samples whose columns are multiplied at once
+Sample = tuple[str, Callable[[], Feed]]
+Wide = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of `count` columns; h: [groups, in, in] and x: [groups, in] are sums."""
+
+    count: int
+    h: Wide
+    x: Wide
+
+    @staticmethod
+    def of(x: NDArray[np.float32]) -> Moments:
+        """Of columns [n, groups, in]."""
+        a = np.ascontiguousarray(x.transpose(1, 0, 2))
+        h, sums = a.transpose(0, 2, 1) @ a, np.ones(len(x), np.float32) @ x.reshape(len(x), -1)
+        return Moments(len(x), h.astype(np.float64), sums.reshape(x.shape[1:]).astype(np.float64))
+
+    def merge(self, other: Moments) -> Moments:
+        """Of the columns of both."""
+        return Moments(self.count + other.count, self.h + other.h, self.x + other.x)
+
+
+def layers(model: ir.Model, integer: frozenset[str]) -> list[ir.Node]:
+    """The integer nodes of `model` with constant weights whose columns can be taken."""
+    return [
+        n
+        for n in model.graph
+        if n.name in integer and n.op_type in ("Conv", "Gemm", "MatMul") and weight_of(n) is not None and _plain(n)
+    ]
+
+
+def _plain(node: ir.Node) -> bool:
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    rank = len(weight.const_value.shape)
+    if node.op_type == "Conv":
+        return rank == 4 and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+    return rank == 2 and not node.attributes.get_int("transA", 0)
+
+
+def size_bytes(node: ir.Node) -> int:
+    """Of the moments of `node`."""
+    w = rows(node)
+    return int(16 * w.shape[0] * w.shape[2] ** 2)  # the sum and a sample's part
+
+
+def rows(node: ir.Node, w: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """The weight of `node`, or another of its shape, as [groups, out, in]."""
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    w = weight.const_value.numpy() if w is None else w
+    if node.op_type == "Conv":
+        group = node.attributes.get_int("group", 1)
+        return w.reshape(group, w.shape[0] // group, -1)
+    return (w if channel_axis(node) == 0 else w.T)[None]
+
+
+def unrows(node: ir.Node, found: NDArray[np.floating]) -> NDArray[np.float32]:
+    """`found` [groups, out, in] in the shape of the weight of `node`."""
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    shape = weight.const_value.shape.numpy()
+    if node.op_type != "Conv" and channel_axis(node) != 0:
+        return np.ascontiguousarray(found[0].T.astype(np.float32))
+    return np.ascontiguousarray(found.reshape(shape).astype(np.float32))
+
+
+def columns(
+    node: ir.Node, x: NDArray[np.float32], rng: np.random.Generator, count: int = POSITIONS
+) -> NDArray[np.float32]:
+    """Up to `count` columns [n, groups, in] of what `node` reads at positions by chance."""
+    if node.op_type != "Conv":
+        flat = x.reshape(-1, x.shape[-1])
+        chosen = rng.permutation(len(flat))[:count] if len(flat) > count else np.arange(len(flat))
+        return flat[chosen][:, None, :]
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    kernel, group = weight.const_value.shape.numpy()[2:], node.attributes.get_int("group", 1)
+    strides, dilations = (_ints(node, name, (1, 1)) for name in ("strides", "dilations"))
+    pads = _ints(node, "pads", (0, 0, 0, 0))
+    size = [
+        (x.shape[2 + i] + pads[i] + pads[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in (0, 1)
+    ]
+    total = len(x) * size[0] * size[1]
+    count = min(count, _FEW) if group == x.shape[1] and count == POSITIONS else count
+    chosen = rng.integers(0, total, count) if total > count else np.arange(total)
+    image, down, right = np.unravel_index(chosen, (len(x), *size))
+    at = [
+        position[:, None] * strides[i] - pads[i] + np.arange(kernel[i]) * dilations[i]
+        for i, position in enumerate((down, right))
+    ]
+    inside = [(p >= 0) & (p < x.shape[2 + i]) for i, p in enumerate(at)]
+    row, column = (np.clip(p, 0, x.shape[2 + i] - 1) for i, p in enumerate(at))
+    found = x[image[:, None, None], :, row[:, :, None], column[:, None, :]]  # [n, kh, kw, channels]
+    found = found * (inside[0][:, :, None] & inside[1][:, None, :])[..., None]
+    return np.ascontiguousarray(found.transpose(0, 3, 1, 2)).reshape(len(chosen), group, -1)
+
+
+def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    found = node.attributes.get(name)
+    return tuple(found.as_ints()) if found is not None else default
+
+
+def gather(
+    model: ir.Model,
+    nodes: Sequence[ir.Node],
+    samples: Sequence[Sample],
+    max_ram: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Moments]:
+    """Moments of `nodes` (of `model`) by name; one pass over the samples for as many as fit into `max_ram` bytes."""
+    parts: list[list[ir.Node]] = []
+    used = 0
+    for node in nodes:
+        need = size_bytes(node)
+        if not parts or used + need > max_ram:
+            parts.append([])
+            used = 0
+        parts[-1].append(node)
+        used += need
+    found: dict[str, Moments] = {}
+    for i, part in enumerate(parts):
+        waiting: list[Mapping[str, NDArray[np.float32]]] = []
+        for done, columns_of in enumerate(_columns(model, part, samples), 1):
+            waiting.append(columns_of)
+            if len(waiting) == _TOGETHER or done == len(samples):
+                for name in dict.fromkeys(n for c in waiting for n in c):
+                    new = Moments.of(np.concatenate([c[name] for c in waiting if name in c]))
+                    found[name] = found[name].merge(new) if name in found else new
+                waiting = []
+            progress(i * len(samples) + done, len(parts) * len(samples))
+    return found
+
+
+def _columns(
+    model: ir.Model, nodes: Sequence[ir.Node], samples: Sequence[Sample]
+) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+    """Columns of each node, sample by sample and in order; samples that cannot be read have none."""
+    read = {str(n.name): str(activations(n)[0][1].name) for n in nodes}
+    inner = sorted(set(read.values()) - {str(v.name) for v in model.graph.inputs})
+    session = open_session(with_outputs(model, inner)) if inner else None
+
+    def work(seed: int) -> dict[str, NDArray[np.float32]]:
+        try:
+            values = dict(samples[seed][1]())
+        except DataError:
+            return {}
+        if session is not None:
+            values |= dict(zip(session.outputs, session.run(values), strict=True))
+        return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(seed)) for n in nodes}
+
+    with ThreadPoolExecutor(cores()) as pool:
+        ahead: deque[Future[dict[str, NDArray[np.float32]]]] = deque()
+        for seed in range(len(samples)):
+            ahead.append(pool.submit(work, seed))
+            if len(ahead) > cores():  # what is ahead of its turn waits in memory
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

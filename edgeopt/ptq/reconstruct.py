@@ -1,0 +1,76 @@
+"""Weights and biases of integer layers chosen for what the layers read.
+
+GPTQ rounds the weights under H = E[x x^T], centred where the layer has a bias, since the bias takes the mean:
+
+    b' = b + (W - W_q) E[x]          bias correction, Nagel et al. 2019, arXiv:1906.04721, section 4.2
+
+Every layer is made good for its own rounding only. What its inputs lost is the business of the layers before: all layers
+are done at once, and to count a shift of the mean in each of them again would multiply it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.grid import QParams
+from edgeopt.ops import bias_of, channel_axis, weight_of
+from edgeopt.ptq.gptq import Wide, gptq
+from edgeopt.ptq.moments import Moments, rows, unrows
+from edgeopt.ptq.quantize import within_pairs
+from edgeopt.runtime.session import cores
+from edgeopt.target import Target
+
+
+def reconstructed(
+    model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, Moments], target: Target
+) -> ir.Model:
+    """A clone of `model` (untied) whose integer layers have weights on their grids and biases that go with them."""
+    copy = model.clone()
+    nodes = [n for n in copy.graph if str(n.name) in moments and weight_of(n) is not None]
+
+    def work(node: ir.Node) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        return _layer(node, moments[str(node.name)], params, target)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        for node, (w, b) in zip(nodes, pool.map(work, nodes), strict=True):
+            for value, array in ((weight_of(node), w), (bias_of(node), b)):
+                if value is not None and array is not None:
+                    value.const_value = ir.tensor(array, name=value.name)
+    return copy
+
+
+def _layer(
+    node: ir.Node, m: Moments, params: Mapping[str, QParams], target: Target
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """The weight of one layer on its grid, and its bias."""
+    weight, bias = weight_of(node), bias_of(node)
+    assert weight is not None
+    w, grid = rows(node).astype(np.float64), params[str(weight.name)]
+    scale = np.broadcast_to(grid.scale.astype(np.float64).reshape(-1), w.shape[0] * w.shape[1]).reshape(w.shape[:2])
+    q = gptq(w, covariance(m, bias is not None), scale, grid.qtype.qmax)
+    if target.saturates and not (w.shape[0] > 1 and w.shape[1] == 1):
+        made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
+        q = rows(node, made).astype(np.float64)
+    if bias is None or bias.const_value is None:
+        return unrows(node, q), None
+    b = bias.const_value.numpy()
+    moved = np.einsum("goi,gi->go", w - q, m.x / m.count)
+    return unrows(node, q), (b + moved.reshape(b.shape)).astype(np.float32)
+
+
+def covariance(m: Moments, centred: bool) -> Wide:
+    """H of the columns, or of their distance from the mean: [groups, in, in]."""
+    h, x = m.h / m.count, m.x / m.count
+    return h - x[:, :, None] * x[:, None, :] if centred else h
+
+
+def _guarded(w: NDArray[np.float32], grid: QParams, op_type: str, axis: int) -> NDArray[np.float32]:
+    """On-grid weights with the pairs kept that a saturating target can add."""
+    scale = grid.scale.reshape([-1 if i == axis else 1 for i in range(w.ndim)]) if grid.scale.size > 1 else grid.scale
+    q = within_pairs(np.rint(w / scale).astype(np.int32), op_type, axis)
+    return np.asarray(q * scale, np.float32)

@@ -1,0 +1,248 @@
+"""`sensitivity(model, data)`: which nodes lose the accuracy when a model becomes integer, and by what.
+
+For each integer node of the plan, on some samples and against the float model: the noise that the outputs get when it
+alone is quantized, the part of it that its weights make and the part its activations make, and the SQNR that is won when
+it alone stays float. Noise powers of single nodes nearly add up, so a share of their sum is a share of the loss. Weights
+are rounded to the nearest here: this tells what learned rounding has to deal with.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.candidates import ground
+from edgeopt.errors import ModelError
+from edgeopt.grid import QParams, fake_quantize
+from edgeopt.ops import bias_of, channel_axis, weight_of
+from edgeopt.options import Data, Listener, Options
+from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.shield import shield
+from edgeopt.prepare import Job, prepare
+from edgeopt.ptq.quantize import activation_params, quantization_params, untie
+from edgeopt.runtime.compare import Outputs, run_all
+from edgeopt.runtime.session import Feed, cores, open_session
+from edgeopt.state import Plan
+
+SAMPLES = 8
+BUDGET_S = 60.0
+_TOLD = 10  # channels whose weights span more than this are told
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node loses. share: of the noise that all nodes make one by one; weights, activations: of its own noise, None
+    when the budget was over; won_db: SQNR that is won when it alone stays float, likewise; spread: largest over median
+    weight range of its channels.
+    """
+
+    name: str
+    op_type: str
+    sqnr_db: float
+    share: float
+    weights: float | None
+    activations: float | None
+    won_db: float | None
+    spread: float | None
+
+    def describe(self) -> str:
+        """In plain words."""
+        parts = [f"{self.share:.0%} of the loss"]
+        if self.weights is not None and self.activations is not None:
+            side = "weights" if self.weights >= self.activations else "activations"
+            parts.append(f"mostly its {side} ({max(self.weights, self.activations):.0%})")
+        if self.spread is not None and self.spread > _TOLD:
+            parts.append(f"its channels' weights span {self.spread:.0f}:1")
+        if self.won_db is not None:
+            parts.append(f"left in float it gives {self.won_db:+.1f} dB")
+        return f"{self.name} ({self.op_type}): {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The nodes, worst first; sqnr_db: with all of them quantized; samples, seconds: what it is based on; complete: whether
+    the budget sufficed for every figure.
+    """
+
+    nodes: tuple[Node, ...]
+    sqnr_db: float
+    samples: int
+    seconds: float
+    complete: bool
+
+
+def sensitivity(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    data: Data,
+    *,
+    budget_s: float = BUDGET_S,
+    samples: int = SAMPLES,
+    listener: Listener | None = None,
+    **choices: Any,
+) -> Sensitivity:
+    """Which nodes of `model` lose accuracy in static int8; `choices` are those of `edgeopt.quantize`.
+
+    budget_s: seconds after which figures are left out: first what single nodes gain in float, then their weights.
+
+    Raises:
+        EdgeoptError: as `edgeopt.quantize`; ModelError also where no node becomes integer.
+    """
+    start, ears = time.monotonic(), listener or Listener()
+    options = Options(**{**choices, "mode": "static", "measure": False})
+    job = prepare(graph.load(model), data, options, ears)
+    base = ground(job)
+    if base is None:
+        raise ModelError("no node becomes integer on this target; name some with --include")
+    plan = base.plan
+    untied = untie(job.model, plan)
+    params = quantization_params(
+        untied, plan, activation_params(plan, base.statistics, job.target, options.range_rule), job.target
+    )
+    trial = _Trial(job, untied, plan, params, [feed for _, feed in job.held[:samples]], list(job.reference[:samples]))
+    whole = trial.noise(plan.integer)
+    nodes = [n for n in untied.graph if n.name in plan.integer]
+    alone = {}
+    for i, node in enumerate(nodes):
+        alone[str(node.name)] = trial.noise(frozenset({str(node.name)}))
+        ears.progress("one node at a time", i + 1, len(nodes))
+    total = sum(alone.values()) or 1.0
+    found, complete = [], True
+    for node in sorted(nodes, key=lambda n: -alone[str(n.name)]):
+        name, own = str(node.name), alone[str(node.name)]
+        parts: tuple[float, float] | None = None
+        won = None
+        if time.monotonic() - start < budget_s:
+            w, a = trial.noise(frozenset({name}), "weights"), trial.noise(frozenset({name}), "activations")
+            parts = (w / max(w + a, 1e-30), a / max(w + a, 1e-30))
+        if time.monotonic() - start < budget_s:
+            won = _db(trial.signal, trial.noise(plan.integer - {name})) - _db(trial.signal, whole)
+        complete = complete and won is not None
+        found.append(
+            Node(
+                name=name,
+                op_type=node.op_type,
+                sqnr_db=_db(trial.signal, own),
+                share=own / total,
+                weights=None if parts is None else parts[0],
+                activations=None if parts is None else parts[1],
+                won_db=won,
+                spread=_spread(node),
+            )
+        )
+    return Sensitivity(
+        tuple(found), _db(trial.signal, whole), len(trial.feeds), round(time.monotonic() - start, 2), complete
+    )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Runs the model with some nodes quantized."""
+
+    job: Job
+    model: ir.Model
+    plan: Plan
+    params: Mapping[str, QParams]
+    feeds: Sequence[Feed]
+    reference: Sequence[Outputs]
+
+    @property
+    def signal(self) -> float:
+        """Mean power of the float outputs."""
+        return _power(self.reference)
+
+    def noise(self, integer: frozenset[str], side: str = "both") -> float:
+        """Mean power of what the outputs are off by with only `integer` quantized: weights, activations or both."""
+        plan = self._part(integer)
+        model, params = self.model, {k: p for k, p in self.params.items() if k in self._needed(plan)}
+        constants = {str(v.name) for n in model.graph if n.name in integer for v in (weight_of(n), bias_of(n)) if v}
+        if side == "weights":
+            model = _rounded(model, {k: params[k] for k in constants if k in params})
+        else:
+            kept = {k: p for k, p in params.items() if side == "both" or k not in constants}
+            model = insert_qdq(model, plan, kept)
+            model = shield(fold_weights(model) if side == "both" else model)
+        session = open_session(model)
+        found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
+        return _power([[a - b for a, b in zip(y, r, strict=True)] for y, r in zip(found, self.reference, strict=True)])
+
+    def _part(self, integer: frozenset[str]) -> Plan:
+        clamps = {clamp: node for clamp, node in self.plan.clamps.items() if node in integer}
+        return replace(self.plan, integer=integer, clamps=clamps)
+
+    def _needed(self, plan: Plan) -> set[str]:
+        """The values that keep a grid: what integer nodes read and make."""
+        by_clamp = {node: clamp for clamp, node in plan.clamps.items()}
+        outputs = {str(n.name): str(n.outputs[0].name) for n in self.model.graph if n.outputs}
+        found: set[str] = set()
+        for node in self.model.graph:
+            if node.name in plan.integer:
+                found |= {str(v.name) for v in node.inputs if v is not None}
+                found.add(
+                    outputs[by_clamp[str(node.name)]] if str(node.name) in by_clamp else str(node.outputs[0].name)
+                )
+                found |= {str(v.name) for v in node.outputs[1:]}
+        return found
+
+
+def _rounded(model: ir.Model, params: Mapping[str, QParams]) -> ir.Model:
+    copy = model.clone()
+    for name, p in params.items():
+        value = copy.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(fake_quantize(value.const_value.numpy(), p), name=name)
+    return copy
+
+
+def _power(outputs: Sequence[Sequence[np.ndarray]]) -> float:
+    """The mean square, each output with the weight of one."""
+    floats = [[y for y in sample if np.issubdtype(y.dtype, np.floating)] for sample in outputs]
+    return float(np.mean([np.mean(np.square(y, dtype=np.float64)) for sample in floats for y in sample]))
+
+
+def _db(signal: float, noise: float) -> float:
+    return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))
+
+
+def _spread(node: ir.Node) -> float | None:
+    weight = weight_of(node) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+    if weight is None or weight.const_value is None:
+        return None
+    w = np.moveaxis(weight.const_value.numpy(), channel_axis(node), 0)
+    ranges = np.abs(w.reshape(len(w), -1)).max(1)
+    return float(ranges.max() / max(float(np.median(ranges)), 1e-30))
+
+
+def picture(found: Sensitivity, most: int = 40) -> str:
+    """The worst nodes as bars, an SVG; dark: weights, light: activations."""
+    rows = found.nodes[:most]
+    height = 18 * len(rows) + 40
+    top = max((n.share for n in rows), default=1.0) or 1.0
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="20">share of the loss by node; all quantized: {found.sqnr_db:.1f} dB; dark: weights, light: activations</text>',
+    ]
+    for i, node in enumerate(rows):
+        y, width = 32 + 18 * i, 380 * node.share / top
+        dark = width * (node.weights if node.weights is not None else 0.0)
+        name = node.name if len(node.name) < 44 else f"...{node.name[-40:]}"
+        lines += [
+            f'<text x="10" y="{y + 12}">{_escaped(name)}</text>',
+            f'<rect x="300" y="{y}" width="{dark:.1f}" height="14" fill="#1f4e79"/>',
+            f'<rect x="{300 + dark:.1f}" y="{y}" width="{max(0.0, width - dark):.1f}" height="14" fill="#9dc3e6"/>',
+            f'<text x="{306 + width:.1f}" y="{y + 12}">{node.share:.1%}</text>',
+        ]
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

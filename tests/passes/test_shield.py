@@ -1,0 +1,76 @@
+"""A float node between integer ones stays float in ONNX Runtime, which would quantize its weights unasked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from edgeopt.passes.shield import shield
+from edgeopt.runtime.session import open_session
+from tests import tiny
+from tests.models import normal
+
+ISLAND = """g (float[N,4,8,8] x) => (float[N,6,8,8] y) {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    [island] c = LAYER
+    r = Relu(c)
+    p = QuantizeLinear(r, s, z)
+    y = DequantizeLinear(p, s, z)
+}"""
+LAYERS = {
+    "with a bias": "Conv <pads = [1,1,1,1]> (d, w, b)",
+    "without": "Conv <pads = [1,1,1,1]> (d, w)",
+    "transposed": "ConvTranspose <pads = [1,1,1,1]> (d, wt)",
+}
+GRID = {"s": np.float32(0.05), "z": np.uint8(0)}
+FEED = {"x": normal(2, 4, 8, 8)}
+
+
+def island(layer: str) -> ir.Model:
+    """Channels of very different ranges, which one scale for all would ruin."""
+    w = normal(6, 4, 3, 3) * np.float32([10, 1, 0.1, 0.01, 0.001, 1e-4]).reshape(6, 1, 1, 1)
+    weights = {"b": normal(6), "w": w, "wt": np.ascontiguousarray(w.transpose(1, 0, 2, 3))}
+    used = {k: v for k, v in weights.items() if f" {k}" in LAYERS[layer]}
+    return tiny.model(ISLAND.replace("LAYER", LAYERS[layer]), **used, **GRID)
+
+
+def optimized(model: ir.Model, folder: Path) -> Counter[str]:
+    """Operators after ONNX Runtime's optimizations."""
+    open_session(model, optimized=folder / "o.onnx")
+    return Counter(n.op_type for n in onnx.load(folder / "o.onnx").graph.node)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_shielded_node_gives_what_the_file_says(layer: str) -> None:
+    model = island(layer)
+    want = tiny.run(model, FEED)[0]  # without optimizations
+    found = open_session(shield(model)).run(FEED)[0]
+    # a sum in another order may fall to the next step of the output's grid
+    assert np.abs(found - want).max() <= GRID["s"] * 1.01 and (found != want).mean() < 1e-3
+
+
+def test_without_the_shield_onnx_runtime_makes_it_integer(tmp_path: Path) -> None:
+    model = island("with a bias")
+    assert optimized(model, tmp_path)["QLinearConv"] == 1  # should this fail, the pass is no longer needed
+    assert optimized(shield(model), tmp_path)["QLinearConv"] == 0
+    want = tiny.run(model, FEED)[0]
+    assert np.abs(open_session(model).run(FEED)[0] - want).max() > GRID["s"]
+
+
+def test_a_node_that_is_not_between_integer_ones_is_left_alone() -> None:
+    text = "g (float[N,4,8,8] x) => (float[N,6,6,6] y) { c = Conv(x, w, b)  y = Relu(c) }"
+    model = tiny.model(text, w=normal(6, 4, 3, 3), b=normal(6))
+    assert tiny.frozen(shield(model)) == tiny.frozen(model)
+
+
+def test_shielding_again_changes_nothing_and_the_argument_stays() -> None:
+    model = island("with a bias")
+    before = tiny.frozen(model)
+    once = shield(model)
+    assert tiny.frozen(model) == before and tiny.frozen(shield(once)) == tiny.frozen(once)

@@ -1,0 +1,84 @@
+"""Columns are what layers multiply: weights times a column is the layer's output there."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgeopt.ptq.moments import Moments, columns, gather, layers, rows, unrows
+from edgeopt.runtime.session import open_session
+from tests import tiny
+from tests.models import normal
+
+CONV = "g (float[N,C,9,10] x) => (float[N,D,P,Q] y) { [layer] y = Conv <ATTRIBUTES> (x, w) }"
+FORMS = {
+    "plain": ("pads = [0,0,0,0]", (4, 3, 3, 3), 3),
+    "padded": ("pads = [1,2,0,1]", (4, 3, 3, 2), 3),
+    "strided": ("strides = [2,3], pads = [1,1,1,1]", (4, 3, 3, 3), 3),
+    "dilated": ("dilations = [2,1], pads = [2,0,2,0]", (4, 3, 3, 1), 3),
+    "grouped": ("group = 2, pads = [1,1,1,1]", (6, 2, 3, 3), 4),
+    "depthwise": ("group = 4, strides = [2,2], pads = [1,1,1,1]", (8, 1, 3, 3), 4),
+}
+
+
+def conv(form: str) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    attributes, shape, channels = FORMS[form]
+    return tiny.model(CONV.replace("ATTRIBUTES", attributes), w=normal(*shape)), {"x": normal(2, channels, 9, 10)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_times_every_column_are_the_outputs_of_a_convolution(form: str) -> None:
+    model, feed = conv(form)
+    (node,) = layers(model, frozenset({"layer"}))
+    y = open_session(model).run(feed)[0]
+    x = columns(node, feed["x"], np.random.default_rng(0), count=10**6)
+    found = np.einsum("goi,ngi->ngo", rows(node), x).reshape(len(x), -1)
+    want = y.transpose(0, 2, 3, 1).reshape(-1, y.shape[1])
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+    assert np.array_equal(unrows(node, rows(node)), model.graph.initializers["w"].const_value.numpy())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("g (float[N,3,5] x) => (float[N,3,4] y) { [layer] y = MatMul(x, w) }", (5, 4)),
+        ("g (float[N,5] x) => (float[N,4] y) { [layer] y = Gemm <transB = 1> (x, w) }", (4, 5)),
+        ("g (float[N,5] x) => (float[N,4] y) { [layer] y = Gemm(x, w) }", (5, 4)),
+    ],
+)
+def test_weights_times_every_row_are_the_outputs_of_a_product(text: str, shape: tuple[int, int]) -> None:
+    model = tiny.model(text, w=normal(*shape))
+    (node,) = layers(model, frozenset({"layer"}))
+    x = normal(2, 3, 5) if "3,5" in text else normal(6, 5)
+    found = columns(node, x, np.random.default_rng(0))
+    want = open_session(model).run({"x": x})[0].reshape(-1, 4)
+    np.testing.assert_allclose(found[:, 0] @ rows(node)[0].T, want, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(unrows(node, rows(node)), model.graph.initializers["w"].const_value.numpy())  # type: ignore[union-attr]
+
+
+def test_moments_of_parts_add_up_to_the_moments_of_all() -> None:
+    x = normal(50, 2, 7)
+    parts, whole = Moments.of(x[:20]).merge(Moments.of(x[20:])), Moments.of(x)
+    assert parts.count == whole.count == 50
+    np.testing.assert_allclose(parts.h, whole.h, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole.h[1], x[:, 1].T @ x[:, 1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole.x, x.sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_ram", [1, 1 << 30])
+def test_memory_decides_the_passes_and_not_the_result(max_ram: int) -> None:
+    text = """g (float[N,4,6,6] x) => (float[N,5,6,6] y) {
+        [first] a = Conv <pads = [1,1,1,1]> (x, w1)
+        r = Relu(a)
+        [second] y = Conv(r, w2)
+    }"""
+    model = tiny.model(text, w1=normal(3, 4, 3, 3), w2=normal(5, 3, 1, 1))
+    samples = [(str(i), partial(dict, {"x": normal(1, 4, 6, 6, seed=i)})) for i in range(11)]
+    nodes = layers(model, frozenset({"first", "second"}))
+    found, again = (gather(model, nodes, samples, m) for m in (max_ram, 1 << 20))
+    for name in ("first", "second"):
+        assert found[name].count == 11 * 36
+        assert np.array_equal(found[name].h, again[name].h)  # bit for bit

@@ -1,0 +1,73 @@
+"""Which nodes lose the accuracy: found where it was put."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from edgeopt import sensitivity
+from edgeopt.errors import EdgeoptError
+from edgeopt.sensitivities import picture
+from tests import tiny
+from tests.models import normal
+
+CHAIN = """g (float[N,16] x) => (float[N,8] y) {
+    [first] a = Gemm <transB = 1> (x, w1, b1)
+    r = Relu(a)
+    [second] b = Gemm <transB = 1> (r, w2, b2)
+    s = Relu(b)
+    [third] y = Gemm <transB = 1> (s, w3, b3)
+}"""
+FEEDS = [{"x": normal(1, 16, seed=i)} for i in range(60)]
+
+
+def chain(**changed: np.ndarray) -> bytes:
+    weights = {"w1": normal(32, 16), "w2": normal(32, 32, seed=1), "w3": normal(8, 32, seed=2)}
+    biases = {"b1": normal(32, seed=3), "b2": normal(32, seed=4), "b3": normal(8, seed=5)}
+    return tiny.proto(CHAIN, **(weights | biases | changed)).SerializeToString()
+
+
+def test_the_node_whose_weights_cannot_be_rounded_well_is_named_with_its_weights() -> None:
+    w = normal(32, 32, seed=1)
+    w[:, 0] *= 300  # the input of channel 0 is dead below, so this column costs every row its grid and gives nothing
+    w1, b1 = normal(32, 16), normal(32, seed=3)
+    w1[0], b1[0] = 0, -1
+    found = sensitivity(chain(w1=w1, b1=b1, w2=w), FEEDS, include=("Gemm",))
+    worst = found.nodes[0]
+    assert worst.name == "second" and worst.share > 0.8
+    assert worst.weights is not None and worst.weights > 0.9
+    assert worst.won_db is not None and worst.won_db > 5
+    assert "second (Gemm)" in worst.describe() and "mostly its weights" in worst.describe()
+
+
+def test_shares_are_of_one_whole_and_the_worst_come_first() -> None:
+    found = sensitivity(chain(), FEEDS, include=("Gemm",))
+    assert {n.name for n in found.nodes} == {"first", "second", "third"}
+    assert sum(n.share for n in found.nodes) == pytest.approx(1)
+    assert [n.share for n in found.nodes] == sorted((n.share for n in found.nodes), reverse=True)
+    for node in found.nodes:
+        assert node.weights is not None and node.activations is not None
+        assert node.weights + node.activations == pytest.approx(1)
+        assert node.sqnr_db > found.sqnr_db - 1  # one alone is not worse than all
+
+
+def test_without_a_budget_the_figures_that_are_left_out_are_none() -> None:
+    found = sensitivity(chain(), FEEDS, include=("Gemm",), budget_s=0)
+    assert not found.complete and all(n.weights is None and n.won_db is None for n in found.nodes)
+    assert sum(n.share for n in found.nodes) == pytest.approx(1)
+
+
+def test_a_model_without_integer_nodes_is_refused() -> None:
+    with pytest.raises(EdgeoptError, match="no node becomes integer"):
+        sensitivity(tiny.proto("g (float[N,4] x) => (float[N,4] y) { y = Tanh(x) }"), [{"x": normal(1, 4)}] * 40)
+
+
+def test_the_picture_is_xml_with_a_bar_for_each_node() -> None:
+    found = sensitivity(chain(), FEEDS, include=("Gemm",))
+    root = ET.fromstring(picture(found))
+    bars = [e for e in root if e.tag.endswith("rect")][1:]
+    assert len(bars) == 2 * len(found.nodes)
+    widths = [float(a.attrib["width"]) + float(b.attrib["width"]) for a, b in zip(bars[::2], bars[1::2], strict=True)]
+    assert widths == sorted(widths, reverse=True) and widths[0] == pytest.approx(380, abs=0.2)
