@@ -139,7 +139,7 @@ def _moments(job: Job, model: ir.Model, plan: Plan, found: dict[str, Moments]) -
             lambda done, total: job.listener.progress("looking at what layers read", done, total),
         )
         job.seconds["moments"] = job.seconds.get("moments", 0.0) + time.perf_counter() - start
-    return found
+    return {name: m for name, m in found.items() if name in plan.integer}  # others are float in this plan
 
 
 def _activations(statistics: Mapping[str, Statistics], params: Mapping[str, QParams]) -> dict[str, ActivationReport]:
