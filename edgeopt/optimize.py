@@ -22,7 +22,7 @@ from edgeopt.candidates import Made, dynamic_int8, of_mode, static, weights
 from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.options import Data, Listener, Options, Result, check_place
 from edgeopt.prepare import Job, prepare
-from edgeopt.report import Candidate, LatencyReport, Report
+from edgeopt.report import Candidate, LatencyReport, MetricReport, Report
 from edgeopt.verify import Tried, measurable, verify
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either `auto` looks for something better
@@ -97,11 +97,11 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
         except ValidityError as e:
             refused.append(Candidate(made.mode, None, None, str(e)))
             continue
-        job.note(_line(tried_all[-1]))
-    good = [t for t in tried_all if _good(t)]
+        job.note(_line(job, tried_all[-1]))
+    good = [t for t in tried_all if _good(job, t)]
     if good:
         kept = max(good, key=lambda t: t.latency.speedup if t.latency else 0.0)
-        reason = _why(kept, tried_all)
+        reason = _why(job, kept, tried_all)
     else:
         smaller = graph.size_bytes(job.model) <= graph.size_bytes(job.source)
         kept = verify(job, Made("float", job.model if smaller else job.source), path)
@@ -112,7 +112,7 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
             file.replace(path.parent / file.name)
     for i in range(len(tried_all) + len(refused)):
         shutil.rmtree(path.parent / str(i))
-    lines = [t.candidate("kept" if t is kept else _why_not(t)) for t in tried_all] + refused
+    lines = [t.candidate("kept" if t is kept else _why_not(job, t)) for t in tried_all] + refused
     return kept, reason, lines if kept in tried_all else [*lines, kept.candidate("kept")]
 
 
@@ -124,16 +124,16 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
     first = next(plain_and_islands, None)
     if first is not None:
         yield first
-        if tried and _good(tried[-1]):
+        if tried and _good(job, tried[-1]):
             return
     for made in dynamic_int8(job):
         yield made
-    if any(_good(t) for t in tried):
+    if any(_good(job, t) for t in tried):
         return
     if first is not None and tried and tried[0].mode == "static" and not tried[0].slower:
         for made in plain_and_islands:
             yield made
-            if _good(tried[-1]):
+            if _good(job, tried[-1]):
                 return
     yield from weights(job)
 
@@ -165,7 +165,7 @@ def _replaced(
     folder.mkdir()
     found = verify(job, replace(made, mode=f"{kept.mode}, then {how}"), folder / path.name)
     before = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
-    better = (found.worst_sqnr_db, found.agreement or 0.0) > (kept.worst_sqnr_db, kept.agreement or 0.0)
+    better = _merit(found) > _merit(kept)
     if better:
         for file in folder.iterdir():
             file.replace(path.parent / file.name)
@@ -181,31 +181,40 @@ def _replaced(
     return kept, reason, candidates
 
 
-def _close(t: Tried) -> bool:
-    """Near enough to float: by SQNR, and below `SURE_SQNR_DB` by agreement too, where the output looks like class scores."""
+def _merit(t: Tried) -> tuple[float, float, float]:
+    """What a result is judged by: the user's metric, then SQNR."""
+    return (t.metric or 0.0, t.worst_sqnr_db, t.agreement or 0.0)
+
+
+def _close(job: Job, t: Tried) -> bool:
+    """Near enough to float: by the user's metric if there is a bar for it, else by SQNR, and below `SURE_SQNR_DB` by agreement too, where the output looks like class scores."""
+    if job.metric is not None and job.options.max_drop is not None and t.metric is not None:
+        return job.metric.on_float - t.metric <= job.options.max_drop
     if t.worst_sqnr_db >= SURE_SQNR_DB:
         return True
     return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
 
 
-def _good(t: Tried) -> bool:
-    return _close(t) and not t.slower
+def _good(job: Job, t: Tried) -> bool:
+    return _close(job, t) and not t.slower
 
 
-def _line(t: Tried) -> str:
+def _line(job: Job, t: Tried) -> str:
     speed = f", {t.latency.speedup:.2f}x float speed" if t.latency else ""
-    return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if _good(t) else ' - ' + _why_not(t)}"
+    return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if _good(job, t) else ' - ' + _why_not(job, t)}"
 
 
-def _why_not(t: Tried) -> str:
-    if not _close(t):
+def _why_not(job: Job, t: Tried) -> str:
+    if not _close(job, t):
+        if job.metric is not None and t.metric is not None and job.options.max_drop is not None:
+            return f"{job.metric.name} falls from {job.metric.on_float:.4g} to {t.metric:.4g}"
         agreement = "" if t.agreement is None else f", agreement {t.agreement:.0%}"
         return f"too far from float ({t.worst_sqnr_db:.1f} dB{agreement}; the bar is {GOOD_SQNR_DB:.0f} dB and {GOOD_AGREEMENT:.0%})"
     return "slower than float" if t.slower else "another one is faster"
 
 
-def _why(kept: Tried, tried: list[Tried]) -> str:
-    others = "; ".join(f"{t.mode} {_why_not(t)}" for t in tried if t is not kept)
+def _why(job: Job, kept: Tried, tried: list[Tried]) -> str:
+    others = "; ".join(f"{t.mode} {_why_not(job, t)}" for t in tried if t is not kept)
     return f"{kept.mode}: close to float and no slower" + (f" ({others})" if others else "")
 
 
@@ -240,6 +249,9 @@ def _report(
         candidates=tuple(candidates),
         notes=tuple(job.notes),
         seconds={k: round(v, 3) for k, v in job.seconds.items()} | {"total": round(time.perf_counter() - start, 3)},
+        metric=None
+        if job.metric is None or kept.metric is None
+        else MetricReport(job.metric.name, job.metric.on_float, kept.metric),
         versions={p: importlib.metadata.version(p) for p in ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy")},
     )
     return _with_missed(report, job.options)
@@ -256,6 +268,10 @@ def _with_missed(report: Report, options: Options) -> Report:
         for name, unit, value, bar in demands
         if bar is not None and (value is None or value < bar)
     ]
+    if report.metric is not None and options.max_drop is not None:
+        drop = report.metric.on_float - report.metric.result
+        if drop > options.max_drop:
+            missed.append(f"{report.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
     return replace(report, missed=tuple(missed))
 
 

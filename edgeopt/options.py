@@ -50,6 +50,8 @@ class Options:
     qat: bool = False
     qat_minutes: float | None = 10.0
     qat_epochs: int = 4
+    metric: str | Callable[[Any], float] | None = None
+    max_drop: float | None = None
     min_sqnr: float | None = None
     min_agreement: float | None = None
     min_speedup: float | None = None
@@ -75,6 +77,8 @@ class Options:
             raise UsageError(f"--samples {self.samples}: at least 1")
         if self.max_ram is not None and self.max_ram < 1:
             raise UsageError(f"--max-ram {self.max_ram}: at least a byte")
+        if self.max_drop is not None and (self.metric is None or not 0 <= self.max_drop < math.inf):
+            raise UsageError("--max-drop goes with --eval package.module:function, and is 0 or more")
         demands = {
             "--min-sqnr": self.min_sqnr,
             "--min-speedup": self.min_speedup,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from edgeopt.data import (
 )
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError, suggestion
+from edgeopt.metric import Metric, metric
 from edgeopt.options import Data, Listener, Options
 from edgeopt.passes.simplify import simplify
 from edgeopt.ptq.place import select
@@ -73,6 +74,7 @@ class Job:
     notes: list[str]
     looks: dict[str, Look]
     seconds: dict[str, float] = field(default_factory=dict)
+    metric: Metric | None = None
 
     def note(self, line: str) -> None:
         """Tell the user and put it in the report."""
@@ -131,6 +133,8 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
         notes,
         looks,
     )
+    if options.metric is not None:
+        job = replace(job, metric=metric(options.metric, session))
     for line in [*told, *_warnings(calibration, feeds, problems)]:
         job.note(line)
     job.note_oddities(feeds)

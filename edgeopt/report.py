@@ -61,6 +61,15 @@ class LatencyReport:
 
 
 @dataclass(frozen=True)
+class MetricReport:
+    """The user's own metric of the float model and of the result; higher is better."""
+
+    name: str
+    on_float: float
+    result: float
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A mode that was tried: its figures, and why it was kept or not."""
 
@@ -68,6 +77,7 @@ class Candidate:
     worst_sqnr_db: float | None
     speedup: float | None
     verdict: str
+    metric: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class Report:
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     versions: Mapping[str, str]
+    metric: MetricReport | None = None
     missed: tuple[str, ...] = ()
     schema: str = field(default=SCHEMA)
 

@@ -37,6 +37,7 @@ class Tried:
     latency: Latency | None
     float_ms: float
     kernels: Kernels
+    metric: float | None = None
 
     @property
     def mode(self) -> str:
@@ -60,7 +61,8 @@ class Tried:
 
     def candidate(self, verdict: str) -> Candidate:
         """Its line in the report."""
-        return Candidate(self.mode, self.worst_sqnr_db, self.latency.speedup if self.latency else None, verdict)
+        speedup = self.latency.speedup if self.latency else None
+        return Candidate(self.mode, self.worst_sqnr_db, speedup, verdict, self.metric)
 
 
 def verify(job: Job, made: Made, path: Path) -> Tried:
@@ -90,7 +92,7 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
         found = interleaved(sessions, "float", {"float": job.held[0][1], "result": feeds[0][1]}, seconds=SECONDS)
         latency, float_ms = found["result"], found["float"].latency_ms
         job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
-    return Tried(made, path, errors, latency, float_ms, made_of)
+    return Tried(made, path, errors, latency, float_ms, made_of, None if job.metric is None else job.metric(session))
 
 
 def _loaded(job: Job, model: ir.Model, path: Path) -> tuple[Session, Kernels]:

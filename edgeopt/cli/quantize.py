@@ -139,6 +139,10 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option("--qat-minutes", default=10.0, show_default=True, help="How long, at the most.")
 @click.option("--qat-epochs", default=4, show_default=True)
 @click.option("--no-measure", is_flag=True, help="Do not time the result against float.")
+@click.option(
+    "--eval", "metric", metavar="MODULE:FUNCTION", help="Your metric: a function of run(feed), higher is better."
+)
+@click.option("--max-drop", type=float, metavar="X", help="Exit 1 when that metric falls by more.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output is further from float.")
 @click.option("--min-agreement", type=float, metavar="SHARE", help="Exit 1 when top-1 agrees less often.")
 @click.option("--min-speedup", type=float, metavar="X", help="Exit 1 when it is not so much faster.")
@@ -182,7 +186,7 @@ def quantize(
                 k: given[k]
                 for k in (
                     "mode", "effort", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
-                    "qat_epochs", "min_sqnr",
+                    "qat_epochs", "metric", "max_drop", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )
             },

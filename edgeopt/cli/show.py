@@ -96,6 +96,8 @@ def _rows(report: Report) -> Iterator[tuple[str, str]]:
             "latency",
             f"{x.float_ms:.2f} ms -> {x.latency_ms:.2f} ms, {x.speedup:.2f}x [{x.speedup_low:.2f}, {x.speedup_high:.2f}], {x.threads} thread",
         )
+    if report.metric is not None:
+        yield "metric", f"{report.metric.name} {report.metric.on_float:.4g} -> {report.metric.result:.4g}"
     for o in report.outputs:
         agreement = "" if o.agreement is None else f", top-1 agreement {o.agreement:.1%}"
         yield (
