@@ -114,6 +114,9 @@ def made_up_feed(model: ir.Model, dims: Mapping[str, int]) -> Feed:
             raise UsageError(
                 f"--dim {name}: no input has it{suggestion(name, [str(n) for n in names])} Known: {', '.join(sorted(map(str, names))) or 'none'}"
             )
+    for name, size in dims.items():
+        if size < 1:
+            raise UsageError(f"--dim {name}={size}: at least 1")
     feed = {}
     for value, spec in zip(model.graph.inputs, specs(model), strict=True):
         rank = len(value.shape or ())

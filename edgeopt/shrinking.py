@@ -75,8 +75,11 @@ def shrink(
     path, ears = None if output is None else Path(output), listener or Listener()
     if path is not None:
         check_place(path, force)
+        if isinstance(model, str | Path) and Path(model).resolve() == path.resolve():
+            raise UsageError(f"{path}: is the model itself, which the student is to learn from; choose another name")
     _check(width, depth, importance, data)
     source = graph.canonical(graph.load(model))
+    _check_weights(source)
     simple = simplify(source)
     feeds = (
         [made_up_feed(source, dims or {})]
@@ -118,6 +121,19 @@ def _check(width: float, depth: float, importance: str, data: Data | None) -> No
         raise UsageError(f"--importance {importance}: {' or '.join(IMPORTANCE)}")
     if importance == "first-order" and data is None:
         raise UsageError("--importance first-order needs --data")
+
+
+def _check_weights(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        if tensor.dtype == ir.DataType.FLOAT16:
+            raise ModelError(
+                f"weight {name!r} is float16: give the float32 model; edgeopt quantize --mode fp16 comes last"
+            )
+        if not np.isfinite(tensor.numpy()).all():
+            raise ModelError(f"weight {name!r} holds NaN or infinity: train or export the model again")
 
 
 def _feeds(

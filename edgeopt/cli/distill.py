@@ -11,6 +11,7 @@ import click
 from edgeopt.cli import units
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
+from edgeopt.options import check_place
 
 if TYPE_CHECKING:
     from edgeopt.options import Result
@@ -124,6 +125,9 @@ def distill(
     if no_labels and labels is not None:
         raise UsageError("--labels and --no-labels: one of them")
     path = output or student.parent / f"{student.stem}.distilled.onnx"
+    integers = path.with_name(f"{path.stem}.int8.onnx")
+    if int8 is not None:
+        check_place(integers, force)
     with listener() as ears:
         found = run(
             student,
@@ -142,10 +146,10 @@ def distill(
     }  # fmt: skip
     if not found.first_rank:
         return 0
-    result = None if int8 is None else _quantized(found, data, path, int8, force, given)
+    wanted = int8 if found.improved else None
     if form == "json":
-        if result is not None:
-            facts["int8"] = json.loads(result.report.to_json())
+        if wanted is not None:
+            facts["int8"] = json.loads(_quantized(found, data, integers, wanted, force, given).report.to_json())
         click.echo(json.dumps(facts, indent=2))
     else:
         beside = "" if found.teacher is None else f" (teacher {found.teacher:.4f})"
@@ -160,8 +164,8 @@ def distill(
             if found.improved
             else "no epoch beat the student as it was: nothing was written"
         )
-        if result is not None:
-            print_report(result, "table")
+        if wanted is not None:
+            print_report(_quantized(found, data, integers, wanted, force, given), "table")
     return 0 if found.improved else 1
 
 
@@ -173,10 +177,10 @@ def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, 
         return quantize(
             found.model,
             data,
-            output=path.with_name(f"{path.stem}.int8.onnx"),
+            output=path,
             force=force,
             listener=ears,
-            mode="static",
+            mode="static" if int8 == "qat" else "auto",
             qat=int8 == "qat",
             preprocess=given["preprocess"],
             tokenizer=given["tokenizer"],

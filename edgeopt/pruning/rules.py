@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import onnx_ir as ir
 
 from edgeopt.pruning.units import Count, Edit, Labels, Shapes, Units
 
 Axes = list[Labels]
+_RESIZE_SIZES = 3
 
 
 class Tracker:
@@ -31,9 +32,17 @@ class Tracker:
                 self.stop(node)
             else:
                 rule(self, node)
-        for value in model.graph.outputs:
-            for labels in self.of(value):
-                self.units.freeze(labels)
+                if rule not in _READERS:
+                    self.hold(v for v in node.inputs if v in self.constants)
+        self.hold(model.graph.outputs)
+
+    def hold(self, values: Iterable[ir.Value | None]) -> None:
+        """They stay as they are."""
+        for v in values:
+            if v is not None:
+                for labels in self.of(v):
+                    self.units.freeze(labels)
+                self.units.unlabelled(v)
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         """Its sizes."""
@@ -45,11 +54,10 @@ class Tracker:
 
     def stop(self, node: ir.Node) -> None:
         """Everything that enters stays as it is; nothing is known of what leaves."""
-        for v in node.inputs:
-            if v is not None:
-                for labels in self.of(v):
-                    self.units.freeze(labels)
-                self.units.unlabelled(v)
+        inside = (
+            n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph().all_nodes()
+        )
+        self.hold([*node.inputs, *(v for n in inside for v in n.inputs)])
 
     def numbers(self, value: ir.Value | None) -> list[int] | None:
         """The content of a constant of whole numbers, or None."""
@@ -73,16 +81,24 @@ def _same(t: Tracker, node: ir.Node) -> None:
 
 def _spatial(t: Tracker, node: ir.Node) -> None:
     """Pooling and resizing: batch and channels stay."""
-    x = node.inputs[0]
+    x, out = node.inputs[0], node.outputs[0]
     assert x is not None
-    t.axes[node.outputs[0]] = [*t.of(x)[:2], *[None] * (len(t.shape(x)) - 2)]
+    if t.shape(x)[:2] != t.shape(out)[:2] or node.attributes.get("axes") is not None:
+        return t.stop(node)
+    t.axes[out] = [*t.of(x)[:2], *[None] * (len(t.shape(x)) - 2)]
+    if _input(node, _RESIZE_SIZES) is not None:
+        _sizes(t, node, t.axes[out], _RESIZE_SIZES)
+    return None
 
 
 def _along(t: Tracker, node: ir.Node) -> None:
     """Softmax: sums over an axis, whose channels stay."""
     x = node.inputs[0]
     assert x is not None
-    t.units.freeze(t.of(x)[node.attributes.get_int("axis", -1)])
+    axis = node.attributes.get("axis")
+    # before opset 13 the default was axis 1, with what follows it
+    for labels in [t.of(x)[axis.as_int()]] if axis is not None else t.of(x)[1:]:
+        t.units.freeze(labels)
     _same(t, node)
 
 
@@ -162,6 +178,8 @@ def _gemm(t: Tracker, node: ir.Node) -> None:
     t.units.label(w, out_axis, made)
     if b is not None and t.shape(b)[-1:] == (len(made),):
         t.units.label(b, len(t.shape(b)) - 1, made)
+        if t.shape(b)[:-1] == t.shape(x)[:1]:
+            t.units.label(b, 0, t.of(x)[0])
     elif b is not None:
         t.units.freeze(made)
     t.axes[node.outputs[0]] = [t.of(x)[0], made]
@@ -220,6 +238,8 @@ def _reduce(t: Tracker, node: ir.Node) -> None:
     axes = list(given.as_ints()) if given is not None else t.numbers(_input(node, 1))
     if axes is None and _input(node, 1) is not None:
         return t.stop(node)
+    if not axes and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
+        return _same(t, node)
     gone = {a % rank for a in (axes or range(rank))}
     keep = node.attributes.get_int("keepdims", 1)
     t.axes[node.outputs[0]] = [
@@ -270,7 +290,7 @@ def _split(t: Tracker, node: ir.Node) -> None:
         start += size
     if labels is None:
         return
-    if _input(node, 1) is None:  # parts of equal size need not stay equal
+    if t.numbers(_input(node, 1)) is None:  # parts of equal size need not stay equal
         for row in parts:
             t.units.freeze(row)
         return
@@ -281,7 +301,11 @@ def _slice(t: Tracker, node: ir.Node) -> None:
     x, out = node.inputs[0], node.outputs[0]
     assert x is not None
     starts, ends, axes, steps = (t.numbers(_input(node, i)) for i in range(1, 5))
-    if starts is None or ends is None or (_input(node, 3) is not None and axes is None):
+    if (
+        any(_input(node, i) is not None and n is None for i, n in ((3, axes), (4, steps)))
+        or starts is None
+        or ends is None
+    ):
         return t.stop(node)
     axes = [a % len(t.shape(x)) for a in (axes if axes is not None else range(len(starts)))]
     found = list(t.of(x))
@@ -318,6 +342,7 @@ def _gather(t: Tracker, node: ir.Node) -> None:
     if x in t.constants:
         if len(t.shape(x)) != 2 or axis != 0:
             return t.stop(node)
+        t.units.label(x, 0, None)
         made = t.units.weights.get((str(x.name), 1)) or t.units.fresh(t.shape(x)[1], str(node.name))
         t.units.label(x, 1, made)
         t.axes[node.outputs[0]] = [*middle, made]
@@ -330,21 +355,29 @@ def _gather(t: Tracker, node: ir.Node) -> None:
 def _pad(t: Tracker, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None
-    grown = [a == b for a, b in zip(t.shape(x), t.shape(node.outputs[0]), strict=True)]
+    pads, rank = t.numbers(_input(node, 1)), len(t.shape(x))
+    if pads is None or len(pads) != 2 * rank:
+        return t.stop(node)
+    grown = [not before and not behind for before, behind in zip(pads[:rank], pads[rank:], strict=True)]
     for labels, same in zip(t.of(x), grown, strict=True):
         if not same:
             t.units.freeze(labels)
     t.axes[node.outputs[0]] = [labels if same else None for labels, same in zip(t.of(x), grown, strict=True)]
+    return None
 
 
 def _recurrent(t: Tracker, node: ir.Node) -> None:
     """LSTM, GRU, RNN: their input's channels may go, their state stays."""
     x, w = node.inputs[0], node.inputs[1]
     assert x is not None and w is not None
-    if w in t.constants:
-        t.units.label(w, 2, t.of(x)[2])
-    else:
-        t.stop(node)
+    inside = t.of(x)[2]
+    if w not in t.constants:
+        return t.stop(node)
+    t.hold(v for v in node.inputs[2:])
+    for labels in t.of(x)[:2]:
+        t.units.freeze(labels)
+    t.units.label(w, 2, inside)
+    return None
 
 
 def _reshape(t: Tracker, node: ir.Node) -> None:
@@ -361,6 +394,10 @@ def _reshape(t: Tracker, node: ir.Node) -> None:
         tracked = [i for i in ours if t.of(x)[i] is not None]
         wide = [i for i in theirs if after[i] > 1]
         if not tracked:
+            continue
+        if not theirs:  # an axis of 1 that goes
+            for i in tracked:
+                t.units.freeze(t.of(x)[i])
             continue
         labels = t.of(x)[tracked[0]] or ()
         if len(tracked) == 1 and len(wide) <= 1:
@@ -403,11 +440,13 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], 
     return runs
 
 
-def _sizes(t: Tracker, node: ir.Node, axes: Axes) -> None:
-    """The sizes that a Reshape or Expand was given follow the channels, or the channels stay."""
-    value = node.inputs[1]
+def _sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
+    """The sizes that a Reshape, Expand or Resize was given as input `at` follow the channels, or the channels stay."""
+    value = node.inputs[at]
     given, size = t.numbers(value), t.shape(node.outputs[0])
     if given is not None:
+        first = len(axes) - len(given)  # Expand is given the last sizes
+        axes, size = axes[first:], size[first:]
         if any(labels is not None and given[i] == size[i] for i, labels in enumerate(axes)):
 
             def made(count: Count) -> list[int]:
@@ -416,7 +455,7 @@ def _sizes(t: Tracker, node: ir.Node, axes: Axes) -> None:
                     for i, (n, labels) in enumerate(zip(given, axes, strict=True))
                 ]
 
-            t.units.edits.append(Edit(str(node.name), 1, made))
+            t.units.edits.append(Edit(str(node.name), at, made))
         return
     maker = value.producer() if value is not None else None
     for i, labels in enumerate(axes):
@@ -480,4 +519,6 @@ _GROUPS: dict[Callable[[Tracker, ir.Node], None], str] = {
     _expand: "Expand",
     _nothing: "Shape Size",
 }
+# what labels its weights itself; weights that others read stay
+_READERS = {_elementwise, _conv, _conv_transpose, _gemm, _matmul, _per_channel, _layer_norm, _gather, _recurrent}
 RULES = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

@@ -39,6 +39,7 @@ class Units:
     weights: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)  # of spaces: the node that bore them
+    fixed: set[tuple[str, int]] = field(default_factory=set)  # axes of weights that a reader needs as they are
     _space_parents: list[int] = field(default_factory=list)
 
     def fresh(self, count: int, node: str) -> tuple[int, ...]:
@@ -96,22 +97,25 @@ class Units:
 
     def label(self, value: ir.Value | None, axis: int, labels: Labels) -> None:
         """Label an axis of a weight; a weight that is read twice ties what reads it."""
-        if value is None or labels is None:
+        if value is None:
             return
         key = (str(value.name), axis)
+        if labels is None:
+            self.fixed.add(key)
+            return
         if key in self.weights:
             self.tie_rows([self.weights[key], labels])
         self.weights[key] = labels
 
     def unlabelled(self, value: ir.Value) -> None:
-        """A weight is read by an operator that knows nothing of channels: its labels stay."""
-        for (name, _), labels in self.weights.items():
-            if name == value.name:
-                self.freeze(labels)
+        """A weight is read by an operator that knows nothing of channels: its labels stay, also those it gets later."""
+        rank = len(value.const_value.shape) if value.const_value is not None else 0
+        self.fixed.update((str(value.name), axis) for axis in range(rank))
 
     def free(self) -> dict[int, list[int]]:
         """The units that may go, by space."""
-        frozen = {self.root(i) for i in self.frozen}
+        held = (label for key in self.fixed for label in self.weights.get(key, ()))
+        frozen = {self.root(i) for i in (*self.frozen, *held)}
         found: dict[int, list[int]] = {}
         for label in range(len(self.parents)):
             if self.parents[label] == label and label not in frozen:

@@ -84,6 +84,9 @@ def chosen(units: Units, scores: Scores, width: float) -> tuple[set[int], dict[s
         ranked = sorted(members, key=lambda u: (scores.get(u, 0.0), u))
         gone.update(ranked[: count - keep])
         sizes[units.names[space]] = (count, keep)
+    for row in units.members().values():  # no layer is left without a channel
+        if row.size and gone.issuperset(row.tolist()):
+            gone.discard(max(row.tolist(), key=lambda u: (scores.get(u, 0.0), u)))
     return gone, sizes
 
 

@@ -97,7 +97,7 @@ def _index(given: Any, sample: str) -> str | None:
     if given is None:
         return None
     label = np.asarray(given)
-    if label.size == 1 and label.dtype.kind in "US":
+    if label.size == 1 and label.dtype.kind == "U":
         return str(label.reshape(-1)[0])
     if label.size != 1 or label.dtype.kind not in "iufb" or float(label.reshape(-1)[0]) % 1 != 0:
         raise DataError(f"{sample}: entry 'label' {label.dtype}{list(label.shape)} is not the index of one class")

@@ -82,6 +82,9 @@ class Diverged(EdgeoptError):
     """The loss stopped being a number before anything was better than the input."""
 
 
+_LOOK = 5  # steps after which the time of an epoch is forecast
+
+
 class _NotFinite(Exception):
     """The loss or its gradient is not a number."""
 
@@ -179,18 +182,23 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / max(1, total - first))))
 
 
-def _fit_into_minutes(run: Run, seconds: float, options: DistillOptions) -> None:
-    """After the first epoch: no more epochs, and so a cosine no longer, than there is time for."""
-    if options.minutes is not None and run.progress.epoch == 1:
-        possible = max(1, int(60 * options.minutes / max(seconds, 1e-9)))
-        run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
+def _fit_into_minutes(run: Run, epoch_seconds: float, options: DistillOptions) -> None:
+    """No more epochs, and so no longer a warm-up and a cosine, than there is time for: asked after some steps, and again
+    after the first epoch, which may only shorten it.
+    """
+    if options.minutes is not None and run.progress.epoch <= 1:
+        possible = max(1, int(60 * options.minutes / max(epoch_seconds, 1e-9)))
+        run.progress.epochs = min(run.progress.epochs, int(run.ranks.told([possible])[0]))
 
 
 def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions) -> float:
     """One pass; the mean loss over all ranks. Every rank takes every step, with or without a batch of its own."""
     run.modules.train()
-    total, count, steps = 0.0, 0, max(1, run.steps_per_epoch * run.progress.epochs)
+    total, count, start = 0.0, 0, time.monotonic()
     for step in range(run.steps_per_epoch):
+        if options.minutes is not None and run.progress.epoch == 0 and step == _LOOK:
+            _fit_into_minutes(run, (time.monotonic() - start) / _LOOK * run.steps_per_epoch, options)
+        steps = max(1, run.steps_per_epoch * run.progress.epochs)
         for group in run.optimizer.param_groups:
             group["lr"] = options.rate * _rate(run.progress.step, steps, options.warm_up)
         for _ in range(options.accumulate):

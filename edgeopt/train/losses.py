@@ -73,7 +73,7 @@ def similarity(student: Tensor, teacher: Tensor, temperature: float, labels: Ten
     s, t = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
     rows = [(x @ x.t())[others].reshape(len(x), -1) / _ALIKE for x in (s, t)]
-    return kd(rows[0], rows[1], 1.0) if len(s) > 1 else student.sum() * 0
+    return kd(rows[0], rows[1], 1.0) if len(s) > 1 else student.sum() * 0  # one alone is like nobody
 
 
 def bce(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeopt import shrink
 from edgeopt.cli import main
+from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.train import toys
 from tests.train.test_distill import ROOT, TEACHER, student
@@ -77,6 +79,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "teacher.onnx").write_bytes(toys.perceptron(7).SerializeToString())
     toys.write(tmp_path / "data", toys.samples(30))
     toys.write(tmp_path / "labelled", toys.samples(30, labels=True))
+    (tmp_path / "wide.onnx").write_bytes(toys.perceptron(3, classes=5).SerializeToString())
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -118,6 +121,14 @@ ALONE = ("--kind", "self", *LABELLED)
         (["-o", "names.txt"], 2, "names.txt exists"),
         (["-o", "gone/s.onnx"], 2, "no folder gone"),
         (["--data", "gone"], 2, "--data gone: no such file or folder"),
+        (["--generations", "2"], 2, "--by and --generations go with --kind self"),
+        ([*ALONE, "--by", "average", "--generations", "2"], 2, "--generations goes with --by generations, not average"),
+        (["--cache", "cache", "--augment", "crop"], 2, "--cache keeps answers to fixed views"),
+        ([*LABELLED, "--kind", "online", "--cache", "cache"], 2, "not with --augment or --kind online"),
+        ([*LABELLED, "--loss", "dkd", "--augment", "mixup"], 2, "--augment mixup has none that fit"),
+        (["--hint", "h=hh"], 2, "--hint: the teacher has no value 'hh'; did you mean 'h'"),
+        (["--device", "nonsense"], 2, "--device nonsense: "),
+        ([*LABELLED, "--kind", "online", "--peer", "wide.onnx"], 2, "the student gives [1, 3], the teacher [1, 5]"),
     ],
 )
 def test_a_wrong_choice_ends_with_2_and_a_wrong_file_with_3(
@@ -173,3 +184,21 @@ def test_a_float16_input_that_the_teacher_does_not_take_is_refused(
     toys.write(toy / "narrow", [{"x": f["x"].astype(np.float16)} for f in toys.samples(20)])
     assert called("--student", "student.onnx", "--teacher", "teacher.onnx", "--data", "narrow") == 3
     assert "x: float16[4, 4]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_int8_file_lies_beside_the_distilled_one_when_it_is_asked_for(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shrink(TEACHER, width=0.5, output=here / "half.onnx")
+    code = called(
+        "--student", "half.onnx", "--teacher", str(TEACHER), "--data", str(ROOT / "test"), *QUICK,
+        "--int8", "ptq", "--format", "json",
+    )  # fmt: skip
+    facts = json.loads(capsys.readouterr().out)
+    assert code == 0 and facts["int8"]["mode"] == "static" and facts["int8"]["integer_nodes"]
+    names = ["half.distilled.int8.onnx", "half.distilled.onnx"]
+    assert sorted(p.name for p in here.iterdir()) == [*names, "half.onnx", "student.onnx"]
+    x = np.zeros((2, 1, 28, 28), np.float32)
+    both = [open_session(here / name).run({"image": x})[0] for name in names]
+    assert tiny.sqnr_db(both[1], both[0]) > 15  # 8 bits of a small network, on a picture that is none

@@ -26,6 +26,7 @@ from edgeopt.ptq.quantize import (
     saturation_floor,
     untie,
     weight_params,
+    within_pairs,
 )
 from edgeopt.state import Plan
 from tests import tiny
@@ -467,3 +468,59 @@ def test_choose_and_the_target_agree_on_the_weights_of_every_target() -> None:
     for name in targets.names():
         q = quantize(w, choose(-np.abs(w).max(1), np.abs(w).max(1), targets.load(name).weight_type, 0))
         assert np.abs(q.astype(int)).max(1).tolist() == [127] * 4
+
+
+# Pairs that learning moved
+
+
+INT8 = st.integers(-127, 127)
+PAIRED = st.one_of(
+    st.tuples(
+        st.just("Conv"), st.just(0), arrays(np.int8, array_shapes(min_dims=4, max_dims=4, max_side=4), elements=INT8)
+    ),
+    st.tuples(
+        st.sampled_from(["MatMul", "Gemm"]),
+        st.integers(0, 1),
+        arrays(np.int8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=INT8),
+    ),
+)
+
+
+def pairs(q: np.ndarray, op_type: str, axis: int) -> np.ndarray:
+    """[channels, pairs, 2] in the order of the kernels."""
+    rows = reduction_rows(q.astype(np.int64), op_type, axis)
+    return np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(rows.shape[0], -1, 2)
+
+
+@LAW
+@given(PAIRED)
+def test_after_the_cut_no_pair_saturates_and_a_second_cut_changes_nothing(case: tuple[str, int, np.ndarray]) -> None:
+    op_type, axis, q = case
+    before = q.copy()
+    found = within_pairs(q, op_type, axis)
+    assert (found.dtype, found.shape) == (q.dtype, q.shape) and np.array_equal(q, before)
+    assert worst_pair_sum(pairs(found, op_type, axis).reshape(1, -1)) <= 32767
+    assert np.array_equal(within_pairs(found, op_type, axis), found)
+
+
+@LAW
+@given(PAIRED)
+def test_only_the_larger_of_a_pair_that_saturates_is_cut_and_no_further_than_it_must(
+    case: tuple[str, int, np.ndarray],
+) -> None:
+    op_type, axis, q = case
+    old, new = pairs(q, op_type, axis), pairs(within_pairs(q, op_type, axis), op_type, axis)
+    wrong = (old.prod(-1) > 0) & (np.abs(old.sum(-1)) > 128)
+    assert np.array_equal(old[~wrong], new[~wrong])
+    for a, b in zip(old[wrong], new[wrong], strict=True):
+        assert abs(b.sum()) == 128 and np.sign(b).tolist() == np.sign(a).tolist()
+        (moved,) = np.flatnonzero(a != b)
+        assert abs(a[moved]) >= abs(a[1 - moved])
+
+
+def test_pairs_of_a_convolution_are_neighbouring_channels_at_one_position() -> None:
+    q = np.zeros((1, 2, 1, 2), np.int8)
+    q[0, 0] = 127  # both positions of one channel: in no pair
+    assert np.array_equal(within_pairs(q, "Conv", 0), q)
+    q[0, 1, 0, 1] = 100  # both channels at the second position
+    assert within_pairs(q, "Conv", 0)[0, :, 0].tolist() == [[127, 28], [0, 100]]

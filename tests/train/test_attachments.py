@@ -151,7 +151,7 @@ def test_a_hint_brings_inner_values_together(kind: str) -> None:
     ids=["whole numbers", "the teacher's", "scalars", "no channels"],
 )
 def test_a_hint_needs_numbers_that_have_channels(s: torch.Tensor, t: torch.Tensor) -> None:
-    with pytest.raises(UsageError, match="--hint s=t: .* cannot be compared"):
+    with pytest.raises(UsageError, match=r"--hint s=t: .* cannot be compared"):
         hints(s, t)
 
 

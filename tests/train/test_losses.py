@@ -75,23 +75,28 @@ def test_the_classes_of_a_picture_are_its_channels(name: str) -> None:
     assert float(LOSSES[name](s.movedim(-1, 1), t.movedim(-1, 1), 2.0, None)) == pytest.approx(pixels, rel=1e-12)
 
 
-def test_similarity_is_of_the_cosines_between_samples() -> None:
+def test_similarity_is_of_whom_each_sample_is_like_by_the_cosines_with_the_others() -> None:
     t = torch.randn(6, 9, generator=GENERATOR, dtype=torch.float64)
     total = 0.0
     for i in range(6):
-        p, q = (
-            torch.stack([x[i] @ x[j] / (x[i].norm() * x[j].norm()) / 0.05 for j in range(6) if j != i]).softmax(0)
-            for x in (S, t)
-        )
-        total += float((q * (q.log() - p.log())).sum())
-    assert float(similarity(S, t, 1.0)) == pytest.approx(total / 6, rel=1e-10)
+        others = [j for j in range(6) if j != i]
+        q, p = ([math.exp(float(x[i] @ x[j] / (x[i].norm() * x[j].norm())) / 0.05) for j in others] for x in (S, t))
+        total += sum(a / sum(p) * math.log(a / sum(p) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+    assert float(similarity(S, t, 1.0)) == pytest.approx(total / 6, rel=1e-12)
 
 
 def test_similarity_does_not_see_how_an_embedding_is_turned_stretched_or_padded() -> None:
     turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=GENERATOR, dtype=torch.float64))
     padded = torch.cat([7 * T @ turn, torch.zeros(6, 3, dtype=torch.float64)], 1)
-    assert float(similarity(T, padded, 1.0)) == pytest.approx(0, abs=1e-12)
+    assert float(similarity(T, padded, 1.0)) == pytest.approx(0, abs=1e-15)  # rounding of logarithms, to first order
     assert float(similarity(S, padded, 1.0)) == pytest.approx(float(similarity(S, T, 1.0)), rel=1e-12)
+
+
+def test_similarity_of_a_sample_alone_is_nothing_and_has_a_gradient() -> None:
+    s = S[:1].clone().requires_grad_()
+    found = similarity(s, T[:1], 1.0)
+    found.backward()
+    assert found.item() == 0 and s.grad is not None and not s.grad.any()
 
 
 def test_labels_teach_probabilities_as_they_teach_the_logits_behind_them() -> None:

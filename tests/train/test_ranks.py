@@ -129,9 +129,7 @@ def test_two_ranks_hold_the_weights_of_one_process_also_after_a_resume(tmp_path:
         assert (code, out) == (0, ""), err
     for name, (count, choices) in cases.items():
         student = toys.branched() if name == "auxiliary" else toys.perceptron()
-        alone = distill(
-            student, toys.samples(count), teacher=toys.perceptron(7), **{**choices, "accumulate": 2}
-        )
+        alone = distill(student, toys.samples(count), teacher=toys.perceptron(7), **{**choices, "accumulate": 2})
         assert alone.improved
         if name == "auxiliary":  # no gradient, and so no decay
             assert np.array_equal(tiny.weights_of(alone.model)["c"], toys.normal(2, 8, 2))
