@@ -15,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import ModelError
-from edgeopt.pruning.rules import Tracker
+from edgeopt.pruning.rules import READERS, RULES
+from edgeopt.pruning.tracker import Tracker
 from edgeopt.pruning.units import Shapes, Units, kept_counter
 
 Scores = Mapping[int, float]  # by unit; the lowest go first
@@ -25,7 +26,7 @@ _WIDE = 16  # from so many units on a space keeps a multiple
 
 def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = ()) -> Units:
     """The units of `model` (simplified); the outputs of the nodes `keep` stay as wide as they are."""
-    tracker = Tracker(model, shapes)
+    tracker = Tracker(model, shapes, RULES, READERS)
     for node in keep:
         for value in node.outputs:
             for labels in tracker.of(value):

@@ -1,0 +1,267 @@
+"""Operators that move data: channels keep their labels, and sizes in constants follow how many are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import onnx_ir as ir
+
+from edgeopt.pruning.tracker import Axes, Tracker, input_of
+from edgeopt.pruning.units import Count, Edit, Labels
+
+_RESIZE_SIZES = 3
+
+
+def same(t: Tracker, node: ir.Node) -> None:
+    """The output has the channels of the first input."""
+    x = node.inputs[0]
+    assert x is not None
+    for out in node.outputs:
+        if len(t.shapes.get(str(out.name), ())) == len(t.shape(x)):
+            t.axes[out] = t.of(x)
+
+
+def spatial(t: Tracker, node: ir.Node) -> None:
+    """Pooling and resizing: batch and channels stay."""
+    x, out = node.inputs[0], node.outputs[0]
+    assert x is not None
+    if t.shape(x)[:2] != t.shape(out)[:2] or node.attributes.get("axes") is not None:
+        return t.stop(node)
+    t.axes[out] = [*t.of(x)[:2], *[None] * (len(t.shape(x)) - 2)]
+    if input_of(node, _RESIZE_SIZES) is not None:
+        sizes(t, node, t.axes[out], _RESIZE_SIZES)
+    return None
+
+
+def transpose(t: Tracker, node: ir.Node) -> None:
+    x = node.inputs[0]
+    assert x is not None
+    given = node.attributes.get("perm")
+    order = list(given.as_ints()) if given is not None else list(range(len(t.shape(x))))[::-1]
+    t.axes[node.outputs[0]] = [t.of(x)[i] for i in order]
+
+
+def concat(t: Tracker, node: ir.Node) -> None:
+    out = node.outputs[0]
+    rank = len(t.shape(out))
+    joined = node.attributes.get_int("axis", 0) % rank
+    axes = Axes()
+    for axis in range(rank):
+        rows = [None if v in t.constants else t.of(v)[axis] for v in node.inputs if v is not None]
+        if axis != joined:
+            axes.append(t.units.tie_rows(rows))
+        elif any(row is None for row in rows):  # a part that is not tracked: the others stay beside it
+            for row in rows:
+                t.units.freeze(row)
+            axes.append(None)
+        else:
+            axes.append(tuple(label for row in rows for label in row or ()))
+    for v in node.inputs:
+        if v in t.constants and v is not None:
+            t.units.unlabelled(v)
+    t.axes[out] = axes
+
+
+def split(t: Tracker, node: ir.Node) -> None:
+    x = node.inputs[0]
+    assert x is not None
+    axis = node.attributes.get_int("axis", 0) % len(t.shape(x))
+    labels, start, parts = t.of(x)[axis], 0, []
+    for out in node.outputs:
+        size = t.shape(out)[axis]
+        row = None if labels is None else labels[start : start + size]
+        parts.append(row)
+        t.axes[out] = [row if i == axis else other for i, other in enumerate(t.of(x))]
+        start += size
+    if labels is None:
+        return
+    if t.numbers(input_of(node, 1)) is None:  # parts of equal size need not stay equal
+        for row in parts:
+            t.units.freeze(row)
+        return
+    t.units.edits.append(Edit(str(node.name), 1, lambda count: [count(row or ()) for row in parts]))
+
+
+def slice_(t: Tracker, node: ir.Node) -> None:
+    x, out = node.inputs[0], node.outputs[0]
+    assert x is not None
+    starts, ends, axes, steps = (t.numbers(input_of(node, i)) for i in range(1, 5))
+    if (
+        any(input_of(node, i) is not None and n is None for i, n in ((3, axes), (4, steps)))
+        or starts is None
+        or ends is None
+    ):
+        return t.stop(node)
+    axes = [a % len(t.shape(x)) for a in (axes if axes is not None else range(len(starts)))]
+    found = list(t.of(x))
+    steps = steps or [1] * len(axes)
+    bounds: list[tuple[Labels, Labels, int, int]] = []
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        labels = t.of(x)[axis]
+        chosen = slice(start, end, step).indices(t.shape(x)[axis])
+        if labels is None or step != 1:
+            t.units.freeze(labels)
+            found[axis] = None
+            bounds.append((None, None, start, end))
+        else:
+            found[axis] = labels[chosen[0] : chosen[1]]
+            bounds.append((labels[: chosen[0]], labels[: chosen[1]], start, end))
+    if any(before is not None for before, _, _, _ in bounds):
+
+        def first(count: Count) -> list[int]:
+            return [s if before is None else count(before) for before, _, s, _ in bounds]
+
+        def last(count: Count) -> list[int]:
+            return [e if until is None else count(until) for _, until, _, e in bounds]
+
+        t.units.edits += [Edit(str(node.name), 1, first), Edit(str(node.name), 2, last)]
+    t.axes[out] = found
+    return None
+
+
+def gather(t: Tracker, node: ir.Node) -> None:
+    x, indices = node.inputs[:2]
+    assert x is not None and indices is not None
+    axis = node.attributes.get_int("axis", 0) % len(t.shape(x))
+    middle: Axes = [None] * len(t.shape(indices))
+    if x in t.constants:
+        if len(t.shape(x)) != 2 or axis != 0:
+            return t.stop(node)
+        t.units.label(x, 0, None)
+        made = t.units.weights.get((str(x.name), 1)) or t.units.fresh(t.shape(x)[1], str(node.name))
+        t.units.label(x, 1, made)
+        t.axes[node.outputs[0]] = [*middle, made]
+        return None
+    t.units.freeze(t.of(x)[axis])
+    t.axes[node.outputs[0]] = [*t.of(x)[:axis], *middle, *t.of(x)[axis + 1 :]]
+    return None
+
+
+def pad(t: Tracker, node: ir.Node) -> None:
+    x = node.inputs[0]
+    assert x is not None
+    pads, rank = t.numbers(input_of(node, 1)), len(t.shape(x))
+    if pads is None or len(pads) != 2 * rank:
+        return t.stop(node)
+    grown = [not before and not behind for before, behind in zip(pads[:rank], pads[rank:], strict=True)]
+    for labels, same in zip(t.of(x), grown, strict=True):
+        if not same:
+            t.units.freeze(labels)
+    t.axes[node.outputs[0]] = [labels if same else None for labels, same in zip(t.of(x), grown, strict=True)]
+    return None
+
+
+def reshape(t: Tracker, node: ir.Node) -> None:
+    """Reshape, Flatten, Squeeze, Unsqueeze: axes are matched by runs of the same size.
+
+    A run of axes that becomes one: its labels are repeated. One that becomes several (heads of attention): the first of
+    them takes the labels, those of a block tied. Others stay.
+    """
+    x, out = node.inputs[0], node.outputs[0]
+    assert x is not None
+    before, after = t.shape(x), t.shape(out)
+    axes: Axes = [None] * len(after)
+    for ours, theirs in _runs(before, after):
+        tracked = [i for i in ours if t.of(x)[i] is not None]
+        wide = [i for i in theirs if after[i] > 1]
+        if not tracked:
+            continue
+        if not theirs:  # an axis of 1 that goes
+            for i in tracked:
+                t.units.freeze(t.of(x)[i])
+            continue
+        labels = t.of(x)[tracked[0]] or ()
+        if len(tracked) == 1 and len(wide) <= 1:
+            inner = math.prod(before[i] for i in ours if i > tracked[0])
+            outer = math.prod(before[i] for i in ours if i < tracked[0])
+            axes[(wide or theirs)[0]] = tuple(i for _ in range(outer) for i in labels for _ in range(inner))
+        elif len(tracked) == 1 and before[tracked[0]] == math.prod(before[i] for i in ours):
+            width = len(labels) // after[wide[0]]
+            blocks = [labels[i : i + width] for i in range(0, len(labels), width)]
+            for block in blocks:
+                for label in block:
+                    t.units.tie(block[0], label)
+            axes[wide[0]] = tuple(block[0] for block in blocks)
+        else:
+            for i in tracked:
+                t.units.freeze(t.of(x)[i])
+    t.axes[out] = axes
+    if node.op_type == "Reshape":
+        sizes(t, node, axes)
+
+
+def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The shortest runs of axes of both shapes that hold the same number of elements."""
+    runs, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        ours, theirs = [], []
+        a = b = 1
+        if i < len(before):
+            ours, a, i = [i], before[i], i + 1
+        if j < len(after):
+            theirs, b, j = [j], after[j], j + 1
+        while a != b:
+            if a < b and i < len(before):
+                ours, a, i = [*ours, i], a * before[i], i + 1
+            elif j < len(after):
+                theirs, b, j = [*theirs, j], b * after[j], j + 1
+            else:
+                break
+        runs.append((ours, theirs))
+    return runs
+
+
+def sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
+    """The sizes that a Reshape, Expand or Resize was given as input `at` follow the channels, or the channels stay."""
+    value = node.inputs[at]
+    given, size = t.numbers(value), t.shape(node.outputs[0])
+    if given is not None:
+        first = len(axes) - len(given)  # Expand is given the last sizes
+        axes, size = axes[first:], size[first:]
+        if any(labels is not None and given[i] == size[i] for i, labels in enumerate(axes)):
+
+            def made(count: Count) -> list[int]:
+                return [
+                    n if labels is None or n != size[i] else count(labels)
+                    for i, (n, labels) in enumerate(zip(given, axes, strict=True))
+                ]
+
+            t.units.edits.append(Edit(str(node.name), at, made))
+        return
+    maker = value.producer() if value is not None else None
+    for i, labels in enumerate(axes):
+        if labels is None:
+            continue
+        part = (
+            maker.inputs[i]
+            if maker is not None and maker.op_type == "Concat" and len(maker.inputs) == len(axes)
+            else None
+        )
+        number = t.numbers(part)
+        if maker is None or part is None:
+            t.units.freeze(labels)
+        elif number is not None and number[0] == size[i]:
+            t.units.edits.append(Edit(str(maker.name), i, _counted(labels)))
+
+
+def _counted(labels: tuple[int, ...]) -> Callable[[Count], list[int]]:
+    return lambda count: [count(labels)]
+
+
+def expand(t: Tracker, node: ir.Node) -> None:
+    x, out = node.inputs[0], node.outputs[0]
+    assert x is not None
+    shift = len(t.shape(out)) - len(t.shape(x))
+    axes: Axes = [None] * shift
+    for i, labels in enumerate(t.of(x)):
+        same = t.shape(x)[i] == t.shape(out)[i + shift]
+        if not same:
+            t.units.freeze(labels)
+        axes.append(labels if same else None)
+    t.axes[out] = axes
+    sizes(t, node, axes)
+
+
+def nothing(t: Tracker, node: ir.Node) -> None:
+    """Shape and Size: right by themselves when the model runs."""

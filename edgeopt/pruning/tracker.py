@@ -1,0 +1,71 @@
+"""Labels of every axis of every value of one graph, as the operators hand them on; see `units`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Set
+
+import onnx_ir as ir
+
+from edgeopt.pruning.units import Labels, Shapes, Units
+
+Axes = list[Labels]
+
+
+class Tracker:
+    """Labels of every axis of every value of one graph."""
+
+    def __init__(self, model: ir.Model, shapes: Shapes, rules: Mapping[str, Rule], readers: Set[Rule]) -> None:
+        """shapes: of every value of `model` on one feed; readers: the rules that label the weights which they read."""
+        self.units = Units()
+        self.axes: dict[ir.Value, Axes] = {}
+        self.shapes = dict(shapes)
+        self.constants = {v for v in model.graph.initializers.values() if v.const_value is not None}
+        for v in self.constants:
+            assert v.const_value is not None
+            self.shapes[str(v.name)] = tuple(v.const_value.shape.numpy())
+        for node in model.graph:
+            rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            known = all(str(v.name) in self.shapes for v in (*node.inputs, *node.outputs) if v is not None and v.name)
+            if rule is None or not known:
+                self.stop(node)
+            else:
+                rule(self, node)
+                if rule not in readers:
+                    self.hold(v for v in node.inputs if v in self.constants)
+        self.hold(model.graph.outputs)
+
+    def hold(self, values: Iterable[ir.Value | None]) -> None:
+        """They stay as they are."""
+        for v in values:
+            if v is not None:
+                for labels in self.of(v):
+                    self.units.freeze(labels)
+                self.units.unlabelled(v)
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """Its sizes."""
+        return self.shapes[str(value.name)]
+
+    def of(self, value: ir.Value) -> Axes:
+        """The labels of its axes; weights have none until a rule gives them some."""
+        return self.axes.get(value) or [None] * len(self.shapes.get(str(value.name), ()))
+
+    def stop(self, node: ir.Node) -> None:
+        """Everything that enters stays as it is; nothing is known of what leaves."""
+        inside = (
+            n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph().all_nodes()
+        )
+        self.hold([*node.inputs, *(v for n in inside for v in n.inputs)])
+
+    def numbers(self, value: ir.Value | None) -> list[int] | None:
+        """The content of a constant of whole numbers, or None."""
+        if value is None or value not in self.constants or value.const_value is None:
+            return None
+        return [int(i) for i in value.const_value.numpy().reshape(-1)]
+
+
+Rule = Callable[[Tracker, ir.Node], None]
+
+
+def input_of(node: ir.Node, i: int) -> ir.Value | None:
+    return node.inputs[i] if len(node.inputs) > i else None
