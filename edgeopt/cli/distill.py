@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgeopt.options import Result
     from edgeopt.train.distill import Distilled
 
+_NAMED = 8  # initializers of a list that the table shows; JSON has all
+
 
 @click.command()
 @click.option("--student", required=True, type=click.Path(path_type=Path), help="The model to improve.")
@@ -155,8 +157,11 @@ def distill(
         beside = "" if found.teacher is None else f" (teacher {found.teacher:.4f})"
         click.echo(f"{found.metric}  {found.before:.4f} -> {found.after:.4f}{beside}")
         click.echo(f"losses   {', '.join(f'{k}: {v}' for k, v in found.losses.items())}")
-        tied = f", {len(found.choice.tied)} tied" if found.choice.tied else ""
-        click.echo(f"weights  {len(found.trained)} trained, {len(found.choice.frozen)} frozen{tied}")
+        lists = {"trained": found.trained, "frozen": found.choice.frozen, "tied": found.choice.tied}
+        click.echo(f"weights  {', '.join(f'{len(names)} {what}' for what, names in lists.items() if names)}")
+        for what in ("frozen", "tied"):
+            if lists[what]:
+                click.echo(f"  {what}: {', '.join(lists[what][:_NAMED])}{' ...' if len(lists[what]) > _NAMED else ''}")
         click.echo(f"samples  {found.samples['train']} to train with, {found.samples['held_out']} held out")
         click.echo(f"parity   {found.parity:.1e} between torch and ONNX Runtime")
         click.echo(

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Wide = NDArray[np.float64]
+_HOPELESS = 1e6
 _BLOCK = 64  # columns whose updates are gathered before the rest sees them
 
 
@@ -27,12 +28,10 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
     groups, _, size = w.shape
     diagonal = np.einsum("gii->gi", h)
     dead = diagonal <= 0
-    damped = h + np.eye(size) * (damping * np.maximum(diagonal.mean(1), 1e-30))[:, None, None]
-    damped = damped + np.where(dead, 1.0, 0.0)[:, :, None] * np.eye(size)
+    h = h + np.where(dead, 1.0, 0.0)[:, :, None] * np.eye(size)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     rows = np.arange(groups)[:, None]
-    damped = damped[rows[:, :, None], order[:, :, None], order[:, None, :]]
-    u = _upper(damped)
+    damped, u = _factored(h[rows[:, :, None], order[:, :, None], order[:, None, :]], damping)
     left = np.take_along_axis(w, order[:, None, :], 2)
     done = np.empty_like(left)
     for start in range(0, size, _BLOCK):
@@ -57,6 +56,20 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
 def _error(d: Wide, h: Wide) -> Wide:
     """d H d^T of each output: [groups, out]."""
     return np.asarray(((d @ h) * d).sum(-1))
+
+
+def _factored(h: Wide, damping: float) -> tuple[Wide, Wide]:
+    """`h` damped, and the factor of its inverse; damped more where few samples leave it indefinite by rounding."""
+    size = h.shape[1]
+    strength = np.maximum(np.abs(np.einsum("gii->gi", h)).mean(1), 1e-30)
+    while True:
+        damped = h + np.eye(size) * (damping * strength)[:, None, None]
+        try:
+            return damped, _upper(damped)
+        except np.linalg.LinAlgError:
+            if damping > _HOPELESS:  # no number at all
+                raise
+            damping *= 10
 
 
 def _upper(h: Wide) -> Wide:

@@ -79,7 +79,15 @@ def test_correlated_inputs_make_errors_good() -> None:
     assert error(w, gptq(w, h, scale, LIMIT), h) < 0.6 * error(w, nearest, h)
 
 
-@pytest.mark.parametrize("h", [np.zeros((1, 6, 6)), np.ones((1, 6, 6)), np.diag([1.0, 0, 2, 0, 0, 3])[None]])
+SINGULAR = {
+    "zero": np.zeros((1, 6, 6)),
+    "of rank one": np.ones((1, 6, 6)),
+    "with dead inputs": np.diag([1.0, 0, 2, 0, 0, 3])[None],
+    "indefinite by more than the damping": np.diag([1.0, 1, 1, 1, 1, 1])[None] - 0.3 * np.ones((1, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("h", SINGULAR.values(), ids=SINGULAR)
 def test_a_singular_h_is_no_obstacle(h: Wide) -> None:
     w, _, scale = problem(1, 3, 6, seed=4)
     found = gptq(w, h, scale, LIMIT)
