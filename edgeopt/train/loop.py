@@ -123,7 +123,8 @@ def fit(
             found = _scored(run, score)
             if found > progress.best:
                 progress.best, progress.best_epoch, progress.weights = found, progress.epoch, _state(run.judged)
-            _fit_into_minutes(run, time.monotonic() - begun, options)
+            left_s = 60 * (options.minutes or 0.0) - (time.monotonic() - start)
+            _fit_into_minutes(run, time.monotonic() - begun, left_s, options)
             seconds = time.monotonic() - start
             progress.log.append(
                 Epoch(progress.epoch, seen, found, run.optimizer.param_groups[0]["lr"], round(seconds, 3))
@@ -182,13 +183,13 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / max(1, total - first))))
 
 
-def _fit_into_minutes(run: Run, epoch_seconds: float, options: DistillOptions) -> None:
-    """No more epochs, and so no longer a warm-up and a cosine, than there is time for: asked after some steps, and again
-    after the first epoch, which may only shorten it.
+def _fit_into_minutes(run: Run, epoch_seconds: float, left: float, options: DistillOptions) -> None:
+    """As many epochs, and so a warm-up and a cosine as long, as fit into the `left` seconds: forecast after some steps,
+    and after every epoch by the time of the last one.
     """
-    if options.minutes is not None and run.progress.epoch <= 1:
-        possible = max(1, int(60 * options.minutes / max(epoch_seconds, 1e-9)))
-        run.progress.epochs = min(run.progress.epochs, int(run.ranks.told([possible])[0]))
+    if options.minutes is not None:
+        possible = max(1, run.progress.epoch + int(left / max(epoch_seconds, 1e-9)))
+        run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
 
 
 def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions) -> float:
@@ -197,7 +198,8 @@ def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: Distill
     total, count, start = 0.0, 0, time.monotonic()
     for step in range(run.steps_per_epoch):
         if options.minutes is not None and run.progress.epoch == 0 and step == _LOOK:
-            _fit_into_minutes(run, (time.monotonic() - start) / _LOOK * run.steps_per_epoch, options)
+            seconds = (time.monotonic() - start) / _LOOK * run.steps_per_epoch
+            _fit_into_minutes(run, seconds, 60 * options.minutes, options)
         steps = max(1, run.steps_per_epoch * run.progress.epochs)
         for group in run.optimizer.param_groups:
             group["lr"] = options.rate * _rate(run.progress.step, steps, options.warm_up)
