@@ -6,17 +6,15 @@ def top1(run):                      # run(feed) -> outputs, a list of arrays
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.data.source import named
 from edgeopt.errors import DataError, UsageError
 from edgeopt.runtime.session import Session
 
@@ -63,14 +61,7 @@ def metric(source: str | Function, session: Session) -> Metric:
 def _found(source: str | Function) -> tuple[Function, str]:
     if not isinstance(source, str):
         return source, getattr(source, "__name__", "metric")
-    module, _, name = source.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as e:
-        raise UsageError(f"--eval {source}: {e}; write package.module:function") from e
-    finally:
-        sys.path.pop(0)
+    function = named(source, "--eval")
     if not callable(function):
         raise UsageError(f"--eval {source}: not a function")
     return function, source

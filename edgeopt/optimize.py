@@ -7,6 +7,7 @@ compared, timed -> the best is kept
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import shutil
 import time
 import zlib
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from edgeopt import graph, target
 from edgeopt.candidates import Made, dynamic_int8, of_mode, static, weights
-from edgeopt.errors import EdgeoptError, ValidityError
+from edgeopt.errors import EdgeoptError, UsageError, ValidityError
 from edgeopt.options import Data, Listener, Options, Result, check_place
 from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, MetricReport, Report
@@ -54,6 +55,8 @@ def quantize(
     path = None if output is None else Path(output)
     if path is not None:
         check_place(path, force)
+    if options.qat and importlib.util.find_spec("torch") is None:
+        raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
     job = prepare(graph.load(model), data, options, listener or Listener())
     input_bytes = _input_bytes(model, job.source)
     with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:

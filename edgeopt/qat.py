@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeopt.candidates import Made
 from edgeopt.data import readable
-from edgeopt.errors import ModelError, UsageError
+from edgeopt.errors import ModelError
 from edgeopt.prepare import Job
 from edgeopt.ptq.quantize import within_pairs
 
@@ -22,14 +22,12 @@ def trained(job: Job, made: Made) -> Made:
     """`made` with weights, biases and steps trained on the samples that are not held out.
 
     Raises:
-        UsageError: torch is not installed. ModelError: `made` is no static result.
+        ModelError: `made` is no static result.
     """
     if made.plan is None:
         raise ModelError(f"--qat trains a static result, and this is {made.mode}: try --mode static")
-    try:
-        from edgeopt.train.distill import distill
-    except ImportError as e:
-        raise UsageError("--qat needs torch: pip install 'edgeopt[train]'") from e
+    from edgeopt.train.distill import distill
+
     feeds, problems = readable([*job.calibration, *job.rest])
     for reason in problems.values():
         job.note(f"skipped: {reason}")

@@ -98,56 +98,49 @@ def sensitivity(
     """
     start, ears = time.monotonic(), listener or Listener()
     options = Options(**{**choices, "mode": "static", "measure": False})
-    job = prepare(graph.load(model), data, options, ears)
+    trial = _trial(prepare(graph.load(model), data, options, ears), samples)
+    whole = trial.noise(trial.plan.integer)
+    nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
+    alone: dict[ir.Node, float] = {}
+    for i, node in enumerate(nodes):
+        alone[node] = trial.noise(frozenset({str(node.name)}))
+        ears.progress("one node at a time", i + 1, len(nodes))
+    total = sum(alone.values()) or 1.0
+    found = tuple(
+        _looked_at(trial, node, alone[node], total, whole, start + budget_s)
+        for node in sorted(nodes, key=lambda n: -alone[n])
+    )
+    complete = all(n.won_db is not None for n in found)
+    return Sensitivity(found, _db(trial.signal, whole), len(trial.feeds), round(time.monotonic() - start, 2), complete)
+
+
+def _trial(job: Job, samples: int) -> _Trial:
     base = ground(job)
     if base is None:
         raise ModelError("no node becomes integer on this target; name some with --include")
-    plan = base.plan
-    untied = untie(job.model, plan)
-    params = quantization_params(
-        untied, plan, activation_params(plan, base.statistics, job.target, options.range_rule), job.target
-    )
-    trial = _Trial(job, untied, plan, params, [feed for _, feed in job.held[:samples]], list(job.reference[:samples]))
-    whole = trial.noise(plan.integer)
-    nodes = [n for n in untied.graph if n.name in plan.integer]
-    alone = {}
-    for i, node in enumerate(nodes):
-        alone[str(node.name)] = trial.noise(frozenset({str(node.name)}))
-        ears.progress("one node at a time", i + 1, len(nodes))
-    total = sum(alone.values()) or 1.0
-    found, complete = [], True
-    for node in sorted(nodes, key=lambda n: -alone[str(n.name)]):
-        name, own = str(node.name), alone[str(node.name)]
-        parts: tuple[float, float] | None = None
-        won = None
-        if time.monotonic() - start < budget_s:
-            w, a = trial.noise(frozenset({name}), "weights"), trial.noise(frozenset({name}), "activations")
-            parts = (w / max(w + a, 1e-30), a / max(w + a, 1e-30))
-        if time.monotonic() - start < budget_s:
-            won = _db(trial.signal, trial.noise(plan.integer - {name})) - _db(trial.signal, whole)
-        complete = complete and won is not None
-        found.append(
-            Node(
-                name=name,
-                op_type=node.op_type,
-                sqnr_db=_db(trial.signal, own),
-                share=own / total,
-                weights=None if parts is None else parts[0],
-                activations=None if parts is None else parts[1],
-                won_db=won,
-                spread=_spread(node),
-            )
-        )
-    return Sensitivity(
-        tuple(found), _db(trial.signal, whole), len(trial.feeds), round(time.monotonic() - start, 2), complete
-    )
+    model = untie(job.model, base.plan)
+    grids = activation_params(base.plan, base.statistics, job.target, job.options.range_rule)
+    params = quantization_params(model, base.plan, grids, job.target)
+    feeds = [feed for _, feed in job.held[:samples]]
+    return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]))
+
+
+def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
+    """`node`, whose noise alone is `own`, with what there is time for."""
+    name = str(node.name)
+    weights = activations = won = None
+    if time.monotonic() < deadline:
+        w, a = (trial.noise(frozenset({name}), side) for side in ("weights", "activations"))
+        weights, activations = w / max(w + a, 1e-30), a / max(w + a, 1e-30)
+    if time.monotonic() < deadline:
+        won = _db(trial.signal, trial.noise(trial.plan.integer - {name})) - _db(trial.signal, whole)
+    return Node(name, node.op_type, _db(trial.signal, own), own / total, weights, activations, won, _spread(node))
 
 
 @dataclass(frozen=True)
 class _Trial:
     """Runs the model with some nodes quantized."""
 
-    job: Job
     model: ir.Model
     plan: Plan
     params: Mapping[str, QParams]

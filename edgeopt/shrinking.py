@@ -90,12 +90,7 @@ def shrink(
     kept = select([simple], keep)
     result, influence, removed = simple, dict[str, float](), tuple[str, ...]()
     if depth < 1:
-        found = [b for b in deep.blocks(simple, shapes(simple, feed)) if b.node not in kept]
-        if not found:
-            raise ModelError("--depth: no residual block (an Add of a value and what layers make of it) was found")
-        influence = deep.influences(simple, found, feeds)
-        removed = deep.least(influence, depth)
-        result = deep.without_blocks(simple, found, removed)
+        result, influence, removed = _shallower(simple, depth, feeds, kept)
     widths: dict[str, tuple[int, int]] = {}
     if width < 1:
         result, widths = _narrowed(result, width, feeds if importance == "first-order" else [], feed, kept)
@@ -145,6 +140,18 @@ def _feeds(
         listener.note(line)
     feeds, _ = readable(found[:samples])
     return [feed for _, feed in feeds]
+
+
+def _shallower(
+    model: ir.Model, depth: float, feeds: Sequence[Feed], kept: frozenset[str]
+) -> tuple[ir.Model, dict[str, float], tuple[str, ...]]:
+    """(the model without the blocks that matter least, influence by block, which went)."""
+    found = [b for b in deep.blocks(model, shapes(model, feeds[0])) if b.node not in kept]
+    if not found:
+        raise ModelError("--depth: no residual block (an Add of a value and what layers make of it) was found")
+    influence = deep.influences(model, found, feeds)
+    removed = deep.least(influence, depth)
+    return deep.without_blocks(model, found, removed), influence, removed
 
 
 def _narrowed(

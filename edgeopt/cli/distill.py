@@ -141,37 +141,45 @@ def distill(
             labels=False if no_labels else labels,
             **given,
         )
-    facts = {
-        "metric": found.metric, "before": found.before, "after": found.after, "teacher": found.teacher, "losses": dict(found.losses),
-        "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.trained,
-        "frozen": found.choice.frozen, "tied": found.choice.tied, "path": None if found.path is None else str(found.path),
-    }  # fmt: skip
     if not found.first_rank:
         return 0
     wanted = int8 if found.improved else None
     if form == "json":
+        facts = _facts(found)
         if wanted is not None:
             facts["int8"] = json.loads(_quantized(found, data, integers, wanted, force, given).report.to_json())
         click.echo(json.dumps(facts, indent=2))
     else:
-        beside = "" if found.teacher is None else f" (teacher {found.teacher:.4f})"
-        click.echo(f"{found.metric}  {found.before:.4f} -> {found.after:.4f}{beside}")
-        click.echo(f"losses   {', '.join(f'{k}: {v}' for k, v in found.losses.items())}")
-        lists = {"trained": found.trained, "frozen": found.choice.frozen, "tied": found.choice.tied}
-        click.echo(f"weights  {', '.join(f'{len(names)} {what}' for what, names in lists.items() if names)}")
-        for what in ("frozen", "tied"):
-            if lists[what]:
-                click.echo(f"  {what}: {', '.join(lists[what][:_NAMED])}{' ...' if len(lists[what]) > _NAMED else ''}")
-        click.echo(f"samples  {found.samples['train']} to train with, {found.samples['held_out']} held out")
-        click.echo(f"parity   {found.parity:.1e} between torch and ONNX Runtime")
-        click.echo(
-            f"wrote {found.path} in {found.seconds:.0f} s"
-            if found.improved
-            else "no epoch beat the student as it was: nothing was written"
-        )
+        _print(found)
         if wanted is not None:
             print_report(_quantized(found, data, integers, wanted, force, given), "table")
     return 0 if found.improved else 1
+
+
+def _facts(found: Distilled) -> dict[str, Any]:
+    return {
+        "metric": found.metric, "before": found.before, "after": found.after, "teacher": found.teacher, "losses": dict(found.losses),
+        "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.trained,
+        "frozen": found.choice.frozen, "tied": found.choice.tied, "diverged": found.diverged,
+        "path": None if found.path is None else str(found.path),
+    }  # fmt: skip
+
+
+def _print(found: Distilled) -> None:
+    beside = "" if found.teacher is None else f" (teacher {found.teacher:.4f})"
+    click.echo(f"{found.metric}  {found.before:.4f} -> {found.after:.4f}{beside}")
+    click.echo(f"losses   {', '.join(f'{k}: {v}' for k, v in found.losses.items())}")
+    lists = {"trained": found.trained, "frozen": found.choice.frozen, "tied": found.choice.tied}
+    click.echo(f"weights  {', '.join(f'{len(names)} {what}' for what, names in lists.items() if names)}")
+    for what in ("frozen", "tied"):
+        if lists[what]:
+            click.echo(f"  {what}: {', '.join(lists[what][:_NAMED])}{' ...' if len(lists[what]) > _NAMED else ''}")
+    click.echo(f"samples  {found.samples['train']} to train with, {found.samples['held_out']} held out")
+    click.echo(f"parity   {found.parity:.1e} between torch and ONNX Runtime")
+    if found.diverged:
+        click.echo(f"stopped  {found.diverged}")
+    unwritten = "no epoch beat the student as it was: nothing was written"
+    click.echo(f"wrote {found.path} in {found.seconds:.0f} s" if found.improved else unwritten)
 
 
 def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, given: dict[str, Any]) -> Result:

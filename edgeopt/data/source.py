@@ -237,15 +237,24 @@ def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
     return {spec.name: np.ascontiguousarray(data[start : start + step])}
 
 
-def _function(source: str, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
-    module_name, _, name = source.partition(":")
+def named(source: str, option: str) -> Any:
+    """What `package.module:name` names, looked for in the working directory too.
+
+    Raises:
+        UsageError: there is nothing; says what `option` wants.
+    """
+    module, _, name = source.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, SyntaxError) as e:
-        raise UsageError(f"{options.option} {source}: {e}") from e
+        raise UsageError(f"{option} {source}: {e}; write package.module:function") from e
     finally:
         sys.path.pop(0)
+
+
+def _function(source: str, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
+    function = named(source, options.option)
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as e:

@@ -1,8 +1,8 @@
 """The training loop: one student, a loss over batches, the best by a held-out metric that others measure.
 
 AdamW or SGD, a cosine after a linear warm-up, clipped gradients. Everything that decides the next step is in a checkpoint,
-so that a run that was killed ends as if it had not been. A time limit shortens the cosine once the first epoch's time is
-known. Several ranks train as one process would that accumulates over their batches.
+so that a run that was killed ends as if it had not been. A time limit decides how many epochs
+there are, and so how long the cosine is. Several ranks train as one process would that accumulates over their batches.
 """
 
 from __future__ import annotations
