@@ -11,7 +11,9 @@ import importlib.util
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph, target
-from edgeopt.candidates import Made, dynamic_int8, of_mode, static, weights
+from edgeopt.candidates import dynamic_int8, of_mode, weights
 from edgeopt.errors import EdgeoptError, UsageError, ValidityError
-from edgeopt.options import Data, Listener, Options, Result, check_place
+from edgeopt.options import Data, Listener, Options, Result, check_folder, check_place
+from edgeopt.pareto import write_front
 from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, MetricReport, Report
+from edgeopt.search import start as start_search
+from edgeopt.statics import LAST, Made, Statics, Tuning
 from edgeopt.verify import Tried, measurable, verify
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either `auto` looks for something better
@@ -55,6 +60,8 @@ def quantize(
     path = None if output is None else Path(output)
     if path is not None:
         check_place(path, force)
+    if options.pareto is not None:
+        check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
     job = prepare(graph.load(model), data, options, listener or Listener())
@@ -63,7 +70,7 @@ def quantize(
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
         if options.effort == "high" and kept.made.plan is not None:
-            kept, reason, candidates = _searched(job, kept, reason, candidates, final)
+            kept, reason, candidates = _searched(job, kept, reason, candidates, final, path)
         if options.qat:
             kept, reason, candidates = _trained(job, kept, reason, candidates, final)
         report = _report(job, kept, final, reason, candidates, input_bytes, start)
@@ -120,11 +127,11 @@ def _best(job: Job, path: Path) -> tuple[Tried, str, list[Candidate]]:
 
 
 def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
-    """Candidates in turn until one is good: static, dynamic, static with float islands, weights; `tried` is filled by
-    the caller in between.
+    """Candidates in turn until one is good: static, dynamic, static repaired, weights; `tried` is filled by the caller in
+    between.
     """
-    plain_and_islands = static(job)
-    first = next(plain_and_islands, None)
+    statics = Statics(job)
+    first = statics.made(Tuning.of(job.options))
     if first is not None:
         yield first
         if tried and _good(job, tried[-1]):
@@ -134,7 +141,7 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
     if any(_good(job, t) for t in tried):
         return
     if first is not None and tried and tried[0].mode == "static" and not tried[0].slower:
-        for made in plain_and_islands:
+        for made in _repaired(job, first, statics):
             yield made
             if _good(job, tried[-1]):
                 return
@@ -142,13 +149,35 @@ def _auto(job: Job, tried: list[Tried], refused: list[Candidate]) -> Any:
 
 
 def _searched(
-    job: Job, kept: Tried, reason: str, candidates: list[Candidate], path: Path
+    job: Job, kept: Tried, reason: str, candidates: list[Candidate], path: Path, output: Path | None
 ) -> tuple[Tried, str, list[Candidate]]:
-    """What a search makes of the static result."""
-    from edgeopt.search import search
+    """What a search makes of the static result; the front of all that it tried goes to `options.pareto`."""
+    search = start_search(job, kept.made, Statics(job), output)
+    if search is None:
+        return kept, reason, candidates
+    moves = (search.climb, search.islands, search.placements)
+    for move in moves:
+        for _ in move():
+            pass
+    search.train()
+    made = search.best.made
+    if job.options.pareto is not None:
+        write_front(job, search.points, job.options.pareto)
+    if made is not kept.made:
+        kept, reason, candidates = _replaced(job, kept, made, "search", candidates, path)
+    search.journal.remove()
+    return kept, reason, candidates
 
-    made = search(job, kept.made, job.options.budget_s)
-    return (kept, reason, candidates) if made is kept.made else _replaced(job, kept, made, "search", candidates, path)
+
+def _repaired(job: Job, first: Made, statics: Statics) -> Iterator[Made]:
+    """Better and better forms of a static result that missed its bar: float islands, then all else that helps."""
+    search = start_search(job, first, statics)
+    if search is None:
+        return
+    for made in search.islands():
+        yield replace(made, mode=f"static with {search.best.what}")
+    for made in chain(search.climb(), search.move(*LAST)):
+        yield replace(made, mode=f"static, {search.best.what}")
 
 
 def _trained(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from edgeopt.ranges import RANGES
 from edgeopt.report import Report
 
 Effort = Literal["fast", "normal", "high"]
+Rounding = Literal["nearest", "gptq", "adaround", "stochastic"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "adaround", "stochastic")
 EFFORTS: tuple[Effort, ...] = ("fast", "normal", "high")
 Mode = Literal["auto", "static", "dynamic", "fp16", "weights"]
 Data = str | Path | Iterable[Feed | NDArray[Any]]
@@ -26,7 +29,7 @@ MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
 @dataclass(frozen=True)
 class Options:
     """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`;
-    thresholds None are not demanded; data_option: what errors
+    thresholds None are not demanded; rounding None: by effort; data_option: what errors
     call the data.
     """
 
@@ -34,7 +37,12 @@ class Options:
     target: str = "host"
     effort: Effort = "normal"
     budget_s: float = 600.0
+    pareto: Path | None = None
     range_rule: str = "mse"
+    rounding: Rounding | None = None
+    clip_weights: bool = False
+    equalize: bool = False
+    smooth: float | None = None
     samples: int = 128
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -61,6 +69,7 @@ class Options:
             (self.mode, MODES, "mode"),
             (self.effort, EFFORTS, "effort"),
             (self.range_rule, RANGES, "range rule"),
+            (self.rounding or "gptq", ROUNDINGS, "rounding"),
         )
         for value, known, what in known_names:
             if value not in known:
@@ -71,8 +80,14 @@ class Options:
             raise UsageError(f"--bits {self.bits}: 4 or 8")
         if self.qat and self.mode not in ("auto", "static"):
             raise UsageError(f"--qat trains a static result, not --mode {self.mode}")
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise UsageError(
+                f"--smooth {self.smooth:g}: from 0 (all ranges in the activations) to 1 (all in the weights)"
+            )
         if not 0 < self.budget_s < math.inf:
             raise UsageError(f"--budget {self.budget_s:g}: above 0 seconds")
+        if self.pareto is not None and self.effort != "high":
+            raise UsageError("--pareto goes with --effort high: it is the front of what the search tried")
         if self.samples < 1:
             raise UsageError(f"--samples {self.samples}: at least 1")
         if self.max_ram is not None and self.max_ram < 1:
@@ -105,6 +120,20 @@ class Result:
     model: ir.Model
     path: Path | None
     report: Report
+
+
+def check_folder(path: Path) -> None:
+    """Make the folder `path`, or see that it can be written to.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: cannot be a folder ({e})") from e
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{path}: cannot be written to")
 
 
 def check_place(path: Path, force: bool) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.candidates import Made
 from edgeopt.data import readable
 from edgeopt.errors import ModelError
 from edgeopt.prepare import Job
 from edgeopt.ptq.quantize import within_pairs
+from edgeopt.statics import Made
 
 MODE = "QAT"
 _PRODUCTS = ("Conv", "Gemm", "MatMul")

@@ -1,8 +1,11 @@
-"""`--effort high`: from a static result to a nearer one that is no slower, within a budget.
+"""From a static result to a nearer one that is no slower, and then to a faster one that is no further, move by move within a
+budget: `--effort high`, and the repair of a result that misses its bar.
 
-Moves in order of their cost, each kept only if it pays: other rules for ranges, the nodes to blame left in float, training
-through the Q/DQ where torch is installed. What pays is seen on calibration samples; the held-out samples of the report have
-no say. After any move the best so far stands.
+Moves are those of `statics.MOVES`, the nodes to blame left in float, placements that the target's cost table would not have
+chosen but the clock does, and training through the Q/DQ where torch is installed. Each is kept only if it pays, and the
+next starts from it. Accuracy is seen on calibration samples (or by the user's metric), speed on this machine if it is the
+target; the held-out samples of the report have no say. What was tried is in the `Journal`, so that a search that was killed
+does not try it again.
 """
 
 from __future__ import annotations
@@ -10,133 +13,171 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from edgeopt.candidates import Ground, Made, ground, made_static
 from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError
+from edgeopt.journal import Entry, Journal, journal
 from edgeopt.options import Listener
 from edgeopt.prepare import Job
-from edgeopt.ptq.islands import blame
-from edgeopt.ptq.moments import Moments
-from edgeopt.ptq.place import place
-from edgeopt.ptq.quantize import untie
-from edgeopt.ranges import RANGES
 from edgeopt.report import lowest_sqnr_db
 from edgeopt.runtime.compare import Outputs, compare, run_all
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import cores, open_session
+from edgeopt.statics import MOVES, Made, Statics, Tuning
 from edgeopt.verify import measurable
 
 _SELECTION = 32
 _GAIN_DB = 0.2  # a move that wins less does not pay
+_LOSS_DB = 0.5  # what a faster placement may lose where no bar was given
 _SLOWER = 1.03
-_SHARES = (0.05, 0.1, 0.2)
+_FASTER = 1.02
+_MEASURED_S = 0.5
 _TRAINING_S = 60.0  # with less left, training would not get far
 _EPOCHS = 12
 
 
+@dataclass(frozen=True)
+class Point:
+    """A model that was tried. score: the user's metric, or 0 without one; speed: against the first one, 1 if not measured."""
+
+    what: str
+    made: Made
+    score: float
+    sqnr_db: float
+    speed: float
+
+
 @dataclass
-class _Search:
-    """What is compared with what. sqnr_db, made: the best so far."""
+class Search:
+    """What is compared with what; best: so far; points: all that were made, the first one first."""
 
     job: Job
-    base: Ground
-    moments: dict[str, Moments]
-    feeds: list[tuple[str, Feed]]
-    reference: list[Outputs]
+    statics: Statics
+    feeds: Sequence[tuple[str, Feed]]
+    reference: Sequence[Outputs]
     deadline: float
-    made: Made
-    sqnr_db: float = -math.inf
+    first: Made
+    journal: Journal
+    points: list[Point] = field(default_factory=list)
+    best: Point = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.best = self._point("as it was", self.first)
+        self.points.append(self.best)
 
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()
 
-    def score(self, made: Made) -> float:
-        """Lowest SQNR of the outputs on the selection, in dB."""
+    def _point(self, what: str, made: Made) -> Point:
         session = open_session(made.model)
-        return lowest_sqnr_db(compare(session.outputs, self.reference, run_all(session, self.feeds, workers=cores())))
+        errors = compare(session.outputs, self.reference, run_all(session, self.feeds, workers=cores()))
+        score = 0.0 if self.job.metric is None else self.job.metric(session)
+        speed = 1.0
+        if made is not self.first and self.job.options.measure and measurable(self.job):
+            sessions = {"first": open_session(self.first.model), "new": session}
+            feed = self.feeds[0][1]
+            found = interleaved(sessions, "first", {"first": feed, "new": feed}, seconds=_MEASURED_S)
+            speed = found["new"].speedup
+        return Point(what, made, score, lowest_sqnr_db(errors), speed)
 
-    def slower(self, made: Made) -> bool:
-        """Whether it measurably takes longer than the best so far."""
-        if not (self.job.options.measure and measurable(self.job)):
-            return False
-        sessions = {"now": open_session(self.made.model), "new": open_session(made.model)}
-        feed = self.feeds[0][1]
-        return interleaved(sessions, "now", {"now": feed, "new": feed}, seconds=0.5)["new"].speedup < 1 / _SLOWER
-
-    def consider(self, what: str, made: Made) -> bool:
-        """Take `made` if it is nearer to float and no slower."""
-        found = self.score(made)
-        gain = found - self.sqnr_db
-        verdict = "kept" if gain >= _GAIN_DB else "no gain"
-        if verdict == "kept" and self.slower(made):
-            verdict = "slower"
-        self.job.note(f"search: {what}: {found:.1f} dB ({gain:+.1f}), {verdict}")
+    def consider(self, what: str, made: Made, *, faster: bool = False) -> str:
+        """Take `made` if it is nearer to float and no slower, or faster and near enough; "kept", or why not."""
+        point, best = self._point(what, made), self.best
+        self.points.append(point)
+        verdict = self._faster(point) if faster else self._nearer(point)
+        metric = "" if self.job.metric is None else f", {self.job.metric.name} {point.score:.4g}"
+        change = f"{point.sqnr_db - best.sqnr_db:+.1f} dB, {point.speed / best.speed:.2f}x"
+        self.job.note(f"search: {what}: {point.sqnr_db:.1f} dB ({change}){metric}, {verdict}")
         if verdict == "kept":
-            self.made, self.sqnr_db = made, found
-        return verdict == "kept"
+            self.best = point
+        return verdict
+
+    def _nearer(self, p: Point) -> str:
+        gain = p.score - self.best.score or p.sqnr_db - self.best.sqnr_db - _GAIN_DB
+        if gain < 0:
+            return "no gain"
+        return "slower" if p.speed * _SLOWER < self.best.speed else "kept"
+
+    def _faster(self, p: Point) -> str:
+        if p.speed < self.best.speed * _FASTER:
+            return "no faster"
+        metric, options = self.job.metric, self.job.options
+        if metric is not None and options.max_drop is not None:
+            near = metric.on_float - p.score <= options.max_drop
+        else:
+            near = p.score >= self.best.score and p.sqnr_db >= (options.min_sqnr or self.best.sqnr_db - _LOSS_DB)
+        return "kept" if near else "too far from float"
+
+    def try_all(self, moves: Iterator[tuple[str, Tuning]], *, faster: bool = False) -> Iterator[Made]:
+        """Each model of `moves` that pays; what the journal knows not to pay is not made again."""
+        for what, tuning in moves:
+            if self.left() < 0:
+                return
+            against = self.best.made.tuning
+            known = self.journal.find(tuning, against)
+            if known is not None and not known.kept:
+                self.job.note(f"search: {what}: {known.verdict} (known from before)")
+                continue
+            made = self.statics.made(tuning)
+            verdict = "no node in integers" if made is None else self.consider(what, made, faster=faster)
+            self.journal.add(Entry(tuning, against, what, verdict))
+            if verdict == "kept":
+                yield self.best.made
+
+    def climb(self) -> Iterator[Made]:
+        """Each model that is nearer to float than the one before, by `statics.MOVES`."""
+        for move in MOVES:
+            yield from self.move(*move)
+
+    def move(self, what: str, changes: Mapping[str, Any]) -> Iterator[Made]:
+        """The best so far with `changes` of its tuning, if that is nearer to float."""
+        tuning = self._tuning()
+        changed = replace(tuning, **changes)
+        if changed != tuning:
+            yield from self.try_all(iter([(what, changed)]))
+
+    def islands(self) -> Iterator[Made]:
+        """The best so far with more and more of its worst nodes in float."""
+        yield from self.try_all(self.statics.islands(self.best.made))
+
+    def placements(self) -> Iterator[Made]:
+        """The best so far placed otherwise, where that is faster."""
+        if not (self.job.options.measure and measurable(self.job)):
+            return
+        yield from self.try_all(self.statics.placements(self._tuning()), faster=True)
+
+    def _tuning(self) -> Tuning:
+        return self.best.made.tuning or Tuning.of(self.job.options)
+
+    def train(self) -> None:
+        """Train the best so far, if there is time and torch."""
+        if self.left() < _TRAINING_S or importlib.util.find_spec("torch") is None:
+            return
+        from edgeopt.qat import trained
+
+        options = replace(self.job.options, qat_minutes=max(0.5, self.left() / 60 - 0.5), qat_epochs=_EPOCHS)
+        job = replace(self.job, options=options, listener=Listener(progress=self.job.listener.progress))
+        try:
+            self.consider("training through the Q/DQ", trained(job, self.best.made))
+        except EdgeoptError as e:
+            self.job.note(f"search: training is not possible: {e}")
 
 
-def search(job: Job, first: Made, budget_s: float) -> Made:
-    """The best that is found from `first` (static) within about `budget_s` seconds.
-
-    Raises:
-        EdgeoptError: as the moves do.
+def start(job: Job, first: Made, statics: Statics, output: Path | None = None) -> Search | None:
+    """A search from `first` (static) with the job's budget, or None where there is nothing to select by; its journal is beside
+    `output`.
     """
-    start = time.monotonic()
-    base = ground(job)
     feeds, _ = readable(job.calibration[:_SELECTION])
-    if base is None or not feeds or first.plan is None:
-        return first
+    if not feeds or first.plan is None:
+        return None
+    deadline = time.monotonic() + job.options.budget_s
     reference = run_all(job.float_session, feeds, workers=cores())
-    state = _Search(job, base, {}, feeds, reference, start + budget_s, first)
-    state.sqnr_db = state.score(first)
-    job.note(f"search: from {state.sqnr_db:.1f} dB on {len(feeds)} calibration samples")
-    for what, made in _rules(state):
-        state.consider(what, made)
-    for what, made in _islands(state):
-        if not state.consider(what, made):
-            break
-    if state.left() > _TRAINING_S and importlib.util.find_spec("torch") is not None:
-        _train(state)
-    return state.made
-
-
-def _rules(state: _Search) -> Iterator[tuple[str, Made]]:
-    used = state.job.options.range_rule
-    for rule in RANGES:
-        if rule != used and state.left() > 0:
-            job = replace(state.job, options=replace(state.job.options, range_rule=rule))
-            yield f"ranges by {rule}", made_static(job, state.base.plan, state.base, state.moments)
-
-
-def _islands(state: _Search) -> Iterator[tuple[str, Made]]:
-    """The best so far with more and more of its worst nodes in float."""
-    job, plan = state.job, state.made.plan
-    if plan is None:
-        return
-    lost = blame(untie(job.model, plan), state.made.model, plan, [feed for _, feed in state.feeds[:4]])
-    worst = [name for name, db in lost.items() if db > 0]
-    for share in _SHARES:
-        count = max(1, round(share * len(plan.integer)))
-        out = frozenset(worst[:count])
-        if not out or state.left() < 0:
-            return
-        smaller = place(job.model, job.target, state.base.probes, exclude=job.exclude | out, include=job.include - out)
-        if not smaller.integer:
-            return
-        yield f"{len(out)} nodes in float", made_static(job, smaller, state.base, state.moments)
-
-
-def _train(state: _Search) -> None:
-    from edgeopt.qat import trained
-
-    options = replace(state.job.options, qat_minutes=max(0.5, state.left() / 60 - 0.5), qat_epochs=_EPOCHS)
-    job = replace(state.job, options=options, listener=Listener(progress=state.job.listener.progress))
-    try:
-        state.consider("training through the Q/DQ", trained(job, state.made))
-    except EdgeoptError as e:
-        state.job.note(f"search: training is not possible: {e}")
+    found = Search(job, statics, feeds, reference, deadline, first, journal(job, output))
+    if math.isfinite(found.best.sqnr_db):
+        job.note(f"search: from {found.best.sqnr_db:.1f} dB on {len(feeds)} calibration samples")
+    return found

@@ -20,7 +20,6 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.candidates import ground
 from edgeopt.errors import ModelError
 from edgeopt.grid import QParams, fake_quantize
 from edgeopt.ops import bias_of, channel_axis, weight_of
@@ -32,6 +31,7 @@ from edgeopt.ptq.quantize import activation_params, quantization_params, untie
 from edgeopt.runtime.compare import Outputs, run_all
 from edgeopt.runtime.session import Feed, cores, open_session
 from edgeopt.state import Plan
+from edgeopt.statics import Statics, Tuning
 
 SAMPLES = 8
 BUDGET_S = 60.0
@@ -115,11 +115,12 @@ def sensitivity(
 
 
 def _trial(job: Job, samples: int) -> _Trial:
-    base = ground(job)
+    tuning = Tuning.of(job.options)
+    base = Statics(job).ground(tuning)
     if base is None:
         raise ModelError("no node becomes integer on this target; name some with --include")
-    model = untie(job.model, base.plan)
-    grids = activation_params(base.plan, base.statistics, job.target, job.options.range_rule)
+    model = untie(base.model, base.plan)
+    grids = activation_params(base.plan, base.statistics, job.target, tuning.range_rule)
     params = quantization_params(model, base.plan, grids, job.target)
     feeds = [feed for _, feed in job.held[:samples]]
     return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]))

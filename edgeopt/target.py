@@ -52,6 +52,16 @@ class Target(_Facts):
     sources: tuple[str, ...]
     cost: Mapping[str, OpCost]
 
+    def scaled(self, factors: Mapping[str, float]) -> Target:
+        """The same with the integer cost of some rows times a factor."""
+        cost = {
+            name: row.model_copy(update={"int_ps": tuple(x * factors[name] for x in row.int_ps)})
+            if name in factors
+            else row
+            for name, row in self.cost.items()
+        }
+        return self.model_copy(update={"cost": cost})
+
     @property
     def activation_type(self) -> QType:
         """The grid of activations, asymmetric."""

@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph, target
-from edgeopt.candidates import Made
 from edgeopt.data import Feed
 from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.prepare import Job
@@ -23,6 +22,7 @@ from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import Session, cores, open_session
+from edgeopt.statics import Made
 
 SECONDS = 1.0
 

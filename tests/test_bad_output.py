@@ -212,7 +212,7 @@ def interrupt(*_: Any, **__: Any) -> NoReturn:
 
 PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "prepare": lambda patch: patch.setattr(optimize, "prepare", interrupt),
-    "calibrate": lambda patch: patch.setattr("edgeopt.candidates.observe", interrupt),
+    "calibrate": lambda patch: patch.setattr("edgeopt.statics.observe", interrupt),
     "write": lambda patch: patch.setattr(Path, "write_bytes", interrupt),
     "check": lambda patch: patch.setattr(verify.onnx.checker, "check_model", interrupt),
     "compare": lambda patch: patch.setattr(verify, "compare", interrupt),

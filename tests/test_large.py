@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import edgeopt
-from edgeopt.candidates import free_bytes
+from edgeopt.statics import free_bytes
 from edgeopt.runtime.session import open_session
 
 SIDE, LAYERS = 8192, 9  # 9 matrices of 268 MB

@@ -78,7 +78,7 @@ def test_training_that_makes_it_worse_leaves_the_static_result(monkeypatch: pyte
         model = kept.model.clone()
         for name, (_, q, _) in integer_weights(model).items():
             model.graph.initializers[name].const_value = ir.tensor(np.zeros_like(q), name=name)
-        return edgeopt.candidates.Made("QAT", model, kept.plan, kept.activations)
+        return edgeopt.statics.Made("QAT", model, kept.plan, kept.activations)
 
     monkeypatch.setattr("edgeopt.qat.trained", spoilt)
     found = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "q.onnx", **QAT)

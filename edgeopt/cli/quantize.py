@@ -14,7 +14,7 @@ from edgeopt import target as targets
 from edgeopt.cli.show import listener, print_report
 from edgeopt.cli.units import seconds
 from edgeopt.errors import UsageError
-from edgeopt.options import EFFORTS, MODES, check_place
+from edgeopt.options import EFFORTS, MODES, ROUNDINGS, check_place
 from edgeopt.ranges import RANGES
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
@@ -106,6 +106,11 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
     help="fast: round weights to the nearest; normal: by what layers read (GPTQ), biases too; high: with more samples, and a search.",
 )
 @click.option("--budget", default="10m", show_default=True, metavar="TIME", help="Of the search of --effort high.")
+@click.option(
+    "--pareto",
+    type=click.Path(path_type=Path),
+    help="Folder for the models of the search that no other beats in both accuracy and speed.",
+)
 @click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
 @click.option("--samples", default=128, show_default=True, help="Samples to calibrate with; others are held out.")
 @click.option(
@@ -116,6 +121,14 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
     show_default=True,
     help="How ranges are chosen.",
 )
+@click.option(
+    "--rounding",
+    type=click.Choice(ROUNDINGS),
+    help="How weights are rounded. [default: gptq, nearest with --effort fast]",
+)
+@click.option("--clip-weights", is_flag=True, help="Scales of weights by what layers give, not by the peak.")
+@click.option("--equalize", is_flag=True, help="Cross-layer equalization before all else.")
+@click.option("--smooth", type=float, metavar="ALPHA", help="SmoothQuant, 0 to 1: ranges of inputs go into weights.")
 @click.option(
     "--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255. [default: preprocess.toml, or found out]"
 )
@@ -185,7 +198,7 @@ def quantize(
             **{
                 k: given[k]
                 for k in (
-                    "mode", "effort", "target", "samples", "range_rule", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
+                    "mode", "effort", "pareto", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
                     "qat_epochs", "metric", "max_drop", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )

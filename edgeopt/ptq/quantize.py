@@ -82,7 +82,7 @@ def bias_params(scale_x: Array, weight: QParams) -> QParams:
     return QParams(scale, np.zeros(scale.shape, np.int32), BIAS, 0)
 
 
-def _floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Target) -> Array:
+def scale_floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Target) -> Array:
     """The smallest scales [channels] that neither saturate on `target` nor overflow the bias of `node`."""
     floor = np.zeros(w.shape[axis], np.float64)
     bias = bias_of(node)
@@ -161,7 +161,7 @@ def quantization_params(
         w, axis = weight.const_value.numpy(), channel_axis(node)
         scale_x = params[str(activations(node)[0][1].name)].scale
         params[str(weight.name)] = weight_params(
-            w, axis, target.weight_type, floor=_floor(node, w, axis, scale_x, target)
+            w, axis, target.weight_type, floor=scale_floor(node, w, axis, scale_x, target)
         )
         bias = bias_of(node)
         if bias is not None and bias.const_value is not None:

@@ -10,31 +10,61 @@ are done at once, and to count a shift of the mean in each of them again would m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.grid import QParams
-from edgeopt.ops import bias_of, channel_axis, weight_of
+from edgeopt.ops import activations, bias_of, channel_axis, weight_of
+from edgeopt.ptq.adaround import adaround
+from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, gptq
 from edgeopt.ptq.moments import Moments, rows, unrows
-from edgeopt.ptq.quantize import within_pairs
+from edgeopt.ptq.quantize import bias_params, scale_floor, within_pairs
+from edgeopt.ptq.stochastic import stochastic
 from edgeopt.runtime.session import cores
 from edgeopt.target import Target
 
+Rounder = Callable[[Wide, Wide, Wide, int], Wide]
+
+
+def _nearest(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
+    return np.asarray(scale[:, :, None] * np.clip(np.rint(w / scale[:, :, None]), -limit, limit))
+
+
+def _by_chance(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
+    return stochastic(w, scale, limit, np.random.default_rng(0))
+
+
+ROUNDERS: Mapping[str, Rounder] = {
+    "nearest": _nearest,
+    "gptq": gptq,
+    "adaround": adaround,
+    "stochastic": _by_chance,
+}
+
 
 def reconstructed(
-    model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, Moments], target: Target
+    model: ir.Model,
+    params: Mapping[str, QParams],
+    moments: Mapping[str, Moments],
+    target: Target,
+    rounding: str = "gptq",
 ) -> ir.Model:
-    """A clone of `model` (untied) whose integer layers have weights on their grids and biases that go with them."""
+    """A clone of `model` (untied) whose integer layers have weights on their grids and biases that go with them.
+
+    rounding: a name in `ROUNDERS`.
+    """
+    rounder = ROUNDERS[rounding]
     copy = model.clone()
     nodes = [n for n in copy.graph if str(n.name) in moments and weight_of(n) is not None]
 
     def work(node: ir.Node) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        return _layer(node, moments[str(node.name)], params, target)
+        return _layer(node, moments[str(node.name)], params, target, rounder)
 
     with ThreadPoolExecutor(cores()) as pool:
         for node, (w, b) in zip(nodes, pool.map(work, nodes), strict=True):
@@ -45,14 +75,13 @@ def reconstructed(
 
 
 def _layer(
-    node: ir.Node, m: Moments, params: Mapping[str, QParams], target: Target
+    node: ir.Node, m: Moments, params: Mapping[str, QParams], target: Target, rounder: Rounder
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """The weight of one layer on its grid, and its bias."""
     weight, bias = weight_of(node), bias_of(node)
     assert weight is not None
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
-    scale = np.broadcast_to(grid.scale.astype(np.float64).reshape(-1), w.shape[0] * w.shape[1]).reshape(w.shape[:2])
-    q = gptq(w, covariance(m, bias is not None), scale, grid.qtype.qmax)
+    q = rounder(w, covariance(m, bias is not None), _by_output(grid.scale, w), grid.qtype.qmax)
     if target.saturates and not (w.shape[0] > 1 and w.shape[1] == 1):
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
@@ -61,6 +90,33 @@ def _layer(
     b = bias.const_value.numpy()
     moved = np.einsum("goi,gi->go", w - q, m.x / m.count)
     return unrows(node, q), (b + moved.reshape(b.shape)).astype(np.float32)
+
+
+def _by_output(scale: NDArray[np.floating], w: Wide) -> Wide:
+    """`scale` (one, or [channels]) as [groups, out]."""
+    return np.broadcast_to(scale.astype(np.float64).reshape(-1), w.shape[0] * w.shape[1]).reshape(w.shape[:2])
+
+
+def clipped(
+    model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, Moments], target: Target
+) -> dict[str, QParams]:
+    """`params` with weight scales that lose least of what the layers of `model` (untied) give, and biases to match."""
+    found = dict(params)
+    for node in model.graph:
+        weight, bias = (weight_of(node), bias_of(node)) if node.name in moments else (None, None)
+        if weight is None or weight.const_value is None:
+            continue
+        grid, m, w = params[str(weight.name)], moments[str(node.name)], rows(node).astype(np.float64)
+        if grid.scale.size == 1:
+            continue
+        scale_x = params[str(activations(node)[0][1].name)].scale
+        floor = scale_floor(node, weight.const_value.numpy(), channel_axis(node), scale_x, target)
+        power = np.einsum("gii->gi", m.h) / m.count
+        scale = clipped_scale(w, power, _by_output(grid.scale, w), grid.qtype.qmax, _by_output(floor, w))
+        found[str(weight.name)] = replace(grid, scale=scale.reshape(grid.scale.shape).astype(np.float32))
+        if bias is not None:
+            found[str(bias.name)] = bias_params(scale_x, found[str(weight.name)])
+    return found
 
 
 def covariance(m: Moments, centred: bool) -> Wide:

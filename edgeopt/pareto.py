@@ -1,0 +1,105 @@
+"""The front of a search: models that no other one beats in both accuracy and speed, as files, a table and a picture."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from edgeopt import graph
+from edgeopt.errors import ValidityError
+from edgeopt.prepare import Job
+from edgeopt.search import Point
+from edgeopt.verify import Tried, verify
+
+_EQUAL = 1.03
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Those of `points` that none is better than, the fastest first; speeds within 3 % count as equal, for the clock tells
+    no more.
+    """
+
+    def beaten(p: Point, q: Point) -> bool:
+        near, better = (p.score, p.sqnr_db), (q.score, q.sqnr_db)
+        return better > near and q.speed * _EQUAL >= p.speed or better == near and q.speed > p.speed
+
+    return sorted((p for p in points if not any(beaten(p, q) for q in points)), key=lambda p: -p.speed)
+
+
+def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
+    """Each model of the front checked like any result, in `folder`: NN-name.onnx, pareto.json, pareto.svg.
+
+    The figures are on the held-out samples and against float. A model that fails a check is told and left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    found: list[tuple[str, Tried]] = []
+    for i, p in enumerate(front(points)):
+        name = f"{i + 1:02d}-{re.sub('[^a-z0-9]+', '-', p.what.lower()).strip('-')[:50]}.onnx"
+        with graph.staged(folder / name) as stage:
+            try:
+                found.append((p.what, verify(job, p.made, stage / name)))
+            except ValidityError as e:
+                job.note(f"pareto: {p.what}: {e}")
+                (stage / name).unlink(missing_ok=True)
+                continue
+    rows = [_row(what, t) for what, t in found]
+    (folder / "pareto.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (folder / "pareto.svg").write_text(picture(rows), encoding="utf-8")
+    for _, t in found:
+        speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x float speed"
+        job.note(f"pareto: {t.path.name}: {t.worst_sqnr_db:.1f} dB{speed}")
+    return [t for _, t in found]
+
+
+def _row(what: str, t: Tried) -> dict[str, str | float | None]:
+    latency = t.latency
+    return {
+        "file": t.path.name,
+        "what": what,
+        "sqnr_db": round(t.worst_sqnr_db, 3),
+        "agreement": t.agreement,
+        "metric": t.metric,
+        "latency_ms": None if latency is None else latency.latency_ms,
+        "speedup": None if latency is None else latency.speedup,
+        "speedup_low": None if latency is None else latency.speedup_low,
+        "speedup_high": None if latency is None else latency.speedup_high,
+        "size_bytes": graph.size_bytes(t.made.model),
+    }
+
+
+def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
+    """SQNR against speed-up with 95 % intervals, an SVG; rows that were not timed stand at 1."""
+    width, height, left, bottom = 640, 400, 60, 350
+    xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
+    ys = [float(r["sqnr_db"] or 0.0) for r in rows] or [0.0]
+    x0, x1, y0, y1 = min([*xs, 1.0]) * 0.98, max(xs) * 1.02, min(ys) - 1, max(ys) + 1
+
+    def x(v: float) -> float:
+        return left + (v - x0) / (x1 - x0) * (width - left - 20)
+
+    def y(v: float) -> float:
+        return bottom - (v - y0) / (y1 - y0) * (bottom - 20)
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<path d="M{left} 20V{bottom}H{width - 20}" fill="none" stroke="#888"/>',
+        f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">times as fast as float</text>',
+        f'<text x="16" y="{bottom / 2}" transform="rotate(-90 16 {bottom / 2})" text-anchor="middle">SQNR in dB</text>',
+    ]
+    for v in (x0, (x0 + x1) / 2, x1):
+        lines.append(f'<text x="{x(v):.0f}" y="{bottom + 18}" text-anchor="middle">{v:.2f}</text>')
+    for v in (y0, (y0 + y1) / 2, y1):
+        lines.append(f'<text x="{left - 6}" y="{y(v):.0f}" text-anchor="end">{v:.1f}</text>')
+    for r in rows:
+        at, level = x(float(r["speedup"] or 1.0)), y(float(r["sqnr_db"] or 0.0))
+        low, high = x(float(r["speedup_low"] or 1.0)), x(float(r["speedup_high"] or 1.0))
+        lines += [
+            f'<path d="M{low:.1f} {level:.1f}H{high:.1f}" stroke="#1f4e79"/>',
+            f'<circle cx="{at:.1f}" cy="{level:.1f}" r="5" fill="#1f4e79"><title>{escape(str(r["what"]))}</title></circle>',
+            f'<text x="{at:.1f}" y="{level - 9:.1f}" text-anchor="middle">{escape(str(r["file"])[:2])}</text>',
+        ]
+    return "\n".join([*lines, "</svg>", ""])

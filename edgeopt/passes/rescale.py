@@ -1,0 +1,245 @@
+"""Channels of an inner value divided by positive factors and the weights that read them multiplied by the same: the
+function of the model stays as it is, its ranges change.
+
+    f(x / s) = f(x) / s        for s > 0 and f homogeneous (Relu, pooling ...), so
+    W2 f(W1 x + b1) = (W2 diag(s)) f(diag(1/s) (W1 x + b1))
+
+A `Boundary` is a producer whose channels can be divided by changing constants only (a layer with weights, or a
+normalization's scale) and all that reads them, which must be layers with constant weights. Clip(0, m) is homogeneous only
+where nothing reaches m, so a channel that does keeps its scale (`allowed`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.ops import constant, weight_of
+
+Wide = NDArray[np.float64]
+_HOMOGENEOUS = frozenset(
+    {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity"}
+)
+_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
+_NORMALIZATIONS = frozenset({"LayerNormalization", "BatchNormalization"})
+_BY_CHANNEL = {"Add": 1, "Mul": 0}  # with a constant along the channels; 1: the constant is divided too
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """value: the producer's output, [n, channels, ...] or [..., channels]; axis: of its channels. shifts: constants that are
+    added on the way; clips: (value, bound) of each Clip on the way; readers: the layers at the end.
+    """
+
+    producer: ir.Node
+    channels: int
+    axis: int
+    shifts: tuple[ir.Value, ...]
+    clips: tuple[tuple[str, float], ...]
+    readers: tuple[ir.Node, ...]
+
+    @property
+    def value(self) -> str:
+        """Name of the producer's output."""
+        return str(self.producer.outputs[0].name)
+
+
+def boundaries(model: ir.Model) -> list[Boundary]:
+    """All boundaries of `model`, in the order of their producers."""
+    return [b for node in model.graph if (b := _boundary(node)) is not None]
+
+
+def _boundary(producer: ir.Node) -> Boundary | None:
+    found = _divided(producer)
+    if found is None:
+        return None
+    channels = found[0].const_value.shape.numpy()[found[1]]  # type: ignore[union-attr]
+    axis = 1 if producer.op_type in ("Conv", "BatchNormalization") else -1
+    walk = _Walk(producer, channels, axis)
+    if not walk.follow(producer.outputs[0]) or not walk.readers:
+        return None
+    return Boundary(producer, channels, axis, tuple(walk.shifts), tuple(walk.clips), tuple(walk.readers))
+
+
+def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
+    """(the constant that makes the channels of `node`, its axis of channels) where dividing it divides them."""
+    if node.op_type in _LAYERS:
+        weight = weight_of(node)
+        if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or _scaled(node):
+            return None
+        return weight, _out_axis(node)  # type: ignore[return-value]
+    if node.op_type in _NORMALIZATIONS:
+        ours = [v for v in node.inputs[1:3] if v is not None]
+        return (ours[0], 0) if ours and all(_own(v) for v in ours) and len(node.outputs) == 1 else None
+    if node.op_type == "Mul":
+        return next(((v, 0) for v in node.inputs if v is not None and _own(v) and _vector(v)), None)
+    return None
+
+
+def _own(value: ir.Value | None) -> bool:
+    """Whether `value` is a float constant that nothing else reads."""
+    return (
+        value is not None
+        and constant(value)
+        and value.dtype == ir.DataType.FLOAT
+        and len(tuple(value.uses())) == 1
+        and not value.is_graph_output()
+    )
+
+
+def _vector(value: ir.Value) -> bool:
+    return value.const_value is not None and len(value.const_value.shape) == 1 and value.const_value.size > 1
+
+
+def _scaled(node: ir.Node) -> bool:
+    """Whether a Gemm does more than x W + b."""
+    return node.op_type == "Gemm" and (
+        any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+        or node.attributes.get_int("transA", 0) != 0
+    )
+
+
+def _out_axis(node: ir.Node) -> int:
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    return len(weight.const_value.shape) - 1
+
+
+@dataclass
+class _Walk:
+    """From a producer to the layers that read it."""
+
+    producer: ir.Node
+    channels: int
+    axis: int
+    shifts: list[ir.Value] = field(default_factory=list)
+    clips: list[tuple[str, float]] = field(default_factory=list)
+    readers: list[ir.Node] = field(default_factory=list)
+
+    def follow(self, value: ir.Value) -> bool:
+        """Whether all that reads `value` can be made good."""
+        uses = tuple(value.uses())
+        return bool(uses) and not value.is_graph_output() and all(self._use(u.node, u.idx) for u in uses)
+
+    def _use(self, node: ir.Node, position: int) -> bool:
+        if node.graph is not self.producer.graph or len(node.outputs) != 1:
+            return False
+        if node.op_type in _LAYERS:
+            return self._read(node, position)
+        if node.op_type in _HOMOGENEOUS:
+            return self.follow(node.outputs[0])
+        if node.op_type == "Clip":
+            bounds = [_number(v) for v in (*node.inputs[1:3], None, None)][:2]
+            if bounds[0] != 0.0 or math.isnan(bounds[1]):
+                return False
+            self.clips.append((str(node.inputs[0].name), bounds[1]))  # type: ignore[union-attr]
+            return self.follow(node.outputs[0])
+        if node.op_type in _BY_CHANNEL:
+            other = node.inputs[1 - position]
+            if other is None or not _own(other) or not _vector(other) or self.axis != -1:
+                return False
+            if other.const_value is None or other.const_value.size != self.channels:
+                return False
+            if _BY_CHANNEL[node.op_type]:
+                self.shifts.append(other)
+            return self.follow(node.outputs[0])
+        return False
+
+    def _read(self, node: ir.Node, position: int) -> bool:
+        weight = weight_of(node)
+        if position != 0 or not _own(weight) or _scaled(node):
+            return False
+        if (self.axis == 1) != (node.op_type == "Conv"):
+            return False
+        assert weight is not None and weight.const_value is not None
+        shape, group = weight.const_value.shape.numpy(), node.attributes.get_int("group", 1)
+        size = shape[1] * group if node.op_type == "Conv" else shape[len(shape) - 1 - _out_axis(node)]
+        if size != self.channels or (node.op_type != "Conv" and len(shape) != 2):
+            return False
+        self.readers.append(node)
+        return True
+
+
+def _number(value: ir.Value | None) -> float:
+    """The constant bound `value`; infinite if there is none, NaN if it is computed."""
+    if value is None:
+        return math.inf
+    if not constant(value) or value.const_value is None or value.const_value.size != 1:
+        return math.nan
+    return float(value.const_value.numpy().reshape(-1)[0])
+
+
+def written(node: ir.Node) -> Wide:
+    """Peak |w| by output channel of a producer: [channels]."""
+    found = _divided(node)
+    assert found is not None and found[0].const_value is not None
+    w = np.abs(found[0].const_value.numpy().astype(np.float64))
+    return np.asarray(np.moveaxis(w, found[1], 0).reshape(w.shape[found[1]], -1).max(1))
+
+
+def by_input(node: ir.Node, w: NDArray[np.floating]) -> NDArray[np.floating]:
+    """`w`, the weight of `node`, as [groups, out, in, positions], a view: its input channels are groups times in."""
+    if node.op_type == "Conv":
+        group = node.attributes.get_int("group", 1)
+        return w.reshape(group, w.shape[0] // group, w.shape[1], -1)
+    return (w if _out_axis(node) == 0 else w.T)[None, :, :, None]
+
+
+def read(node: ir.Node) -> Wide:
+    """Peak |w| by input channel of a reader: [channels]."""
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    w = np.abs(weight.const_value.numpy().astype(np.float64))
+    return np.asarray(by_input(node, w).max((1, 3)).reshape(-1))
+
+
+def allowed(s: Wide, boundary: Boundary, highest: Mapping[str, Wide]) -> Wide:
+    """`s` [channels] with what clips can bear. highest: the largest value seen of each channel before a Clip."""
+    for value, bound in boundary.clips:
+        top = highest[value]
+        s = np.where(top > bound, 1.0, np.maximum(s, top / bound))
+    return s
+
+
+def rescaled(model: ir.Model, factors: Mapping[str, Wide]) -> ir.Model:
+    """A clone of `model` in which the channels of each value in `factors` (name of a boundary's value -> [channels], above 0)
+    are divided.
+    """
+    copy = model.clone()
+    for b in boundaries(copy):
+        if b.value not in factors:
+            continue
+        s = factors[b.value]
+        found = _divided(b.producer)
+        assert found is not None
+        _multiply(found[0], 1 / s, found[1])
+        others = b.producer.inputs[2:3] if b.producer.op_type != "Mul" else ()
+        for value in (*(v for v in others if v is not None), *b.shifts):
+            _multiply(value, 1 / s, -1)
+        for reader in b.readers:
+            weight = weight_of(reader)
+            assert weight is not None and weight.const_value is not None
+            w = weight.const_value.numpy().astype(np.float64)
+            groups = by_input(reader, w).shape[0]
+            by_input(reader, w)[...] *= s.reshape(groups, 1, -1, 1)
+            weight.const_value = ir.tensor(w.astype(np.float32), name=weight.name)
+    return copy
+
+
+def _multiply(value: ir.Value, s: Wide, axis: int) -> None:
+    assert value.const_value is not None
+    x = value.const_value.numpy()
+    if x.size == 1:  # a bias of one number for all channels
+        x = np.broadcast_to(x.reshape(-1), s.shape)
+        value.shape = ir.Shape(x.shape)
+    shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+    value.const_value = ir.tensor((x * s.reshape(shape)).astype(np.float32), name=value.name)

@@ -1,0 +1,30 @@
+"""Per-channel weight clipping: the scale that loses least of what the layer gives, not the one that reaches the peak.
+
+    s* = argmin over c in (0, 1] of  sum_i H_ii (w_i - Q(w_i; c s))^2
+
+with H_ii = E[x_i^2]: the squared error of the output if inputs were uncorrelated (the weighted mse of OCTAV-like searches;
+Sakr et al. 2022, arXiv:2206.06501, treat the unweighted one).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Wide = NDArray[np.float64]
+SHARES = tuple(1 - i / 40 for i in range(21))  # down to one half
+
+
+def clipped_scale(w: Wide, power: Wide, scale: Wide, limit: int, floor: Wide) -> Wide:
+    """The best scale [groups, out], from `scale` down to half of it but not below `floor` [groups, out].
+
+    w: [groups, out, in]; power: E[x^2], [groups, in].
+    """
+    best, found = np.full(scale.shape, np.inf), scale.copy()
+    for share in SHARES:
+        s = np.maximum(share * scale, np.minimum(floor, scale))
+        q = s[:, :, None] * np.clip(np.rint(w / s[:, :, None]), -limit, limit)
+        error = np.einsum("goi,gi->go", (w - q) ** 2, power)
+        better = error < best
+        best, found = np.where(better, error, best), np.where(better, s, found)
+    return found
