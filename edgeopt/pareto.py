@@ -24,7 +24,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 
     def beaten(p: Point, q: Point) -> bool:
         near, better = (p.score, p.sqnr_db), (q.score, q.sqnr_db)
-        return better > near and q.speed * _EQUAL >= p.speed or better == near and q.speed > p.speed
+        return (better > near and q.speed * _EQUAL >= p.speed) or (better == near and q.speed > p.speed)
 
     return sorted((p for p in points if not any(beaten(p, q) for q in points)), key=lambda p: -p.speed)
 

@@ -4,6 +4,9 @@ For each integer node of the plan, on some samples and against the float model: 
 alone is quantized, the part of it that its weights make and the part its activations make, and the SQNR that is won when
 it alone stays float. Noise powers of single nodes nearly add up, so a share of their sum is a share of the loss. Weights
 are rounded to the nearest here: this tells what learned rounding has to deal with.
+
+Where one run for each node would take longer than the budget, shares are approximate: of what each node adds to the noise
+that its inputs carry in the model that is quantized as a whole, as if all noise reached the outputs alike.
 """
 
 from __future__ import annotations
@@ -27,22 +30,28 @@ from edgeopt.options import Data, Listener, Options
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.prepare import Job, prepare
+from edgeopt.ptq.islands import levels
 from edgeopt.ptq.quantize import activation_params, quantization_params, untie
 from edgeopt.runtime.compare import Outputs, run_all
-from edgeopt.runtime.session import Feed, cores, open_session
+from edgeopt.runtime.measure import interleaved
+from edgeopt.runtime.session import Feed, Session, cores, open_session
 from edgeopt.state import Plan
 from edgeopt.statics import Statics, Tuning
+from edgeopt.verify import measurable
 
 SAMPLES = 8
 BUDGET_S = 60.0
+_MEASURED_S = 0.1
+_TRIED = 8  # nodes, before the time of all is forecast
+_LEVELS = 4
 _TOLD = 10  # channels whose weights span more than this are told
 
 
 @dataclass(frozen=True)
 class Node:
     """What one node loses. share: of the noise that all nodes make one by one; weights, activations: of its own noise, None
-    when the budget was over; won_db: SQNR that is won when it alone stays float, likewise; spread: largest over median
-    weight range of its channels.
+    when the budget was over; won_db: SQNR that is won when it alone stays float, likewise; float_ms: what an inference then takes longer, None when that cannot be told from 0 or this machine is not the
+    target; spread: largest over median weight range of its channels.
     """
 
     name: str
@@ -52,6 +61,7 @@ class Node:
     weights: float | None
     activations: float | None
     won_db: float | None
+    float_ms: float | None
     spread: float | None
 
     def describe(self) -> str:
@@ -63,14 +73,15 @@ class Node:
         if self.spread is not None and self.spread > _TOLD:
             parts.append(f"its channels' weights span {self.spread:.0f}:1")
         if self.won_db is not None:
-            parts.append(f"left in float it gives {self.won_db:+.1f} dB")
+            cost = "" if self.float_ms is None else f" and costs {self.float_ms:+.2f} ms"
+            parts.append(f"left in float it gives {self.won_db:+.1f} dB{cost}")
         return f"{self.name} ({self.op_type}): {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """The nodes, worst first; sqnr_db: with all of them quantized; samples, seconds: what it is based on; complete: whether
-    the budget sufficed for every figure.
+    the budget sufficed for every figure; exact: whether shares come from a run for each node.
     """
 
     nodes: tuple[Node, ...]
@@ -78,6 +89,7 @@ class Sensitivity:
     samples: int
     seconds: float
     complete: bool
+    exact: bool
 
 
 def sensitivity(
@@ -102,16 +114,26 @@ def sensitivity(
     whole = trial.noise(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
     alone: dict[ir.Node, float] = {}
+    begun = time.monotonic()
     for i, node in enumerate(nodes):
         alone[node] = trial.noise(frozenset({str(node.name)}))
         ears.progress("one node at a time", i + 1, len(nodes))
+        expected = (time.monotonic() - begun) / (i + 1) * len(nodes)
+        if i + 1 < len(nodes) and expected > budget_s and i >= min(_TRIED, len(nodes) - 1):
+            break
+    exact = len(alone) == len(nodes)
+    if not exact:
+        alone = dict(zip(nodes, trial.added(whole), strict=True))
+        ears.note(f"{len(nodes)} nodes would take {expected:.0f} s one by one: shares are approximate (--budget)")
     total = sum(alone.values()) or 1.0
     found = tuple(
         _looked_at(trial, node, alone[node], total, whole, start + budget_s)
         for node in sorted(nodes, key=lambda n: -alone[n])
     )
     complete = all(n.won_db is not None for n in found)
-    return Sensitivity(found, _db(trial.signal, whole), len(trial.feeds), round(time.monotonic() - start, 2), complete)
+    return Sensitivity(
+        found, _db(trial.signal, whole), len(trial.feeds), round(time.monotonic() - start, 2), complete, exact
+    )
 
 
 def _trial(job: Job, samples: int) -> _Trial:
@@ -123,19 +145,22 @@ def _trial(job: Job, samples: int) -> _Trial:
     grids = activation_params(base.plan, base.statistics, job.target, tuning.range_rule)
     params = quantization_params(model, base.plan, grids, job.target)
     feeds = [feed for _, feed in job.held[:samples]]
-    return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]))
+    return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]), measurable(job))
 
 
 def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
     """`node`, whose noise alone is `own`, with what there is time for."""
     name = str(node.name)
-    weights = activations = won = None
+    weights = activations = won = ms = None
     if time.monotonic() < deadline:
         w, a = (trial.noise(frozenset({name}), side) for side in ("weights", "activations"))
         weights, activations = w / max(w + a, 1e-30), a / max(w + a, 1e-30)
     if time.monotonic() < deadline:
-        won = _db(trial.signal, trial.noise(trial.plan.integer - {name})) - _db(trial.signal, whole)
-    return Node(name, node.op_type, _db(trial.signal, own), own / total, weights, activations, won, _spread(node))
+        rest = trial.plan.integer - {name}
+        won = _db(trial.signal, trial.noise(rest)) - _db(trial.signal, whole)
+        ms = trial.longer_ms(rest) if trial.timed else None
+    alone = _db(trial.signal, own)
+    return Node(name, node.op_type, alone, own / total, weights, activations, won, ms, _spread(node))
 
 
 @dataclass(frozen=True)
@@ -147,6 +172,7 @@ class _Trial:
     params: Mapping[str, QParams]
     feeds: Sequence[Feed]
     reference: Sequence[Outputs]
+    timed: bool
 
     @property
     def signal(self) -> float:
@@ -155,6 +181,12 @@ class _Trial:
 
     def noise(self, integer: frozenset[str], side: str = "both") -> float:
         """Mean power of what the outputs are off by with only `integer` quantized: weights, activations or both."""
+        session = self.session(integer, side)
+        found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
+        return _power([[a - b for a, b in zip(y, r, strict=True)] for y, r in zip(found, self.reference, strict=True)])
+
+    def session(self, integer: frozenset[str], side: str = "both") -> Session:
+        """The model with only `integer` quantized."""
         plan = self._part(integer)
         model, params = self.model, {k: p for k, p in self.params.items() if k in self._needed(plan)}
         constants = {str(v.name) for n in model.graph if n.name in integer for v in (weight_of(n), bias_of(n)) if v}
@@ -164,9 +196,24 @@ class _Trial:
             kept = {k: p for k, p in params.items() if side == "both" or k not in constants}
             model = insert_qdq(model, plan, kept)
             model = shield(fold_weights(model) if side == "both" else model)
-        session = open_session(model)
-        found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
-        return _power([[a - b for a, b in zip(y, r, strict=True)] for y, r in zip(found, self.reference, strict=True)])
+        return open_session(model)
+
+    def longer_ms(self, integer: frozenset[str]) -> float | None:
+        """How many ms more an inference takes with `integer` than with all; None if the 95 % interval holds 0."""
+        sessions = {"all": self.session(self.plan.integer), "part": self.session(integer)}
+        found = interleaved(sessions, "all", dict.fromkeys(sessions, self.feeds[0]), seconds=_MEASURED_S)
+        part = found["part"]
+        if part.speedup_low <= 1 <= part.speedup_high:
+            return None
+        return found["all"].latency_ms * (1 / part.speedup - 1)
+
+    def added(self, whole: float) -> list[float]:
+        """What each integer node adds to the noise `whole`, roughly."""
+        quantized = shield(fold_weights(insert_qdq(self.model, self.plan, self.params)))
+        found = levels(self.model, quantized, self.plan, self.feeds[:_LEVELS])
+        shares = [max(0.0, 10 ** (-after / 10) - 10 ** (-before / 10)) for before, after in found.values()]
+        total = sum(shares) or 1.0
+        return [whole * share / total for share in shares]
 
     def _part(self, integer: frozenset[str]) -> Plan:
         clamps = {clamp: node for clamp, node in self.plan.clamps.items() if node in integer}

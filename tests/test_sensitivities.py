@@ -71,3 +71,17 @@ def test_the_picture_is_xml_with_a_bar_for_each_node() -> None:
     assert len(bars) == 2 * len(found.nodes)
     widths = [float(a.attrib["width"]) + float(b.attrib["width"]) for a, b in zip(bars[::2], bars[1::2], strict=True)]
     assert widths == sorted(widths, reverse=True) and widths[0] == pytest.approx(380, abs=0.2)
+
+
+def test_what_a_node_adds_is_told_where_there_is_no_time_for_a_run_of_each() -> None:
+    n = 12  # more than are tried before the time of all is forecast
+    text = "\n".join(f"[n{i}] v{i + 1} = Gemm <transB = 1> (v{i}, w{i}, b{i})" for i in range(n))
+    w = {f"w{i}": normal(16, 16, seed=i) for i in range(n)} | {f"b{i}": normal(16, seed=90 + i) for i in range(n)}
+    w["w4"][0], w["b4"][0] = 0, 0  # a dead channel
+    w["w5"][:, 0] *= 300  # so this costs every row its grid and gives nothing
+    model = tiny.proto(f"g (float[N,16] v0) => (float[N,16] v{n}) {{\n{text}\n}}", **w).SerializeToString()
+    feeds = [{"v0": normal(1, 16, seed=i)} for i in range(60)]
+    rough, exact = (sensitivity(model, feeds, include=("Gemm",), budget_s=s) for s in (1e-3, 60.0))
+    assert exact.exact and not rough.exact and not rough.complete
+    assert sum(x.share for x in rough.nodes) == pytest.approx(1)
+    assert exact.nodes[0].name == rough.nodes[0].name == "n5"

@@ -70,6 +70,8 @@ def sensitivity(
         click.echo(json.dumps(asdict(found), indent=2))
         return
     click.echo(f"all quantized, weights to the nearest: {found.sqnr_db:.1f} dB on {found.samples} samples")
+    if not found.exact:
+        click.echo("shares are approximate: the budget is too short for a run of each node (--budget)")
     for node in found.nodes[:_SHOWN]:
         click.echo(f"  {node.describe()}")
     if len(found.nodes) > _SHOWN:

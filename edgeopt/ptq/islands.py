@@ -26,6 +26,14 @@ def _sqnr(r: np.ndarray, y: np.ndarray) -> float:
 
 def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed]) -> Mapping[str, float]:
     """dB lost at each integer node of `plan`, worst first."""
+    lost = {name: before - after for name, (before, after) in levels(model, quantized, plan, feeds).items()}
+    return dict(sorted(lost.items(), key=lambda item: -item[1]))
+
+
+def levels(
+    model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed]
+) -> Mapping[str, tuple[float, float]]:
+    """(SQNR of the worst input, of the output) of each integer node of `plan` in dB, in the order of the graph."""
     nodes = [n for n in model.graph if n.name in plan.integer]
     outputs = {str(n.name): _result(n, plan) for n in nodes}
     watched = sorted(
@@ -37,16 +45,16 @@ def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed
     shown = [v for v in watched if twin[v] is not None]
     float_session = open_session(with_outputs(model, shown))
     integer_session = open_session(with_outputs(quantized, [str(twin[v]) for v in shown]))
-    levels: dict[str, list[float]] = {v: [] for v in shown}
+    seen: dict[str, list[float]] = {v: [] for v in shown}
     for feed in feeds:
         for name, r, y in zip(shown, float_session.run(feed), integer_session.run(feed), strict=True):
-            levels[name].append(_sqnr(r, y))
-    sqnr = {name: float(np.mean(x)) for name, x in levels.items()}
-    lost = {}
+            seen[name].append(_sqnr(r, y))
+    sqnr = {name: float(np.mean(x)) for name, x in seen.items()}
+    found = {}
     for node in nodes:
         before = min((sqnr.get(str(v.name), _CLEAN_DB) for _, v in activations(node)), default=_CLEAN_DB)
-        lost[str(node.name)] = before - sqnr.get(outputs[str(node.name)], before)
-    return dict(sorted(lost.items(), key=lambda item: -item[1]))
+        found[str(node.name)] = (before, sqnr.get(outputs[str(node.name)], before))
+    return found
 
 
 def _result(node: ir.Node, plan: Plan) -> str:
