@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgeopt.optimize import Listener, Options, Result, quantize
     from edgeopt.profiling.profile import compare, profile, self_check
     from edgeopt.profiling.stored import compare_stored
+    from edgeopt.release.document import Run
+    from edgeopt.release.pipeline import run
     from edgeopt.results import Results
     from edgeopt.sensitivities import Sensitivity, sensitivity
     from edgeopt.shrinking import Shrunk, shrink
@@ -38,6 +40,8 @@ _LAZY = {
     "profile": "profiling.profile",
     "self_check": "profiling.profile",
     "compare_stored": "profiling.stored",
+    "Run": "release.document",
+    "run": "release.pipeline",
     "Distilled": "train.distill",
     "distill": "train.distill",
     "Sensitivity": "sensitivities",
@@ -61,6 +65,7 @@ __all__ = [
     "Options",
     "Result",
     "Results",
+    "Run",
     "Sensitivity",
     "Shrunk",
     "Simplified",
@@ -74,6 +79,7 @@ __all__ = [
     "inspect",
     "profile",
     "quantize",
+    "run",
     "self_check",
     "sensitivity",
     "shrink",

@@ -24,6 +24,13 @@ _COMMANDS = {
     "inspect": ("edgeopt.cli.inspect", "inspect"),
     "sensitivity": ("edgeopt.cli.sensitivity", "sensitivity"),
     "simplify": ("edgeopt.cli.simplify", "simplify"),
+    "run": ("edgeopt.cli.run", "run"),
+    "gate": ("edgeopt.cli.run", "gate"),
+    "baseline": ("edgeopt.cli.run", "baseline"),
+    "init": ("edgeopt.cli.run", "init"),
+    "report": ("edgeopt.cli.run", "report"),
+    "verify": ("edgeopt.cli.run", "verify"),
+    "export": ("edgeopt.cli.export", "export"),
     "targets": ("edgeopt.cli.targets", "targets"),
     "providers": ("edgeopt.cli.providers", "providers"),
     "schema": ("edgeopt.cli.schema", "schema"),
@@ -37,9 +44,16 @@ _HELP = {
     "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
     "sensitivity": "Which nodes lose the accuracy in int8, and why.",
     "simplify": "Fold and fuse a float model, checked numerically.",
+    "init": "Write a commented edgeopt.toml that runs as it is.",
+    "run": "Build, measure and judge the variants of edgeopt.toml.",
+    "gate": "Judge stored results again, by the gates as they are now.",
+    "baseline": "Keep a run as the release that regressions are judged against.",
+    "report": "The page of stored results, with the trend of several.",
+    "verify": "Check released files against their manifest.",
+    "export": "A torch module as a checked ONNX file.",
     "targets": "List the hardware targets.",
     "providers": "List execution providers: present, plugins, what a package would add.",
-    "schema": "Print the JSON Schema of a file that edgeopt writes.",
+    "schema": "Print the JSON Schema of a file that edgeopt reads or writes.",
 }
 
 
@@ -84,7 +98,7 @@ def cli() -> None:
       edgeopt compare model.onnx model.int8.onnx           is it faster, and how far off
       edgeopt inspect model.onnx                           what is in it, what could be integers
       edgeopt simplify model.onnx -o small.onnx            the same numbers from fewer nodes
-      edgeopt targets                                      hardware that --target knows
+      edgeopt init model.onnx --calib images/              edgeopt.toml: variants and gates; then edgeopt run
 
     \b
     Exit codes: 0 done; 1 a demanded figure was missed, the file is written; 2 usage; 3 the model, the data, a provider or a check

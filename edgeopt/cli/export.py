@@ -1,0 +1,38 @@
+"""`edgeopt export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeopt.cli.units import counts, pairs
+from edgeopt.errors import UsageError
+
+
+@click.command()
+@click.argument("source", metavar="MODULE:FACTORY|FILE.pt2")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=1,3,224,224", help="Shape of an input, in order.")
+@click.option("--dynamic", multiple=True, metavar="NAME=AXES", help="Axes that may change, e.g. x=0.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+@click.option("--trust", is_flag=True, help="Read .pt and .pth files, which can run code.")
+def export(
+    source: str, inputs: tuple[str, ...], dynamic: tuple[str, ...], output: Path, force: bool, trust: bool
+) -> None:
+    """A torch module as an ONNX file that answers as torch does (needs the extra train).
+
+    \b
+    Example: edgeopt export mynet.models:small --input x=1,3,224,224 --dynamic x=0 -o small.onnx
+    """
+    shapes = {name: counts(text, "--input") for name, text in pairs(inputs, "--input", "x=1,3,224,224").items()}
+    if not shapes:
+        raise UsageError("no --input; e.g. --input x=1,3,224,224")
+    shapes = {name: tuple(int(n) for n in text.split(",")) for name, text in pairs(inputs, "--input", "x=1,3").items()}
+    axes = {name: counts(text, "--dynamic") for name, text in pairs(dynamic, "--dynamic", "x=0").items()}
+    try:
+        from edgeopt.train.export import export as run
+    except ImportError as e:
+        raise UsageError("export needs torch: pip install 'edgeopt[train]'") from e
+    found = run(source, shapes, dynamic=axes, output=output, force=force, trust=trust)
+    click.echo(f"wrote {found.path}; largest difference from torch {found.error:.1e} of the largest output")

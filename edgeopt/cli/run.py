@@ -1,0 +1,220 @@
+"""`edgeopt run`, `gate`, `baseline`, `init`, `report` and `verify`: the release pipeline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeopt.cli.show import listener, printable
+from edgeopt.errors import UsageError
+
+_file = click.option("--project", "project_file", type=click.Path(path_type=Path), help="[default: edgeopt.toml here]")
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@click.command()
+@_file
+@click.option(
+    "--preset", type=click.Choice(["quick", "pr", "release"]), help="How long to measure. [default: the project's]"
+)
+@click.option("--no-measure", is_flag=True, help="Build and judge what needs no clock.")
+def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
+    """Build the variants of edgeopt.toml, measure them, judge the gates, write the evidence.
+
+    \b
+    Example: edgeopt run --preset pr
+    Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline, where the
+    policy says so.
+    """
+    from edgeopt.release import project
+    from edgeopt.release.artefacts import notices
+    from edgeopt.release.pipeline import run as build
+
+    file = project.find(project_file)
+    with listener() as ears, _stoppable():
+        found = build(file, preset=preset, measure=False if no_measure else None, listener=ears)
+    _print(found)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in notices(found):
+            click.echo(line)
+    click.echo(f"evidence in {file.parent / project.load(file).output.folder}")
+    return found.exit_code
+
+
+def _print(found: Any) -> None:
+    """The variants and the verdict."""
+    from rich.table import Table
+
+    from edgeopt.cli.show import console
+    from edgeopt.release.artefacts import COLUMNS, cell, lines
+    from edgeopt.release.metrics import METRICS
+
+    columns = [c for c in COLUMNS if any(c in v.metrics for v in found.variants)]
+    table = Table("variant", *(METRICS[c].title for c in columns), box=None)
+    for v in found.variants:
+        if v.error is None:
+            table.add_row(printable(v.name), *(cell(v, c) for c in columns))
+    console().print(table)
+    for line in lines(found):
+        click.echo(printable(line))
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@_file
+def gate(results: Path, project_file: Path | None) -> int:
+    """Judge stored results again, by the gates as they are now; nothing is measured.
+
+    \b
+    Example: edgeopt gate build/edgeopt/results.json
+    """
+    from edgeopt.release import document, project
+    from edgeopt.release.pipeline import judged_again
+
+    file = project.find(project_file)
+    found = judged_again(project.load(file), file, document.load(results))
+    _print(found)
+    return found.exit_code
+
+
+@click.group()
+def baseline() -> None:
+    """The release that regressions are judged against.
+
+    \b
+    Example: edgeopt baseline save v1.4 --models
+    """
+
+
+@baseline.command()
+@click.argument("name", required=False)
+@click.option("--models", is_flag=True, help="Keep the files too, so that they can be measured beside the new ones.")
+@_file
+def save(name: str | None, models: bool, project_file: Path | None) -> None:
+    """Keep the last run as NAME; the first one becomes current."""
+    from edgeopt.release import baseline as kept
+    from edgeopt.release import project
+
+    file = project.find(project_file)
+    found = project.load(file)
+    name = kept.save(found, file.parent, name, models=models)
+    click.echo(f"kept {found.baseline.folder / name}; current: {kept.current(found, file.parent)}")
+
+
+@baseline.command()
+@click.argument("name")
+@_file
+def promote(name: str, project_file: Path | None) -> None:
+    """Let regressions be judged against NAME."""
+    from edgeopt.release import baseline as kept
+    from edgeopt.release import project
+
+    file = project.find(project_file)
+    kept.promote(project.load(file), file.parent, name)
+    click.echo(f"current: {name}")
+
+
+@baseline.command()
+@_file
+def show(project_file: Path | None) -> None:
+    """What is kept, and the figures of the current one."""
+    from edgeopt.release import baseline as kept
+    from edgeopt.release import project
+
+    file = project.find(project_file)
+    found = project.load(file)
+    known, current = kept.names(found, file.parent), kept.current(found, file.parent)
+    for name in known:
+        click.echo(f"{name}{'   <- current' if name == current else ''}")
+    stored = kept.stored(found, file.parent)
+    if stored is None:
+        click.echo("no current baseline; edgeopt baseline save makes one of the last run")
+    else:
+        _print(stored)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--calib", metavar="PATH", help="Samples. [default: calibration_data beside the model, else random]")
+@click.option("--force", is_flag=True, help="Overwrite an edgeopt.toml.")
+def init(model: Path, calib: str | None, force: bool) -> None:
+    """Write a commented edgeopt.toml that runs as it is.
+
+    \b
+    Example: edgeopt init model.onnx --calib images/
+    """
+    from edgeopt import graph
+    from edgeopt.options import check_place
+    from edgeopt.release import project
+    from edgeopt.release.starter import starter
+
+    path = Path(project.FILE)
+    check_place(path, force)
+    if model.is_absolute() and model.is_relative_to(Path.cwd()):
+        model = model.relative_to(Path.cwd())
+    size = graph.size_bytes(graph.load(model))
+    if calib is None:
+        calib = "calibration_data" if Path("calibration_data").is_dir() else "random"
+    if calib != "random" and not Path(calib).exists() and ":" not in calib:
+        raise UsageError(f"--calib {calib}: no such file or folder")
+    text = starter(str(model), model.stem, calib, size)
+    with graph.staged(path) as stage:
+        (stage / path.name).write_text(text, encoding="utf-8")
+    click.echo(f"wrote {path}; now: edgeopt run")
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
+    """The page of stored results; of several, oldest first, the last one with the trend.
+
+    \b
+    Example: edgeopt report monday/results.json build/edgeopt/results.json -o trend.html
+    """
+    from edgeopt import graph
+    from edgeopt.options import check_place
+    from edgeopt.release import document
+    from edgeopt.release.page import page
+
+    check_place(output, force)
+    if output.resolve() in {r.resolve() for r in results}:
+        raise UsageError(f"{output}: is one of the results")
+    text = page([document.load(r) for r in results])
+    with graph.staged(output) as stage:
+        (stage / output.name).write_text(text, encoding="utf-8")
+    click.echo(f"wrote {output}")
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def verify(folder: Path) -> None:
+    """Check a folder of artefacts against its manifest: hashes, and that each file answers as it did.
+
+    \b
+    Example: edgeopt verify build/edgeopt
+    """
+    from edgeopt.release.manifest import verify as check
+
+    for line in check(folder):
+        click.echo(line)

@@ -1,0 +1,128 @@
+"""Files by what they were made from: a step is not run again while the model, its settings, the data and the versions that
+make it are the same.
+
+An entry is a folder `<key>` with the model, `entry.json` (its hash, what was said while it was made) and nothing else; a file whose
+hash is not the noted one is made again. Digests of data are kept with the size and time of each file, so that a large folder
+is not read at every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt import graph
+
+MODEL = "model.onnx"
+_ENTRY = "entry.json"
+_STAT = "digests.json"
+_BLOCK = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def key(*parts: object) -> str:
+    """A digest of plain values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished step. facts: what is known about it; cached: it was there."""
+
+    path: Path
+    sha256: str
+    facts: Mapping[str, Any]
+    cached: bool
+
+
+@dataclass
+class Cache:
+    """The entries in `folder`."""
+
+    folder: Path
+    _stats: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._stats = _read(self.folder / _STAT)
+
+    def entry(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> Entry:
+        """The entry called `name`; where it is missing or broken, `make` writes the model into a folder and tells facts.
+
+        Raises:
+            EdgeoptError: as `make` does; no entry is left.
+        """
+        place = self.folder / name
+        facts = _read(place / _ENTRY)
+        model = place / MODEL
+        if facts and model.is_file() and _digest(place) == facts.get("sha256"):
+            return Entry(model, str(facts["sha256"]), facts.get("facts", {}), True)
+        shutil.rmtree(place, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name[:16]}.", dir=self.folder))
+        try:
+            made = json.loads(json.dumps(make(folder / MODEL)))
+            digest = _digest(folder)
+            text = json.dumps({"sha256": digest, "facts": made}, indent=1, sort_keys=True)
+            (folder / _ENTRY).write_text(text + "\n", encoding="utf-8")
+            folder.rename(place)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return Entry(model, digest, made, False)
+
+    def remembered(self, name: str, make: Callable[[], Any]) -> tuple[Any, bool]:
+        """The JSON value called `name`, and whether it was there; else what `make` gives."""
+        file = self.folder / f"{name}.json"
+        found = _read(file)
+        if "value" in found and found.get("key") == name:
+            return found["value"], True
+        value = make()
+        with graph.staged(file) as stage:
+            (stage / file.name).write_text(json.dumps({"key": name, "value": value}) + "\n", encoding="utf-8")
+        return json.loads(json.dumps(value)), False
+
+    def digest(self, path: Path) -> str:
+        """Of a file, or of a folder's files by their names; a file is read again when its size or time changes."""
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        found = []
+        for file in files:
+            stat = file.stat()
+            known = self._stats.get(str(file.resolve()))
+            if known is None or known[:2] != [stat.st_size, stat.st_mtime_ns]:
+                known = [stat.st_size, stat.st_mtime_ns, sha256(file)]
+                self._stats[str(file.resolve())] = known
+            found.append([str(file.relative_to(path)) if path.is_dir() else "", known[2]])
+        return key(found)
+
+    def keep(self) -> None:
+        """Write down the digests."""
+        file = self.folder / _STAT
+        with graph.staged(file) as stage:
+            (stage / file.name).write_text(json.dumps(self._stats) + "\n", encoding="utf-8")
+
+
+def _digest(folder: Path) -> str:
+    """Of the model in `folder` and the data files beside it."""
+    return key([[f.name, sha256(f)] for f in sorted(folder.iterdir()) if f.is_file() and f.name != _ENTRY])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in the file; empty where there is none or it is broken."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

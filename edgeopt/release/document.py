@@ -1,0 +1,136 @@
+"""What a run found out, as one document: `results.json`, from which all other artefacts are made and gates are judged again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeopt.errors import DataError
+from edgeopt.results import Range, Results
+
+SCHEMA = "edgeopt.run/1"
+Outcome = Literal["pass", "warn", "fail", "inconclusive", "not measured", "no baseline", "not comparable"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", populate_by_name=True)
+
+
+class Histogram(_Model):
+    """Values of a layer in float, and the range that its grid covers."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    clip: tuple[float, float] | None
+
+
+class Layer(_Model):
+    """A value that both the float model and the variant compute."""
+
+    name: str
+    op: str
+    sqnr_db: float
+    histogram: Histogram | None = None
+
+
+class Step(_Model):
+    """How a file came to be. cached: it was there already."""
+
+    step: Mapping[str, Any]
+    cached: bool
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class VariantResult(_Model):
+    """A variant; error: why there is no file. metrics: by the names that gates use."""
+
+    name: str
+    parent: str
+    file: str | None = None
+    sha256: str | None = None
+    error: str | None = None
+    steps: tuple[Step, ...] = ()
+    metrics: Mapping[str, float] = {}
+    intervals: Mapping[str, Range] = Field(default={}, description="95 % intervals of metrics that have one")
+    layers: tuple[Layer, ...] = Field(default=(), description="worst first")
+    candidates: tuple[str, ...] = ()
+
+
+class GateResult(_Model):
+    """One bound of one metric of one variant. line: of the project file."""
+
+    variant: str
+    metric: str
+    bound: str
+    limit: float
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    outcome: Outcome
+    message: str
+    line: int = 1
+
+
+class Run(_Model):
+    """The document."""
+
+    schema_version: Literal["edgeopt.run/1"] = Field(default="edgeopt.run/1", alias="schema")
+    project: str
+    project_file: str
+    created: str
+    preset: str
+    model: str
+    model_sha256: str
+    samples: Mapping[str, int] = {}
+    variants: tuple[VariantResult, ...]
+    profile: Results | None = None
+    baseline: str | None = None
+    ratios: Mapping[str, Range] = Field(
+        default={}, description="latency over the baseline's, where its model was measured again beside it"
+    )
+    gates: tuple[GateResult, ...] = ()
+    verdict: Literal["pass", "warn", "fail", "inconclusive", "error", "no baseline"] = "pass"
+    exit_code: int = 0
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = {}
+    seconds: float = 0.0
+
+    def variant(self, name: str) -> VariantResult | None:
+        """The variant called `name`."""
+        return next((v for v in self.variants if v.name == name), None)
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return self.model_dump_json(indent=1, by_alias=True)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the document."""
+    found = Run.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA} | found
+
+
+def load(path: Path) -> Run:
+    """The document at `path`.
+
+    Raises:
+        DataError: no such file, not JSON, or of another schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError) as e:
+        raise DataError(f"{path}: not a results file of a run ({e})") from e
+    version = found.get("schema") if isinstance(found, dict) else None
+    if version != SCHEMA:
+        raise DataError(f"{path}: schema {version!r}; this takes {SCHEMA!r}, the results.json of edgeopt run")
+    try:
+        return Run.model_validate_json(text)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise DataError(f"{path}: not valid: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e

@@ -1,0 +1,204 @@
+"""How good a variant is, by samples: outputs and inner values against the float model, labels, and a metric of the user's own.
+
+All variants are judged on the same samples: those of `data.eval`, or the ones of `data.path` that do not calibrate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.data import Feed, readable, specs
+from edgeopt.errors import DataError, EdgeoptError
+from edgeopt.options import Listener, Options
+from edgeopt.prepare import Job, prepare, samples_of
+from edgeopt.release.document import Histogram, Layer
+from edgeopt.release.steps import Context
+from edgeopt.report import lowest_agreement, lowest_sqnr_db
+from edgeopt.runtime.compare import Outputs, class_scores, compare, run_all
+from edgeopt.runtime.session import Session, cores, open_session, with_outputs
+
+_MOST = 1000
+_LAYER_SAMPLES = 4
+_SHOWN = 6  # layers whose values are drawn
+_BINS = 40
+_EXACT_DB = 200.0  # said of what has no error at all
+_DEQUANTIZED = "_DequantizeLinear_output"
+
+
+@dataclass(frozen=True)
+class Jury:
+    """The samples, what the float model answers, and labels [samples] if there are any."""
+
+    job: Job
+    feeds: Sequence[tuple[str, Feed]]
+    reference: Sequence[Outputs]
+    labels: Sequence[int] | None
+
+
+def jury(context: Context) -> Jury:
+    """Of the project.
+
+    Raises:
+        EdgeoptError: the model or the data cannot be used; no labels where they are asked for.
+    """
+    data, accuracy = context.project.data, context.project.accuracy
+    tokenizer = None if data.tokenizer is None else context.root / data.tokenizer
+    options = Options(
+        measure=False, samples=data.samples, preprocess=data.preprocess, tokenizer=tokenizer, metric=accuracy.eval, data_option="data.path"
+    )  # fmt: skip
+    job = prepare(graph.load(context.model), context.data, options, Listener())
+    feeds, reference = job.held, job.reference
+    if data.eval is not None:
+        where = data.eval if ":" in data.eval else str(context.root / data.eval)
+        samples, _, _ = samples_of(where, specs(job.source), options, job.float_session)
+        found, _ = readable(samples[:_MOST])
+        feeds, reference = tuple(found), tuple(run_all(job.float_session, found, workers=cores()))
+    labels = _labels([name for name, _ in feeds], reference) if accuracy.labels else None
+    return Jury(job, feeds, reference, labels)
+
+
+def _labels(names: Sequence[str], reference: Sequence[Outputs]) -> list[int]:
+    """Classes by the folder of each sample: a number, or its place among the sorted names where there are as many as classes."""
+    folders = [PurePath(name).parent.name for name in names]
+    classes = reference[0][0].shape[-1]
+    if all(f.isdecimal() for f in folders):
+        found = [int(f) for f in folders]
+    else:
+        known = sorted(set(folders))
+        if len(known) != classes:
+            raise DataError(
+                f"accuracy.labels: {len(known)} folders ({', '.join(known[:3])} ...) for {classes} classes; name folders by class number"
+            )
+        found = [known.index(f) for f in folders]
+    if max(found) >= classes:
+        raise DataError(f"accuracy.labels: folder {max(found)} of {classes} classes; they count from 0")
+    return found
+
+
+def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
+    """(metrics by the names that gates use, layers worst first) of the model at `path`.
+
+    Raises:
+        EdgeoptError: it does not run, or gives outputs of other shapes.
+    """
+    session = open_session(path)
+    outputs = run_all(session, [(name, _adapted(feed, path)) for name, feed in j.feeds], workers=cores())
+    errors = compare(session.outputs, j.reference, outputs)
+    agreement = lowest_agreement(errors)
+    found = {
+        "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
+        "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
+    }
+    if agreement is not None:
+        found["accuracy.agreement"] = agreement
+    if j.labels is not None:
+        found |= _scored(outputs, j.labels)
+    if j.job.metric is not None:
+        found["accuracy.eval"] = j.job.metric(session)
+    layers = _layers(j, path)
+    if layers:
+        found["quant.min_layer_sqnr"] = layers[0].sqnr_db
+    return found, layers
+
+
+def _adapted(feed: Feed, path: Path) -> Feed:
+    """`feed` in the types that the model takes (fp16 inputs)."""
+    types = {str(v.name): v.dtype for v in graph.load(path).graph.inputs} if path.is_file() else {}
+    return {k: x.astype(np.float16) if types.get(k) == ir.DataType.FLOAT16 else x for k, x in feed.items()}
+
+
+def _scored(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, float]:
+    if not outputs or not class_scores([outputs[0][0]]):
+        raise DataError("accuracy.labels: the first output gives no class scores")
+    rows = np.concatenate([y[0] for y in outputs])
+    if len(rows) != len(labels):
+        raise DataError("accuracy.labels: a sample holds several rows, and a folder names one class")
+    order = np.argsort(-rows, axis=-1, kind="stable")
+    want = np.asarray(labels)[:, None]
+    return {
+        "accuracy.top1": float((order[:, :1] == want).any(1).mean()),
+        "accuracy.top5": float((order[:, :5] == want).any(1).mean()),
+    }
+
+
+def _layers(j: Jury, path: Path) -> list[Layer]:
+    """SQNR of inner values that both models have, worst first; none where the variant has other values."""
+    ours, theirs = j.job.model, graph.load(path)
+    known = {str(v.name): v for n in theirs.graph for v in n.outputs}
+    pairs = {}
+    for node in ours.graph:
+        for value in node.outputs[:1]:
+            name = str(value.name)
+            twin = next((t for t in (name + _DEQUANTIZED, name) if t in known), None)
+            if twin is not None and value.dtype == ir.DataType.FLOAT and not value.is_graph_output():
+                pairs[name] = (twin, node.op_type)
+    if not pairs:
+        return []
+    try:
+        sessions = (
+            open_session(with_outputs(ours, list(pairs))),
+            open_session(with_outputs(theirs, [t for t, _ in pairs.values()])),
+        )
+        signal, noise = _powers(j, path, list(pairs), sessions)
+    except EdgeoptError:
+        return []  # a value that this runtime does not let out: no picture, no figure
+    db = {
+        n: min(_EXACT_DB, 10 * math.log10(signal[n] / noise[n])) if noise[n] else _EXACT_DB
+        for n in pairs
+        if signal[n] > 0
+    }
+    worst = sorted(db, key=lambda n: db[n])
+    drawn = _histograms(j, worst[:_SHOWN], {n: _clip(known[pairs[n][0]]) for n in worst[:_SHOWN]})
+    return [Layer(name=n, op=pairs[n][1], sqnr_db=db[n], histogram=drawn.get(n)) for n in worst]
+
+
+def _powers(
+    j: Jury, path: Path, names: Sequence[str], sessions: tuple[Session, Session]
+) -> tuple[dict[str, float], dict[str, float]]:
+    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for _, feed in j.feeds[:_LAYER_SAMPLES]:
+        for name, r, y in zip(names, sessions[0].run(feed), sessions[1].run(_adapted(feed, path)), strict=True):
+            if r.shape != y.shape:
+                continue
+            a, b = r.astype(np.float64), y.astype(np.float64)
+            mask = np.isfinite(a) & np.isfinite(b)
+            signal[name] += float(np.square(a[mask]).sum())
+            noise[name] += float(np.square((a - b)[mask]).sum())
+    return signal, noise
+
+
+def _clip(value: ir.Value) -> tuple[float, float] | None:
+    """The range that the grid of a dequantized value covers."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+        return None
+    arrays = [v.const_value.numpy() if v is not None and v.const_value is not None else None for v in node.inputs[1:3]]
+    if arrays[0] is None or arrays[1] is None or arrays[0].size != 1:
+        return None
+    scale, zero, info = float(arrays[0].reshape(-1)[0]), int(arrays[1].reshape(-1)[0]), np.iinfo(arrays[1].dtype)
+    return (info.min - zero) * scale, (info.max - zero) * scale
+
+
+def _histograms(j: Jury, names: Sequence[str], clips: dict[str, Any]) -> dict[str, Histogram]:
+    if not names:
+        return {}
+    session = open_session(with_outputs(j.job.model, list(names)))
+    seen: dict[str, list[np.ndarray]] = {n: [] for n in names}
+    for _, feed in j.feeds[:_LAYER_SAMPLES]:
+        for name, x in zip(names, session.run(feed), strict=True):
+            seen[name].append(x.reshape(-1)[np.isfinite(x.reshape(-1))])
+    found = {}
+    for name, parts in seen.items():
+        values = np.concatenate(parts)
+        if values.size:
+            counts, edges = np.histogram(values, _BINS)
+            found[name] = Histogram(edges=tuple(map(float, edges)), counts=tuple(map(int, counts)), clip=clips[name])
+    return found

@@ -1,0 +1,155 @@
+"""What each step of a variant does: a file in, a file out, by the same functions as the commands of that name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt import target as targets
+from edgeopt.errors import UsageError
+from edgeopt.options import Listener
+from edgeopt.release import project as p
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What steps need besides the model. root: the project file's folder; model: the float model; data: as the functions take it."""
+
+    root: Path
+    model: Path
+    data: str
+    project: p.Project
+    listener: Listener
+
+
+def run_step(step: Any, source: Path, output: Path, context: Context) -> Facts:
+    """`step` (of the project file) from `source` to `output`; what is known about the result.
+
+    Raises:
+        EdgeoptError: as the function does.
+    """
+    return _RUN[type(step)](step, source, output, context)
+
+
+def settings(step: Any, context: Context) -> Mapping[str, Any]:
+    """All that decides what `step` makes of a model, besides data and versions."""
+    found: dict[str, Any] = dict(step.model_dump(mode="json"))
+    if isinstance(step, p.Quantize):
+        found["target"] = targets.load(step.target).name
+    if isinstance(step, p.Distill):
+        found["teacher"] = str(_teacher(step, context))
+    return found
+
+
+def reads_data(step: Any) -> bool:
+    """Whether the samples have a say in what `step` makes."""
+    return not isinstance(step, p.Simplify | p.Shrink)
+
+
+def teachers(step: Any, context: Context) -> list[Path]:
+    """Models that `step` reads besides its input."""
+    return [_teacher(step, context)] if isinstance(step, p.Distill) else []
+
+
+def _data_choices(context: Context) -> dict[str, Any]:
+    data = context.project.data
+    tokenizer = None if data.tokenizer is None else context.root / data.tokenizer
+    return {"preprocess": data.preprocess, "tokenizer": tokenizer}
+
+
+def _simplify(step: p.Simplify, source: Path, output: Path, context: Context) -> Facts:
+    from edgeopt.simplification import simplify
+
+    found = simplify(source, output=output, dims=context.project.profile.dims or None)
+    return {"summary": f"{found.nodes[0]} -> {found.nodes[1]} nodes"}
+
+
+def _quantized(source: Path, output: Path, context: Context, **choices: Any) -> Facts:
+    from edgeopt.optimize import quantize
+
+    result = quantize(
+        source,
+        context.data,
+        output=output,
+        listener=context.listener,
+        samples=context.project.data.samples,
+        data_option="data.path",
+        **_data_choices(context),
+        **choices,
+    )
+    r = result.report
+    sqnr = "exact" if math.isinf(r.worst_sqnr_db) else f"{r.worst_sqnr_db:.1f} dB"
+    return {
+        "summary": f"{r.mode}: {sqnr} on {r.samples['held_out']} held-out samples",
+        "notes": [r.reason, *r.notes],
+        "mode": r.mode,
+        "kernels": {kind: dict(counts) for kind, counts in r.kernels.items()},
+        "kept_float": dict(r.kept_float),
+    }
+
+
+def _quantize(step: p.Quantize, source: Path, output: Path, context: Context) -> Facts:
+    choices = step.model_dump(exclude={"step"})
+    return _quantized(source, output, context, **choices)
+
+
+def _fp16(step: p.Fp16, source: Path, output: Path, context: Context) -> Facts:
+    return _quantized(source, output, context, mode="fp16", **step.model_dump(exclude={"step"}))
+
+
+def _weights(step: p.Weights, source: Path, output: Path, context: Context) -> Facts:
+    return _quantized(source, output, context, mode="weights", **step.model_dump(exclude={"step"}))
+
+
+def _shrink(step: p.Shrink, source: Path, output: Path, context: Context) -> Facts:
+    from edgeopt.shrinking import shrink
+
+    found = shrink(
+        source, width=step.width, depth=step.depth, keep=step.keep, output=output, data=context.data, **_data_choices(context)
+    )  # fmt: skip
+    return {
+        "summary": f"{found.parameters[0]} -> {found.parameters[1]} parameters, {found.macs[0]} -> {found.macs[1]} MACs"
+    }
+
+
+def _teacher(step: p.Distill, context: Context) -> Path:
+    return context.model if step.teacher is None else context.root / step.teacher
+
+
+def _distill(step: p.Distill, source: Path, output: Path, context: Context) -> Facts:
+    try:
+        from edgeopt.train.distill import distill
+    except ImportError as e:
+        raise UsageError("a distill step needs torch: pip install 'edgeopt[train]'") from e
+
+    choices = step.model_dump(exclude={"step", "teacher"})
+    found = distill(
+        source,
+        context.data,
+        teacher=_teacher(step, context),
+        output=output,
+        labels=context.project.accuracy.labels or False,
+        listener=context.listener,
+        **_data_choices(context),
+        **choices,
+    )
+    if not output.is_file():
+        raise UsageError(
+            f"distill: nothing was better than its input ({found.metric} {found.before:.4g}); more epochs, another learning_rate, or leave the step out"
+        )
+    return {"summary": f"{found.metric} {found.before:.4g} -> {found.after:.4g}"}
+
+
+_RUN: Mapping[type, Callable[[Any, Path, Path, Context], Facts]] = {
+    p.Simplify: _simplify,
+    p.Quantize: _quantize,
+    p.Fp16: _fp16,
+    p.Weights: _weights,
+    p.Shrink: _shrink,
+    p.Distill: _distill,
+}
