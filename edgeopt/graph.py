@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +28,7 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
-from edgeopt.errors import ModelError, UsageError
+from edgeopt.errors import ModelError
 
 PROTOBUF_LIMIT = 2_000_000_000
 _MALFORMED = (
@@ -320,62 +318,3 @@ def write(model: ir.Model, path: Path) -> list[Path]:
         return [path.with_name(data), path]
     path.write_bytes(proto_bytes(model))
     return [path]
-
-
-@contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone at the end.
-
-    Raises:
-        UsageError: the disk for temporary files is full.
-    """
-    try:
-        folder = tempfile.mkdtemp(prefix="edgeopt.")
-    except OSError as e:
-        raise UsageError(f"no room for a temporary folder ({e}); set TMPDIR to one with space") from e
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write and check in; what it holds at the end is moved to the folder of `path`, or
-    removed after an error.
-
-    Raises:
-        UsageError: the folder of `path` cannot be written.
-    """
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"{path}: {path.parent} cannot be written ({e}); choose another place with -o") from e
-    try:
-        yield stage
-        _move(stage, path)
-    except OSError as e:
-        raise UsageError(f"{path}: cannot be written ({e.strerror or e}); nothing was left there") from e
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _move(stage: Path, path: Path) -> None:
-    """Move what `stage` holds beside `path`, the file called so last; after an error, what is new is taken back."""
-    made: list[Path] = []
-    try:
-        for file in sorted(stage.iterdir(), key=lambda f: f.name == path.name):
-            _sync(file)
-            target = path.parent / file.name
-            if not target.exists():
-                made.append(target)
-            file.replace(target)
-    except BaseException:
-        for target in made:
-            target.unlink(missing_ok=True)
-        raise
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())

@@ -28,6 +28,7 @@ from edgeopt.pareto import write_front
 from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, MetricReport, Report
 from edgeopt.search import start as start_search
+from edgeopt.staging import staged, temporary_folder
 from edgeopt.statics import LAST, Made, Statics, Tuning
 from edgeopt.verify import Tried, measurable, verify
 
@@ -66,7 +67,7 @@ def quantize(
         raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
     job = prepare(graph.load(model), data, options, listener or Listener())
     input_bytes = _input_bytes(model, job.source)
-    with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
+    with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         kept, reason, candidates = _best(job, final)
         if options.effort == "high" and kept.made.plan is not None:

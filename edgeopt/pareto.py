@@ -12,6 +12,7 @@ from edgeopt import graph
 from edgeopt.errors import ValidityError
 from edgeopt.prepare import Job
 from edgeopt.search import Point
+from edgeopt.staging import staged
 from edgeopt.verify import Tried, verify
 
 _EQUAL = 1.03
@@ -38,7 +39,7 @@ def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
     found: list[tuple[str, Tried]] = []
     for i, p in enumerate(front(points)):
         name = f"{i + 1:02d}-{re.sub('[^a-z0-9]+', '-', p.what.lower()).strip('-')[:50]}.onnx"
-        with graph.staged(folder / name) as stage:
+        with staged(folder / name) as stage:
             try:
                 found.append((p.what, verify(job, p.made, stage / name)))
             except ValidityError as e:

@@ -27,6 +27,7 @@ from edgeopt.pruning import width as wide
 from edgeopt.ptq.place import macs, select
 from edgeopt.runtime.probe import probe, shapes
 from edgeopt.runtime.session import finite, open_session
+from edgeopt.staging import staged, temporary_folder
 
 IMPORTANCE = ("norm", "first-order")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -190,7 +191,7 @@ def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> 
     Raises:
         ValidityError: it does not.
     """
-    with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
+    with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         graph.write(model, final)
         try:

@@ -20,6 +20,7 @@ from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import open_session
 from edgeopt.runtime.transformer import BACKENDS, fuse
+from edgeopt.staging import staged, temporary_folder
 
 MIN_SQNR_DB = (
     70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
@@ -73,7 +74,7 @@ def simplify(
     result = fused if transformer is not None else passes.simplify(source)
     samples = as_samples([made_up_feed(source, dims or {})] if data is None else data, specs(source))  # type: ignore[arg-type]
     feeds, _ = readable(samples[:_SAMPLES])
-    with graph.temporary_folder() as folder, graph.staged(path or folder / "model.onnx") as stage:
+    with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         graph.write(result, final)
         before, after = open_session(source), open_session(final)

@@ -22,6 +22,7 @@ from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import Latency, interleaved
 from edgeopt.runtime.session import Session, cores, open_session
+from edgeopt.staging import temporary_folder
 from edgeopt.statics import Made
 
 SECONDS = 1.0
@@ -99,7 +100,7 @@ def _loaded(job: Job, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
     """A session of the file at `path`, and what ONNX Runtime made of it (nothing known above 2 GB, which it cannot write)."""
     if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
         return open_session(path, options=_options(job)), Kernels({}, {}, {})
-    with graph.temporary_folder() as folder:
+    with temporary_folder() as folder:
         optimized = folder / "optimized.onnx"
         session = open_session(path, options=_options(job), optimized=optimized)
         return session, kernels(optimized)

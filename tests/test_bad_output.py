@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from edgeopt import graph, optimize, verify
 from edgeopt.errors import CalibrationError, ModelError, UsageError, ValidityError
 from edgeopt.runtime.calibrate import observe
 from edgeopt.runtime.probe import probe
+from edgeopt.staging import staged
 from tests import models, tiny
 from tests.models import STATIC
 
@@ -70,8 +72,8 @@ def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path, monk
     def read_only(**_: Any) -> NoReturn:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(graph.tempfile, "mkdtemp", read_only)
-    with pytest.raises(UsageError, match="Read-only file system") as caught, graph.staged(tmp_path / "q.onnx"):
+    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    with pytest.raises(UsageError, match="Read-only file system") as caught, staged(tmp_path / "q.onnx"):
         pytest.fail("a stage was opened")
     assert str(tmp_path) in str(caught.value)
 
@@ -180,7 +182,7 @@ def test_a_full_disk_for_temporary_files_is_no_crash(tmp_path: Path, monkeypatch
 
 
 def test_no_folder_for_temporary_files_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph.tempfile, "mkdtemp", full)  # one module for all that import it
+    monkeypatch.setattr(tempfile, "mkdtemp", full)  # one module for all that import it
     with pytest.raises(edgeopt.EdgeoptError, match="No space left on device"):
         edgeopt.quantize(models.dense(), X, **STATIC)
 
@@ -197,7 +199,7 @@ def test_of_two_files_none_stays_when_the_second_fails(
         return real(self, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises((UsageError, KeyboardInterrupt)), graph.staged(tmp_path / "q.onnx") as stage:
+    with pytest.raises((UsageError, KeyboardInterrupt)), staged(tmp_path / "q.onnx") as stage:
         (stage / "q.onnx").write_text("a model above 2 GB")
         (stage / "q.onnx.data").write_text("its weights")
     assert names(tmp_path) == []
@@ -225,7 +227,7 @@ def test_ctrl_c_leaves_nothing(place: str, tmp_path: Path, monkeypatch: pytest.M
     temporary, target = tmp_path / "tmp", tmp_path / "out"
     temporary.mkdir()
     target.mkdir()
-    monkeypatch.setattr(graph.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     PLACES[place](monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         edgeopt.quantize(models.dense(), X, output=target / "q.onnx", **STATIC)

@@ -13,6 +13,7 @@ import pytest
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.runtime.session import open_session
+from edgeopt.staging import staged
 from tests import tiny
 
 SMALL = "g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
@@ -257,7 +258,7 @@ def test_a_mapped_model_round_trips_over_its_own_file(
     path = mapped(tmp_path)
     source = graph.load(path)
     monkeypatch.setattr(graph, "PROTOBUF_LIMIT", limit)
-    with graph.staged(path) as stage:
+    with staged(path) as stage:
         graph.write(source, stage / path.name)
     assert np.array_equal(tiny.weights_of(graph.load(path))["w"], tiny.weights_of(dense())["w"])
     x = np.ones((1, 64), np.float32)
@@ -301,7 +302,7 @@ def test_a_stage_moves_everything_and_the_model_last(tmp_path: Path, monkeypatch
     path, moved = tmp_path / "m.onnx", []
     replace = Path.replace
     monkeypatch.setattr(Path, "replace", lambda self, to: (moved.append(self.name), replace(self, to))[1])
-    with graph.staged(path) as stage:
+    with staged(path) as stage:
         for name in ("m.onnx", "m.onnx.data", "a.json", "z.txt"):
             (stage / name).write_text(name)
     assert moved[-1] == "m.onnx"
@@ -313,14 +314,14 @@ def test_a_stage_moves_everything_and_the_model_last(tmp_path: Path, monkeypatch
 def test_a_stage_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "m.onnx"
     path.write_text("old")
-    with pytest.raises(UsageError if isinstance(error, OSError) else type(error)), graph.staged(path) as stage:
+    with pytest.raises(UsageError if isinstance(error, OSError) else type(error)), staged(path) as stage:
         (stage / "m.onnx").write_text("half")
         raise error
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"] and path.read_text() == "old"
 
 
 def test_a_folder_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be written"), graph.staged(tmp_path / "nowhere" / "m.onnx"):
+    with pytest.raises(UsageError, match="cannot be written"), staged(tmp_path / "nowhere" / "m.onnx"):
         pytest.fail("the stage was opened")
 
 

@@ -13,6 +13,7 @@ import click
 
 from edgeopt.cli.show import listener, printable
 from edgeopt.errors import UsageError
+from edgeopt.staging import staged
 
 _file = click.option("--project", "project_file", type=click.Path(path_type=Path), help="[default: edgeopt.toml here]")
 
@@ -65,8 +66,8 @@ def _print(found: Any) -> None:
     from rich.table import Table
 
     from edgeopt.cli.show import console
-    from edgeopt.release.artefacts import COLUMNS, cell, lines
     from edgeopt.release.metrics import METRICS
+    from edgeopt.release.told import COLUMNS, cell, lines
 
     columns = [c for c in COLUMNS if any(c in v.metrics for v in found.variants)]
     table = Table("variant", *(METRICS[c].title for c in columns), box=None)
@@ -88,7 +89,7 @@ def gate(results: Path, project_file: Path | None) -> int:
     Example: edgeopt gate build/edgeopt/results.json
     """
     from edgeopt.release import document, project
-    from edgeopt.release.pipeline import judged_again
+    from edgeopt.release.judging import judged_again
 
     file = project.find(project_file)
     found = judged_again(project.load(file), file, document.load(results))
@@ -177,7 +178,7 @@ def init(model: Path, calib: str | None, force: bool) -> None:
     if calib != "random" and not Path(calib).exists() and ":" not in calib:
         raise UsageError(f"--calib {calib}: no such file or folder")
     text = starter(str(model), model.stem, calib, size)
-    with graph.staged(path) as stage:
+    with staged(path) as stage:
         (stage / path.name).write_text(text, encoding="utf-8")
     click.echo(f"wrote {path}; now: edgeopt run")
 
@@ -192,7 +193,6 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
     \b
     Example: edgeopt report monday/results.json build/edgeopt/results.json -o trend.html
     """
-    from edgeopt import graph
     from edgeopt.options import check_place
     from edgeopt.release import document
     from edgeopt.release.page import page
@@ -201,7 +201,7 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
     if output.resolve() in {r.resolve() for r in results}:
         raise UsageError(f"{output}: is one of the results")
     text = page([document.load(r) for r in results])
-    with graph.staged(output) as stage:
+    with staged(output) as stage:
         (stage / output.name).write_text(text, encoding="utf-8")
     click.echo(f"wrote {output}")
 

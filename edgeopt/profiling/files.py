@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt import graph
 from edgeopt.errors import UsageError
 from edgeopt.options import check_place
 from edgeopt.results import Results
+from edgeopt.staging import staged
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Files:
         if self.report is None:
             return document
         path = Path(self.report)
-        with graph.staged(path) as stage:
+        with staged(path) as stage:
             if raw:
                 beside = path.with_suffix(".npz").name
                 document = document.model_copy(update={"raw": beside})
@@ -62,5 +62,5 @@ def write_trace(events: Mapping[str, Sequence[Mapping[str, Any]]], path: str | P
     for pid, (label, found) in enumerate(events.items(), 1):
         merged.append({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": label}})
         merged += [{**e, "pid": pid} for e in found]
-    with graph.staged(Path(path)) as stage:
+    with staged(Path(path)) as stage:
         (stage / Path(path).name).write_text(json.dumps({"traceEvents": merged}), encoding="utf-8")

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgeopt import graph
 from edgeopt.errors import UsageError, ValidityError
 from edgeopt.options import Listener
 from edgeopt.profiling import latency
@@ -26,6 +25,7 @@ from edgeopt.profiling.plan import Arm
 from edgeopt.profiling.size import size
 from edgeopt.results import Comparison, Environment, Measured, OutputError, Range, Results, SelfCheck, Setting, Size
 from edgeopt.runtime.compare import compare as output_errors
+from edgeopt.staging import temporary_folder
 from edgeopt.stats import ratio_interval, verdict
 
 _BUSY = 0.1
@@ -74,7 +74,7 @@ def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, 
             "compare needs two models or more, or one model under two settings, e.g. edgeopt compare a.onnx b.onnx"
         )
     here = environment()
-    with graph.temporary_folder() as folder:
+    with temporary_folder() as folder:
         found = cases(wanted, options, folder, listener)
         notes = _oddities(here, wanted)
         for line in notes:
@@ -283,7 +283,7 @@ def self_check(
     looking = options.looking
     ratios = []
     here = environment()
-    with graph.temporary_folder() as folder:
+    with temporary_folder() as folder:
         case = cases([arm], options, folder, ears)[0]
         first_run(case, options, folder, keep_outputs=False)
         for trial in range(options.trials if case.timing.error is None else 0):

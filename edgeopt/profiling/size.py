@@ -24,6 +24,7 @@ from edgeopt.passes.simplify import simplify
 from edgeopt.profiling.live import live
 from edgeopt.profiling.plan import Arm
 from edgeopt.results import Size
+from edgeopt.staging import temporary_folder
 
 _CHUNK = 1 << 20
 _SUFFIX = "_kernel_time"
@@ -123,7 +124,7 @@ def _traced(model: ir.Model, feeds: Path) -> dict[int, list[Ran]]:
     """What every node that ran read and wrote, each time, by its number."""
     if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
         raise EdgeoptError("the model is above 2 GB")
-    with graph.temporary_folder() as folder:
+    with temporary_folder() as folder:
         graph.write(model, folder / "model.onnx")
         # packed weights are not in the trace
         arm = Arm(folder / "model.onnx", level="none", session={"session.disable_prepacking": "1"})

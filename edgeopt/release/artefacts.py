@@ -9,18 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from edgeopt import graph
-from edgeopt.release.document import GateResult, Run, VariantResult
+from edgeopt.release.document import Run
 from edgeopt.release.manifest import bom, manifest
 from edgeopt.release.metrics import METRICS
 from edgeopt.release.page import page
 from edgeopt.release.project import FLOAT, Project
-from edgeopt.release.units import shown
+from edgeopt.release.told import COLUMNS, cell
+from edgeopt.staging import staged
 
 _MOST_ANNOTATIONS = 8
 _MOST_SUMMARY = 1_000_000
 _FAILED = ("fail", "not measured", "no baseline", "not comparable")
-COLUMNS = ("size.file", "latency.p50", "speedup", "memory.peak_rss", "quant.sqnr", "accuracy.agreement", "accuracy.top1", "accuracy.eval")  # fmt: skip
 
 
 def write(run: Run, project: Project, folder: Path) -> None:
@@ -46,18 +45,20 @@ def write(run: Run, project: Project, folder: Path) -> None:
 
 def _convert(run: Run, folder: Path) -> None:
     """Every variant as .ort too, checked on made-up inputs."""
+    from edgeopt import graph
     from edgeopt.inspection import made_up_feed
     from edgeopt.runtime.ort_format import to_ort
 
     for v in run.variants:
         if v.error is None and v.name != FLOAT:
-            path = folder / f"{v.name}.onnx"
-            to_ort(path, folder, made_up_feed(graph.load(path), {}))
+            path, made = folder / f"{v.name}.onnx", folder / f"{v.name}.ort"
+            if not made.is_file() or made.stat().st_mtime_ns < path.stat().st_mtime_ns:
+                to_ort(path, folder, made_up_feed(graph.load(path), {}))
 
 
 def _put(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        with graph.staged(folder / name) as stage:
+        with staged(folder / name) as stage:
             (stage / name).write_text(text, encoding="utf-8")
 
 
@@ -118,16 +119,6 @@ def summary(run: Run) -> str:
     return "\n".join(lines)[:_MOST_SUMMARY] + "\n"
 
 
-def cell(v: VariantResult, name: str) -> str:
-    """A metric of a variant with its interval, for people."""
-    if name not in v.metrics:
-        return ""
-    kind, x = METRICS[name].kind, v.intervals.get(name)
-    if x is None:
-        return shown(v.metrics[name], kind)
-    return f"{shown(v.metrics[name], kind)} [{shown(x.low, kind)}, {shown(x.high, kind)}]"
-
-
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -177,18 +168,3 @@ def openmetrics(run: Run) -> str:
 def _labels(run: Run, variant: str) -> str:
     text = run.project.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'project="{text}",variant="{variant}"'
-
-
-def lines(run: Run) -> Iterator[str]:
-    """The verdict for a terminal."""
-    for v in run.variants:
-        if v.error is not None:
-            yield f"{v.name}: FAILED: {v.error}"
-    for g in sorted(run.gates, key=_severity):
-        yield f"{g.outcome:13} {g.variant}: {g.message}"
-    yield f"verdict: {run.verdict}"
-
-
-def _severity(g: GateResult) -> int:
-    order = ("pass", "warn", "inconclusive", "not comparable", "no baseline", "not measured", "fail")
-    return order.index(g.outcome)

@@ -12,15 +12,18 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgeopt import graph
 from edgeopt.errors import ComparabilityError, EdgeoptError, UsageError, suggestion
-from edgeopt.options import Listener
 from edgeopt.release import document as documents
 from edgeopt.release.document import Run
 from edgeopt.release.gates import Against
 from edgeopt.release.project import FLOAT, Project
 from edgeopt.results import Range
+from edgeopt.staging import staged
+
+if TYPE_CHECKING:
+    from edgeopt.options import Listener
 
 CURRENT = "current"
 RESULTS = "results.json"
@@ -46,6 +49,8 @@ def save(project: Project, home: Path, name: str | None = None, *, models: bool 
     try:
         stage.mkdir()
         (stage / RESULTS).write_text(run.to_json() + "\n", encoding="utf-8")
+        from edgeopt import graph
+
         for v in run.variants if models else ():
             source = output / f"{v.name}.onnx"
             if v.name != FLOAT and source.is_file():
@@ -68,7 +73,7 @@ def promote(project: Project, home: Path, name: str) -> None:
     if name not in known:
         raise UsageError(f"no baseline {name!r}{suggestion(name, known)} Known: {', '.join(known) or 'none'}")
     file = home / project.baseline.folder / CURRENT
-    with graph.staged(file) as stage:
+    with staged(file) as stage:
         (stage / file.name).write_text(name + "\n", encoding="utf-8")
 
 

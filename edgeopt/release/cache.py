@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeopt import graph
+from edgeopt.staging import staged
 
 MODEL = "model.onnx"
 _ENTRY = "entry.json"
@@ -90,7 +90,7 @@ class Cache:
         if "value" in found and found.get("key") == name:
             return found["value"], True
         value = make()
-        with graph.staged(file) as stage:
+        with staged(file) as stage:
             (stage / file.name).write_text(json.dumps({"key": name, "value": value}) + "\n", encoding="utf-8")
         return json.loads(json.dumps(value)), False
 
@@ -110,7 +110,7 @@ class Cache:
     def keep(self) -> None:
         """Write down the digests."""
         file = self.folder / _STAT
-        with graph.staged(file) as stage:
+        with staged(file) as stage:
             (stage / file.name).write_text(json.dumps(self._stats) + "\n", encoding="utf-8")
 
 

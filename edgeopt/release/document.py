@@ -58,7 +58,8 @@ class VariantResult(_Model):
     metrics: Mapping[str, float] = {}
     intervals: Mapping[str, Range] = Field(default={}, description="95 % intervals of metrics that have one")
     layers: tuple[Layer, ...] = Field(default=(), description="worst first")
-    candidates: tuple[str, ...] = ()
+    opset: int = 0
+    answers: tuple[Mapping[str, Any], ...] = Field(default=(), description="to made-up inputs, in a few numbers")
 
 
 class GateResult(_Model):

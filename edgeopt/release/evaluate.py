@@ -6,6 +6,7 @@ All variants are judged on the same samples: those of `data.eval`, or the ones o
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -17,6 +18,7 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Feed, readable, specs
 from edgeopt.errors import DataError, EdgeoptError
+from edgeopt.inspection import made_up_feed
 from edgeopt.options import Listener, Options
 from edgeopt.prepare import Job, prepare, samples_of
 from edgeopt.release.document import Histogram, Layer
@@ -26,6 +28,7 @@ from edgeopt.runtime.compare import Outputs, class_scores, compare, run_all
 from edgeopt.runtime.session import Session, cores, open_session, with_outputs
 
 _MOST = 1000
+_BLOCK = 1 << 20
 _LAYER_SAMPLES = 4
 _SHOWN = 6  # layers whose values are drawn
 _BINS = 40
@@ -93,7 +96,7 @@ def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
     outputs = run_all(session, [(name, _adapted(feed, path)) for name, feed in j.feeds], workers=cores())
     errors = compare(session.outputs, j.reference, outputs)
     agreement = lowest_agreement(errors)
-    found = {
+    found = _sizes(path) | {
         "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
         "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
     }
@@ -107,6 +110,35 @@ def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
     return found, layers
+
+
+def answers(path: Path) -> list[dict[str, Any]]:
+    """What the model at `path` answers to made-up inputs: shape and first values of each output."""
+    session = open_session(path)
+    outputs = session.run(made_up_feed(graph.load(path), {}))
+    return [
+        {"output": name, "shape": list(y.shape), "first": [float(f"{x:.6g}") for x in y.reshape(-1)[:8].astype(float)]}
+        for name, y in zip(session.outputs, outputs, strict=True)
+        if y.dtype.kind in "fiu"
+    ]
+
+
+def opset(path: Path) -> int:
+    """Of the standard operators in the model at `path`."""
+    return int(graph.load(path).opset_imports.get("", 0))
+
+
+def _sizes(path: Path) -> dict[str, float]:
+    """Of the file and what lies beside it, as it is and as a download would pack it."""
+    files = [path, *graph.external_files(graph.load(path))]
+    total = 0
+    for file in files:
+        packer = zlib.compressobj(6)
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                total += len(packer.compress(block))
+        total += len(packer.flush())
+    return {"size.file": float(sum(f.stat().st_size for f in files)), "size.download": float(total)}
 
 
 def _adapted(feed: Feed, path: Path) -> Feed:

@@ -10,8 +10,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from edgeopt.errors import DataError, ValidityError
 from edgeopt.release.cache import key, sha256
 from edgeopt.release.document import Run, VariantResult
@@ -20,8 +18,6 @@ from edgeopt.release.project import FLOAT
 
 MANIFEST = "manifest.json"
 SCHEMA = "edgeopt.manifest/1"
-_SAMPLES = 4
-_CLOSE_DB = 100.0  # of a file against itself in another runtime build: float sums in another order
 
 
 def manifest(run: Run, folder: Path) -> str:
@@ -38,12 +34,12 @@ def manifest(run: Run, folder: Path) -> str:
                 "name": v.name,
                 "role": "model",
                 "parent": v.parent,
-                "opset": _opset(path),
+                "opset": v.opset,
                 "steps": steps,
                 "config_sha256": key(steps),
                 "files": [{"path": f.name, "sha256": sha256(f), "size_bytes": f.stat().st_size} for f in files],
                 "metrics": {k: round(x, 6) for k, x in sorted(v.metrics.items()) if _lasting(k)},
-                "answers": _answers(path),
+                "answers": [dict(x) for x in v.answers],
             }
         )
     found = {
@@ -62,27 +58,6 @@ def _lasting(metric: str) -> bool:
     return metric.startswith(("size.", "quant.", "accuracy."))
 
 
-def _opset(path: Path) -> int:
-    model = onnx.load(path, load_external_data=False)
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-
-
-def _answers(path: Path) -> list[dict[str, Any]]:
-    """What the model answers to made-up inputs, in a few numbers."""
-    from edgeopt import graph
-    from edgeopt.inspection import made_up_feed
-    from edgeopt.runtime.session import open_session
-
-    model = graph.load(path)
-    session = open_session(path)
-    outputs = session.run(made_up_feed(model, {}))
-    return [
-        {"output": name, "shape": list(y.shape), "first": [float(f"{x:.6g}") for x in y.reshape(-1)[:8].astype(float)]}
-        for name, y in zip(session.outputs, outputs, strict=True)
-        if y.dtype.kind in "fiu"
-    ]
-
-
 def verify(folder: Path) -> list[str]:
     """What holds in `folder`: every file of the manifest has its hash, loads, runs and answers as it did.
 
@@ -96,6 +71,8 @@ def verify(folder: Path) -> list[str]:
         raise DataError(f"{folder}: no readable {MANIFEST} ({e})") from e
     if schema != SCHEMA:
         raise DataError(f"{folder / MANIFEST}: schema {schema!r}; this takes {SCHEMA!r}")
+    from edgeopt.release.evaluate import answers
+
     told, wrong = [], []
     for row in rows:
         for file in row["files"]:
@@ -108,7 +85,7 @@ def verify(folder: Path) -> list[str]:
                 told.append(f"{path.name}: sha256 holds")
         path = folder / f"{row['name']}.onnx"
         if path.is_file() and not any(w.startswith(f"{path.name}:") for w in wrong):
-            far = _differs(row["answers"], _answers(path))
+            far = _differs(row["answers"], answers(path))
             if far:
                 wrong.append(f"{path.name}: {far}")
             else:

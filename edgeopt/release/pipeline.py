@@ -16,18 +16,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt import graph
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.options import Listener, check_folder
 from edgeopt.release import artefacts
 from edgeopt.release import project as projects
-from edgeopt.release.baseline import against, refusal, stored
+from edgeopt.release.baseline import against
 from edgeopt.release.cache import Cache, Entry, key, sha256
 from edgeopt.release.document import Layer, Run, Step, VariantResult
-from edgeopt.release.gates import Against, judge
+from edgeopt.release.gates import judge
+from edgeopt.release.judging import line_finder
 from edgeopt.release.project import FLOAT, Project, Variant, in_order
 from edgeopt.release.steps import Context, reads_data, run_step, settings, teachers
 from edgeopt.results import Measured, Range, Results
+from edgeopt.staging import staged
 
 CACHE = ".cache"
 _PACKAGES = ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy")
@@ -69,7 +70,6 @@ def run(
         if found.profile.measure if measure is None else measure:
             measured = _measured(context, files, chosen, ears)
             variants = [_with_measured(v, files, measured) for v in variants]
-        variants = [_with_sizes(v, files, measured) for v in variants]
         document = Run(
             project=found.name or context.model.stem,
             project_file=str(file),
@@ -90,20 +90,6 @@ def run(
         document = document.model_copy(update={"seconds": round(time.perf_counter() - start, 2)})
         artefacts.write(document, found, folder)
     return document
-
-
-def line_finder(file: Path) -> Any:
-    """(variant, metric, bound) -> line of the gate in the project file."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    prefix = ["tool", "edgeopt"] if file.name == "pyproject.toml" else []
-
-    def line(variant: str, metric: str, bound: str) -> int:
-        own = projects.line_of(text, [*prefix, "gates", variant, metric, bound])
-        shared = projects.line_of(text, [*prefix, "gates", "*", metric, bound])
-        place = [*prefix, "gates", variant, metric]
-        return own if projects.has(text, place) else shared
-
-    return line
 
 
 @contextlib.contextmanager
@@ -234,12 +220,17 @@ def _evaluated(
     shared: list[Any] = []
 
     def look(path: Path) -> Any:
-        from edgeopt.release.evaluate import evaluate, jury
+        from edgeopt.release.evaluate import answers, evaluate, jury, opset
 
         if not shared:
             shared.append(jury(context))
         metrics, layers = evaluate(shared[0], path)
-        return {"metrics": metrics, "layers": [x.model_dump() for x in layers], "samples": len(shared[0].feeds)}
+        return {
+            "metrics": metrics,
+            "layers": [x.model_dump() for x in layers],
+            "answers": answers(path),
+            "opset": opset(path),
+        }
 
     found = []
     for v in variants:
@@ -248,7 +239,7 @@ def _evaluated(
             continue
         path = Path(v.file)
         try:
-            value, _ = cache.remembered(key("evaluation", v.sha256, about), lambda p=path: look(p))  # type: ignore[misc]
+            value, _ = cache.remembered(key("evaluation/2", v.sha256, about), lambda p=path: look(p))  # type: ignore[misc]
         except EdgeoptError as e:
             context.listener.note(f"{v.name}: evaluation failed: {e}")
             if v.name == FLOAT:
@@ -256,7 +247,9 @@ def _evaluated(
             found.append(v.model_copy(update={"error": f"evaluation: {e}"}))
             continue
         layers = () if v.name == FLOAT else tuple(Layer.model_validate(x) for x in value["layers"])
-        found.append(v.model_copy(update={"metrics": _of_variant(v.name, value["metrics"]), "layers": layers}))
+        metrics = _of_variant(v.name, value["metrics"])
+        facts = {"metrics": metrics, "layers": layers, "answers": tuple(value["answers"]), "opset": value["opset"]}
+        found.append(v.model_copy(update=facts))
     return found
 
 
@@ -279,16 +272,22 @@ def _published(variants: list[VariantResult], folder: Path, context: Context) ->
         found[v.name] = target
         if target.is_file() and sha256(target) == v.sha256:
             continue
-        with graph.staged(target) as stage:
-            model = graph.load(Path(v.file))
-            if graph.external_files(model):
-                graph.write(model, stage / target.name)
-            else:
-                shutil.copyfile(v.file, stage / target.name)
+        _publish(Path(v.file), target)
     for old in folder.glob("*.onnx"):
         if old.stem not in found:
             old.unlink()
     return found
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copy a model out of the cache; one with data in files of its own gets files named after it."""
+    from edgeopt import graph
+
+    with staged(target) as stage:
+        if len(list(source.parent.iterdir())) > 2:  # more than the model and its entry
+            graph.write(graph.load(source), stage / target.name)
+        else:
+            shutil.copyfile(source, stage / target.name)
 
 
 def _measured(context: Context, files: Mapping[str, Path], preset: str, ears: Listener) -> Results:
@@ -334,43 +333,3 @@ def _with_measured(v: VariantResult, files: Mapping[str, Path], measured: Result
         metrics["speedup"] = 1 / ratio.value
         intervals["speedup"] = Range(value=1 / ratio.value, low=1 / ratio.high, high=1 / ratio.low)
     return v.model_copy(update={"metrics": metrics, "intervals": intervals})
-
-
-def _with_sizes(v: VariantResult, files: Mapping[str, Path], measured: Results | None) -> VariantResult:
-    if v.name not in files:
-        return v
-    path = files[v.name]
-    m = first_of(measured, path) if measured is not None else None
-    if m is not None and m.size is not None and m.size.deflate_bytes is not None:
-        sizes = {"size.file": float(m.size.file_bytes), "size.download": float(m.size.deflate_bytes)}
-    else:
-        beside = graph.external_files(graph.load(path))
-        sizes = {
-            "size.file": float(sum(f.stat().st_size for f in [path, *beside])),
-            "size.download": float(_deflated([path, *beside])),
-        }
-    return v.model_copy(update={"metrics": {**v.metrics, **sizes}})
-
-
-def _deflated(files: list[Path]) -> int:
-    import zlib
-
-    total = 0
-    for file in files:
-        packer = zlib.compressobj(6)
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                total += len(packer.compress(block))
-        total += len(packer.flush())
-    return total
-
-
-def judged_again(project: Project, file: Path, document: Run) -> Run:
-    """`document` by the gates of `project` as they are now; nothing is measured.
-
-    Raises:
-        DataError: the baseline cannot be read.
-    """
-    old = stored(project, file.parent)
-    stand = Against() if old is None else Against(old, document.ratios, refusal(old, document))
-    return judge(project, document, stand, line_finder(file))

@@ -14,6 +14,7 @@ import numpy as np
 from edgeopt import graph
 from edgeopt.errors import ValidityError
 from edgeopt.runtime.session import Feed, open_session
+from edgeopt.staging import staged, temporary_folder
 
 
 def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
@@ -25,7 +26,7 @@ def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     target = folder / f"{path.stem}.ort"
-    with graph.temporary_folder() as work, graph.staged(target) as stage:
+    with temporary_folder() as work, staged(target) as stage:
         for file in (path, *graph.external_files(graph.load(path))):
             shutil.copyfile(file, work / file.name)
         said = io.StringIO()

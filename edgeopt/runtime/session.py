@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgeopt.errors import DataError, ModelError, UsageError
-from edgeopt.graph import temporary_folder, write
+from edgeopt.graph import write
+from edgeopt.staging import temporary_folder
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (

@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError
-from edgeopt.graph import PROTOBUF_LIMIT, canonical, embedded, size_bytes, temporary_folder
+from edgeopt.graph import PROTOBUF_LIMIT, canonical, embedded, size_bytes
 from edgeopt.runtime.session import open_session
+from edgeopt.staging import temporary_folder
 
 
 def basic(model: ir.Model) -> ir.Model:

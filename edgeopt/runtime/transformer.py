@@ -14,7 +14,8 @@ import sys
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError, UsageError
-from edgeopt.graph import canonical, embedded, load, temporary_folder, write
+from edgeopt.graph import canonical, embedded, load, write
+from edgeopt.staging import temporary_folder
 
 TYPES = (
     "bert",

@@ -28,6 +28,7 @@ from edgeopt import graph
 from edgeopt.errors import ValidityError
 from edgeopt.options import Data, Listener, check_place
 from edgeopt.runtime.session import open_session, with_outputs
+from edgeopt.staging import staged
 from edgeopt.train import batches as data_of
 from edgeopt.train import teachers
 from edgeopt.train.job import Job, check_device, check_peers, check_roles, prepare
@@ -205,7 +206,7 @@ def _write(model: ir.Model, path: Path) -> None:
     Raises:
         ValidityError: the result is not valid ONNX.
     """
-    with graph.staged(path) as stage:
+    with staged(path) as stage:
         graph.write(model, stage / path.name)
         try:
             onnx.checker.check_model(str(stage / path.name))

@@ -18,6 +18,7 @@ from edgeopt.data.source import named
 from edgeopt.errors import ModelError, UsageError, ValidityError
 from edgeopt.options import check_place
 from edgeopt.runtime.session import open_session
+from edgeopt.staging import staged
 
 TOLERANCE = 1e-3  # of the largest output: float sums in another order
 _TRIALS = 2
@@ -60,7 +61,7 @@ def export(
         if name not in inputs or any(not 0 <= a < len(inputs[name]) for a in axes):
             raise UsageError(f"--dynamic {name}={','.join(map(str, sorted(axes)))}: no such input or axis")
     example = [_values(shape, 0) for shape in inputs.values()]
-    with graph.staged(path) as stage:
+    with staged(path) as stage:
         file = stage / path.name
         _write(module, example, list(inputs), free, file)
         error = _checked(module, inputs, free, file)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from edgeopt.data.source import BROKEN_ARRAY
 from edgeopt.errors import DataError
-from edgeopt.graph import temporary_folder
 from edgeopt.runtime.session import Session
+from edgeopt.staging import temporary_folder
 from edgeopt.train.batches import Batch, Examples, batches
 
 Answers = dict[str, Tensor]
