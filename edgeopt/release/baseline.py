@@ -18,6 +18,7 @@ from edgeopt.errors import ComparabilityError, EdgeoptError, UsageError, suggest
 from edgeopt.release import document as documents
 from edgeopt.release.document import Run
 from edgeopt.release.gates import Against
+from edgeopt.release.measuring import choices
 from edgeopt.release.project import FLOAT, Project
 from edgeopt.results import Range
 from edgeopt.staging import staged
@@ -145,11 +146,10 @@ def _asked(project: Project, run: Run) -> list[str]:
 def _again(project: Project, old: Path, new: Path, preset: str, home: Path, ears: Listener) -> Range | None:
     from edgeopt.profiling.profile import compare
 
-    p = project.profile
+    how = choices(project, home, preset)
+    how |= {"providers": how["providers"][:1], "threads": how["threads"][:1]}
     try:
-        found = compare(
-            old, new, preset=preset, providers=p.providers[:1], threads=p.threads[:1], dims={k: (v,) for k, v in p.dims.items()}, listener=ears
-        )  # fmt: skip
+        found = compare(old, new, listener=ears, **how)
     except EdgeoptError as e:
         ears.note(f"baseline: {old.name} cannot be measured again: {e}")
         return None

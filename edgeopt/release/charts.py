@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from html import escape
 
 from edgeopt.release.document import Layer, Run
+from edgeopt.release.project import FLOAT
 from edgeopt.release.units import shown
 from edgeopt.results import Measured, Ops
 
 _WIDE = 640
+_ITSELF = ("accuracy.agreement", "accuracy.cosine")  # of the float model with itself: 1
 
 
 def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
@@ -31,11 +33,14 @@ def _ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 def tradeoff(run: Run, accuracy: str) -> str:
     """Latency against accuracy: whiskers are 95 % intervals, bubbles the download size."""
-    having = [v for v in run.variants if "latency.p50" in v.metrics and accuracy in v.metrics]
+    score = {v.name: v.metrics[accuracy] for v in run.variants if accuracy in v.metrics}
+    if accuracy in _ITSELF:
+        score.setdefault(FLOAT, 1.0)
+    having = [v for v in run.variants if "latency.p50" in v.metrics and v.name in score]
     if len(having) < 2:
         return ""
     xs = [x for v in having for x in (v.intervals["latency.p50"].low, v.intervals["latency.p50"].high)]
-    ys = [v.metrics[accuracy] for v in having]
+    ys = [score[v.name] for v in having]
     x0, x1 = 0.9 * min(xs), 1.08 * max(xs)
     pad = max((max(ys) - min(ys)) * 0.25, abs(max(ys)) * 0.01, 1e-6)
     y0, y1, left, bottom, top = min(ys) - pad, max(ys) + pad, 70, 270, 20
@@ -63,9 +68,9 @@ def tradeoff(run: Run, accuracy: str) -> str:
     )
     largest = max(v.metrics.get("size.download", 1.0) for v in having)
     for v in having:
-        i, level = v.intervals["latency.p50"], y(v.metrics[accuracy])
+        i, level = v.intervals["latency.p50"], y(score[v.name])
         radius = 5 + 13 * math.sqrt(v.metrics.get("size.download", largest) / largest)
-        told = f"{v.name}: {shown(v.metrics['latency.p50'], 'ms')}, {accuracy} {v.metrics[accuracy]:.4g}"
+        told = f"{v.name}: {shown(v.metrics['latency.p50'], 'ms')}, {accuracy} {score[v.name]:.4g}"
         body += [
             f'<circle class="bubble" cx="{x(v.metrics["latency.p50"]):.1f}" cy="{level:.1f}" r="{radius:.1f}"><title>{escape(told)}</title></circle>',
             f'<path class="whisker" d="M{x(i.low):.1f} {level:.1f}H{x(i.high):.1f}M{x(i.low):.1f} {level - 4:.1f}v8M{x(i.high):.1f} {level - 4:.1f}v8"/>',

@@ -25,6 +25,7 @@ from edgeopt.release.cache import Cache, Entry, key, sha256
 from edgeopt.release.document import Layer, Run, Step, VariantResult
 from edgeopt.release.gates import judge
 from edgeopt.release.judging import line_finder
+from edgeopt.release.measuring import choices
 from edgeopt.release.project import FLOAT, Project, Variant, in_order
 from edgeopt.release.steps import Context, reads_data, run_step, settings, teachers
 from edgeopt.results import Measured, Range, Results
@@ -293,16 +294,10 @@ def _publish(source: Path, target: Path) -> None:
 def _measured(context: Context, files: Mapping[str, Path], preset: str, ears: Listener) -> Results:
     from edgeopt.profiling.profile import compare, profile
 
-    p, data = context.project.profile, context.project.data
     paths = [str(f) for f in files.values()]
-    choices: dict[str, Any] = {
-        "providers": p.providers, "threads": p.threads, "preset": preset, "dims": {k: (v,) for k, v in p.dims.items()},
-        "data": context.data if context.data != "random" else None, "preprocess": data.preprocess,
-        "tokenizer": None if data.tokenizer is None else context.root / data.tokenizer,
-    }  # fmt: skip
     report = context.root / context.project.output.folder / "profile.json"
     function = compare if len(paths) > 1 else profile
-    return function(*paths, report=report, listener=ears, **choices)
+    return function(*paths, report=report, listener=ears, **choices(context.project, context.root, preset))
 
 
 def first_of(document: Results, path: Path) -> Measured | None:
