@@ -26,6 +26,7 @@ from edgeopt.release.document import Layer, Run, Step, VariantResult
 from edgeopt.release.gates import judge
 from edgeopt.release.judging import line_finder
 from edgeopt.release.measuring import choices
+from edgeopt.release.names import check_names
 from edgeopt.release.project import FLOAT, Project, Variant, in_order
 from edgeopt.release.steps import Context, reads_data, run_step, settings, teachers
 from edgeopt.results import Measured, Range, Results
@@ -59,6 +60,7 @@ def run(
     check_folder(folder)
     with _locked(folder):
         context = Context(home, _model(found, home, folder, ears), _place(found.data.path, home), found, ears)
+        check_names(found, context.model, file)
         cache = Cache(folder / CACHE)
         notes: list[str] = []
         digest = cache.digest(context.model)
