@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ MODEL = "model.onnx"
 _ENTRY = "entry.json"
 _STAT = "digests.json"
 _BLOCK = 1 << 20
+_MONTH_S = 30 * 86400.0
 
 
 def sha256(path: Path) -> str:
@@ -70,6 +73,7 @@ class Cache:
         facts = _read(place / _ENTRY)
         model = place / MODEL
         if facts and model.is_file() and _digest(place) == facts.get("sha256"):
+            os.utime(place / _ENTRY)
             return Entry(model, str(facts["sha256"]), facts.get("facts", {}), True)
         shutil.rmtree(place, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{name[:16]}.", dir=self.folder))
@@ -108,7 +112,10 @@ class Cache:
         return key(found)
 
     def keep(self) -> None:
-        """Write down the digests."""
+        """Write down the digests, and forget entries that nobody has asked for in a month."""
+        for facts in self.folder.glob(f"*/{_ENTRY}"):
+            if time.time() - facts.stat().st_mtime > _MONTH_S:
+                shutil.rmtree(facts.parent, ignore_errors=True)
         file = self.folder / _STAT
         with staged(file) as stage:
             (stage / file.name).write_text(json.dumps(self._stats) + "\n", encoding="utf-8")

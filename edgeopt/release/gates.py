@@ -166,5 +166,7 @@ def _verdict(found: tuple[GateResult, ...], run: Run, policy: Policy) -> str:
     seen = set()
     for g in found:
         fails_as, level = counted.get(g.outcome, (g.outcome, "fail"))
+        if g.outcome == "not measured" and run.profile is None and _clocked(g.metric):
+            level = "warn"  # the clock was not asked
         seen.add(fails_as if level == "fail" else level)
     return next((v for v in ("fail", "no baseline", "inconclusive", "warn") if v in seen), "pass")

@@ -58,6 +58,15 @@ def _lasting(metric: str) -> bool:
     return metric.startswith(("size.", "quant.", "accuracy."))
 
 
+def variants(folder: Path) -> set[str]:
+    """Names of the variants that the manifest in `folder` tells of; none without one."""
+    try:
+        rows = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["variants"]
+        return {str(row["name"]) for row in rows if Path(str(row["name"])).name == str(row["name"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def verify(folder: Path) -> list[str]:
     """What holds in `folder`: every file of the manifest has its hash, loads, runs and answers as it did.
 

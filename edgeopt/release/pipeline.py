@@ -18,7 +18,7 @@ from typing import Any
 
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.options import Listener, check_folder
-from edgeopt.release import artefacts
+from edgeopt.release import artefacts, manifest
 from edgeopt.release import project as projects
 from edgeopt.release.baseline import against
 from edgeopt.release.cache import Cache, Entry, key, sha256
@@ -60,6 +60,7 @@ def run(
     check_folder(folder)
     with _locked(folder):
         context = Context(home, _model(found, home, folder, ears), _place(found.data.path, home), found, ears)
+        _check_places(found, context, folder)
         check_names(found, context.model, file)
         cache = Cache(folder / CACHE)
         notes: list[str] = []
@@ -132,6 +133,17 @@ def _model(project: Project, home: Path, folder: Path, ears: Listener) -> Path:
     export(project.export.factory, dict(project.export.inputs), dynamic=project.export.dynamic, output=path, force=True)
     ears.note(f"export: {path}")
     return path
+
+
+def _check_places(project: Project, context: Context, folder: Path) -> None:
+    """Refuse variants that would be written over what is read."""
+    for name in project.variants:
+        if (folder / f"{name}.onnx").resolve() == context.model.resolve():
+            raise UsageError(
+                f"variant {name!r} would overwrite the model {context.model}; choose another output.folder"
+            )
+    if context.model.parent.resolve() == (folder / CACHE).resolve():
+        raise UsageError(f"{context.model}: lies in the cache of {folder}")
 
 
 def _place(data: str, home: Path) -> str:
@@ -276,9 +288,9 @@ def _published(variants: list[VariantResult], folder: Path, context: Context) ->
         if target.is_file() and sha256(target) == v.sha256:
             continue
         _publish(Path(v.file), target)
-    for old in folder.glob("*.onnx"):
-        if old.stem not in found:
-            old.unlink()
+    for name in manifest.variants(folder) - found.keys():  # of an earlier run, and no longer made
+        for old in (folder / f"{name}.onnx", folder / f"{name}.ort"):
+            old.unlink(missing_ok=True)
     return found
 
 

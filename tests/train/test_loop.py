@@ -183,6 +183,14 @@ def test_generations_that_were_killed_and_resumed_end_like_those_that_were_not(e
     assert sum(n.startswith("epoch ") for n in notes) == 8 - (epoch - 1)  # and no epoch twice
 
 
+def test_tensorboard_shows_every_epoch(tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = distill(toys.perceptron(), toys.samples(), teacher=toys.perceptron(7), epochs=3, tensorboard=tmp_path / "b")
+    board = events.EventAccumulator(str(tmp_path / "b"))
+    board.Reload()
+    assert [x.value for x in board.Scalars("loss")] == pytest.approx([line.loss for line in found.log])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_tensorboard_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--tensorboard needs it: pip install tensorboard"):
