@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from edgeopt.ops import constant, weight_of
 
 Wide = NDArray[np.float64]
-_HOMOGENEOUS = frozenset(
-    {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity"}
-)
+_HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
+_POOLS = frozenset(
+    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+)  # over what comes after the channels
 _LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 _NORMALIZATIONS = frozenset({"LayerNormalization", "BatchNormalization"})
 _BY_CHANNEL = {"Add": 1, "Mul": 0}  # with a constant along the channels; 1: the constant is divided too
@@ -72,10 +73,13 @@ def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
         weight = weight_of(node)
         if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or _scaled(node):
             return None
-        return weight, _out_axis(node)  # type: ignore[return-value]
+        if weight is None or weight.const_value is None or len(weight.const_value.shape) < 2:
+            return None
+        return weight, _out_axis(node)
     if node.op_type in _NORMALIZATIONS:
         ours = [v for v in node.inputs[1:3] if v is not None]
-        return (ours[0], 0) if ours and all(_own(v) for v in ours) and len(node.outputs) == 1 else None
+        plain = all(_own(v) and v.const_value is not None and len(v.const_value.shape) == 1 for v in ours)
+        return (ours[0], 0) if ours and plain and len(node.outputs) == 1 else None
     if node.op_type == "Mul":
         return next(((v, 0) for v in node.inputs if v is not None and _own(v) and _vector(v)), None)
     return None
@@ -135,11 +139,11 @@ class _Walk:
             return False
         if node.op_type in _LAYERS:
             return self._read(node, position)
-        if node.op_type in _HOMOGENEOUS:
+        if node.op_type in _HOMOGENEOUS or (node.op_type in _POOLS and self.axis == 1):
             return self.follow(node.outputs[0])
         if node.op_type == "Clip":
             bounds = [_number(v) for v in (*node.inputs[1:3], None, None)][:2]
-            if bounds[0] != 0.0 or math.isnan(bounds[1]):
+            if bounds[0] != 0.0 or not bounds[1] > 0.0:
                 return False
             self.clips.append((str(node.inputs[0].name), bounds[1]))  # type: ignore[union-attr]
             return self.follow(node.outputs[0])
@@ -221,25 +225,25 @@ def rescaled(model: ir.Model, factors: Mapping[str, Wide]) -> ir.Model:
         s = factors[b.value]
         found = _divided(b.producer)
         assert found is not None
-        _multiply(found[0], 1 / s, found[1])
+        _multiply(found[0], 1 / s, found[1], weight=True)
         others = b.producer.inputs[2:3] if b.producer.op_type != "Mul" else ()
         for value in (*(v for v in others if v is not None), *b.shifts):
             _multiply(value, 1 / s, -1)
         for reader in b.readers:
             weight = weight_of(reader)
             assert weight is not None and weight.const_value is not None
-            w = weight.const_value.numpy().astype(np.float64)
+            w = weight.const_value.numpy().astype(np.float64, order="C")  # so that by_input is a view
             groups = by_input(reader, w).shape[0]
             by_input(reader, w)[...] *= s.reshape(groups, 1, -1, 1)
             weight.const_value = ir.tensor(w.astype(np.float32), name=weight.name)
     return copy
 
 
-def _multiply(value: ir.Value, s: Wide, axis: int) -> None:
+def _multiply(value: ir.Value, s: Wide, axis: int, *, weight: bool = False) -> None:
     assert value.const_value is not None
     x = value.const_value.numpy()
-    if x.size == 1:  # a bias of one number for all channels
-        x = np.broadcast_to(x.reshape(-1), s.shape)
-        value.shape = ir.Shape(x.shape)
+    if not weight and x.ndim == 0:  # a bias of one number for all channels
+        x = x.reshape(1)
     shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
-    value.const_value = ir.tensor((x * s.reshape(shape)).astype(np.float32), name=value.name)
+    found = np.ascontiguousarray(x * s.reshape(shape), np.float32)
+    value.const_value, value.shape = ir.tensor(found, name=value.name), ir.Shape(found.shape)

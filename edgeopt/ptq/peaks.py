@@ -10,8 +10,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.data import Feed, readable
+from edgeopt.errors import DataError
 from edgeopt.runtime.session import open_session, with_outputs
 
+_ANY = 1 << 40  # single samples may be bad; calibration judges all of them together
 Sample = tuple[str, Callable[[], Feed]]
 
 
@@ -35,17 +37,26 @@ class Peaks:
 
 
 def peaks(model: ir.Model, values: Mapping[str, int], samples: Sequence[Sample]) -> dict[str, Peaks]:
-    """Peaks of `values` (name -> axis of channels) over `samples`, of which those that cannot be read are left out."""
+    """Peaks of `values` (name -> axis of channels) over `samples`, of which those that cannot be read are left out.
+
+    Raises:
+        DataError: none can.
+    """
     if not values:
         return {}
     inputs = {str(v.name) for v in model.graph.inputs}
     inner = [v for v in values if v not in inputs]
     session = open_session(with_outputs(model, inner)) if inner else None
     found: dict[str, Peaks] = {}
+    problems: dict[str, str] = {}
     for sample in samples:
-        for _, feed in readable([sample], total=len(samples))[0]:
+        feeds, unreadable = readable([sample], total=_ANY)
+        problems |= unreadable
+        for _, feed in feeds:
             seen = dict(feed) | (dict(zip(session.outputs, session.run(feed), strict=True)) if session else {})
             for name, axis in values.items():
                 new = Peaks.of(seen[name], axis)
                 found[name] = found[name].merge(new) if name in found else new
+    if not found:
+        raise DataError(f"no sample can be read: {next(iter(problems.values()), 'there is none')}")
     return found

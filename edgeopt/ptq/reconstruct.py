@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.grid import QParams
-from edgeopt.ops import activations, bias_of, channel_axis, weight_of
+from edgeopt.ops import activations, bias_of, channel_axis, cost_class, weight_of
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, gptq
@@ -82,7 +82,7 @@ def _layer(
     assert weight is not None
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
     q = rounder(w, covariance(m, bias is not None), _by_output(grid.scale, w), grid.qtype.qmax)
-    if target.saturates and not (w.shape[0] > 1 and w.shape[1] == 1):
+    if target.saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
     if bias is None or bias.const_value is None:

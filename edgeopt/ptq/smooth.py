@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.passes.rescale import Wide, allowed, boundaries, read, rescaled
+from edgeopt.passes.rescale import Boundary, Wide, allowed, boundaries, read, rescaled
 from edgeopt.ptq.equalize import clipped
 from edgeopt.ptq.peaks import Sample, peaks
 
@@ -31,12 +31,23 @@ def factors(x: Wide, w: Wide, alpha: float) -> Wide:
     return np.where(live, np.clip(s, 1 / _MOST, _MOST), 1.0)
 
 
+def _apart(found: Sequence[Boundary]) -> list[Boundary]:
+    """Those of `found` whose readers no earlier one has: where producers nest, the first divides for all."""
+    taken: set[str | None] = set()
+    kept = []
+    for b in found:
+        if not taken & {n.name for n in b.readers}:
+            kept.append(b)
+            taken |= {n.name for n in b.readers}
+    return kept
+
+
 def smoothed(model: ir.Model, samples: Sequence[Sample], alpha: float = 0.5) -> ir.Model:
     """A clone of `model` with smoother inputs of its layers, or `model` itself if there is nothing to move.
 
     samples: of which the peaks of the activations are taken.
     """
-    found = boundaries(model)
+    found = _apart(boundaries(model))
     if not found:
         return model
     inputs = {str(n.inputs[0].name): b.axis for b in found for n in b.readers if n.inputs[0] is not None}
