@@ -16,19 +16,21 @@ from edgeopt.errors import UsageError
 @click.option("--dynamic", multiple=True, metavar="NAME=AXES", help="Axes that may change, e.g. x=0.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--force", is_flag=True, help="Overwrite the output.")
-@click.option("--trust", is_flag=True, help="Read .pt and .pth files, which can run code.")
+@click.option("--trust", is_flag=True, help="Read pickles (.pt, .pth), which can run code.")
 def export(
     source: str, inputs: tuple[str, ...], dynamic: tuple[str, ...], output: Path, force: bool, trust: bool
 ) -> None:
     """A torch module as an ONNX file that answers as torch does (needs the extra train).
 
+    A .pt2 is read without its pickles; still, torch evaluates expressions in it: take none from strangers.
+
     \b
     Example: edgeopt export mynet.models:small --input x=1,3,224,224 --dynamic x=0 -o small.onnx
     """
-    shapes = {name: counts(text, "--input") for name, text in pairs(inputs, "--input", "x=1,3,224,224").items()}
-    if not shapes:
+    texts = pairs(inputs, "--input", "x=1,3,224,224")
+    if not texts:
         raise UsageError("no --input; e.g. --input x=1,3,224,224")
-    shapes = {name: tuple(int(n) for n in text.split(",")) for name, text in pairs(inputs, "--input", "x=1,3").items()}
+    shapes = {name: _shape(text) for name, text in texts.items()}
     axes = {name: counts(text, "--dynamic") for name, text in pairs(dynamic, "--dynamic", "x=0").items()}
     try:
         from edgeopt.train.export import export as run
@@ -36,3 +38,8 @@ def export(
         raise UsageError("export needs torch: pip install 'edgeopt[train]'") from e
     found = run(source, shapes, dynamic=axes, output=output, force=force, trust=trust)
     click.echo(f"wrote {found.path}; largest difference from torch {found.error:.1e} of the largest output")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    counts(text, "--input")  # refuses what is no number; it gives each once, a shape has 224,224
+    return tuple(int(n) for n in text.split(","))

@@ -244,13 +244,15 @@ def named(source: str, option: str) -> Any:
         UsageError: there is nothing; says what `option` wants.
     """
     module, _, name = source.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as e:
+    except Exception as e:  # the user's module, which may raise anything
         raise UsageError(f"{option} {source}: {e}; write package.module:function") from e
     finally:
-        sys.path.pop(0)
+        if here in sys.path:  # the module may have put others first
+            sys.path.remove(here)
 
 
 def _function(source: str, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
