@@ -20,7 +20,7 @@ from edgeopt.prepare import Job
 from edgeopt.ptq.place import select
 from edgeopt.ptq.quantize import saturation_floor, weight_params
 from edgeopt.runtime.probe import probe
-from edgeopt.statics import Made, static
+from edgeopt.statics import Made
 
 _PEAK_SAMPLES = 4
 _INT4_OPSET = 21
@@ -77,16 +77,19 @@ def weights(job: Job) -> Iterator[Made]:
 
 
 def of_mode(job: Job) -> Made:
-    """The one candidate of an explicit mode.
+    """The one candidate of a mode that is neither static nor auto.
 
     Raises:
         UsageError: the mode has nothing to do in this model.
     """
     makers = {"dynamic": dynamic_int8, "fp16": half, "weights": weights}
     mode = job.options.mode
-    made = static(job) if mode == "static" else next(makers[mode](job), None)
+    made = next(makers[mode](job), None)
     if made is None:
-        raise UsageError(
-            f"--mode {job.options.mode}: {_NOTHING[job.options.mode]}; use --mode auto, or name nodes with --include"
-        )
+        raise UsageError(nothing_to_do(mode))
     return made
+
+
+def nothing_to_do(mode: str) -> str:
+    """That `mode` has nothing to do in a model, and what to do."""
+    return f"--mode {mode}: {_NOTHING[mode]}; use --mode auto, or name nodes with --include"

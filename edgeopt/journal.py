@@ -7,25 +7,25 @@ that cannot be read, counts for nothing and is written anew.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeopt.data import readable
 from edgeopt.prepare import Job
+from edgeopt.runtime.costs import Costs, document, parsed
 from edgeopt.statics import Tuning
 
+_LOOKED_AT = 4  # calibration samples whose content is in the digest; the others by name
 _SUFFIX = ".search.jsonl"
 _FORGET = (
     "budget_s",
     "pareto",
     "metric",
-    "measure",
-    "min_sqnr",
-    "min_agreement",
-    "min_speedup",
-)  # these change no model
+)  # these change no verdict; a function is known by what it says of the float model
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Entry:
 
 @dataclass
 class Journal:
-    """The entries of one job; path None: in memory only."""
+    """The entries of one job, and the costs that it measured; path None: in memory only."""
 
     path: Path | None = None
     entries: dict[tuple[Tuning, Tuning | None], Entry] = field(default_factory=dict)
+    costs: Costs | None = None
 
     def find(self, tuning: Tuning, against: Tuning | None) -> Entry | None:
         """What came of `tuning` against `against`."""
@@ -57,9 +58,18 @@ class Journal:
     def add(self, entry: Entry) -> None:
         """Note `entry`, in the file too."""
         self.entries[entry.tuning, entry.against] = entry
+        self._write(_plain(asdict(entry)))
+
+    def keep(self, costs: Costs | None) -> None:
+        """Note `costs`, so that a search that goes on places nodes as it did."""
+        if costs is not None and costs is not self.costs:
+            self.costs = costs
+            self._write({"costs": document(costs)})
+
+    def _write(self, line: Any) -> None:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(_plain(asdict(entry))) + "\n")
+                file.write(json.dumps(line) + "\n")
 
     def remove(self) -> None:
         """Delete the file: the search has ended and its result is written."""
@@ -67,18 +77,37 @@ class Journal:
             self.path.unlink(missing_ok=True)
 
 
+def journal_of(output: Path) -> Path:
+    """Where the journal of a search for `output` lies."""
+    return output.with_name(output.name + _SUFFIX)
+
+
 def journal(job: Job, output: Path | None) -> Journal:
-    """The journal of a search whose result goes to `output`: what is there already, if it is of the same job."""
+    """The journal of a search whose result goes to `output`: what is there already, if it is of the
+    same job. A name with no room for the suffix, or a disk without any: in memory only.
+    """
     if output is None:
         return Journal()
-    path, key = output.with_name(output.name + _SUFFIX), _digest(job)
+    path, key = journal_of(output), _digest(job)
+    try:
+        return _opened(path, key)
+    except OSError:
+        return Journal()
+
+
+def _opened(path: Path, key: str) -> Journal:
     found = Journal(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text.splitlines()
     if lines and _read(lines[0]).get("job") == key:
         for line in lines[1:]:
-            entry = _entry(_read(line))
+            content = _read(line)
+            entry = _entry(content)
             if entry is not None:
                 found.entries[entry.tuning, entry.against] = entry
+            found.costs = _costs(content) or found.costs
+        if not text.endswith("\n"):  # it was cut off
+            path.write_text(text + "\n", encoding="utf-8")
     else:
         path.write_text(json.dumps({"job": key}) + "\n", encoding="utf-8")
     return found
@@ -90,14 +119,18 @@ def _digest(job: Job) -> str:
         if value.const_value is not None:
             digest.update(value.const_value.numpy().tobytes())
     for node in job.model.graph.all_nodes():
-        digest.update(f"{node.name} {node.op_type}".encode())
-    for name, feed in job.held:
+        edges = [v.name if v is not None else "" for v in (*node.inputs, *node.outputs)]
+        digest.update(f"{node.name} {node.op_type} {edges} {sorted(map(str, node.attributes.values()))}".encode())
+    seen, _ = readable(job.calibration[:_LOOKED_AT], total=len(job.calibration))
+    for name, feed in (*job.held, *seen):
         digest.update(name.encode())
         for x in feed.values():
             digest.update(x.tobytes())
     digest.update(repr([name for name, _ in job.calibration]).encode())
     options = {k: v for k, v in vars(job.options).items() if k not in _FORGET}
-    digest.update(repr((job.target.name, sorted(options.items(), key=lambda item: item[0]))).encode())
+    metric = None if job.metric is None else (job.metric.name, job.metric.on_float)
+    versions = [importlib.metadata.version(p) for p in ("edgeopt", "onnxruntime")]
+    digest.update(repr((job.target.name, sorted(options.items(), key=lambda item: item[0]), metric, versions)).encode())
     return digest.hexdigest()
 
 
@@ -120,9 +153,15 @@ def _entry(found: Mapping[str, Any]) -> Entry | None:
         return None
 
 
+def _costs(found: Mapping[str, Any]) -> Costs | None:
+    try:
+        return parsed(found["costs"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def _tuning(found: Mapping[str, Any]) -> Tuning:
-    costs = tuple((str(name), float(factor)) for name, factor in found["costs"])
-    return Tuning(**{**found, "floats": frozenset(found["floats"]), "costs": costs})
+    return Tuning(**{**found, "floats": frozenset(found["floats"])})
 
 
 def _plain(x: Any) -> Any:

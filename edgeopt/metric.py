@@ -1,4 +1,5 @@
-"""A user's own figure of merit: a function that runs the model as it likes and returns a number, higher is better.
+"""What a result is judged by besides SQNR: a user's own figure of merit, a function that runs the model as it likes and
+returns a number, or how alike outputs are to the float model's, which needs no labels. Higher is better.
 
 def top1(run):                      # run(feed) -> outputs, a list of arrays
     return float(np.mean([run({"image": x})[0].argmax() == y for x, y in samples]))
@@ -7,7 +8,7 @@ def top1(run):                      # run(feed) -> outputs, a list of arrays
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,46 +17,107 @@ from numpy.typing import NDArray
 
 from edgeopt.data.source import named
 from edgeopt.errors import DataError, UsageError
+from edgeopt.report import lowest_agreement
+from edgeopt.runtime.compare import Outputs, class_scores, compare
 from edgeopt.runtime.session import Session
 
 Run = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
 Function = Callable[[Run], float]
+Likeness = Callable[[Sequence[Outputs], Sequence[Outputs]], float]
 _VARIES = 1e-9
-_RAISED = (
-    ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, NameError, OSError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
+_TINY = 1e-12
+
+
+def agreement(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
+    """The lowest share of equal top-1 of the outputs that look like class scores."""
+    found = lowest_agreement(compare(_names(reference), reference, outputs))
+    if found is None:
+        raise DataError("--eval agreement: no output looks like class scores; try cosine, or a function of your own")
+    return found
+
+
+def cosine(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
+    """The lowest cosine of an output and the float model's."""
+    return min((e.cosine for e in compare(_names(reference), reference, outputs)), default=1.0)
+
+
+def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
+    """Minus the mean of KL(float || result) in nats, over the outputs that look like class scores."""
+    columns = range(len(reference[0]))
+    scores = [i for i in columns if class_scores([r[i] for r in reference])]
+    if not scores:
+        raise DataError("--eval kl: no output looks like class scores; try cosine, or a function of your own")
+    found = [
+        np.mean((_share(r[i]) * (np.log(_share(r[i]) + _TINY) - np.log(_share(y[i]) + _TINY))).sum(-1))
+        for r, y in zip(reference, outputs, strict=True)
+        for i in scores
+    ]
+    return -float(np.mean(found))
+
+
+def _share(x: NDArray[Any]) -> NDArray[np.float64]:
+    """`x` as probabilities over the last axis: as it is, or its softmax."""
+    x = x.astype(np.float64)
+    if x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3):
+        return x
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def _names(reference: Sequence[Outputs]) -> list[str]:
+    return [str(i) for i in range(len(reference[0]))]
+
+
+LIKENESSES: Mapping[str, Likeness] = {"agreement": agreement, "cosine": cosine, "kl": kl}
 
 
 @dataclass(frozen=True)
 class Metric:
-    """function: the user's; name: what reports call it; on_float: its value for the float model."""
+    """function: the user's, or None; likeness: of outputs, or None; name: what reports call it; on_float: its value for the
+    float model.
+    """
 
-    function: Function
+    function: Function | None
+    likeness: Likeness | None
     name: str
     on_float: float
 
-    def __call__(self, session: Session) -> float:
-        """Its value for a session.
+    def __call__(self, session: Session, reference: Sequence[Outputs] = (), outputs: Sequence[Outputs] = ()) -> float:
+        """Its value for a session, whose outputs on some samples are `outputs` where the float model gives `reference`.
 
         Raises:
             DataError: it raises, or gives no finite number.
         """
+        if self.likeness is not None:
+            return self.likeness(reference, outputs)
+        assert self.function is not None
         return _value(self.function, self.name, session)
 
+    def varies(self, session: Session) -> str | None:
+        """What it says of the float model's `session` now, if that is not what it said at first."""
+        if self.function is None:
+            return None
+        again = _value(self.function, self.name, session)
+        if abs(again - self.on_float) <= _VARIES * max(1.0, abs(self.on_float)):
+            return None
+        return f"{self.name}: {self.on_float:.6g} and then {again:.6g} for the same model; seed what is random in it"
 
-def metric(source: str | Function, session: Session) -> Metric:
-    """The function `source`, or the one that `package.module:function` names, and its value for the float model.
+
+def metric(source: str | Function, session: Session, reference: Sequence[Outputs]) -> Metric:
+    """The likeness called `source`, the function `source`, or the one that `package.module:function` names, and its value for
+    the float model.
 
     Raises:
         UsageError: there is no such function. DataError: it raises, gives no finite number, or varies between two calls.
     """
+    if isinstance(source, str) and source in LIKENESSES:
+        return Metric(None, LIKENESSES[source], source, LIKENESSES[source](reference, reference))
     function, name = _found(source)
-    values = [_value(function, name, session) for _ in range(2)]
-    if abs(values[0] - values[1]) > _VARIES * max(1.0, abs(values[0])):
-        raise DataError(
-            f"--eval {name}: {values[0]:.6g} and then {values[1]:.6g} for the same model; seed what is random in it"
-        )
-    return Metric(function, name, values[0])
+    found = Metric(function, None, name, _value(function, name, session))
+    varies = found.varies(session)
+    if varies is not None:
+        raise DataError(f"--eval {varies}")
+    return found
 
 
 def _found(source: str | Function) -> tuple[Function, str]:
@@ -70,7 +132,7 @@ def _found(source: str | Function) -> tuple[Function, str]:
 def _value(function: Function, name: str, session: Session) -> float:
     try:
         value = float(np.asarray(function(session.run), np.float64))
-    except _RAISED as e:
+    except Exception as e:  # the user's code, which may raise anything
         raise DataError(f"--eval {name}: {type(e).__name__}: {e}") from e
     if not math.isfinite(value):
         raise DataError(f"--eval {name}: it gives {value}, which is no figure to compare")

@@ -23,21 +23,23 @@ ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "adaround", "stochastic")
 EFFORTS: tuple[Effort, ...] = ("fast", "normal", "high")
 Mode = Literal["auto", "static", "dynamic", "fp16", "weights"]
 Data = str | Path | Iterable[Feed | NDArray[Any]]
+_BUDGETS_S = {True: 600.0, False: 60.0}  # of a search, of a repair
 MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
 
 
 @dataclass(frozen=True)
 class Options:
     """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`;
-    thresholds None are not demanded; rounding None: by effort; data_option: what errors
-    call the data.
+    thresholds None are not demanded; rounding, budget_s None: by effort; costs: a file of measured costs
+    that places nodes, and takes what is measured here; data_option: what errors call the data.
     """
 
     mode: Mode = "auto"
     target: str = "host"
     effort: Effort = "normal"
-    budget_s: float = 600.0
+    budget_s: float | None = None
     pareto: Path | None = None
+    costs: Path | None = None
     range_rule: str = "mse"
     rounding: Rounding | None = None
     clip_weights: bool = False
@@ -64,6 +66,16 @@ class Options:
     min_agreement: float | None = None
     min_speedup: float | None = None
 
+    @property
+    def search_s(self) -> float:
+        """Seconds for a search, or for the repair of a result that misses its bar."""
+        return self.budget_s if self.budget_s is not None else _BUDGETS_S[self.effort == "high"]
+
+    @property
+    def searches(self) -> bool:
+        """Whether a static result is where a search begins."""
+        return self.effort == "high" and self.mode in ("auto", "static")
+
     def __post_init__(self) -> None:
         known_names = (
             (self.mode, MODES, "mode"),
@@ -84,10 +96,12 @@ class Options:
             raise UsageError(
                 f"--smooth {self.smooth:g}: from 0 (all ranges in the activations) to 1 (all in the weights)"
             )
-        if not 0 < self.budget_s < math.inf:
+        if self.budget_s is not None and not 0 < self.budget_s < math.inf:
             raise UsageError(f"--budget {self.budget_s:g}: above 0 seconds")
-        if self.pareto is not None and self.effort != "high":
-            raise UsageError("--pareto goes with --effort high: it is the front of what the search tried")
+        if self.pareto is not None and not self.searches:
+            raise UsageError(
+                "--pareto goes with --effort high and --mode static or auto: it is the front of what the search tried"
+            )
         if self.samples < 1:
             raise UsageError(f"--samples {self.samples}: at least 1")
         if self.max_ram is not None and self.max_ram < 1:
@@ -123,17 +137,27 @@ class Result:
 
 
 def check_folder(path: Path) -> None:
-    """Make the folder `path`, or see that it can be written to.
+    """See that the folder `path` is there and can be written to, or can be made.
 
     Raises:
         UsageError: it cannot.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        there = next(p for p in (path, *path.parents) if _exists(p))
     except (OSError, ValueError) as e:
         raise UsageError(f"{path}: cannot be a folder ({e})") from e
-    if not os.access(path, os.W_OK):
+    if not there.is_dir():
+        raise UsageError(f"{path}: cannot be a folder ({there} is a file)")
+    if not os.access(there, os.W_OK):
         raise UsageError(f"{path}: cannot be written to")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def check_place(path: Path, force: bool) -> None:

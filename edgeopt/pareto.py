@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +11,26 @@ from xml.sax.saxutils import escape
 
 from edgeopt import graph
 from edgeopt.errors import ValidityError
+from edgeopt.options import check_folder
 from edgeopt.prepare import Job
 from edgeopt.search import Point
 from edgeopt.staging import staged
 from edgeopt.verify import Tried, verify
 
 _EQUAL = 1.03
+_TABLE = "pareto.json"
+_EXACT_DB = 100.0  # where the picture puts what has no error
 
 
 def front(points: Sequence[Point]) -> list[Point]:
     """Those of `points` that none is better than, the fastest first; speeds within 3 % count as equal, for the clock tells
     no more.
     """
-
-    def beaten(p: Point, q: Point) -> bool:
-        near, better = (p.score, p.sqnr_db), (q.score, q.sqnr_db)
-        return (better > near and q.speed * _EQUAL >= p.speed) or (better == near and q.speed > p.speed)
-
-    return sorted((p for p in points if not any(beaten(p, q) for q in points)), key=lambda p: -p.speed)
+    found: list[Point] = []
+    for p in sorted(points, key=lambda p: (p.score, p.sqnr_db, p.speed), reverse=True):
+        if not any(q.speed * _EQUAL >= p.speed for q in found):
+            found.append(p)
+    return sorted(found, key=lambda p: -p.speed)
 
 
 def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
@@ -35,7 +38,9 @@ def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
 
     The figures are on the held-out samples and against float. A model that fails a check is told and left out.
     """
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _forget(folder)
     found: list[tuple[str, Tried]] = []
     for i, p in enumerate(front(points)):
         name = f"{i + 1:02d}-{re.sub('[^a-z0-9]+', '-', p.what.lower()).strip('-')[:50]}.onnx"
@@ -47,7 +52,7 @@ def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
                 (stage / name).unlink(missing_ok=True)
                 continue
     rows = [_row(what, t) for what, t in found]
-    (folder / "pareto.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (folder / _TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     (folder / "pareto.svg").write_text(picture(rows), encoding="utf-8")
     for _, t in found:
         speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x float speed"
@@ -55,12 +60,24 @@ def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
     return [t for _, t in found]
 
 
+def _forget(folder: Path) -> None:
+    """Remove the models of an earlier front, by its table."""
+    try:
+        rows = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        names = [str(row["file"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in names:
+        if re.fullmatch(r"\d\d-[a-z0-9-]*\.onnx", name):
+            (folder / name).unlink(missing_ok=True)
+
+
 def _row(what: str, t: Tried) -> dict[str, str | float | None]:
     latency = t.latency
     return {
         "file": t.path.name,
         "what": what,
-        "sqnr_db": round(t.worst_sqnr_db, 3),
+        "sqnr_db": round(t.worst_sqnr_db, 3) if math.isfinite(t.worst_sqnr_db) else None,
         "agreement": t.agreement,
         "metric": t.metric,
         "latency_ms": None if latency is None else latency.latency_ms,
@@ -71,11 +88,15 @@ def _row(what: str, t: Tried) -> dict[str, str | float | None]:
     }
 
 
+def _level(row: dict[str, str | float | None]) -> float:
+    return _EXACT_DB if row["sqnr_db"] is None else max(-_EXACT_DB, min(_EXACT_DB, float(row["sqnr_db"])))
+
+
 def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
     """SQNR against speed-up with 95 % intervals, an SVG; rows that were not timed stand at 1."""
     width, height, left, bottom = 640, 400, 60, 350
     xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
-    ys = [float(r["sqnr_db"] or 0.0) for r in rows] or [0.0]
+    ys = [_level(r) for r in rows] or [0.0]
     x0, x1, y0, y1 = min([*xs, 1.0]) * 0.98, max(xs) * 1.02, min(ys) - 1, max(ys) + 1
 
     def x(v: float) -> float:
@@ -96,7 +117,7 @@ def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
     for v in (y0, (y0 + y1) / 2, y1):
         lines.append(f'<text x="{left - 6}" y="{y(v):.0f}" text-anchor="end">{v:.1f}</text>')
     for r in rows:
-        at, level = x(float(r["speedup"] or 1.0)), y(float(r["sqnr_db"] or 0.0))
+        at, level = x(float(r["speedup"] or 1.0)), y(_level(r))
         low, high = x(float(r["speedup_low"] or 1.0)), x(float(r["speedup_high"] or 1.0))
         lines += [
             f'<path d="M{low:.1f} {level:.1f}H{high:.1f}" stroke="#1f4e79"/>',

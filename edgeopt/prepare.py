@@ -134,7 +134,7 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
         looks,
     )
     if options.metric is not None:
-        job = replace(job, metric=metric(options.metric, session))
+        job = replace(job, metric=metric(options.metric, session, reference))
     for line in [*told, *_warnings(calibration, feeds, problems)]:
         job.note(line)
     job.note_oddities(feeds)

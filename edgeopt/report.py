@@ -107,6 +107,7 @@ class Report:
     versions: Mapping[str, str]
     metric: MetricReport | None = None
     missed: tuple[str, ...] = ()
+    interrupted: bool = False
     schema: str = field(default=SCHEMA)
 
     @property

@@ -1,11 +1,11 @@
 """From a static result to a nearer one that is no slower, and then to a faster one that is no further, move by move within a
 budget: `--effort high`, and the repair of a result that misses its bar.
 
-Moves are those of `statics.MOVES`, the nodes to blame left in float, placements that the target's cost table would not have
-chosen but the clock does, and training through the Q/DQ where torch is installed. Each is kept only if it pays, and the
-next starts from it. Accuracy is seen on calibration samples (or by the user's metric), speed on this machine if it is the
-target; the held-out samples of the report have no say. What was tried is in the `Journal`, so that a search that was killed
-does not try it again.
+Moves are the placement by measured times, those of `statics.MOVES`, the nodes to blame left in float, and training through
+the Q/DQ where torch is installed. Each is kept only if it pays, and the next starts from it. Accuracy is seen on calibration
+samples (or by the user's metric), speed on this machine if it is the target; the held-out samples of the report have no
+say. A move that fails is told and passed over. What was tried is in the `Journal`, so that a search that was killed does not try
+it again.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgeopt.bars import meets
 from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError
 from edgeopt.journal import Entry, Journal, journal
 from edgeopt.options import Listener
 from edgeopt.prepare import Job
-from edgeopt.report import lowest_sqnr_db
+from edgeopt.report import lowest_agreement, lowest_sqnr_db
 from edgeopt.runtime.compare import Outputs, compare, run_all
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import cores, open_session
-from edgeopt.statics import MOVES, Made, Statics, Tuning
+from edgeopt.statics import LAST, MOVES, Made, Statics, Tuning
+from edgeopt.target import host
 from edgeopt.verify import measurable
 
 _SELECTION = 32
 _GAIN_DB = 0.2  # a move that wins less does not pay
-_LOSS_DB = 0.5  # what a faster placement may lose where no bar was given
+LOSS_DB = 0.5  # what a faster model may lose where no bar was given
 _SLOWER = 1.03
-_FASTER = 1.02
+FASTER = 1.02
 _MEASURED_S = 0.5
 _TRAINING_S = 60.0  # with less left, training would not get far
 _EPOCHS = 12
@@ -42,13 +45,16 @@ _EPOCHS = 12
 
 @dataclass(frozen=True)
 class Point:
-    """A model that was tried. score: the user's metric, or 0 without one; speed: against the first one, 1 if not measured."""
+    """A model that was tried. score: the metric, or 0 without one; agreement: of class scores, None without them; speed: against
+    the first one, 1 if not measured.
+    """
 
     what: str
     made: Made
     score: float
     sqnr_db: float
     speed: float
+    agreement: float | None = None
 
 
 @dataclass
@@ -64,10 +70,19 @@ class Search:
     journal: Journal
     points: list[Point] = field(default_factory=list)
     best: Point = field(init=False)
+    fastest: float = 1.0  # of those that were kept
 
     def __post_init__(self) -> None:
         self.best = self._point("as it was", self.first)
         self.points.append(self.best)
+
+    def run(self) -> None:
+        """All moves that there is time for; `best` is what came of them."""
+        for moves in (self.placements, self.climb, self.islands, partial(self.move, *LAST)):
+            for _ in moves():
+                pass
+            self.journal.keep(self.statics.costs)
+        self.train()
 
     def left(self) -> float:
         """Seconds."""
@@ -75,42 +90,45 @@ class Search:
 
     def _point(self, what: str, made: Made) -> Point:
         session = open_session(made.model)
-        errors = compare(session.outputs, self.reference, run_all(session, self.feeds, workers=cores()))
-        score = 0.0 if self.job.metric is None else self.job.metric(session)
+        outputs = run_all(session, self.feeds, workers=cores())
+        errors = compare(session.outputs, self.reference, outputs)
+        score = 0.0 if self.job.metric is None else self.job.metric(session, self.reference, outputs)
         speed = 1.0
         if made is not self.first and self.job.options.measure and measurable(self.job):
             sessions = {"first": open_session(self.first.model), "new": session}
             feed = self.feeds[0][1]
             found = interleaved(sessions, "first", {"first": feed, "new": feed}, seconds=_MEASURED_S)
             speed = found["new"].speedup
-        return Point(what, made, score, lowest_sqnr_db(errors), speed)
+        return Point(what, made, score, lowest_sqnr_db(errors), speed, lowest_agreement(errors))
 
     def consider(self, what: str, made: Made, *, faster: bool = False) -> str:
         """Take `made` if it is nearer to float and no slower, or faster and near enough; "kept", or why not."""
         point, best = self._point(what, made), self.best
-        self.points.append(point)
         verdict = self._faster(point) if faster else self._nearer(point)
         metric = "" if self.job.metric is None else f", {self.job.metric.name} {point.score:.4g}"
         change = f"{point.sqnr_db - best.sqnr_db:+.1f} dB, {point.speed / best.speed:.2f}x"
         self.job.note(f"search: {what}: {point.sqnr_db:.1f} dB ({change}){metric}, {verdict}")
         if verdict == "kept":
             self.best = point
+            self.fastest = max(self.fastest, point.speed)
+        elif self.job.options.pareto is None:  # nobody asks for the model again
+            point = replace(point, made=replace(made, model=self.first.model, source=None))
+        self.points.append(point)
         return verdict
 
     def _nearer(self, p: Point) -> str:
-        gain = p.score - self.best.score or p.sqnr_db - self.best.sqnr_db - _GAIN_DB
-        if gain < 0:
+        best = self.best
+        nearer = p.score > best.score if p.score != best.score else p.sqnr_db >= best.sqnr_db + _GAIN_DB
+        if not nearer or (p.score, p.sqnr_db) == (best.score, best.sqnr_db):  # infinite ones too
             return "no gain"
-        return "slower" if p.speed * _SLOWER < self.best.speed else "kept"
+        return "slower" if p.speed * _SLOWER < self.fastest else "kept"
 
     def _faster(self, p: Point) -> str:
-        if p.speed < self.best.speed * _FASTER:
+        if p.speed < self.best.speed * FASTER:
             return "no faster"
-        metric, options = self.job.metric, self.job.options
-        if metric is not None and options.max_drop is not None:
-            near = metric.on_float - p.score <= options.max_drop
-        else:
-            near = p.score >= self.best.score and p.sqnr_db >= (options.min_sqnr or self.best.sqnr_db - _LOSS_DB)
+        near = meets(self.job, p.score, p.sqnr_db, p.agreement)
+        if near is None:
+            near = p.score >= self.best.score and p.sqnr_db >= self.best.sqnr_db - LOSS_DB
         return "kept" if near else "too far from float"
 
     def try_all(self, moves: Iterator[tuple[str, Tuning]], *, faster: bool = False) -> Iterator[Made]:
@@ -120,14 +138,21 @@ class Search:
                 return
             against = self.best.made.tuning
             known = self.journal.find(tuning, against)
-            if known is not None and not known.kept:
+            if known is not None and not known.kept and self.job.options.pareto is None:  # a front wants all models
                 self.job.note(f"search: {what}: {known.verdict} (known from before)")
                 continue
-            made = self.statics.made(tuning)
-            verdict = "no node in integers" if made is None else self.consider(what, made, faster=faster)
+            verdict = self._tried(what, tuning, faster)
             self.journal.add(Entry(tuning, against, what, verdict))
             if verdict == "kept":
                 yield self.best.made
+
+    def _tried(self, what: str, tuning: Tuning, faster: bool) -> str:
+        try:
+            made = self.statics.made(tuning)
+            return "no node in integers" if made is None else self.consider(what, made, faster=faster)
+        except EdgeoptError as e:
+            self.job.note(f"search: {what}: passed over: {e}")
+            return f"failed: {e}"
 
     def climb(self) -> Iterator[Made]:
         """Each model that is nearer to float than the one before, by `statics.MOVES`."""
@@ -146,8 +171,8 @@ class Search:
         yield from self.try_all(self.statics.islands(self.best.made))
 
     def placements(self) -> Iterator[Made]:
-        """The best so far placed otherwise, where that is faster."""
-        if not (self.job.options.measure and measurable(self.job)):
+        """The best so far placed by measured times, where that is faster."""
+        if not (self.job.options.measure and self.job.target.name == host()):
             return
         yield from self.try_all(self.statics.placements(self._tuning()), faster=True)
 
@@ -171,13 +196,22 @@ class Search:
 def start(job: Job, first: Made, statics: Statics, output: Path | None = None) -> Search | None:
     """A search from `first` (static) with the job's budget, or None where there is nothing to select by; its journal is beside
     `output`.
+
+    Raises:
+        DataError: the user's metric fails on the first result.
     """
-    feeds, _ = readable(job.calibration[:_SELECTION])
+    feeds, _ = readable(job.calibration[:_SELECTION], total=len(job.calibration))
     if not feeds or first.plan is None:
         return None
-    deadline = time.monotonic() + job.options.budget_s
+    deadline = time.monotonic() + job.options.search_s
     reference = run_all(job.float_session, feeds, workers=cores())
-    found = Search(job, statics, feeds, reference, deadline, first, journal(job, output))
+    known = journal(job, output)
+    statics.costs = statics.costs or known.costs
+    try:
+        found = Search(job, statics, feeds, reference, deadline, first, known)
+    except EdgeoptError:
+        known.remove()
+        raise
     if math.isfinite(found.best.sqnr_db):
         job.note(f"search: from {found.best.sqnr_db:.1f} dB on {len(feeds)} calibration samples")
     return found

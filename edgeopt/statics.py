@@ -12,9 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgeopt.costing import costed
+from edgeopt.data import readable
 from edgeopt.grid import QParams
 from edgeopt.observers import Statistics
-from edgeopt.ops import OPS, cost_class
 from edgeopt.options import Options, Rounding
 from edgeopt.passes.embedding import quantize_embeddings
 from edgeopt.passes.qdq import fold_weights, insert_qdq
@@ -29,6 +30,7 @@ from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.smooth import smoothed
 from edgeopt.report import ActivationReport
 from edgeopt.runtime.calibrate import forecast, observe
+from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe, probe
 from edgeopt.state import Plan
 
@@ -36,13 +38,14 @@ _SAMPLES = {"fast": 32, "normal": 32, "high": 96}  # whose moments are taken
 _PEAKS = 32
 _SHARES = (0.05, 0.1, 0.25, 0.5)
 _BLAME_SAMPLES = 4
-_FACTORS = (0.4, 2.5)  # how wrong a table may be about a machine
 _BLAMED = "integers lose most of the accuracy here"
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a static model is made. floats: nodes that stay float; costs: factors on rows of the target's integer costs."""
+    """How a static model is made. floats: nodes that stay float; measured: placed by measured costs, not by the target's
+    table.
+    """
 
     range_rule: str = "mse"
     rounding: Rounding = "gptq"
@@ -50,13 +53,16 @@ class Tuning:
     equalize: bool = False
     smooth: float | None = None
     floats: frozenset[str] = frozenset()
-    costs: tuple[tuple[str, float], ...] = ()
+    measured: bool = False
 
     @staticmethod
     def of(options: Options) -> Tuning:
         """What `options` ask for."""
         rounding = options.rounding or ("nearest" if options.effort == "fast" else "gptq")
-        return Tuning(options.range_rule, rounding, options.clip_weights, options.equalize, options.smooth)
+        by_clock = options.costs is not None
+        return Tuning(
+            options.range_rule, rounding, options.clip_weights, options.equalize, options.smooth, measured=by_clock
+        )
 
 
 MOVES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # in the order of their cost
@@ -98,18 +104,21 @@ class Ground:
     moments: dict[str, Moments] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statics:
-    """The static models of `job`; what several of them need is found once."""
+    """The static models of `job`; what several of them need is found once. costs: measured when a tuning first asks for them,
+    or known from before.
+    """
 
     job: Job
-    grounds: dict[tuple[bool, float | None], Ground | None] = field(default_factory=dict)
+    grounds: dict[tuple[bool, float | None, bool], Ground | None] = field(default_factory=dict)
+    costs: Costs | None = None
 
     def ground(self, tuning: Tuning) -> Ground | None:
         """What `tuning` starts from, or None where no node becomes integer."""
-        key = (tuning.equalize, tuning.smooth)
+        key = (tuning.equalize, tuning.smooth, tuning.measured)
         if key not in self.grounds:
-            self.grounds[key] = _ground(self.job, _reshaped(self.job, tuning))
+            self.grounds[key] = self._ground(_reshaped(self.job, tuning), tuning.measured)
         return self.grounds[key]
 
     def made(self, tuning: Tuning, mode: str = "static") -> Made | None:
@@ -122,47 +131,62 @@ class Statics:
 
     def plan(self, tuning: Tuning, base: Ground) -> Plan:
         """Where the model of `tuning` computes in integers."""
-        if not tuning.floats and not tuning.costs:
+        if not tuning.floats:
             return base.plan
         job, out = self.job, tuning.floats
-        target = job.target.scaled(dict(tuning.costs))
-        plan = place(base.model, target, base.probes, exclude=job.exclude | out, include=job.include - out)
+        plan = place(
+            base.model,
+            job.target,
+            base.probes,
+            exclude=job.exclude | out,
+            include=job.include - out,
+            costs=self.costs if tuning.measured else None,
+        )
         reasons = {n: _BLAMED if n in out else reason for n, reason in plan.kept_float.items()}
         return replace(plan, kept_float=reasons)
 
     def placements(self, tuning: Tuning) -> Iterator[tuple[str, Tuning]]:
-        """Tunings that place nodes as if the integers of one class of operators were cheaper or dearer than the table of the
-        target says; only those that place some node otherwise.
-        """
-        base = self.ground(tuning)
-        if base is None:
+        """The tuning that places nodes by measured costs, if it places some otherwise than the target's table."""
+        if tuning.measured:
             return
-        seen = {self.plan(tuning, base).integer}
-        for name in sorted({cost_class(n) for n in base.model.graph if n.op_type in OPS} & self.job.target.cost.keys()):
-            for factor in _FACTORS:
-                changed = replace(tuning, costs=(*((k, f) for k, f in tuning.costs if k != name), (name, factor)))
-                plan = self.plan(changed, base)
-                if plan.integer and plan.integer not in seen:
-                    seen.add(plan.integer)
-                    count = len(plan.integer) - len(self.plan(tuning, base).integer)
-                    yield f"{name}: {abs(count)} nodes {'more' if count > 0 else 'fewer'} in integers", changed
+        changed = replace(tuning, measured=True)
+        before, after = self.ground(tuning), self.ground(changed)
+        if before is None or after is None:
+            return
+        old, new = self.plan(tuning, before).integer, self.plan(changed, after).integer
+        if old != new:
+            yield f"placed by measured times ({len(new - old)} nodes to integers, {len(old - new)} to float)", changed
+
+    def _ground(self, model: ir.Model, by_clock: bool) -> Ground | None:
+        job, start = self.job, time.perf_counter()
+        found: Mapping[str, Probe] = probe(model, job.held[0][1])
+        job.seconds["probe"] = job.seconds.get("probe", 0.0) + time.perf_counter() - start
+        if by_clock:
+            self.costs = costed(job, model, found, self.costs)
+        costs = self.costs if by_clock else None
+        plan = place(model, job.target, found, exclude=job.exclude, include=job.include, costs=costs)
+        if not plan.integer:
+            return None
+        known = next((g.statistics for g in self.grounds.values() if g is not None and g.model is model), {})
+        missing = sorted(set(plan.grids.values()) - known.keys())
+        statistics = {**known, **(_calibrated(job, model, missing, found) if missing else {})}
+        wide = {**found, **{name: _widened(found[name], s) for name, s in statistics.items() if name in found}}
+        plan = place(model, job.target, wide, exclude=job.exclude, include=job.include, costs=costs)
+        return Ground(model, plan, wide, statistics) if plan.integer else None
 
     def islands(self, made: Made, shares: tuple[float, ...] = _SHARES) -> Iterator[tuple[str, Tuning]]:
         """Tunings of `made` with more and more of its worst nodes in float."""
         if made.plan is None or made.source is None or made.tuning is None:
             return
-        feeds = [feed for _, feed in self.job.held[:_BLAME_SAMPLES]]
+        seen, _ = readable(self.job.calibration[:_BLAME_SAMPLES], total=len(self.job.calibration))
+        feeds = [feed for _, feed in seen] or [feed for _, feed in self.job.held[:_BLAME_SAMPLES]]
         lost = blame(untie(made.source, made.plan), made.model, made.plan, feeds)
         worst = [name for name, db in lost.items() if db > 0]
-        for share in shares:
-            out = frozenset(worst[: max(1, round(share * len(made.plan.integer)))])
+        sizes = dict.fromkeys(min(len(worst), max(1, round(share * len(made.plan.integer)))) for share in shares)
+        for size in sizes:
+            out = frozenset(worst[:size])
             if out:
                 yield f"{len(out)} nodes left in float", replace(made.tuning, floats=made.tuning.floats | out)
-
-
-def static(job: Job) -> Made | None:
-    """Static int8 as the options ask for it, or None where no node becomes integer."""
-    return Statics(job).made(Tuning.of(job.options))
 
 
 def _reshaped(job: Job, tuning: Tuning) -> ir.Model:
@@ -170,19 +194,6 @@ def _reshaped(job: Job, tuning: Tuning) -> ir.Model:
     if tuning.equalize:
         model = equalized(model, job.calibration[:_PEAKS])
     return model if tuning.smooth is None else smoothed(model, job.calibration[:_PEAKS], tuning.smooth)
-
-
-def _ground(job: Job, model: ir.Model) -> Ground | None:
-    start = time.perf_counter()
-    probes: Mapping[str, Probe] = probe(model, job.held[0][1])
-    job.seconds["probe"] = job.seconds.get("probe", 0.0) + time.perf_counter() - start
-    plan = place(model, job.target, probes, exclude=job.exclude, include=job.include)
-    if not plan.integer:
-        return None
-    statistics = _calibrated(job, model, sorted(set(plan.grids.values())), probes)
-    probes = {**probes, **{name: _widened(probes[name], s) for name, s in statistics.items() if name in probes}}
-    plan = place(model, job.target, probes, exclude=job.exclude, include=job.include)
-    return Ground(model, plan, probes, statistics) if plan.integer else None
 
 
 def _widened(p: Probe, statistics: Statistics) -> Probe:

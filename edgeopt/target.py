@@ -43,6 +43,9 @@ class Target(_Facts):
     fp16_kernels: bool
     quantize_ps: float = Field(description="picoseconds an element of QuantizeLinear")
     dequantize_ps: float
+    layout_ps: float = Field(
+        default=0.0, description="picoseconds an element of an image between the layouts of float and integer kernels"
+    )
     margin: float = Field(
         default=0.1, ge=0, description="share by which integers must beat float, since they cost accuracy"
     )
@@ -51,16 +54,6 @@ class Target(_Facts):
     )
     sources: tuple[str, ...]
     cost: Mapping[str, OpCost]
-
-    def scaled(self, factors: Mapping[str, float]) -> Target:
-        """The same with the integer cost of some rows times a factor."""
-        cost = {
-            name: row.model_copy(update={"int_ps": tuple(x * factors[name] for x in row.int_ps)})
-            if name in factors
-            else row
-            for name, row in self.cost.items()
-        }
-        return self.model_copy(update={"cost": cost})
 
     @property
     def activation_type(self) -> QType:

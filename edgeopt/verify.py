@@ -93,7 +93,8 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
         found = interleaved(sessions, "float", {"float": job.held[0][1], "result": feeds[0][1]}, seconds=SECONDS)
         latency, float_ms = found["result"], found["float"].latency_ms
         job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
-    return Tried(made, path, errors, latency, float_ms, made_of, None if job.metric is None else job.metric(session))
+    score = None if job.metric is None else job.metric(session, job.reference, outputs)
+    return Tried(made, path, errors, latency, float_ms, made_of, score)
 
 
 def _loaded(job: Job, model: ir.Model, path: Path) -> tuple[Session, Kernels]:

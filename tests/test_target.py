@@ -90,25 +90,3 @@ def test_a_machine_is_known_by_its_features(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(target, "cpu_features", lambda: frozenset(flags))
     assert target.host() == name
-
-
-@every_file
-def test_scaling_multiplies_the_integer_cost_of_the_rows_named_and_nothing_else(name: str) -> None:
-    found = target.load(name)
-    before = found.model_dump()
-    row = sorted(found.cost)[0]
-    made = found.scaled({row: 2.5, "Nonesuch": 7.0})
-    for key, cost in found.cost.items():
-        factor = 2.5 if key == row else 1.0
-        assert made.cost[key].int_ps == tuple(factor * x for x in cost.int_ps)
-        assert made.cost[key].float_ps == cost.float_ps
-    assert {**made.model_dump(), "cost": None} == {**before, "cost": None}
-    assert found.model_dump() == before
-    assert made.cost.keys() == found.cost.keys()
-
-
-@every_file
-def test_scaling_by_nothing_or_by_one_gives_the_same_target(name: str) -> None:
-    found = target.load(name)
-    assert found.scaled({}) == found
-    assert found.scaled(dict.fromkeys(found.cost, 1.0)) == found

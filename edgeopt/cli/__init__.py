@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 import click
@@ -15,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # layers are worked on side 
 from edgeopt import __version__
 from edgeopt.errors import EdgeoptError
 
+INTERRUPTED = 130  # exit code
 _COMMANDS = {
     "quantize": ("edgeopt.cli.quantize", "quantize"),
     "distill": ("edgeopt.cli.distill", "distill"),
@@ -109,10 +111,11 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
         code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("interrupted; nothing was left behind", err=True)
-        sys.exit(130)
+        click.echo("interrupted; nothing half done was left behind", err=True)
+        sys.exit(INTERRUPTED)
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)

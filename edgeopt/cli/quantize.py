@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from edgeopt import target as targets
+from edgeopt.cli import INTERRUPTED
 from edgeopt.cli.show import listener, print_report
 from edgeopt.cli.units import seconds
 from edgeopt.errors import UsageError
@@ -105,7 +106,16 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
     show_default=True,
     help="fast: round weights to the nearest; normal: by what layers read (GPTQ), biases too; high: with more samples, and a search.",
 )
-@click.option("--budget", default="10m", show_default=True, metavar="TIME", help="Of the search of --effort high.")
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="Of a search [default: 10m], or of the repair of what misses its bar [default: 1m].",
+)
+@click.option(
+    "--costs",
+    type=click.Path(path_type=Path),
+    help="Place nodes by the measured times in this file; what it lacks is measured here and added.",
+)
 @click.option(
     "--pareto",
     type=click.Path(path_type=Path),
@@ -153,7 +163,10 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option("--qat-epochs", default=4, show_default=True)
 @click.option("--no-measure", is_flag=True, help="Do not time the result against float.")
 @click.option(
-    "--eval", "metric", metavar="MODULE:FUNCTION", help="Your metric: a function of run(feed), higher is better."
+    "--eval",
+    "metric",
+    metavar="MODULE:FUNCTION",
+    help="Your metric, a function of run(feed), higher is better; or agreement, cosine or kl with float.",
 )
 @click.option("--max-drop", type=float, metavar="X", help="Exit 1 when that metric falls by more.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output is further from float.")
@@ -198,7 +211,7 @@ def quantize(
             **{
                 k: given[k]
                 for k in (
-                    "mode", "effort", "pareto", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
+                    "mode", "effort", "pareto", "costs", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
                     "qat_epochs", "metric", "max_drop", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )
@@ -207,4 +220,4 @@ def quantize(
     if report_path is not None:
         report_path.write_text(result.report.to_json() + "\n", encoding="utf-8")
     print_report(result, form)
-    return 1 if result.report.missed else 0
+    return INTERRUPTED if result.report.interrupted else 1 if result.report.missed else 0

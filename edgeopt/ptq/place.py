@@ -1,5 +1,5 @@
-"""Which nodes compute in integers: the cheapest placement under the target's cost table, found exactly as a minimum
-cut.
+"""Which nodes compute in integers: the cheapest placement under the target's cost table, or under times that were measured,
+found exactly as a minimum cut.
 
 Every node that may be integer pays its integer or its float time; a value that crosses from float to integer pays one
 QuantizeLinear, one that crosses back pays one DequantizeLinear. With labels integer = source side and float = sink side
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from edgeopt.errors import UsageError, suggestion
 from edgeopt.ops import CLAMPS, OPS, activations, bias_of, constant, constants, cost_class, weight_of
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
+from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe
 from edgeopt.state import Plan
 from edgeopt.target import OpCost, Target
@@ -142,22 +144,27 @@ def place(
     *,
     exclude: frozenset[str] = frozenset(),
     include: frozenset[str] = frozenset(),
+    costs: Costs | None = None,
 ) -> Plan:
     """The cheapest placement of `model` (canonical) on `target`; `exclude` stays float, `include` becomes integer where
-    a kernel exists, paying or not.
+    a kernel exists, paying or not; costs: measured ones, which go before the target's.
     """
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
     for node in model.graph:
         reason = "excluded" if node.name in exclude else refusal(node, probes)
-        if reason is None and cost_class(node) not in target.cost and node.name not in include:
+        known = cost_class(node) in target.cost if reason is None else False
+        if reason is None and costs is not None:
+            times = costs.of(node, probes)
+            known = known if times is None else math.isfinite(times[1])
+        if reason is None and not known and node.name not in include:
             reason = f"{cost_class(node)} does not pay in integers on {target.name}"
         if reason is None:
             candidates.append(node)
         else:
             reasons[str(node.name)] = reason
     clamps = {str(c.name): n for n in candidates if (c := _clamp_of(n)) is not None and c.name not in exclude}
-    integer = _cut(model, candidates, clamps, target, probes, include)
+    integer = _cut(model, candidates, clamps, probes, include, _Prices(target, costs))
     reasons |= {
         str(n.name): "does not pay: the integer kernel and its Q/DQ take longer"
         for n in candidates
@@ -175,22 +182,53 @@ def _output(node: ir.Node, clamps: Mapping[str, ir.Node]) -> list[ir.Value]:
     return list(node.outputs)
 
 
+@dataclass(frozen=True)
+class _Prices:
+    """Picoseconds, by measured costs where there are any, else by the target's table."""
+
+    target: Target
+    costs: Costs | None
+
+    def node(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float]:
+        """(in floats, in integers) of `node`."""
+        found = self.costs.of(node, probes) if self.costs is not None else None
+        if found is None or not math.isfinite(found[1]):  # an included node without a kernel
+            row = self.target.cost.get(cost_class(node), _FREE)
+            work, size = macs(node, probes), sum(probes[str(v.name)].size for v in node.outputs)
+            found = _linear(row.float_ps, work, size), _linear(row.int_ps, work, size)
+        return found[0], found[1] * (1 + self.target.margin)
+
+    def crossing(self, value: Probe, image: bool) -> tuple[float, float]:
+        """(to quantize, to dequantize) `value`; image: it meets a convolution, whose kernels have layouts of their own."""
+        target = self.target
+        known = self.costs.crossings if self.costs is not None else None
+        quantize, dequantize, layout = known or (target.quantize_ps, target.dequantize_ps, target.layout_ps)
+        more = layout if image else 0.0
+        return (quantize + more) * value.size, (dequantize + more) * value.size
+
+
+def _linear(row: tuple[float, float], work: int, size: int) -> float:
+    return row[0] * work + row[1] * size
+
+
+def _meets_conv(value: ir.Value) -> bool:
+    around = [value.producer(), *(u.node for u in value.uses())]
+    return any(n is not None and n.op_type == "Conv" for n in around)
+
+
 def _cut(
     model: ir.Model,
     candidates: Sequence[ir.Node],
     clamps: Mapping[str, ir.Node],
-    target: Target,
     probes: Mapping[str, Probe],
     include: frozenset[str],
+    prices: _Prices,
 ) -> frozenset[str]:
     network = FlowNetwork(2 + len(candidates))
     source, sink = 0, 1
     label = {str(n.name): i + 2 for i, n in enumerate(candidates)}
     for node in candidates:
-        cost = target.cost.get(cost_class(node), _FREE)
-        work, size = macs(node, probes), sum(probes[str(v.name)].size for v in node.outputs)
-        floating = cost.float_ps[0] * work + cost.float_ps[1] * size
-        integral = (cost.int_ps[0] * work + cost.int_ps[1] * size) * (1 + target.margin)
+        floating, integral = prices.node(node, probes)
         network.add_edge(source, label[str(node.name)], INFINITE if node.name in include else round(floating))
         network.add_edge(label[str(node.name)], sink, round(integral))
     made = {str(v.name): n for n in candidates for v in _output(n, clamps)}
@@ -201,16 +239,16 @@ def _cut(
         if str(value.name) not in probes or (producer is None and not users):
             continue
         start = label[str(producer.name)] if producer is not None else sink
-        size = probes[str(value.name)].size
+        quantize, dequantize = prices.crossing(probes[str(value.name)], _meets_conv(value))
         ends = [label[str(u.name)] for u in users]
         if ends:
             crossing = network.add_node()
-            network.add_edge(crossing, start, round(target.quantize_ps * size))
+            network.add_edge(crossing, start, round(quantize))
             for end in ends:
                 network.add_edge(end, crossing, INFINITE)
         if producer is not None and (value is not producer.outputs[0] or not OPS[producer.op_type].float_output):
             crossing = network.add_node()
-            network.add_edge(start, crossing, round(target.dequantize_ps * size))
+            network.add_edge(start, crossing, round(dequantize))
             stays = len(users) < len(tuple(value.uses())) or value.is_graph_output()
             for end in [*ends, *([sink] if stays else [])]:
                 network.add_edge(crossing, end, INFINITE)

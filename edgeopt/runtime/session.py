@@ -77,9 +77,10 @@ def open_session(
     level: str = "all",
     options: Mapping[str, str] | None = None,
     optimized: Path | None = None,
+    profile: Path | None = None,
 ) -> Session:
     """Load `model` (in memory or from a file) on the CPU; `optimized`: where ONNX Runtime shall write the graph it made
-    of it.
+    of it; `profile`: how the name of the file begins that it writes the times of kernels to.
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
@@ -96,6 +97,8 @@ def open_session(
         settings.add_session_config_entry(key, value)
     if optimized is not None:
         settings.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     try:
         raw = _load(model, settings)
     except OSError as e:

@@ -72,13 +72,15 @@ def cost(model: ir.Model, target: Target, probes: Mapping[str, Probe], integer: 
             total += round(row.float_ps[0] * work + row.float_ps[1] * size)
     for value in [*model.graph.inputs, *(v for n in model.graph for v in n.outputs)]:
         uses, size = tuple(value.uses()), probes[str(value.name)].size
+        around = [value.producer(), *(u.node for u in uses)]
+        layout = target.layout_ps * any(n is not None and n.op_type == "Conv" for n in around)
         reads_integers = [u.node.name in integer and u.idx in {i for i, _ in activations(u.node)} for u in uses]
         maker = taken.get(str(value.name))
         if maker is None and any(reads_integers):
-            total += round(target.quantize_ps * size)
+            total += round((target.quantize_ps + layout) * size)
         float_reader = not all(reads_integers) or value.is_graph_output()
         if maker is not None and float_reader and not OPS[maker.op_type].float_output:
-            total += round(target.dequantize_ps * size)
+            total += round((target.dequantize_ps + layout) * size)
     return total
 
 

@@ -1,0 +1,256 @@
+"""What nodes cost on this machine, in floats and in integers, and what it costs to cross between them: from profiled runs of
+both forms of a model, in turn.
+
+A kernel in ONNX Runtime's profile is called after its node, or after the value that it makes; layout changes append to the
+name. A node's time is that of all kernels called after it, its outputs, or the clamp behind it. What a crossing costs comes from
+a chain of three convolutions, of which the middle one computes in integers: the kernels in between quantize, and change
+the layout of images between blocks of channels and channels last.
+
+Times are kept by what decides them (operator, attributes, shapes), so that a file of them serves other models too: measured on
+one board, used on any machine. Units: picoseconds on one core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from edgeopt.errors import DataError
+from edgeopt.ops import OPS
+from edgeopt.runtime.kernels import kind
+from edgeopt.runtime.probe import Probe
+from edgeopt.runtime.session import Feed, open_session
+from edgeopt.staging import temporary_folder
+
+SCHEMA = "edgeopt.costs/1"
+_ROUNDS = (5, 40)
+_SECONDS = 3.0  # for the rounds of one model
+_SUFFIX = re.compile(r"(_kernel_time|_token_\d+|_nchwc|_nhwc)+$")
+_PS = 1e6  # in a microsecond
+_CHAIN = (64, 28)  # channels and side of the images that the crossing is measured on
+
+
+@dataclass(frozen=True)
+class Costs:
+    """times: (floats, integers) of a node by its key; an infinite one has no integer kernel. crossings: per element, to quantize,
+    to dequantize, and to change the layout of an image at either; host: what they were measured on.
+    """
+
+    host: str
+    times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    crossings: tuple[float, float, float] | None = None
+
+    def of(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float] | None:
+        """Of `node`, or None where it was not measured."""
+        return self.times.get(key(node, probes))
+
+
+def here() -> str:
+    """What decides times: processor, ONNX Runtime, threads."""
+    return f"{_processor()}, onnxruntime {ort.__version__}, 1 thread"
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def key(node: ir.Node, probes: Mapping[str, Probe]) -> str:
+    """What decides the time of `node`: its operator, attributes and shapes, and whether a clamp follows."""
+    values = [*node.inputs, *node.outputs]
+    shapes = ["-" if v is None else _shape(v, probes) for v in values]
+    attributes = sorted(str(a) for a in node.attributes.values())
+    after = [u.node.op_type for v in node.outputs for u in v.uses() if u.node.op_type in ("Relu", "Clip")]
+    text = f"{node.op_type} {' '.join(attributes)} {' '.join(shapes)} {' '.join(after)}"
+    return f"{node.op_type} {'x'.join(shapes[-1:])} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _shape(value: ir.Value, probes: Mapping[str, Probe]) -> str:
+    if value.const_value is not None:
+        return ",".join(map(str, value.const_value.shape.numpy()))
+    return ",".join(map(str, probes[str(value.name)].shape)) if str(value.name) in probes else "?"
+
+
+def measured(
+    floating: ir.Model,
+    integer: ir.Model,
+    nodes: Sequence[ir.Node],
+    clamps: Mapping[str, str],
+    feed: Feed,
+    probes: Mapping[str, Probe],
+) -> Costs:
+    """Times of `nodes` of the model `floating`, of which `integer` has them all in integers, and crossings.
+
+    clamps: the Relu or Clip that the integer form does without -> the node before it.
+    """
+    before, after = profiled([floating, integer], feed)
+    owners = _owners(nodes, clamps, floating)
+    of_float, of_integer = (_by_node(events, owners) for events in (before, after))
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for node in nodes:
+        name = str(node.name)
+        if OPS[node.op_type].weight is not None and not (name in of_float and name in of_integer):
+            continue  # fused with others in one of the forms: the table knows better
+        kinds = {kind(op) for op in of_integer.get(name, {})}
+        missing = kinds == {"float"} and not OPS[node.op_type].same_grid
+        ours = math.inf if missing else sum(of_integer.get(name, {}).values())
+        times[key(node, probes)].append((sum(of_float.get(name, {}).values()), ours))
+    means = {k: (_mean(a for a, _ in v), _mean(b for _, b in v)) for k, v in times.items()}
+    return Costs(here(), means, crossings())
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+Events = Mapping[tuple[str, str], float]
+
+
+def profiled(models: Sequence[ir.Model], feed: Feed) -> list[Events]:
+    """Median picoseconds of every kernel by (name, operator), of models that run in turn."""
+    with temporary_folder() as folder:
+        sessions = [open_session(m, profile=folder / str(i)) for i, m in enumerate(models)]
+        start, rounds = time.monotonic(), 0
+        while rounds < _ROUNDS[0] or (rounds < _ROUNDS[1] and time.monotonic() - start < _SECONDS):
+            for session in sessions:
+                session.run(feed)
+            rounds += 1
+        return [_read(Path(s.raw.end_profiling())) for s in sessions]
+
+
+def _read(path: Path) -> Events:
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in json.loads(path.read_text(encoding="utf-8")):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found[event["name"], event["args"]["op_name"]].append(_PS * event["dur"])
+    return {name: median(times) for name, times in found.items()}
+
+
+def _owners(nodes: Sequence[ir.Node], clamps: Mapping[str, str], model: ir.Model) -> dict[str, str]:
+    """Names that kernels may go by -> the node that they belong to."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        found |= {str(v.name): str(node.name) for v in node.outputs} | {str(node.name): str(node.name)}
+    for node in model.graph:
+        if node.name in clamps:
+            names = [str(node.name), *(str(v.name) for v in node.outputs)]
+            found |= dict.fromkeys(names, clamps[str(node.name)])
+    return found
+
+
+def _by_node(events: Events, owners: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Times by node and operator."""
+    found: dict[str, dict[str, float]] = {}
+    for (name, op), ps in events.items():
+        base = _SUFFIX.sub("", name).removeprefix("fused ")
+        if base in owners:
+            times = found.setdefault(owners[base], {})
+            times[op] = times.get(op, 0.0) + ps
+    return found
+
+
+_TEXT = """<ir_version: 9, opset_import: ["": 17]> g (float[1,C,S,S] x) => (float[1,C,S,S] y) {
+    a = Conv(x, w)
+    a_q = QuantizeLinear(a, scale, zero)
+    a_d = DequantizeLinear(a_q, scale, zero)
+    w_d = DequantizeLinear(w_q, w_scale, w_zero)
+    b = Conv(a_d, w_d)
+    b_q = QuantizeLinear(b, scale, zero)
+    b_d = DequantizeLinear(b_q, scale, zero)
+    y = Conv(b_d, w)
+}"""
+
+
+def crossings() -> tuple[float, float, float]:
+    """Picoseconds an element to quantize, to dequantize, and to change the layout of an image at either."""
+    channels, side = _CHAIN
+    size = channels * side * side
+    proto = onnx.parser.parse_model(_TEXT.replace("C,S,S", f"{channels},{side},{side}"))
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((channels, channels, 1, 1)).astype(np.float32)
+    arrays = {
+        "w": w, "scale": np.float32(0.05), "zero": np.uint8(128),
+        "w_q": np.clip(np.rint(w / 0.02), -127, 127).astype(np.int8), "w_scale": np.float32(0.02), "w_zero": np.int8(0),
+    }  # fmt: skip
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items())
+    (events,) = profiled(
+        [ir.from_proto(proto)], {"x": rng.standard_normal((1, channels, side, side)).astype(np.float32)}
+    )
+    ops: dict[str, float] = defaultdict(float)
+    for (_, op), ps in events.items():
+        ops[op] += ps / size
+    # the first input and the last output are reordered too
+    layout = (ops["Transpose"] + (ops["ReorderInput"] + ops["ReorderOutput"]) / 2) / 2
+    return ops["QuantizeLinear"], ops["DequantizeLinear"], layout
+
+
+def load(path: Path) -> Costs | None:
+    """The costs in a file, None if there is none.
+
+    Raises:
+        DataError: it is another file.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return parsed(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise DataError(f"{path}: no file of costs ({e}); name a new one, and it is measured") from e
+
+
+def parsed(found: Mapping[str, object]) -> Costs:
+    """The costs in a document.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is another document.
+    """
+    if found["schema"] != SCHEMA:
+        raise ValueError(f"schema {found['schema']!r}")
+    times = {str(k): (float(a), math.inf if b is None else float(b)) for k, (a, b) in found["times"].items()}  # type: ignore[attr-defined]
+    quantize, dequantize, layout = (float(x) for x in found["crossings"])  # type: ignore[attr-defined]
+    if not all(x >= 0 for x in (quantize, dequantize, layout, *(y for pair in times.values() for y in pair))):
+        raise ValueError("a time below 0")
+    return Costs(str(found["host"]), times, (quantize, dequantize, layout))
+
+
+def document(costs: Costs) -> dict[str, object]:
+    """`costs` as JSON has it."""
+    times = {k: [round(a), None if math.isinf(b) else round(b)] for k, (a, b) in sorted(costs.times.items())}
+    return {
+        "schema": SCHEMA,
+        "host": costs.host,
+        "crossings": [round(x, 1) for x in costs.crossings or ()],
+        "times": times,
+    }
+
+
+def save(costs: Costs, path: Path) -> None:
+    """Write `costs`, by way of a file beside it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(document(costs), indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def joined(known: Costs, new: Costs) -> Costs:
+    """Both; what is known stays."""
+    return Costs(known.host, {**new.times, **known.times}, known.crossings or new.crossings)

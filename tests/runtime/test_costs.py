@@ -1,0 +1,158 @@
+"""Costs by measurement: of real kernels, by what decides them, and as a file that another machine reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeopt import quantize
+from edgeopt.errors import DataError, UsageError
+from edgeopt.ops import OPS
+from edgeopt.ptq.place import place
+from edgeopt.runtime import costs
+from edgeopt.runtime.costs import Costs, document, joined, key, load, measured, parsed, save
+from edgeopt.runtime.probe import probe
+from edgeopt.target import load as target_of
+from tests import tiny
+from tests.models import normal
+from tests.static import static
+
+TEXT = """g (float[1,32,14,14] x) => (float[1,32,14,14] y) {
+    [first] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+    [clamp] r = Relu(a)
+    [second] c = Conv <pads = [1, 1, 1, 1]> (r, w2, b)
+    [other] d = Relu(c)
+    [sum] s = Add(d, r)
+    [last] y = Conv(s, k)
+}"""
+MODEL = tiny.model(
+    TEXT,
+    w=normal(32, 32, 3, 3),
+    w2=normal(32, 32, 3, 3, seed=1),
+    b=normal(32, seed=2),
+    k=normal(32, 32, 1, 1, seed=3),
+)
+FEED = tiny.feeds(1, x=(1, 32, 14, 14))[0]
+PROBES = probe(MODEL, FEED)
+TARGET = target_of("cpu-x86-vnni")
+NODES = [n for n in MODEL.graph if n.op_type in OPS]
+TABLE = Costs("a board", {"Conv 1,2 aa": (2e6, 1e6), "Add 1,2 bb": (3e6, math.inf)}, (1.0, 2.0, 3.0))
+
+
+@pytest.fixture(scope="module")
+def found() -> Costs:
+    made = static(MODEL, [FEED], TARGET)
+    return measured(MODEL, made.result, NODES, made.plan.clamps, FEED, PROBES)
+
+
+def test_every_node_has_a_time_in_both_forms(found: Costs) -> None:
+    for node in NODES:
+        times = found.of(node, PROBES)
+        assert times is not None and times[1] > 0 and math.isfinite(times[1])
+        assert times[0] > 0 or node.op_type == "Add"  # which float convolutions take over
+    assert found.crossings is not None and min(found.crossings) > 0
+    assert found.host == costs.here()
+
+
+def test_nine_times_the_products_take_longer(found: Costs) -> None:
+    by_name = {str(n.name): found.of(n, PROBES) for n in NODES}
+    assert by_name["first"][0] > by_name["last"][0]  # type: ignore[index]
+
+
+def test_nodes_alike_have_one_key_and_others_have_others() -> None:
+    by_name = {str(n.name): key(n, PROBES) for n in NODES}
+    assert by_name["first"] == by_name["second"]
+    assert len(set(by_name.values())) == 3
+    other = tiny.model(
+        TEXT.replace("pads = [1, 1, 1, 1]> (x", "pads = [1, 1, 1, 1], group = 1> (x"), **tiny.weights_of(MODEL)
+    )
+    changed = {str(n.name): key(n, PROBES) for n in other.graph if n.op_type in OPS}
+    assert changed["first"] != by_name["first"] and changed["last"] == by_name["last"]
+    bare = tiny.model(TEXT.replace("[clamp] r = Relu(a)", "[clamp] r = Sigmoid(a)"), **tiny.weights_of(MODEL))
+    assert key(next(iter(bare.graph)), PROBES) != by_name["first"]
+
+
+def test_measured_times_go_before_the_table() -> None:
+    free = {key(n, PROBES): (1e9, 1.0) for n in NODES}
+    dear = {key(n, PROBES): (1.0, 1e9) for n in NODES}
+    none = {key(n, PROBES): (1e9, math.inf) for n in NODES}
+    names = {str(n.name) for n in NODES}
+    for times, want in ((free, names), (dear, set()), (none, set())):
+        assert set(place(MODEL, TARGET, PROBES, costs=Costs("x", times, (0.0, 0.0, 0.0))).integer) == want
+    empty = Costs("x", {}, None)
+    assert place(MODEL, TARGET, PROBES, costs=empty) == place(MODEL, TARGET, PROBES)
+
+
+def test_a_dear_crossing_keeps_all_on_one_side() -> None:
+    times = {key(n, PROBES): (100.0, 1.0) if n.name == "second" else (1.0, 2.0) for n in NODES}
+    assert place(MODEL, TARGET, PROBES, costs=Costs("x", times, (0.0, 0.0, 0.0))).integer >= {"second"}
+    assert not place(MODEL, TARGET, PROBES, costs=Costs("x", times, (0.0, 0.0, 1.0))).integer
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    save(TABLE, tmp_path / "costs.json")
+    assert load(tmp_path / "costs.json") == TABLE
+    assert {f.name for f in tmp_path.iterdir()} == {"costs.json"}
+    assert load(tmp_path / "none.json") is None
+
+
+def test_what_is_known_stays() -> None:
+    new = Costs("b", {"Conv 1,2 aa": (9.0, 9.0), "new": (1.0, 1.0)}, (7.0, 7.0, 7.0))
+    both = joined(TABLE, new)
+    assert both == Costs("a board", {**TABLE.times, "new": (1.0, 1.0)}, (1.0, 2.0, 3.0))
+
+
+BROKEN: list[Any] = [
+    "", "[]", "{}", "7", "\0", '{"schema": "edgeopt.costs/2", "host": "", "times": {}, "crossings": [1, 2, 3]}',
+    '{"schema": "edgeopt.costs/1", "host": "", "times": [], "crossings": [1, 2, 3]}',
+    '{"schema": "edgeopt.costs/1", "host": "", "times": {"a": [1]}, "crossings": [1, 2, 3]}',
+    '{"schema": "edgeopt.costs/1", "host": "", "times": {"a": ["x", 1]}, "crossings": [1, 2, 3]}',
+    '{"schema": "edgeopt.costs/1", "host": "", "times": {"a": [-1, 1]}, "crossings": [1, 2, 3]}',
+    '{"schema": "edgeopt.costs/1", "host": "", "times": {}, "crossings": [1, 2]}',
+    '{"schema": "edgeopt.costs/1", "host": "", "times": {}, "crossings": [1, 2, NaN]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_another_file_is_refused_in_words(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="no file of costs"):
+        load(file)
+
+
+def test_a_document_is_json_and_comes_back() -> None:
+    assert parsed(json.loads(json.dumps(document(TABLE), allow_nan=False))) == TABLE
+
+
+# with a whole job
+
+CHOICES: dict[str, Any] = {"mode": "static", "include": ("Conv",), "samples": 8, "effort": "fast"}
+FEEDS = tiny.feeds(10, x=(1, 32, 14, 14))
+
+
+def test_a_file_is_made_where_this_machine_is_the_target_and_serves_the_next_time(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    first = quantize(tiny.frozen(MODEL), FEEDS, costs=file, **CHOICES).report
+    assert any("timed in floats" in n for n in first.notes) and load(file) is not None
+    before = file.read_bytes()
+    second = quantize(tiny.frozen(MODEL), FEEDS, costs=file, **CHOICES).report
+    assert not any("timed in floats" in n for n in second.notes) and file.read_bytes() == before
+    assert second.integer_nodes == first.integer_nodes
+
+
+def test_costs_of_another_machine_are_used_and_left_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "costs.json"
+    save(TABLE, file)
+    before = file.read_bytes()
+    found = quantize(tiny.frozen(MODEL), FEEDS, costs=file, **CHOICES).report
+    assert any("nodes are not in the file" in n for n in found.notes) and file.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        quantize(tiny.frozen(MODEL), FEEDS, costs=tmp_path / "no" / "costs.json", **CHOICES)
