@@ -57,7 +57,7 @@ def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
 
 def _share(x: NDArray[Any]) -> NDArray[np.float64]:
     """`x` as probabilities over the last axis: as it is, or its softmax."""
-    x = x.astype(np.float64)
+    x = np.maximum(x.astype(np.float64), np.finfo(np.float32).min)  # masked classes are minus infinity
     if x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3):
         return x
     e = np.exp(x - x.max(-1, keepdims=True))

@@ -23,8 +23,9 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import ModelError
+from edgeopt.errors import DataError, ModelError, UsageError
 from edgeopt.grid import QParams, fake_quantize
+from edgeopt.metric import kl
 from edgeopt.ops import bias_of, channel_axis, weight_of
 from edgeopt.options import Data, Listener, Options
 from edgeopt.passes.qdq import fold_weights, insert_qdq
@@ -32,7 +33,7 @@ from edgeopt.passes.shield import shield
 from edgeopt.prepare import Job, prepare
 from edgeopt.ptq.islands import levels
 from edgeopt.ptq.quantize import activation_params, quantization_params, untie
-from edgeopt.runtime.compare import Outputs, run_all
+from edgeopt.runtime.compare import Outputs, class_scores, run_all
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import Feed, Session, cores, open_session
 from edgeopt.state import Plan
@@ -50,7 +51,7 @@ _TOLD = 10  # channels whose weights span more than this are told
 @dataclass(frozen=True)
 class Node:
     """What one node loses. share: of the noise that all nodes make one by one; weights, activations: of its own noise, None
-    when the budget was over; won_db: SQNR that is won when it alone stays float, likewise; float_ms: what an inference then takes longer, None when that cannot be told from 0 or this machine is not the
+    when the budget was over; kl: of class scores against float's when it alone is quantized, in nats; won_db: SQNR that is won when it alone stays float, likewise; float_ms: what an inference then takes longer, None when that cannot be told from 0 or this machine is not the
     target; spread: largest over median weight range of its channels.
     """
 
@@ -63,10 +64,11 @@ class Node:
     won_db: float | None
     float_ms: float | None
     spread: float | None
+    kl: float | None
 
     def describe(self) -> str:
         """In plain words."""
-        parts = [f"{self.share:.0%} of the loss"]
+        parts = [f"{self.share:.0%} of the loss" + ("" if self.kl is None else f" (KL {self.kl:.2g})")]
         if self.weights is not None and self.activations is not None:
             side = "weights" if self.weights >= self.activations else "activations"
             parts.append(f"mostly its {side} ({max(self.weights, self.activations):.0%})")
@@ -108,15 +110,18 @@ def sensitivity(
     Raises:
         EdgeoptError: as `edgeopt.quantize`; ModelError also where no node becomes integer.
     """
+    if samples < 1 or not budget_s >= 0:
+        raise UsageError(f"samples {samples}, budget {budget_s:g} s: at least one sample, and no time below 0")
     start, ears = time.monotonic(), listener or Listener()
     options = Options(**{**choices, "mode": "static", "measure": False})
     trial = _trial(prepare(graph.load(model), data, options, ears), samples)
-    whole = trial.noise(trial.plan.integer)
+    whole, _ = trial.loss(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
     alone: dict[ir.Node, float] = {}
+    divergence: dict[ir.Node, float | None] = {}
     begun = time.monotonic()
     for i, node in enumerate(nodes):
-        alone[node] = trial.noise(frozenset({str(node.name)}))
+        alone[node], divergence[node] = trial.loss(frozenset({str(node.name)}))
         ears.progress("one node at a time", i + 1, len(nodes))
         expected = (time.monotonic() - begun) / (i + 1) * len(nodes)
         if i + 1 < len(nodes) and expected > budget_s and i >= min(_TRIED, len(nodes) - 1):
@@ -127,7 +132,7 @@ def sensitivity(
         ears.note(f"{len(nodes)} nodes would take {expected:.0f} s one by one: shares are approximate (--budget)")
     total = sum(alone.values()) or 1.0
     found = tuple(
-        _looked_at(trial, node, alone[node], total, whole, start + budget_s)
+        replace(_looked_at(trial, node, alone[node], total, whole, start + budget_s), kl=divergence.get(node))
         for node in sorted(nodes, key=lambda n: -alone[n])
     )
     complete = all(n.won_db is not None for n in found)
@@ -145,6 +150,10 @@ def _trial(job: Job, samples: int) -> _Trial:
     grids = activation_params(base.plan, base.statistics, job.target, tuning.range_rule)
     params = quantization_params(model, base.plan, grids, job.target)
     feeds = [feed for _, feed in job.held[:samples]]
+    if not any(_floats(job.reference[:1])):
+        raise DataError(
+            "no output is a float, so that no node's share of a loss can be told; cut the model before ArgMax"
+        )
     return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]), measurable(job))
 
 
@@ -153,14 +162,14 @@ def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: fl
     name = str(node.name)
     weights = activations = won = ms = None
     if time.monotonic() < deadline:
-        w, a = (trial.noise(frozenset({name}), side) for side in ("weights", "activations"))
+        w, a = (trial.loss(frozenset({name}), side)[0] for side in ("weights", "activations"))
         weights, activations = w / max(w + a, 1e-30), a / max(w + a, 1e-30)
     if time.monotonic() < deadline:
         rest = trial.plan.integer - {name}
-        won = _db(trial.signal, trial.noise(rest)) - _db(trial.signal, whole)
+        won = _db(trial.signal, trial.loss(rest)[0]) - _db(trial.signal, whole)
         ms = trial.longer_ms(rest) if trial.timed else None
     alone = _db(trial.signal, own)
-    return Node(name, node.op_type, alone, own / total, weights, activations, won, ms, _spread(node))
+    return Node(name, node.op_type, alone, own / total, weights, activations, won, ms, _spread(node), None)
 
 
 @dataclass(frozen=True)
@@ -177,13 +186,24 @@ class _Trial:
     @property
     def signal(self) -> float:
         """Mean power of the float outputs."""
-        return _power(self.reference)
+        return _power(_floats(self.reference))
 
-    def noise(self, integer: frozenset[str], side: str = "both") -> float:
-        """Mean power of what the outputs are off by with only `integer` quantized: weights, activations or both."""
+    def loss(self, integer: frozenset[str], side: str = "both") -> tuple[float, float | None]:
+        """(mean power of what the outputs are off by, KL of class scores) with only `integer` quantized: weights, activations
+        or both.
+        """
         session = self.session(integer, side)
         found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
-        return _power([[a - b for a, b in zip(y, r, strict=True)] for y, r in zip(found, self.reference, strict=True)])
+        noise = [
+            [a - b for a, b in zip(y, r, strict=True)]
+            for y, r in zip(_floats(found), _floats(self.reference), strict=True)
+        ]
+        return _power(noise), -kl(self.reference, found) if self.scored else None
+
+    @property
+    def scored(self) -> bool:
+        """Whether an output looks like class scores."""
+        return any(class_scores([r[i] for r in self.reference]) for i in range(len(self.reference[0])))
 
     def session(self, integer: frozenset[str], side: str = "both") -> Session:
         """The model with only `integer` quantized."""
@@ -243,10 +263,16 @@ def _rounded(model: ir.Model, params: Mapping[str, QParams]) -> ir.Model:
     return copy
 
 
+def _floats(outputs: Sequence[Outputs]) -> list[list[np.ndarray]]:
+    """The float outputs of each sample, 0 where they are not finite, as masked scores are."""
+    return [
+        [np.where(np.isfinite(y), y, 0) for y in sample if np.issubdtype(y.dtype, np.floating)] for sample in outputs
+    ]
+
+
 def _power(outputs: Sequence[Sequence[np.ndarray]]) -> float:
     """The mean square, each output with the weight of one."""
-    floats = [[y for y in sample if np.issubdtype(y.dtype, np.floating)] for sample in outputs]
-    return float(np.mean([np.mean(np.square(y, dtype=np.float64)) for sample in floats for y in sample]))
+    return float(np.mean([np.mean(np.square(y, dtype=np.float64)) for sample in outputs for y in sample]))
 
 
 def _db(signal: float, noise: float) -> float:

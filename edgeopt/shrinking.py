@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Feed, readable, specs
-from edgeopt.errors import ModelError, UsageError, ValidityError
+from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.inspection import made_up_feed
 from edgeopt.options import Data, Listener, Options, check_place
 from edgeopt.passes.simplify import simplify
@@ -58,16 +59,16 @@ def shrink(
     keep: Sequence[str] = (),
     dims: Mapping[str, int] | None = None,
     samples: int = 64,
-    preprocess: str | None = None,
-    tokenizer: Path | None = None,
     output: str | Path | None = None,
     force: bool = False,
     listener: Listener | None = None,
+    **reading: Any,
 ) -> Shrunk:
     """A smaller network of the same inputs and outputs: `width` of the channels (heads of attention included) of every
     layer that is free to, `depth` of the residual blocks. It has to be trained (`edgeopt.distill`) before it is of use.
 
-    data: for importance "first-order" and to choose blocks; keep: nodes (names, globs, operators) that stay as they are.
+    data: for importance "first-order" and to choose blocks; keep: nodes (names, globs, operators) that stay as they are;
+    reading: `preprocess`, `overrides` and `tokenizer` of `Options`.
 
     Raises:
         UsageError: a share that is none, or importance that needs data. ModelError: nothing can go. ValidityError: the
@@ -82,11 +83,8 @@ def shrink(
     source = graph.canonical(graph.load(model))
     _check_weights(source)
     simple = simplify(source)
-    feeds = (
-        [made_up_feed(source, dims or {})]
-        if data is None
-        else _feeds(source, data, samples, preprocess, tokenizer, ears)
-    )
+    options = Options(samples=samples, data_option="--data", **reading)
+    feeds = [made_up_feed(source, dims or {})] if data is None else _feeds(source, data, options, ears)
     feed = feeds[0]
     kept = select([simple], keep)
     result, influence, removed = simple, dict[str, float](), tuple[str, ...]()
@@ -132,14 +130,11 @@ def _check_weights(model: ir.Model) -> None:
             raise ModelError(f"weight {name!r} holds NaN or infinity: train or export the model again")
 
 
-def _feeds(
-    model: ir.Model, data: Data, samples: int, preprocess: str | None, tokenizer: Path | None, listener: Listener
-) -> list[Feed]:
-    options = Options(samples=samples, preprocess=preprocess, tokenizer=tokenizer, data_option="--data")
+def _feeds(model: ir.Model, data: Data, options: Options, listener: Listener) -> list[Feed]:
     found, _, told = samples_of(data, specs(model), options, open_session(model))
     for line in told:
         listener.note(line)
-    feeds, _ = readable(found[:samples])
+    feeds, _ = readable(found[: options.samples])
     return [feed for _, feed in feeds]
 
 
@@ -198,8 +193,14 @@ def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> 
             onnx.checker.check_model(str(final), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
             raise ValidityError(f"the smaller model is not valid ONNX: {e}") from e
-        before, after = open_session(source), open_session(final)
-        old, new = (s.run(feed) for s in (before, after))
+        before = open_session(source)
+        try:
+            after = open_session(final)
+            old, new = (s.run(feed) for s in (before, after))
+        except EdgeoptError as e:
+            raise ValidityError(
+                f"the smaller model does not run ({e}); nothing was written. Layers that it names can stay: --keep"
+            ) from e
         if before.outputs != after.outputs or [(y.shape, y.dtype) for y in old] != [(y.shape, y.dtype) for y in new]:
             raise ValidityError("the smaller model has other outputs than the model before; nothing was written")
         if finite(old) and not finite(new):

@@ -23,7 +23,7 @@ from edgeopt.passes.shield import shield
 from edgeopt.prepare import Job
 from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.islands import blame
-from edgeopt.ptq.moments import Moments, gather, layers
+from edgeopt.ptq.moments import Moments, gather, layers, parts
 from edgeopt.ptq.place import place
 from edgeopt.ptq.quantize import activation_params, quantization_params, untie
 from edgeopt.ptq.reconstruct import clipped, reconstructed
@@ -211,28 +211,38 @@ def _made(job: Job, tuning: Tuning, plan: Plan, base: Ground, mode: str) -> Made
     model = untie(base.model, plan)
     params = quantization_params(model, plan, activation, job.target)
     if tuning.clip_weights or tuning.rounding != "nearest":
-        moments = _moments(job, model, plan, base.moments)
-        if tuning.clip_weights:
-            params = clipped(model, params, moments, job.target)
-        model = reconstructed(model, params, moments, job.target, tuning.rounding)
+        for moments in _moments(job, model, plan, base.moments):
+            if tuning.clip_weights:
+                params = clipped(model, params, moments, job.target)
+            model = reconstructed(model, params, moments, job.target, tuning.rounding)
     quantized = quantize_embeddings(shield(fold_weights(insert_qdq(model, plan, params))), job.exclude)
     job.seconds["quantize"] = job.seconds.get("quantize", 0.0) + time.perf_counter() - start
     return Made(mode, quantized, plan, _activations(base.statistics, activation), base.model, tuning)
 
 
-def _moments(job: Job, model: ir.Model, plan: Plan, found: dict[str, Moments]) -> Mapping[str, Moments]:
-    nodes = [n for n in layers(model, plan.integer) if n.name not in found]
-    if nodes:
+def _moments(job: Job, model: ir.Model, plan: Plan, known: dict[str, Moments]) -> Iterator[Mapping[str, Moments]]:
+    """Moments of the integer layers, all at once and kept in `known`, or as many at a time as fit into memory."""
+    max_ram = (job.options.max_ram or free_bytes() // 2) // 2
+    found, large = parts(layers(model, plan.integer), max_ram)
+    for node in large:
+        job.note(f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest")
+    for part in found:
+        missing = [n for n in part if n.name not in known]
         start = time.perf_counter()
-        found |= gather(
-            model,
-            nodes,
-            job.calibration[: _SAMPLES[job.options.effort]],
-            (job.options.max_ram or free_bytes() // 2) // 2,
-            lambda done, total: job.listener.progress("looking at what layers read", done, total),
+        new = (
+            gather(
+                model,
+                missing,
+                job.calibration[: _SAMPLES[job.options.effort]],
+                lambda done, total: job.listener.progress("looking at what layers read", done, total),
+            )
+            if missing
+            else {}
         )
         job.seconds["moments"] = job.seconds.get("moments", 0.0) + time.perf_counter() - start
-    return {name: m for name, m in found.items() if name in plan.integer}  # others are float in this plan
+        if len(found) == 1:
+            known |= new
+        yield {str(n.name): m for n in part if (m := known.get(str(n.name)) or new.get(str(n.name))) is not None}
 
 
 def _activations(statistics: Mapping[str, Statistics], params: Mapping[str, QParams]) -> dict[str, ActivationReport]:

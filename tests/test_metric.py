@@ -13,6 +13,8 @@ import pytest
 
 from edgeopt import quantize
 from edgeopt.errors import EdgeoptError
+from edgeopt.metric import LIKENESSES
+from tests import tiny
 from tests.models import normal
 from tests.test_search import FEEDS
 from tests.test_sensitivities import chain
@@ -91,3 +93,67 @@ def test_what_is_no_metric_is_refused_in_words(metric: Any, message: str) -> Non
 def test_a_bar_without_a_metric_or_below_zero_is_refused(choices: dict[str, Any]) -> None:
     with pytest.raises(EdgeoptError, match="--max-drop"):
         quantize(chain(), FEEDS, **STATIC, **choices)
+
+
+# likeness to the float model, without labels
+
+REFERENCE = [[normal(3, 5, seed=i), normal(3, 2, 4, seed=i + 9)] for i in range(4)]
+RESULT = [[y + 0.3 * normal(*y.shape, seed=i) for i, y in enumerate(r)] for r in REFERENCE]
+
+
+def test_kl_is_the_sum_by_the_book() -> None:
+    def softmax(z: np.ndarray) -> np.ndarray:
+        e = [math.exp(v) for v in z]
+        return np.array(e) / sum(e)
+
+    want = []
+    for r, y in zip(REFERENCE, RESULT, strict=True):
+        for a, b in zip(r[0], y[0], strict=True):  # the second output looks like no class scores
+            p, q = softmax(a), softmax(b)
+            want.append(sum(u * math.log(u / v) for u, v in zip(p, q, strict=True)))
+    assert LIKENESSES["kl"](REFERENCE, RESULT) == pytest.approx(-float(np.mean(want)), rel=1e-6)
+    assert LIKENESSES["kl"](REFERENCE, REFERENCE) == 0
+
+
+def test_kl_takes_probabilities_as_they_are() -> None:
+    e = [np.exp(r[0]) for r in REFERENCE]
+    shares = [[x / x.sum(-1, keepdims=True)] for x in e]
+    moved = [[np.roll(x[0], 1, -1)] for x in shares]
+    as_logits = LIKENESSES["kl"]([[np.log(x[0])] for x in shares], [[np.log(x[0])] for x in moved])
+    assert LIKENESSES["kl"](shares, moved) == pytest.approx(as_logits, rel=1e-4)
+
+
+def test_agreement_and_cosine_are_those_of_the_report() -> None:
+    found = quantize(chain(), FEEDS, **STATIC).report
+    for name in ("agreement", "cosine"):
+        again = quantize(chain(), FEEDS, metric=name, max_drop=1.0, **STATIC).report
+        assert again.metric is not None and again.metric.on_float == pytest.approx(1)
+        assert again.metric.result == pytest.approx(found.agreement if name == "agreement" else found.outputs[0].cosine)
+        assert not again.missed
+
+
+@pytest.mark.parametrize(("bar", "missed"), [(0.0, True), (10.0, False)])
+def test_a_likeness_is_a_gate_as_a_function_is(bar: float, missed: bool) -> None:
+    found = quantize(chain(), FEEDS, metric="kl", max_drop=bar, budget_s=5.0, **STATIC).report
+    assert any("kl falls by" in m for m in found.missed) == missed
+
+
+@pytest.mark.parametrize("name", ["agreement", "kl"])
+def test_what_has_no_classes_has_no_agreement(name: str) -> None:
+    text = "g (float[N,16] x) => (float[N,1] y) { y = Gemm <transB = 1> (x, w, b) }"
+    model = tiny.proto(text, w=normal(1, 16), b=normal(1)).SerializeToString()
+    with pytest.raises(EdgeoptError, match="no output looks like class scores"):
+        quantize(model, FEEDS, metric=name, **STATIC)
+
+
+class Odd(Exception):
+    """Of the user's own."""
+
+
+@pytest.mark.parametrize("error", [StopIteration, Odd, KeyError])
+def test_whatever_a_metric_raises_is_told_in_words(error: type[Exception]) -> None:
+    def fails(run: object) -> float:
+        raise error("sorry")
+
+    with pytest.raises(EdgeoptError, match=f"{error.__name__}.*sorry"):
+        quantize(chain(), FEEDS, metric=fails, **STATIC)

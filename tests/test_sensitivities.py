@@ -85,3 +85,35 @@ def test_what_a_node_adds_is_told_where_there_is_no_time_for_a_run_of_each() -> 
     assert exact.exact and not rough.exact and not rough.complete
     assert sum(x.share for x in rough.nodes) == pytest.approx(1)
     assert exact.nodes[0].name == rough.nodes[0].name == "n5"
+
+
+def test_masked_scores_are_left_out_and_every_figure_is_a_number() -> None:
+    text = CHAIN.replace("[third] y = ", "[third] z = ").replace("s, w3, b3)", "s, w3, b3)\n    y = Where(m, z, low)")
+    weights = {"w1": normal(32, 16), "w2": normal(32, 32, seed=1), "w3": normal(8, 32, seed=2)}
+    biases = {"b1": normal(32, seed=3), "b2": normal(32, seed=4), "b3": normal(8, seed=5)}
+    mask = {"m": np.arange(8) != 2, "low": np.float32(-np.inf)}
+    found = sensitivity(tiny.proto(text, **weights, **biases, **mask).SerializeToString(), FEEDS, include=("Gemm",))
+    assert all(np.isfinite([n.share, n.sqnr_db, n.kl]).all() for n in found.nodes)
+
+
+def test_without_a_float_output_it_says_what_to_do() -> None:
+    text = CHAIN.replace("(float[N,8] y)", "(int64[N] k)").replace(
+        "b3)", "b3)\n    k = ArgMax <axis = 1, keepdims = 0> (y)"
+    )
+    weights = {"w1": normal(32, 16), "w2": normal(32, 32, seed=1), "w3": normal(8, 32, seed=2)}
+    biases = {"b1": normal(32, seed=3), "b2": normal(32, seed=4), "b3": normal(8, seed=5)}
+    with pytest.raises(EdgeoptError, match="before ArgMax"):
+        sensitivity(tiny.proto(text, **weights, **biases).SerializeToString(), FEEDS, include=("Gemm",))
+
+
+@pytest.mark.parametrize("choices", [{"samples": 0}, {"samples": -3}, {"budget_s": -1.0}, {"budget_s": float("nan")}])
+def test_choices_that_cannot_be_are_refused(choices: dict[str, float]) -> None:
+    with pytest.raises(EdgeoptError, match="at least one sample"):
+        sensitivity(chain(), FEEDS, include=("Gemm",), **choices)  # type: ignore[arg-type]
+
+
+def test_a_node_that_loses_more_diverges_more() -> None:
+    found = sensitivity(chain(), FEEDS, include=("Gemm",))
+    divergences = [n.kl for n in found.nodes]
+    assert all(k is not None and k > 0 for k in divergences)
+    assert "KL" in found.nodes[0].describe()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeopt.cli import units
+from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
 from edgeopt.options import check_place
@@ -62,6 +63,9 @@ _NAMED = 8  # initializers of a list that the table shows; JSON has all
 @click.option("--accumulate", default=1, show_default=True, help="Batches a step.")
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--lr", "learning_rate", type=float, help="[default: 3e-4, or 1e-4 with --qat]")
+@click.option("--warm-up", default=0.05, show_default=True, help="Share of the steps in which the rate rises.")
+@click.option("--clip", default=1.0, show_default=True, help="Largest norm of a gradient.")
+@click.option("--weight-decay", default=0.01, show_default=True)
 @click.option("--ema", default=0.0, show_default=True, help="Judge a moving average of the weights, e.g. 0.999.")
 @click.option("--generations", default=1, show_default=True, help="Of --kind self.")
 @click.option(
@@ -81,8 +85,8 @@ _NAMED = 8  # initializers of a list that the table shows; JSON has all
 @click.option(
     "--train", multiple=True, metavar="NAME|GLOB", help="Initializers to train that would not be; may be repeated."
 )
-@click.option("--preprocess", metavar="PRESET", help="Of images: imagenet, unit, signed, raw255.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@click.option("--samples", default=1_000_000, show_default=True, help="How many to read; all are held in memory.")
+@reading
 @click.option("--qat", "quantized", is_flag=True, help="The student is a QDQ model: train it through its Q/DQ.")
 @click.option(
     "--int8",
@@ -126,6 +130,7 @@ def distill(
     given["hints"] = units.pairs(given["hints"], "--hint", "/block3/Add_output_0=/layer4/Add_output_0")
     if no_labels and labels is not None:
         raise UsageError("--labels and --no-labels: one of them")
+    read = read_as(given)
     path = output or student.parent / f"{student.stem}.distilled.onnx"
     integers = path.with_name(f"{path.stem}.int8.onnx")
     if int8 is not None:
@@ -139,20 +144,19 @@ def distill(
             force=force,
             listener=ears,
             labels=False if no_labels else labels,
+            **read,
             **given,
         )
     if not found.first_rank:
         return 0
-    wanted = int8 if found.improved else None
-    if form == "json":
-        facts = _facts(found)
-        if wanted is not None:
-            facts["int8"] = json.loads(_quantized(found, data, integers, wanted, force, given).report.to_json())
-        click.echo(json.dumps(facts, indent=2))
-    else:
+    if form == "table":
         _print(found)
-        if wanted is not None:
-            print_report(_quantized(found, data, integers, wanted, force, given), "table")
+    integer = _quantized(found, data, integers, int8, force, read) if int8 is not None and found.improved else None
+    if form == "json":
+        more = {} if integer is None else {"int8": json.loads(integer.report.to_json())}
+        click.echo(json.dumps(_facts(found) | more, indent=2))
+    elif integer is not None:
+        print_report(integer, "table")
     return 0 if found.improved else 1
 
 
@@ -182,7 +186,7 @@ def _print(found: Distilled) -> None:
     click.echo(f"wrote {found.path} in {found.seconds:.0f} s" if found.improved else unwritten)
 
 
-def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, given: dict[str, Any]) -> Result:
+def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, read: dict[str, Any]) -> Result:
     """The distilled student in int8, beside it."""
     from edgeopt.optimize import quantize
 
@@ -195,7 +199,6 @@ def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, 
             listener=ears,
             mode="static" if int8 == "qat" else "auto",
             qat=int8 == "qat",
-            preprocess=given["preprocess"],
-            tokenizer=given["tokenizer"],
+            **read,
             data_option="--data",
         )

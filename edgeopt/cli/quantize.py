@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import click
 
 from edgeopt import target as targets
 from edgeopt.cli import INTERRUPTED
+from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener, print_report
 from edgeopt.cli.units import seconds
 from edgeopt.errors import UsageError
@@ -33,41 +33,6 @@ def _size(text: str | None) -> int | None:
     if size < 1:
         raise click.BadParameter(f"{text!r}: at least a byte", param_hint="--max-ram")
     return size
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(x) for x in text.split(","))
-    except ValueError as e:
-        raise click.BadParameter(f"{text!r} is no list of numbers", param_hint=option) from e
-    if not all(math.isfinite(x) for x in numbers) or (option == "--std" and min(numbers) <= 0):
-        raise click.BadParameter(f"{text!r}: finite numbers, and --std above 0", param_hint=option)
-    return numbers
-
-
-def _side(text: str | None, option: str) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.replace("x", ",").split(",")
-    if len(parts) > len(("height", "width")) or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
-        raise click.BadParameter(f"{text!r}; write 224 or 224x224", param_hint=option)
-    sides = [int(p) for p in parts]
-    return sides[0] if len(sides) == 1 and option == "--resize" else (sides[0], sides[-1])
-
-
-def _overrides(given: dict[str, Any]) -> dict[str, Any]:
-    found = {
-        "resize": _side(given["resize"], "--resize"),
-        "crop": _side(given["crop"], "--crop"),
-        "mean": _numbers(given["mean"], "--mean"),
-        "std": _numbers(given["std"], "--std"),
-        "scale": (_numbers(str(given["scale"]), "--scale") or (None,))[0] if given["scale"] is not None else None,
-        "layout": given["layout"].upper() if given["layout"] else None,
-        "color": given["color"],
-    }
-    return {k: v for k, v in found.items() if v is not None}
 
 
 _M_ARENA_MAX = -8  # of mallopt(3)
@@ -139,17 +104,7 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option("--clip-weights", is_flag=True, help="Scales of weights by what layers give, not by the peak.")
 @click.option("--equalize", is_flag=True, help="Cross-layer equalization before all else.")
 @click.option("--smooth", type=float, metavar="ALPHA", help="SmoothQuant, 0 to 1: ranges of inputs go into weights.")
-@click.option(
-    "--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255. [default: preprocess.toml, or found out]"
-)
-@click.option("--resize", metavar="S|HxW", help="Shorter side, or both.")
-@click.option("--crop", metavar="HxW", help="Centre crop.")
-@click.option("--mean", metavar="R,G,B")
-@click.option("--std", metavar="R,G,B", help="y = (x * scale - mean) / std, x in 0..255.")
-@click.option("--scale", type=float)
-@click.option("--layout", type=click.Choice(["nchw", "nhwc"], case_sensitive=False))
-@click.option("--color", type=click.Choice(["rgb", "bgr", "gray"]))
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@reading
 @click.option("--exclude", multiple=True, metavar="NODE|GLOB|OP", help="Stay float; may be repeated.")
 @click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
 @click.option("--keep", multiple=True, metavar="NODE|GLOB|OP", help="Stay float32 in fp16 mode.")
@@ -188,7 +143,7 @@ def quantize(
         )
     targets.load(given["target"])
     path = output or model.parent / f"{model.stem}.{_SUFFIX.get(given['mode'], 'int8')}.onnx"
-    overrides, max_ram = _overrides(given), _size(given["max_ram"])
+    read, max_ram = read_as(given), _size(given["max_ram"])
     if report_path is not None:
         check_place(report_path, force=True)
         if report_path.resolve() in {p.resolve() for p in (model, path, Path(calib or model))}:
@@ -203,15 +158,15 @@ def quantize(
             output=path,
             listener=ears,
             force=given["force"],
-            overrides=overrides,
             bits=int(given["bits"]),
             max_ram=max_ram,
             budget_s=seconds(given["budget"], "--budget"),
             measure=not given["no_measure"],
+            **read,
             **{
                 k: given[k]
                 for k in (
-                    "mode", "effort", "pareto", "costs", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "preprocess", "tokenizer", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
+                    "mode", "effort", "pareto", "costs", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
                     "qat_epochs", "metric", "max_drop", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
+from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener
 from edgeopt.cli.units import seconds
 from edgeopt.options import check_place
@@ -20,11 +22,12 @@ _SHOWN = 20
 @click.option("--calib", required=True, metavar="PATH", help="Samples, as `quantize --calib` reads them.")
 @click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
 @click.option("--budget", default="60s", show_default=True, metavar="TIME", help="How long it may take, about.")
-@click.option("--samples", default=8, show_default=True, help="Held-out samples that it is measured on.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=8, show_default=True, help="Held-out samples that it is measured on."
+)
 @click.option("--exclude", multiple=True, metavar="NODE|GLOB|OP", help="Stay float; may be repeated.")
 @click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
-@click.option("--preprocess", metavar="PRESET", help="imagenet, unit, signed or raw255.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@reading
 @click.option("--picture", type=click.Path(path_type=Path), help="Write an SVG.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def sensitivity(
@@ -35,10 +38,9 @@ def sensitivity(
     samples: int,
     exclude: tuple[str, ...],
     include: tuple[str, ...],
-    preprocess: str | None,
-    tokenizer: Path | None,
     picture: Path | None,
     form: str,
+    **given: Any,
 ) -> None:
     """Which nodes lose the accuracy in int8, by weights or activations, and what leaving each in float gives.
 
@@ -47,7 +49,6 @@ def sensitivity(
     """
     if picture is not None:
         check_place(picture, force=True)
-    from edgeopt.sensitivities import BUDGET_S
     from edgeopt.sensitivities import picture as drawn
     from edgeopt.sensitivities import sensitivity as run
 
@@ -55,14 +56,13 @@ def sensitivity(
         found = run(
             model,
             calib,
-            budget_s=seconds(budget, "--budget") or BUDGET_S,
+            budget_s=seconds(budget, "--budget") or 0.0,
             samples=samples,
             listener=ears,
             target=target,
             exclude=exclude,
             include=include,
-            preprocess=preprocess,
-            tokenizer=tokenizer,
+            **read_as(given),
         )
     if picture is not None:
         picture.write_text(drawn(found), encoding="utf-8")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgeopt.cli.inspect import dimensions
+from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener
 from edgeopt.errors import UsageError
 
@@ -23,8 +25,7 @@ from edgeopt.errors import UsageError
 @click.option("--keep", multiple=True, metavar="NODE|GLOB|OP", help="Layers that stay as they are; may be repeated.")
 @click.option("--samples", default=64, show_default=True)
 @click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE", help="Size of a dimension that varies.")
-@click.option("--preprocess", metavar="PRESET", help="Of images: imagenet, unit, signed, raw255.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json for text.")
+@reading
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def shrink(
     model: Path,
@@ -37,9 +38,8 @@ def shrink(
     keep: tuple[str, ...],
     samples: int,
     dims: tuple[str, ...],
-    preprocess: str | None,
-    tokenizer: Path | None,
     form: str,
+    **given: Any,
 ) -> None:
     """Make a student: the same network with fewer channels or blocks, to be trained with `edgeopt distill`.
 
@@ -64,8 +64,7 @@ def shrink(
             keep=keep,
             dims=dimensions(dims),
             samples=samples,
-            preprocess=preprocess,
-            tokenizer=tokenizer,
+            **read_as(given),
             output=path,
             force=force,
             listener=ears,

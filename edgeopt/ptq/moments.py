@@ -9,10 +9,12 @@ samples give the same bits.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +26,7 @@ from edgeopt.runtime.session import Feed, cores, open_session, with_outputs
 
 POSITIONS = 128
 _FEW = 32  # positions where H is small: a depthwise convolution has one of some ten inputs for each channel
+_ROUNDING = 4  # times its moments is what rounding a layer takes: H damped, its factor, the inverse of that
 _TOGETHER = 8  # samples whose columns are multiplied at once
 Sample = tuple[str, Callable[[], Feed]]
 Wide = NDArray[np.float64]
@@ -63,14 +66,34 @@ def _plain(node: ir.Node) -> bool:
     assert weight is not None and weight.const_value is not None
     rank = len(weight.const_value.shape)
     if node.op_type == "Conv":
-        return rank == 4 and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET"
+        return rank > 2
     return rank == 2 and not node.attributes.get_int("transA", 0)
 
 
 def size_bytes(node: ir.Node) -> int:
-    """Of the moments of `node`."""
+    """Of the moments of `node`: the sum and a sample's part."""
     w = rows(node)
-    return int(16 * w.shape[0] * w.shape[2] ** 2)  # the sum and a sample's part
+    return int(16 * w.shape[0] * w.shape[2] ** 2)
+
+
+def parts(nodes: Sequence[ir.Node], max_ram: int) -> tuple[list[list[ir.Node]], list[ir.Node]]:
+    """(`nodes` such that the moments of each part fit into `max_ram` bytes, those that alone are too large to be rounded in
+    so many).
+    """
+    found: list[list[ir.Node]] = []
+    large: list[ir.Node] = []
+    used = 0
+    for node in nodes:
+        need = size_bytes(node)
+        if need * (1 + _ROUNDING) > max_ram:
+            large.append(node)
+            continue
+        if not found or used + need > max_ram:
+            found.append([])
+            used = 0
+        found[-1].append(node)
+        used += need
+    return found, large
 
 
 def rows(node: ir.Node, w: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -104,25 +127,39 @@ def columns(
         return flat[chosen][:, None, :]
     weight = weight_of(node)
     assert weight is not None and weight.const_value is not None
-    kernel, group = weight.const_value.shape.numpy()[2:], node.attributes.get_int("group", 1)
-    strides, dilations = (_ints(node, name, (1, 1)) for name in ("strides", "dilations"))
-    pads = _ints(node, "pads", (0, 0, 0, 0))
-    size = [
-        (x.shape[2 + i] + pads[i] + pads[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in (0, 1)
-    ]
-    total = len(x) * size[0] * size[1]
+    kernel, group = tuple(weight.const_value.shape.numpy()[2:]), node.attributes.get_int("group", 1)
+    ones = (1,) * len(kernel)
+    strides, dilations = (_ints(node, name, ones) for name in ("strides", "dilations"))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+    pads = _pads(node, x.shape[2:], reach, strides)
+    size = [(x.shape[2 + i] + sum(pads[i]) - reach[i]) // strides[i] + 1 for i in range(len(kernel))]
+    total = len(x) * math.prod(size)
     count = min(count, _FEW) if group == x.shape[1] and count == POSITIONS else count
     chosen = rng.integers(0, total, count) if total > count else np.arange(total)
-    image, down, right = np.unravel_index(chosen, (len(x), *size))
-    at = [
-        position[:, None] * strides[i] - pads[i] + np.arange(kernel[i]) * dilations[i]
-        for i, position in enumerate((down, right))
-    ]
-    inside = [(p >= 0) & (p < x.shape[2 + i]) for i, p in enumerate(at)]
-    row, column = (np.clip(p, 0, x.shape[2 + i] - 1) for i, p in enumerate(at))
-    found = x[image[:, None, None], :, row[:, :, None], column[:, None, :]]  # [n, kh, kw, channels]
-    found = found * (inside[0][:, :, None] & inside[1][:, None, :])[..., None]
-    return np.ascontiguousarray(found.transpose(0, 3, 1, 2)).reshape(len(chosen), group, -1)
+    image, *at = np.unravel_index(chosen, (len(x), *size))
+    index: list[Any] = [image.reshape(-1, *ones), slice(None)]
+    inside = np.ones((len(chosen), *kernel), bool)
+    for i, first in enumerate(at):
+        position = first[:, None] * strides[i] - pads[i][0] + np.arange(kernel[i]) * dilations[i]
+        position = position.reshape(-1, *(kernel[i] if i == j else 1 for j in range(len(kernel))))
+        inside &= (position >= 0) & (position < x.shape[2 + i])
+        index.append(np.clip(position, 0, x.shape[2 + i] - 1))
+    found = x[tuple(index)] * inside[..., None]  # [n, *kernel, channels]
+    return np.ascontiguousarray(np.moveaxis(found, -1, 1)).reshape(len(chosen), group, -1)
+
+
+def _pads(node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(before, after) on each axis of an image, by `pads` or `auto_pad`."""
+    automatic = node.attributes.get_string("auto_pad", "NOTSET")
+    if not automatic.startswith("SAME"):
+        given = _ints(node, "pads", (0,) * 2 * len(size)) if automatic == "NOTSET" else (0,) * 2 * len(size)
+        return list(zip(given[: len(size)], given[len(size) :], strict=True))
+    found = []
+    for n, r, s in zip(size, reach, strides, strict=True):
+        all_of_it = max(0, (math.ceil(n / s) - 1) * s + r - n)
+        half = all_of_it // 2
+        found.append((half, all_of_it - half) if automatic == "SAME_UPPER" else (all_of_it - half, half))
+    return found
 
 
 def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
@@ -134,31 +171,21 @@ def gather(
     model: ir.Model,
     nodes: Sequence[ir.Node],
     samples: Sequence[Sample],
-    max_ram: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Moments]:
-    """Moments of `nodes` (of `model`) by name; one pass over the samples for as many as fit into `max_ram` bytes."""
-    parts: list[list[ir.Node]] = []
-    used = 0
-    for node in nodes:
-        need = size_bytes(node)
-        if not parts or used + need > max_ram:
-            parts.append([])
-            used = 0
-        parts[-1].append(node)
-        used += need
+    """Moments of `nodes` (of `model`) by name, in one pass over the samples."""
     found: dict[str, Moments] = {}
-    for i, part in enumerate(parts):
-        waiting: list[Mapping[str, NDArray[np.float32]]] = []
-        for done, columns_of in enumerate(_columns(model, part, samples), 1):
-            waiting.append(columns_of)
-            if len(waiting) == _TOGETHER or done == len(samples):
-                for name in dict.fromkeys(n for c in waiting for n in c):
+    waiting: list[Mapping[str, NDArray[np.float32]]] = []
+    for done, columns_of in enumerate(_columns(model, nodes, samples), 1):
+        waiting.append(columns_of)
+        if len(waiting) == _TOGETHER or done == len(samples):
+            for name in dict.fromkeys(n for c in waiting for n in c):
+                with np.errstate(over="ignore", invalid="ignore"):
                     new = Moments.of(np.concatenate([c[name] for c in waiting if name in c]))
                     found[name] = found[name].merge(new) if name in found else new
-                waiting = []
-            progress(i * len(samples) + done, len(parts) * len(samples))
-    return found
+            waiting = []
+        progress(done, len(samples))
+    return {name: m for name, m in found.items() if np.isfinite(m.h).all()}  # beyond float32, nearest is all there is
 
 
 def _columns(

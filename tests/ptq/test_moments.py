@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeopt.ptq.moments import Moments, columns, gather, layers, rows, unrows
+from edgeopt.ptq.moments import Moments, columns, gather, layers, parts, rows, size_bytes, unrows
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
 
-CONV = "g (float[N,C,9,10] x) => (float[N,D,P,Q] y) { [layer] y = Conv <ATTRIBUTES> (x, w) }"
+CONV = "g (float[N,C,SIZE] x) => (float[N,D,OUT] y) { [layer] y = Conv <ATTRIBUTES> (x, w) }"
+SIZES = {3: (11,), 4: (9, 10), 5: (5, 6, 7)}  # of what a weight of so many axes reads
 FORMS = {
     "plain": ("pads = [0,0,0,0]", (4, 3, 3, 3), 3),
     "padded": ("pads = [1,2,0,1]", (4, 3, 3, 2), 3),
@@ -21,12 +22,22 @@ FORMS = {
     "dilated": ("dilations = [2,1], pads = [2,0,2,0]", (4, 3, 3, 1), 3),
     "grouped": ("group = 2, pads = [1,1,1,1]", (6, 2, 3, 3), 4),
     "depthwise": ("group = 4, strides = [2,2], pads = [1,1,1,1]", (8, 1, 3, 3), 4),
+    "sound": ("strides = [2], dilations = [2], pads = [3,1]", (4, 3, 5), 3),
+    "sound, grouped": ("group = 2, pads = [2,2]", (4, 2, 5), 4),
+    "volume": ("strides = [1,2,1], pads = [1,0,1,0,1,1]", (4, 2, 3, 2, 3), 2),
+    "same, upper": ('auto_pad = "SAME_UPPER", strides = [2,3]', (4, 3, 4, 4), 3),
+    "same, lower": ('auto_pad = "SAME_LOWER", strides = [2,3]', (4, 3, 4, 4), 3),
+    "same, sound": ('auto_pad = "SAME_UPPER", strides = [3]', (4, 3, 4), 3),
+    "valid": ('auto_pad = "VALID", strides = [2,2]', (4, 3, 3, 3), 3),
 }
 
 
 def conv(form: str) -> tuple[ir.Model, dict[str, np.ndarray]]:
     attributes, shape, channels = FORMS[form]
-    return tiny.model(CONV.replace("ATTRIBUTES", attributes), w=normal(*shape)), {"x": normal(2, channels, 9, 10)}
+    size = SIZES[len(shape)]
+    text = CONV.replace("ATTRIBUTES", attributes).replace("SIZE", ",".join(map(str, size)))
+    model = tiny.model(text.replace("OUT", ",".join("PQR"[: len(size)])), w=normal(*shape))
+    return model, {"x": normal(2, channels, *size)}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -36,7 +47,7 @@ def test_weights_times_every_column_are_the_outputs_of_a_convolution(form: str) 
     y = open_session(model).run(feed)[0]
     x = columns(node, feed["x"], np.random.default_rng(0), count=10**6)
     found = np.einsum("goi,ngi->ngo", rows(node), x).reshape(len(x), -1)
-    want = y.transpose(0, 2, 3, 1).reshape(-1, y.shape[1])
+    want = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])
     np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)  # float32 sums in another order
     assert np.array_equal(unrows(node, rows(node)), model.graph.initializers["w"].const_value.numpy())  # type: ignore[union-attr]
 
@@ -68,17 +79,40 @@ def test_moments_of_parts_add_up_to_the_moments_of_all() -> None:
     np.testing.assert_allclose(whole.x, x.sum(0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("max_ram", [1, 1 << 30])
-def test_memory_decides_the_passes_and_not_the_result(max_ram: int) -> None:
-    text = """g (float[N,4,6,6] x) => (float[N,5,6,6] y) {
-        [first] a = Conv <pads = [1,1,1,1]> (x, w1)
-        r = Relu(a)
-        [second] y = Conv(r, w2)
-    }"""
-    model = tiny.model(text, w1=normal(3, 4, 3, 3), w2=normal(5, 3, 1, 1))
+TWO = """g (float[N,4,6,6] x) => (float[N,5,6,6] y) {
+    [first] a = Conv <pads = [1,1,1,1]> (x, w1)
+    r = Relu(a)
+    [second] y = Conv(r, w2)
+}"""
+
+
+def two() -> ir.Model:
+    return tiny.model(TWO, w1=normal(3, 4, 3, 3), w2=normal(5, 3, 1, 1))
+
+
+def test_moments_of_one_layer_are_the_same_whichever_others_are_looked_at() -> None:
+    model = two()
     samples = [(str(i), partial(dict, {"x": normal(1, 4, 6, 6, seed=i)})) for i in range(11)]
     nodes = layers(model, frozenset({"first", "second"}))
-    found, again = (gather(model, nodes, samples, m) for m in (max_ram, 1 << 20))
-    for name in ("first", "second"):
-        assert found[name].count == 11 * 36
-        assert np.array_equal(found[name].h, again[name].h)  # bit for bit
+    together = gather(model, nodes, samples)
+    for node in nodes:
+        found, again = gather(model, [node], samples)[str(node.name)], together[str(node.name)]
+        assert found.count == again.count == 11 * 36
+        assert np.array_equal(found.h, again.h)  # bit for bit
+
+
+def test_memory_decides_how_many_layers_go_together_and_which_are_too_large() -> None:
+    nodes = layers(two(), frozenset({"first", "second"}))
+    sizes = [size_bytes(n) for n in nodes]
+    assert sizes == [16 * 36**2, 16 * 3**2]
+    assert parts(nodes, 10**9) == ([nodes], [])
+    assert parts(nodes, 5 * sizes[0]) == ([nodes], [])
+    assert parts(nodes, 5 * sizes[0] - 1) == ([nodes[1:]], nodes[:1])
+    assert parts([nodes[0]] * 6, 5 * sizes[0]) == ([[nodes[0]] * 5, [nodes[0]]], [])
+    assert parts(nodes, 1) == ([], nodes)
+
+
+def test_moments_that_are_no_numbers_are_left_out() -> None:
+    model = two()
+    samples = [(str(i), partial(dict, {"x": np.float32(3e19) * normal(1, 4, 6, 6, seed=i)})) for i in range(2)]
+    assert "first" not in gather(model, layers(model, frozenset({"first"})), samples)

@@ -51,7 +51,7 @@ BOTH = pytest.mark.parametrize("name", ["cpu-x86-avx2", "cpu-x86-vnni"])
 def found_for(target: Target) -> tuple[Static, dict[str, Moments]]:
     made = static(MODEL, FEEDS, target)
     read = [(str(i), lambda feed=feed: feed) for i, feed in enumerate(FEEDS)]
-    return made, gather(made.model, layers(made.model, made.plan.integer), read, 1 << 30)
+    return made, gather(made.model, layers(made.model, made.plan.integer), read)
 
 
 @BOTH
