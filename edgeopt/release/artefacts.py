@@ -5,21 +5,21 @@ audit (manifest, ML-BOM). All of them are made from the one document.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from edgeopt.release.document import Run
-from edgeopt.release.manifest import bom, manifest
+from edgeopt.release.document import GateResult, Run
+from edgeopt.release.manifest import ORT, bom, holds, manifest, shipped
 from edgeopt.release.metrics import METRICS
 from edgeopt.release.page import page
-from edgeopt.release.project import FLOAT, Project
+from edgeopt.release.project import Project
 from edgeopt.release.told import COLUMNS, cell
 from edgeopt.staging import staged
 
 _MOST_ANNOTATIONS = 8
-_MOST_SUMMARY = 1_000_000
-_FAILED = ("fail", "not measured", "no baseline", "not comparable")
+_MOST_SUMMARY = 1_000_000  # bytes; GitHub takes a MiB
+_COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def write(run: Run, project: Project, folder: Path) -> None:
@@ -35,25 +35,24 @@ def write(run: Run, project: Project, folder: Path) -> None:
         files["report.html"] = page([run])
     _put(folder, files)
     if project.output.ort:
-        _convert(run, folder)
-    _put(folder, {"bom.json": bom(run, folder), "manifest.json": manifest(run, folder)})
+        _convert(run, folder, project.profile.dims)
+    _put(folder, {"bom.json": bom(run, folder), "manifest.json": manifest(run, folder, project.profile.dims)})
     place = os.environ.get("GITHUB_STEP_SUMMARY")
     if place:
         with Path(place).open("a", encoding="utf-8") as file:
             file.write(files["summary.md"])
 
 
-def _convert(run: Run, folder: Path) -> None:
-    """Every variant as .ort too, checked on made-up inputs."""
-    from edgeopt import graph
-    from edgeopt.inspection import made_up_feed
+def _convert(run: Run, folder: Path, dims: Mapping[str, int]) -> None:
+    """Every variant as .ort too, checked on made-up inputs; what is as the last manifest tells is left alone."""
+    from edgeopt.release.evaluate import made_up
     from edgeopt.runtime.ort_format import to_ort
 
-    for v in run.variants:
-        if v.error is None and v.name != FLOAT:
-            path, made = folder / f"{v.name}.onnx", folder / f"{v.name}.ort"
-            if not made.is_file() or made.stat().st_mtime_ns < path.stat().st_mtime_ns:
-                to_ort(path, folder, made_up_feed(graph.load(path), {}))
+    for v in shipped(run, folder):
+        path = folder / f"{v.name}.onnx"
+        there = all((folder / f"{v.name}{suffix}").is_file() for suffix in ORT)
+        if not there or not holds(v.name, folder, run.versions):
+            to_ort(path, folder, made_up(path, dims))
 
 
 def _put(folder: Path, files: dict[str, str]) -> None:
@@ -63,34 +62,60 @@ def _put(folder: Path, files: dict[str, str]) -> None:
 
 
 def junit(run: Run) -> str:
-    """A suite a variant, a case a gate; inconclusive ones are skipped, a variant without a file is an error."""
-    suites = ET.Element("testsuites", name=run.project)
-    for v in run.variants:
-        cases = [g for g in run.gates if g.variant == v.name]
-        if not cases and v.error is None:
-            continue
-        failed = sum(g.outcome in _FAILED for g in cases)
-        skipped = sum(g.outcome == "inconclusive" for g in cases)
-        errors = int(v.error is not None)
-        suite = ET.SubElement(
-            suites, "testsuite", name=v.name, tests=str(len(cases) + errors), failures=str(failed), errors=str(errors), skipped=str(skipped),
-            time="0", timestamp=run.created.split("+")[0],
-        )  # fmt: skip
-        if v.error is not None:
-            case = ET.SubElement(suite, "testcase", classname=f"edgeopt.{v.name}", name="build", time="0")
-            ET.SubElement(case, "error", message=_clean(v.error), type="error")
-        for g in cases:
-            case = ET.SubElement(
-                suite, "testcase", classname=f"edgeopt.{v.name}", name=f"{g.metric} {g.bound}", time="0"
-            )
-            if g.outcome in _FAILED:
-                ET.SubElement(case, "failure", message=_clean(g.message), type=g.outcome)
-            elif g.outcome == "inconclusive":
-                ET.SubElement(case, "skipped", message=_clean(g.message))
-            else:
-                ET.SubElement(case, "system-out").text = _clean(f"{g.outcome}: {g.message}")
+    """A suite a variant, a case a gate; gates that cannot tell are skipped unless the policy fails them, a variant without a
+    file is an error. As the schemas of Ant and of Jenkins' xUnit plugin want it.
+    """
+    suites = ET.Element("testsuites")
+    for name in dict.fromkeys([*(v.name for v in run.variants), *(g.variant for g in run.gates)]):
+        cases = list(_cases(run, name))
+        if cases:
+            suites.append(_suite(run, name, cases, len(suites)))
+    for node in suites.iter():
+        node.text = None if node.text is None else _clean(node.text)
+        for key, value in node.items():
+            node.set(key, _clean(value))
     ET.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def _suite(run: Run, name: str, cases: Sequence[ET.Element], number: int) -> ET.Element:
+    counts = {f: str(sum(c.find(tag) is not None for c in cases)) for f, tag in _COUNTED.items()}
+    facts = {
+        "name": name, "package": "edgeopt", "id": str(number), "hostname": "localhost", "time": "0", "tests": str(len(cases)),
+        "timestamp": run.created.split("+")[0],
+    }  # fmt: skip
+    suite = ET.Element("testsuite", facts | counts)
+    properties = ET.SubElement(suite, "properties")
+    for key, value in (("project", run.project), ("preset", run.preset)):
+        ET.SubElement(properties, "property", name=key, value=value)
+    suite.extend(cases)
+    said = (f"{g.metric} {g.bound}: {g.outcome}: {g.message}\n" for g in run.gates if g.variant == name)
+    ET.SubElement(suite, "system-out").text = "".join(said)
+    ET.SubElement(suite, "system-err")
+    return suite
+
+
+def _cases(run: Run, name: str) -> Iterator[ET.Element]:
+    variant = run.variant(name)
+    if variant is not None and variant.error is not None:
+        yield _case(name, "build", "error", variant.error, "error")
+    for g in run.gates:
+        if g.variant == name:
+            yield _case(name, f"{g.metric} {g.bound}", _result(g), g.message, g.outcome)
+
+
+def _case(variant: str, name: str, result: str | None, message: str, kind: str) -> ET.Element:
+    case = ET.Element("testcase", classname=f"edgeopt.{variant}", name=name, time="0")
+    if result is not None:
+        ET.SubElement(case, result, message=message, type=kind)
+    return case
+
+
+def _result(g: GateResult) -> str | None:
+    """JUnit's word for a gate; none says passed."""
+    if g.severity == "fail" and g.outcome != "inconclusive":
+        return "failure"
+    return None if g.outcome in ("pass", "warn") else "skipped"
 
 
 def _clean(text: str) -> str:
@@ -101,34 +126,41 @@ def _clean(text: str) -> str:
 def summary(run: Run) -> str:
     """The verdict, the variants and the gates in Markdown."""
     columns = [c for c in COLUMNS if any(c in v.metrics for v in run.variants)]
+    width = max(1, len(columns))
     lines = [
-        f"## {run.project}: {run.verdict}",
+        f"## {_escaped(run.project)}: {run.verdict}",
         "",
-        "| variant | " + " | ".join(METRICS[c].title for c in columns) + " |",
+        _row("variant", *(METRICS[c].title for c in columns), width=width),
     ]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    lines.append("|---" * (width + 1) + "|")
     for v in run.variants:
-        cells = [cell(v, c) for c in columns] if v.error is None else [_escaped(v.error)] + [""] * (len(columns) - 1)
-        lines.append(f"| {v.name} | " + " | ".join(cells) + " |")
+        cells = [cell(v, c) for c in columns] if v.error is None else [v.error]
+        lines.append(_row(v.name, *cells, width=width))
     if run.gates:
         lines += ["", "| gate | outcome | |", "|---|---|---|"]
-        lines += [f"| {g.variant}: {g.metric} {g.bound} | {g.outcome} | {_escaped(g.message)} |" for g in run.gates]
+        lines += [_row(f"{g.variant}: {g.metric} {g.bound}", g.outcome, g.message, width=2) for g in run.gates]
     lines += ["", *(f"- {_escaped(n)}" for n in run.notes)]
     if run.profile is not None:
         lines.append(f"\nMeasured on {run.profile.environment.cpu}, preset {run.preset}; intervals are 95 %.")
-    return "\n".join(lines)[:_MOST_SUMMARY] + "\n"
+    return "\n".join(lines).encode()[:_MOST_SUMMARY].decode(errors="ignore") + "\n"
+
+
+def _row(first: str, *cells: str, width: int) -> str:
+    """Of a table with `width` columns beside the first."""
+    return "| " + " | ".join(_escaped(c) for c in (first, *cells, *[""] * (width - len(cells)))) + " |"
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """On one line, with no bar that would end a cell."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def notices(run: Run) -> Iterator[str]:
     """Workflow commands that GitHub shows at the gate's line of the project file."""
-    worst = [g for g in run.gates if g.outcome != "pass"]
-    worst.sort(key=lambda g: (g.outcome not in _FAILED, g.line))
+    worst = [g for g in run.gates if g.severity != "pass"]
+    worst.sort(key=lambda g: (g.severity != "fail", g.line))
     for g in worst[:_MOST_ANNOTATIONS]:
-        level = "error" if g.outcome in _FAILED else "warning"
+        level = "error" if g.severity == "fail" else "warning"
         yield f"::{level} file={_property(run.project_file)},line={g.line},title={_property(f'{g.variant}: {g.metric}')}::{_data(g.message)}"
 
 

@@ -1,9 +1,9 @@
 """Files by what they were made from: a step is not run again while the model, its settings, the data and the versions that
 make it are the same.
 
-An entry is a folder `<key>` with the model, `entry.json` (its hash, what was said while it was made) and nothing else; a file whose
-hash is not the noted one is made again. Digests of data are kept with the size and time of each file, so that a large folder
-is not read at every run.
+An entry is a folder `<key>` with the model, `entry.json` (its hash, what was said while it was made, a hash of both) and nothing
+else; what does not have the noted hash is made again. Digests of data are kept with the size and time of each file, so that a
+large folder is not read at every run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeopt.errors import UsageError
 from edgeopt.staging import staged
 
 MODEL = "model.onnx"
@@ -61,41 +62,45 @@ class Cache:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._stats = _read(self.folder / _STAT)
+        known = _read(self.folder / _STAT)
+        self._stats = {file: stat for file, stat in known.items() if isinstance(stat, list) and len(stat) == 3}
 
     def entry(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> Entry:
         """The entry called `name`; where it is missing or broken, `make` writes the model into a folder and tells facts.
 
         Raises:
-            EdgeoptError: as `make` does; no entry is left.
+            EdgeoptError: as `make` does, or there is no room; no entry is left.
         """
         place = self.folder / name
         facts = _read(place / _ENTRY)
         model = place / MODEL
-        if facts and model.is_file() and _digest(place) == facts.get("sha256"):
+        if model.is_file() and _digest(place) == facts.get("sha256") and facts.get("check") == _check(facts):
             os.utime(place / _ENTRY)
-            return Entry(model, str(facts["sha256"]), facts.get("facts", {}), True)
-        shutil.rmtree(place, ignore_errors=True)
+            return Entry(model, facts["sha256"], facts["facts"], True)
+        _remove(place)
         folder = Path(tempfile.mkdtemp(prefix=f".{name[:16]}.", dir=self.folder))
         try:
-            made = json.loads(json.dumps(make(folder / MODEL)))
-            digest = _digest(folder)
-            text = json.dumps({"sha256": digest, "facts": made}, indent=1, sort_keys=True)
+            facts = {"facts": json.loads(json.dumps(make(folder / MODEL))), "sha256": _digest(folder)}
+            text = json.dumps({**facts, "check": _check(facts)}, indent=1, sort_keys=True)
             (folder / _ENTRY).write_text(text + "\n", encoding="utf-8")
             folder.rename(place)
+        except OSError as e:
+            raise UsageError(f"{self.folder}: cannot be written ({e.strerror or e}); nothing was left there") from e
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return Entry(model, digest, made, False)
+        return Entry(model, facts["sha256"], facts["facts"], False)
 
     def remembered(self, name: str, make: Callable[[], Any]) -> tuple[Any, bool]:
         """The JSON value called `name`, and whether it was there; else what `make` gives."""
         file = self.folder / f"{name}.json"
         found = _read(file)
-        if "value" in found and found.get("key") == name:
+        if "value" in found and found.get("check") == key(name, found["value"]):
+            os.utime(file)
             return found["value"], True
         value = make()
         with staged(file) as stage:
-            (stage / file.name).write_text(json.dumps({"key": name, "value": value}) + "\n", encoding="utf-8")
+            text = json.dumps({"value": value, "check": key(name, value)})
+            (stage / file.name).write_text(text + "\n", encoding="utf-8")
         return json.loads(json.dumps(value)), False
 
     def digest(self, path: Path) -> str:
@@ -112,13 +117,25 @@ class Cache:
         return key(found)
 
     def keep(self) -> None:
-        """Write down the digests, and forget entries that nobody has asked for in a month."""
-        for facts in self.folder.glob(f"*/{_ENTRY}"):
-            if time.time() - facts.stat().st_mtime > _MONTH_S:
-                shutil.rmtree(facts.parent, ignore_errors=True)
+        """Write down the digests, and forget what nobody has asked for in a month: entries, values, and what a killed run left."""
+        for item in self.folder.iterdir():
+            asked = item / _ENTRY if (item / _ENTRY).is_file() else item
+            if time.time() - asked.stat().st_mtime > _MONTH_S:
+                _remove(item)
         file = self.folder / _STAT
         with staged(file) as stage:
             (stage / file.name).write_text(json.dumps(self._stats) + "\n", encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check(entry: Mapping[str, Any]) -> str:
+    return key(entry.get("sha256"), entry.get("facts"))
 
 
 def _digest(folder: Path) -> str:
@@ -130,6 +147,6 @@ def _read(path: Path) -> dict[str, Any]:
     """The object in the file; empty where there is none or it is broken."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgeopt.errors import DataError
 from edgeopt.results import Range, Results
 
 SCHEMA = "edgeopt.run/1"
 Outcome = Literal["pass", "warn", "fail", "inconclusive", "not measured", "no baseline", "not comparable"]
+Level = Literal["pass", "warn", "fail"]
+_SEVERITY: Mapping[Outcome, Level] = {"pass": "pass", "warn": "warn", "inconclusive": "warn"}
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", populate_by_name=True)
+
+
+def _figure(given: Any) -> bool:
+    return given is not None and not (isinstance(given, float) and not math.isfinite(given))
 
 
 class Histogram(_Model):
@@ -61,9 +68,15 @@ class VariantResult(_Model):
     opset: int = 0
     answers: tuple[Mapping[str, Any], ...] = Field(default=(), description="to made-up inputs, in a few numbers")
 
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _finite(cls, found: Any) -> Any:
+        """Without what is no figure: JSON has no NaN, and it cannot be judged."""
+        return {k: x for k, x in found.items() if _figure(x)} if isinstance(found, Mapping) else found
+
 
 class GateResult(_Model):
-    """One bound of one metric of one variant. line: of the project file."""
+    """One bound of one metric of one variant. line: of the project file; level: what the policy makes of the outcome."""
 
     variant: str
     metric: str
@@ -73,8 +86,14 @@ class GateResult(_Model):
     low: float | None = None
     high: float | None = None
     outcome: Outcome
+    level: Level | None = None
     message: str
     line: int = 1
+
+    @property
+    def severity(self) -> Level:
+        """`level`; of documents that do not tell it, what the outcome was counted as then."""
+        return self.level or _SEVERITY.get(self.outcome, "fail")
 
 
 class Run(_Model):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.data import Feed, readable, specs
@@ -22,6 +23,7 @@ from edgeopt.inspection import made_up_feed
 from edgeopt.options import Listener, Options
 from edgeopt.prepare import Job, prepare, samples_of
 from edgeopt.release.document import Histogram, Layer
+from edgeopt.release.names import free_dims
 from edgeopt.release.steps import Context
 from edgeopt.report import lowest_agreement, lowest_sqnr_db
 from edgeopt.runtime.compare import Outputs, class_scores, compare, run_all
@@ -33,7 +35,19 @@ _LAYER_SAMPLES = 4
 _SHOWN = 6  # layers whose values are drawn
 _BINS = 40
 _EXACT_DB = 200.0  # said of what has no error at all
+_MAYBE_FLOAT = (ir.DataType.FLOAT, None)  # many files do not say the types of inner values
 _DEQUANTIZED = "_DequantizeLinear_output"
+
+
+@dataclass(frozen=True)
+class _Halved(Session):
+    """A session that takes the float model's feeds; halves: inputs that are fp16 in this model."""
+
+    halves: frozenset[str]
+
+    def run(self, feed: Feed) -> Outputs:
+        """The outputs for one feed, as `Session.run`."""
+        return super().run({k: x.astype(np.float16) if k in self.halves else x for k, x in feed.items()})
 
 
 @dataclass(frozen=True)
@@ -59,23 +73,28 @@ def jury(context: Context) -> Jury:
     )  # fmt: skip
     job = prepare(graph.load(context.model), context.data, options, Listener())
     feeds, reference = job.held, job.reference
+    names = [name for name, _ in (*job.held, *job.calibration, *job.rest)]
     if data.eval is not None:
         where = data.eval if ":" in data.eval else str(context.root / data.eval)
         samples, _, _ = samples_of(where, specs(job.source), options, job.float_session)
+        names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
         feeds, reference = tuple(found), tuple(run_all(job.float_session, found, workers=cores()))
-    labels = _labels([name for name, _ in feeds], reference) if accuracy.labels else None
+    labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
     return Jury(job, feeds, reference, labels)
 
 
-def _labels(names: Sequence[str], reference: Sequence[Outputs]) -> list[int]:
-    """Classes by the folder of each sample: a number, or its place among the sorted names where there are as many as classes."""
-    folders = [PurePath(name).parent.name for name in names]
-    classes = reference[0][0].shape[-1]
+def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any]) -> list[int]:
+    """Classes by the folder of each sample: a number, or its place among the sorted names of the folders of `everyone`, where
+    there are as many as `scores` of a sample.
+    """
+    if scores.ndim != 2 or not class_scores([scores]):
+        raise DataError("accuracy.labels: the first output gives no class scores, one row a sample")
+    folders, classes = [PurePath(name).parent.name for name in names], scores.shape[-1]
     if all(f.isdecimal() for f in folders):
         found = [int(f) for f in folders]
     else:
-        known = sorted(set(folders))
+        known = sorted({PurePath(name).parent.name for name in everyone})
         if len(known) != classes:
             raise DataError(
                 f"accuracy.labels: {len(known)} folders ({', '.join(known[:3])} ...) for {classes} classes; name folders by class number"
@@ -92,11 +111,13 @@ def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
     Raises:
         EdgeoptError: it does not run, or gives outputs of other shapes.
     """
-    session = open_session(path)
-    outputs = run_all(session, [(name, _adapted(feed, path)) for name, feed in j.feeds], workers=cores())
+    model = graph.load(path)
+    halves = frozenset(str(v.name) for v in model.graph.inputs if v.dtype == ir.DataType.FLOAT16)
+    session = _opened(path, halves)
+    outputs = run_all(session, j.feeds, workers=cores())
     errors = compare(session.outputs, j.reference, outputs)
     agreement = lowest_agreement(errors)
-    found = _sizes(path) | {
+    found = _sizes([path, *graph.external_files(model)]) | {
         "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
         "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
     }
@@ -105,22 +126,33 @@ def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
     if j.labels is not None:
         found |= _scored(outputs, j.labels)
     if j.job.metric is not None:
-        found["accuracy.eval"] = j.job.metric(session)
-    layers = _layers(j, path)
+        found["accuracy.eval"] = j.job.metric(session, j.reference, outputs)
+    layers = _layers(j, model, halves)
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
     return found, layers
 
 
-def answers(path: Path) -> list[dict[str, Any]]:
-    """What the model at `path` answers to made-up inputs: shape and first values of each output."""
+def answers(path: Path, dims: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """What the model at `path` answers to `made_up` inputs: shape and first values of each output, None for no number."""
     session = open_session(path)
-    outputs = session.run(made_up_feed(graph.load(path), {}))
+    outputs = session.run(made_up(path, dims or {}))
     return [
-        {"output": name, "shape": list(y.shape), "first": [float(f"{x:.6g}") for x in y.reshape(-1)[:8].astype(float)]}
+        {"output": name, "shape": list(y.shape), "first": [_figure(x) for x in y.reshape(-1)[:8].astype(float)]}
         for name, y in zip(session.outputs, outputs, strict=True)
-        if y.dtype.kind in "fiu"
+        if isinstance(y, np.ndarray) and y.dtype.kind in "fiu"
     ]
+
+
+def _figure(x: float) -> float | None:
+    return float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+def made_up(path: Path, dims: Mapping[str, int]) -> Feed:
+    """Inputs for the model at `path`, with those of `dims` that it has left free."""
+    model = graph.load(path)
+    free = set(free_dims(model))
+    return made_up_feed(model, {name: size for name, size in dims.items() if name in free})
 
 
 def opset(path: Path) -> int:
@@ -128,9 +160,8 @@ def opset(path: Path) -> int:
     return int(graph.load(path).opset_imports.get("", 0))
 
 
-def _sizes(path: Path) -> dict[str, float]:
-    """Of the file and what lies beside it, as it is and as a download would pack it."""
-    files = [path, *graph.external_files(graph.load(path))]
+def _sizes(files: Sequence[Path]) -> dict[str, float]:
+    """Of a model's files, as they are and as a download would pack them."""
     total = 0
     for file in files:
         packer = zlib.compressobj(6)
@@ -141,15 +172,12 @@ def _sizes(path: Path) -> dict[str, float]:
     return {"size.file": float(sum(f.stat().st_size for f in files)), "size.download": float(total)}
 
 
-def _adapted(feed: Feed, path: Path) -> Feed:
-    """`feed` in the types that the model takes (fp16 inputs)."""
-    types = {str(v.name): v.dtype for v in graph.load(path).graph.inputs} if path.is_file() else {}
-    return {k: x.astype(np.float16) if types.get(k) == ir.DataType.FLOAT16 else x for k, x in feed.items()}
+def _opened(model: ir.Model | Path, halves: frozenset[str]) -> Session:
+    session = open_session(model)
+    return _Halved(session.raw, session.outputs, halves)
 
 
 def _scored(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, float]:
-    if not outputs or not class_scores([outputs[0][0]]):
-        raise DataError("accuracy.labels: the first output gives no class scores")
     rows = np.concatenate([y[0] for y in outputs])
     if len(rows) != len(labels):
         raise DataError("accuracy.labels: a sample holds several rows, and a folder names one class")
@@ -161,25 +189,25 @@ def _scored(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, floa
     }
 
 
-def _layers(j: Jury, path: Path) -> list[Layer]:
+def _layers(j: Jury, theirs: ir.Model, halves: frozenset[str]) -> list[Layer]:
     """SQNR of inner values that both models have, worst first; none where the variant has other values."""
-    ours, theirs = j.job.model, graph.load(path)
+    ours = j.job.model
     known = {str(v.name): v for n in theirs.graph for v in n.outputs}
     pairs = {}
     for node in ours.graph:
         for value in node.outputs[:1]:
             name = str(value.name)
             twin = next((t for t in (name + _DEQUANTIZED, name) if t in known), None)
-            if twin is not None and value.dtype == ir.DataType.FLOAT and not value.is_graph_output():
+            if twin is not None and value.dtype in _MAYBE_FLOAT and not value.is_graph_output():
                 pairs[name] = (twin, node.op_type)
     if not pairs:
         return []
     try:
         sessions = (
             open_session(with_outputs(ours, list(pairs))),
-            open_session(with_outputs(theirs, [t for t, _ in pairs.values()])),
+            _opened(with_outputs(theirs, [t for t, _ in pairs.values()]), halves),
         )
-        signal, noise = _powers(j, path, list(pairs), sessions)
+        signal, noise = _powers(j, list(pairs), sessions)
     except EdgeoptError:
         return []  # a value that this runtime does not let out: no picture, no figure
     db = {
@@ -193,18 +221,22 @@ def _layers(j: Jury, path: Path) -> list[Layer]:
 
 
 def _powers(
-    j: Jury, path: Path, names: Sequence[str], sessions: tuple[Session, Session]
+    j: Jury, names: Sequence[str], sessions: tuple[Session, Session]
 ) -> tuple[dict[str, float], dict[str, float]]:
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     for _, feed in j.feeds[:_LAYER_SAMPLES]:
-        for name, r, y in zip(names, sessions[0].run(feed), sessions[1].run(_adapted(feed, path)), strict=True):
-            if r.shape != y.shape:
+        for name, r, y in zip(names, sessions[0].run(feed), sessions[1].run(feed), strict=True):
+            if not (_floats(r) and _floats(y) and r.shape == y.shape):
                 continue
             a, b = r.astype(np.float64), y.astype(np.float64)
             mask = np.isfinite(a) & np.isfinite(b)
             signal[name] += float(np.square(a[mask]).sum())
             noise[name] += float(np.square((a - b)[mask]).sum())
     return signal, noise
+
+
+def _floats(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype.kind == "f"
 
 
 def _clip(value: ir.Value) -> tuple[float, float] | None:

@@ -2,7 +2,8 @@
 
 A metric with a 95 % interval [low, high] passes `max` if high <= max, fails if low > max, and is inconclusive in between;
 `min` likewise. A metric without one is what it is. `warn` is a bound of the same side that never fails. Against the baseline
-a regression is judged by the interval of the ratio. What inconclusive gates count as is the project's policy.
+a regression is judged by the interval of the share by which the figure got worse. What gates that cannot tell count as is the
+project's policy.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from edgeopt.release.document import GateResult, Outcome, Run, VariantResult
+from edgeopt.release.document import GateResult, Level, Outcome, Run, VariantResult
 from edgeopt.release.metrics import METRICS, Metric
 from edgeopt.release.project import FLOAT, Gate, Policy, Project
 from edgeopt.release.units import quantity, shown
 from edgeopt.results import Range
 
 EXIT = {"pass": 0, "warn": 0, "fail": 1, "error": 3, "inconclusive": 4, "no baseline": 5}
+_FAILS_AS: Mapping[Outcome, str] = {
+    "inconclusive": "inconclusive", "no baseline": "no baseline", "not comparable": "no baseline",
+}  # fmt: skip
+_CLOCKED = ("latency.", "cold.", "memory.", "speedup")  # what depends on the machine
+_ROUNDING = 1e-12
 _LINE = Callable[[str, str, str], int]
 
 
@@ -32,13 +38,14 @@ class Against:
 
 def judge(project: Project, run: Run, against: Against, line: _LINE = lambda variant, metric, bound: 1) -> Run:
     """`run` with every gate of `project` judged, and the verdict."""
+    absent = [VariantResult(name=n, parent="") for n in project.gates if n != "*" and run.variant(n) is None]
     found = tuple(
-        g
-        for variant in run.variants
+        g.model_copy(update={"level": _level(g, run, project.policy)})
+        for variant in (*run.variants, *absent)
         for name, gate in sorted(_gates(project, variant.name).items())
         for g in _judged(run, variant, name, gate, against, line)
     )
-    verdict = _verdict(found, run, project.policy)
+    verdict = _verdict(found, run)
     return run.model_copy(update={"gates": found, "verdict": verdict, "exit_code": EXIT[verdict]})
 
 
@@ -89,7 +96,7 @@ def _outcome(
             return "not measured", f"{row.title}: the float model's is not known"
         drop = before - value
         text = f"{row.title} falls by {_points(drop, row)}, allowed {_points(limit, row)}"
-        return ("fail" if drop > limit + 1e-12 else "pass"), text
+        return ("fail" if drop > limit + _ROUNDING else "pass"), text
     upper = bound == "max" or (bound == "warn" and not row.higher)
     outcome = _bounded(interval, limit, upper)
     sign = "<=" if upper else ">="
@@ -120,53 +127,52 @@ def _regression(variant: VariantResult, name: str, limit: float, against: Agains
     if against.run is None:
         return "no baseline", f"{row.title}: no baseline; edgeopt baseline save makes one"
     old = against.run.variant(variant.name)
-    before = old.metrics.get(name) if old else None
     again = (against.ratios or {}).get(variant.name) if name.startswith("latency.p50") else None
-    if again is None and against.refused is not None and _clocked(name):
+    if again is not None:
+        worse, how = Range(value=again.value - 1, low=again.low - 1, high=again.high - 1), "measured again side by side"
+    elif against.refused is not None and name.startswith(_CLOCKED):
         return "not comparable", f"{row.title}: {against.refused}"
-    if again is None and (before is None or old is None):
+    elif old is None or name not in old.metrics:
         return "no baseline", f"{row.title}: the baseline has no {variant.name}"
-    ratio = again or _ratio(variant, old, name)  # type: ignore[arg-type]
-    if row.higher:
-        ratio = Range(value=1 / ratio.value, low=1 / ratio.high, high=1 / ratio.low)
-    how = "measured again side by side" if again is not None else "stored"
-    text = f"{row.title} {ratio.value - 1:+.1%} [{ratio.low - 1:+.1%}, {ratio.high - 1:+.1%}] against the baseline ({how}), allowed {limit:+.1%}"
-    outcome = _bounded(ratio, 1 + limit, upper=True)
-    if row.higher:
-        text = text.replace(" against", " worse against", 1)
-    return outcome, text
+    else:
+        worse, how = _worse(variant, old, name), "stored"
+    text = (
+        f"{row.title} {worse.value:+.1%} [{worse.low:+.1%}, {worse.high:+.1%}]{' worse' if row.higher else ''}"
+        f" against the baseline ({how}), allowed {limit:+.1%}"
+    )
+    return _bounded(worse, limit + _ROUNDING, upper=True), text
 
 
-def _clocked(name: str) -> bool:
-    """Whether the metric depends on the machine."""
-    return name.split(".")[0] in ("latency", "cold", "memory", "speedup")
-
-
-def _ratio(new: VariantResult, old: VariantResult, name: str) -> Range:
+def _worse(new: VariantResult, old: VariantResult, name: str) -> Range:
+    """By which share of the old figure the new one is worse; below 0, better."""
     a, b = old.metrics[name], new.metrics[name]
-    value = b / a if a else (1.0 if b == a else math.inf)
+    sign = -1.0 if METRICS[name].higher else 1.0
+    value = sign * (b - a) / abs(a) if a else sign * math.copysign(math.inf, b) if b else 0.0
     x, y = old.intervals.get(name), new.intervals.get(name)
-    if x is None or y is None or not a or not b:
+    if x is None or y is None or min(x.low, y.low) <= 0:
         return Range(value=value, low=value, high=value)
     # intervals of independent medians, on the log scale
     half = math.hypot(math.log(x.high / x.low) / 2, math.log(y.high / y.low) / 2)
-    return Range(value=value, low=value * math.exp(-half), high=value * math.exp(half))
+    ends = sorted(sign * (b / a * math.exp(h) - 1) for h in (-half, half))
+    return Range(value=value, low=ends[0], high=ends[1])
 
 
-def _verdict(found: tuple[GateResult, ...], run: Run, policy: Policy) -> str:
-    """The worst of all gates, as the policy counts them."""
+def _level(g: GateResult, run: Run, policy: Policy) -> Level:
+    """What the policy makes of a gate; what a clock would have told only warns where none was asked."""
+    levels: Mapping[Outcome, Level] = {
+        "inconclusive": policy.inconclusive,
+        "not measured": policy.not_measured,
+        "no baseline": policy.no_baseline,
+        "not comparable": policy.no_baseline,
+    }
+    level = levels.get(g.outcome, g.severity)
+    unasked = g.outcome == "not measured" and run.profile is None and g.metric.startswith((*_CLOCKED, "ep."))
+    return "warn" if unasked and level == "fail" else level
+
+
+def _verdict(found: tuple[GateResult, ...], run: Run) -> str:
+    """The worst of all gates."""
     if any(v.error for v in run.variants):
         return "error"
-    counted = {
-        "inconclusive": ("inconclusive", policy.inconclusive),
-        "not measured": ("fail", policy.not_measured),
-        "no baseline": ("no baseline", policy.no_baseline),
-        "not comparable": ("no baseline", policy.no_baseline),
-    }
-    seen = set()
-    for g in found:
-        fails_as, level = counted.get(g.outcome, (g.outcome, "fail"))
-        if g.outcome == "not measured" and run.profile is None and _clocked(g.metric):
-            level = "warn"  # the clock was not asked
-        seen.add(fails_as if level == "fail" else level)
+    seen = {_FAILS_AS.get(g.outcome, "fail") if g.severity == "fail" else g.severity for g in found}
     return next((v for v in ("fail", "no baseline", "inconclusive", "warn") if v in seen), "pass")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeopt.release import project as projects
+from edgeopt.release import places
 from edgeopt.release.baseline import refusal, stored
 from edgeopt.release.document import Run
 from edgeopt.release.gates import Against, judge
@@ -25,13 +25,10 @@ def judged_again(project: Project, file: Path, document: Run) -> Run:
 
 def line_finder(file: Path) -> Callable[[str, str, str], int]:
     """(variant, metric, bound) -> line of the gate in the project file."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    prefix = ["tool", "edgeopt"] if file.name == "pyproject.toml" else []
+    rows = places.rows(file)
 
     def line(variant: str, metric: str, bound: str) -> int:
-        own = projects.line_of(text, [*prefix, "gates", variant, metric, bound])
-        shared = projects.line_of(text, [*prefix, "gates", "*", metric, bound])
-        place = [*prefix, "gates", variant, metric]
-        return own if projects.has(text, place) else shared
+        owner = variant if places.has(rows, ["gates", variant, metric]) else "*"
+        return places.line_of(rows, ["gates", owner, metric, bound])
 
     return line

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.release.project import Project, line_of
+from edgeopt.release import places
+from edgeopt.release.project import Project
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,23 +36,22 @@ def check_names(project: Project, model: Path, file: Path) -> None:
     from edgeopt.ptq.place import select
 
     source = graph.canonical(graph.load(model))
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    prefix = ["tool", "edgeopt"] if file.name == "pyproject.toml" else []
+    rows = places.rows(file)
     both = [source, simplify(source)] if named else []
     for variant, i, key, pattern in named:
         try:
             select(both, [pattern])
         except UsageError as e:
-            line = line_of(text, [*prefix, "variants", variant, "steps", str(i), key])
+            line = places.line_of(rows, ["variants", variant, "steps", str(i), key])
             raise UsageError(f"{file}:{line}: variants.{variant}.{key}: {e}") from e
-    known = list(_dims(source))
+    known = list(free_dims(source))
     for name in project.profile.dims:
         if name not in known:
-            line = line_of(text, [*prefix, "profile", "dims", name])
+            line = places.line_of(rows, ["profile", "dims", name])
             raise UsageError(f"{file}:{line}: profile.dims: no input has {name!r}{suggestion(name, known)}")
 
 
-def _dims(model: ir.Model) -> Iterator[str]:
+def free_dims(model: ir.Model) -> Iterator[str]:
     """Names of the free dimensions of the inputs, by themselves and by place."""
     for value in model.graph.inputs:
         for i, size in enumerate(value.shape or ()):

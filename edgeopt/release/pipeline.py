@@ -58,6 +58,7 @@ def run(
     home = (Path(root) if root is not None else file.parent).resolve()
     folder = home / found.output.folder
     check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         context = Context(home, _model(found, home, folder, ears), _place(found.data.path, home), found, ears)
         _check_places(found, context, folder)
@@ -80,7 +81,7 @@ def run(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             preset=chosen,
             model=str(context.model),
-            model_sha256=digest,
+            model_sha256=sha256(context.model),
             variants=tuple(variants),
             profile=measured,
             notes=tuple(notes),
@@ -231,7 +232,15 @@ def _evaluated(
 ) -> list[VariantResult]:
     """Metrics of every variant; the float model and the samples are only loaded if something is not known yet."""
     others = "" if context.project.data.eval is None else _data_digest(cache, context.project.data.eval, context.root)
-    about = key(digest, data, others, _reading(context), context.project.accuracy.model_dump(), _versions())
+    about = key(
+        digest,
+        data,
+        others,
+        _reading(context),
+        context.project.accuracy.model_dump(),
+        dict(context.project.profile.dims),
+        _versions(),
+    )
     shared: list[Any] = []
 
     def look(path: Path) -> Any:
@@ -243,7 +252,7 @@ def _evaluated(
         return {
             "metrics": metrics,
             "layers": [x.model_dump() for x in layers],
-            "answers": answers(path),
+            "answers": answers(path, context.project.profile.dims),
             "opset": opset(path),
         }
 
@@ -254,7 +263,7 @@ def _evaluated(
             continue
         path = Path(v.file)
         try:
-            value, _ = cache.remembered(key("evaluation/2", v.sha256, about), lambda p=path: look(p))  # type: ignore[misc]
+            value, _ = cache.remembered(key("evaluation/3", v.sha256, about), lambda p=path: look(p))  # type: ignore[misc]
         except EdgeoptError as e:
             context.listener.note(f"{v.name}: evaluation failed: {e}")
             if v.name == FLOAT:
@@ -289,8 +298,8 @@ def _published(variants: list[VariantResult], folder: Path, context: Context) ->
             continue
         _publish(Path(v.file), target)
     for name in manifest.variants(folder) - found.keys():  # of an earlier run, and no longer made
-        for old in (folder / f"{name}.onnx", folder / f"{name}.ort"):
-            old.unlink(missing_ok=True)
+        for suffix in (".onnx", *manifest.ORT):
+            (folder / f"{name}{suffix}").unlink(missing_ok=True)
     return found
 
 

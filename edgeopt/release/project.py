@@ -12,124 +12,74 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AllowInfNan,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.release import places
+from edgeopt.release.document import Level
 from edgeopt.release.metrics import metric
+from edgeopt.release.recipes import STEPS, Count, Names, Numbers, Place, Step, Table
 from edgeopt.release.units import quantity
 
 FILE = "edgeopt.toml"
 FLOAT = "float"  # the name of the model as it came
-Level = Literal["pass", "warn", "fail"]
-Quantity = float | str
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+def _amount(given: Any) -> Any:
+    """`given`, which is to be a quantity; whether its unit fits is seen when the metric is known."""
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        raise ValueError(f'a number, or a text with a unit, e.g. "6 MB", not {given!r}')
+    return given
 
 
-class Simplify(_Table):
-    """Fewer nodes, the same numbers."""
-
-    step: Literal["simplify"]
+Quantity = Annotated[Annotated[float, AllowInfNan()] | str, BeforeValidator(_amount)]
 
 
-class Quantize(_Table):
-    """int8 with calibration; see `edgeopt quantize`."""
-
-    step: Literal["quantize"]
-    mode: Literal["auto", "static", "dynamic"] = "auto"
-    effort: Literal["fast", "normal", "high"] = "normal"
-    target: str = "host"
-    range_rule: str = Field(default="mse", alias="range")
-    rounding: Literal["nearest", "gptq", "adaround", "stochastic"] | None = None
-    clip_weights: bool = False
-    equalize: bool = False
-    smooth: float | None = Field(default=None, ge=0, le=1)
-    exclude: tuple[str, ...] = ()
-    include: tuple[str, ...] = ()
-    budget_s: float = Field(default=600.0, gt=0)
-    qat: bool = False
-
-
-class Fp16(_Table):
-    """Half precision."""
-
-    step: Literal["fp16"]
-    keep: tuple[str, ...] = ()
-    io_types: Literal["keep", "fp16"] = "keep"
-
-
-class Weights(_Table):
-    """Weights alone in integers."""
-
-    step: Literal["weights"]
-    bits: Literal[4, 8] = 8
-    exclude: tuple[str, ...] = ()
-
-
-class Shrink(_Table):
-    """Fewer channels or blocks; to be distilled."""
-
-    step: Literal["shrink"]
-    width: float = Field(default=1.0, gt=0, le=1)
-    depth: float = Field(default=1.0, gt=0, le=1)
-    keep: tuple[str, ...] = ()
-
-
-class Distill(_Table):
-    """Better weights by the answers of a teacher; the project's model unless another is named."""
-
-    step: Literal["distill"]
-    teacher: Path | None = None
-    loss: str = "auto"
-    epochs: int = Field(default=20, ge=1)
-    minutes: float | None = Field(default=None, gt=0)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0)
-    seed: int = 0
-
-
-Step = Annotated[Simplify | Quantize | Fp16 | Weights | Shrink | Distill, Field(discriminator="step")]
-
-
-class Variant(_Table):
+class Variant(Table):
     """A file to ship: steps in order, from the model or from another variant."""
 
     parent: str = Field(default=FLOAT, alias="from")
-    steps: tuple[Step, ...] = Field(min_length=1)
+    steps: tuple[Step, ...] = Field(min_length=1, strict=False)
 
 
-class Export(_Table):
+class Export(Table):
     """Make the model from torch first; see `edgeopt export`."""
 
     factory: str
-    inputs: Mapping[str, tuple[int, ...]] = Field(min_length=1)
-    dynamic: Mapping[str, tuple[int, ...]] = {}
+    inputs: Mapping[str, Numbers] = Field(min_length=1)
+    dynamic: Mapping[str, Numbers] = {}
 
 
-class Data(_Table):
+class Data(Table):
     """Samples to calibrate and train with; eval: others to judge by (else what did not calibrate)."""
 
-    path: str
+    path: str = Field(min_length=1)
     eval: str | None = None
-    samples: int = Field(default=128, ge=1)
-    preprocess: str | None = None
-    tokenizer: Path | None = None
+    samples: Count = 128
+    preprocess: Literal["imagenet", "unit", "signed", "raw255"] | None = None
+    tokenizer: Place | None = None
 
 
-class Profile(_Table):
+class Profile(Table):
     """How to measure; gates look at the first provider and the first number of threads."""
 
     measure: bool = True
     preset: Literal["quick", "pr", "release"] | None = None
-    providers: tuple[str, ...] = ("cpu",)
-    threads: tuple[int, ...] = (1,)
-    dims: Mapping[str, int] = {}
+    providers: Names = Field(default=("cpu",), min_length=1)
+    threads: tuple[Count, ...] = Field(default=(1,), min_length=1, strict=False)
+    dims: Mapping[str, Count] = {}
 
 
-class Accuracy(_Table):
+class Accuracy(Table):
     """More than SQNR, cosine and agreement with float. labels: the folders of the data are classes (top-1, top-5); eval: a
     metric of your own, `package.module:function`.
     """
@@ -138,7 +88,7 @@ class Accuracy(_Table):
     eval: str | None = None
 
 
-class Gate(_Table):
+class Gate(Table):
     """Bounds of one metric. max_regression: against the baseline, relative; max_drop: against float, absolute."""
 
     min: Quantity | None = None
@@ -154,7 +104,7 @@ class Gate(_Table):
         return self
 
 
-class Policy(_Table):
+class Policy(Table):
     """What becomes of gates that cannot tell."""
 
     inconclusive: Level = "warn"
@@ -162,25 +112,25 @@ class Policy(_Table):
     no_baseline: Level = "warn"
 
 
-class Output(_Table):
+class Output(Table):
     """What is written, and where."""
 
-    folder: Path = Path("build/edgeopt")
+    folder: Place = Path("build/edgeopt")
     html: bool = True
     ort: bool = False
 
 
-class Baseline(_Table):
+class Baseline(Table):
     """The last release, as `edgeopt baseline save` keeps it."""
 
-    folder: Path = Path("edgeopt-baseline")
+    folder: Place = Path("edgeopt-baseline")
 
 
-class Project(_Table):
+class Project(Table):
     """The file. gates: by variant name, or "*" for all variants but float, and by metric."""
 
     name: str = ""
-    model: Path | None = None
+    model: Place | None = None
     export: Export | None = None
     data: Data
     variants: Mapping[str, Variant] = Field(min_length=1)
@@ -191,24 +141,30 @@ class Project(_Table):
     baseline: Baseline = Baseline()
     output: Output = Output()
 
-    @field_validator("gates", mode="before")
+    @field_validator(
+        "gates", mode="before", json_schema_input_type=Mapping[str, Mapping[str, Gate | Mapping[str, Gate]]]
+    )
     @classmethod
     def _flat(cls, found: Any) -> Any:
         """`size.file = {...}` and `"size.file" = {...}` alike."""
         if not isinstance(found, dict):
             return found
-        return {variant: _joined(gates) if isinstance(gates, dict) else gates for variant, gates in found.items()}
+        return {
+            variant: _joined(variant, gates) if isinstance(gates, dict) else gates for variant, gates in found.items()
+        }
 
     @field_validator("variants")
     @classmethod
     def _named(cls, found: Mapping[str, Variant]) -> Mapping[str, Variant]:
         for name, variant in found.items():
             if not _NAME.fullmatch(name) or name == FLOAT:
-                raise ValueError(f"{name!r} cannot be a variant's name: letters, digits, - and _, and not {FLOAT!r}")
+                raise _mistake(
+                    [name], f"{name!r} cannot be a variant's name: letters, digits, - and _, and not {FLOAT!r}"
+                )
             known = [FLOAT, *(n for n in found if n != name)]
             if variant.parent not in known:
-                raise ValueError(
-                    f"{name}: from = {variant.parent!r}: no such variant{suggestion(variant.parent, known)}"
+                raise _mistake(
+                    [name, "from"], f"{variant.parent!r}: no such variant{suggestion(variant.parent, known)}"
                 )
         in_order(found)
         return found
@@ -220,38 +176,48 @@ class Project(_Table):
         known = ["*", FLOAT, *self.variants]
         for variant, gates in self.gates.items():
             if variant not in known:
-                raise ValueError(f"gates.{variant}: no such variant{suggestion(variant, known)}")
+                raise _mistake(["gates", variant], f"no such variant{suggestion(variant, known)}")
             for name, gate in gates.items():
-                _check_gate(f"gates.{variant}.{name}", name, gate)
+                _check_gate(["gates", variant, name], name, gate)
         return self
 
 
-def _joined(tables: dict[str, Any], before: str = "") -> dict[str, Any]:
+def _mistake(place: Sequence[str], message: str) -> PydanticCustomError:
+    """To be raised for what stands at `place`, from where the validator is."""
+    return PydanticCustomError("mistake", "{message}", {"message": message, "place": list(place)})
+
+
+def _joined(variant: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Gates by the whole names of their metrics."""
     found: dict[str, Any] = {}
     for name, inner in tables.items():
         nested = isinstance(inner, dict) and inner and all(isinstance(v, dict) for v in inner.values())
-        found |= _joined(inner, f"{before}{name}.") if nested else {before + name: inner}
+        for whole, gate in {f"{name}.{k}": v for k, v in inner.items()}.items() if nested else ((name, inner),):
+            before = found.get(whole, {})
+            if before and not (isinstance(gate, dict) and isinstance(before, dict) and before.keys().isdisjoint(gate)):
+                raise _mistake([variant, whole], "is there twice")
+            found[whole] = before | gate if before else gate
     return found
 
 
-def _check_gate(where: str, name: str, gate: Gate) -> None:
+def _check_gate(place: list[str], name: str, gate: Gate) -> None:
     try:
         row = metric(name)
     except ValueError as e:
-        raise ValueError(f"{where}: {e}") from e
-    for bound in ("min", "max", "warn", "max_regression", "max_drop"):
+        raise _mistake(place, str(e)) from e
+    for bound in Gate.model_fields:
         given = getattr(gate, bound)
         kind = "share" if bound == "max_regression" else row.kind
         if given is not None:
             try:
                 quantity(given, kind)
             except ValueError as e:
-                raise ValueError(f"{where}.{bound}: {e}") from e
+                raise _mistake([*place, bound], str(e)) from e
     if gate.max_drop is not None and not name.startswith("accuracy."):
-        raise ValueError(f"{where}.max_drop: of accuracy metrics only; use min, or max_regression against a baseline")
+        raise _mistake([*place, "max_drop"], "of accuracy metrics only; use min, or max_regression against a baseline")
     wrong = "max" if row.higher else "min"
     if getattr(gate, wrong) is not None:
-        raise ValueError(f"{where}.{wrong}: {'higher' if row.higher else 'lower'} is better here; bound the other side")
+        raise _mistake([*place, wrong], f"{'higher' if row.higher else 'lower'} is better here; bound the other side")
 
 
 def in_order(variants: Mapping[str, Variant]) -> list[str]:
@@ -264,7 +230,8 @@ def in_order(variants: Mapping[str, Variant]) -> list[str]:
     while len(done) < len(variants):
         ready = [n for n, v in variants.items() if n not in done and (v.parent == FLOAT or v.parent in done)]
         if not ready:
-            raise ValueError(f"made from each other: {', '.join(n for n in variants if n not in done)}")
+            left = [n for n in variants if n not in done]
+            raise _mistake([left[0], "from"], f"made from each other: {', '.join(left)}")
         done += ready
     return done
 
@@ -289,7 +256,7 @@ def find(path: Path | None) -> Path:
         return path
     for name in (FILE, "pyproject.toml"):
         file = Path(name)
-        if file.is_file() and (name == FILE or "edgeopt" in _parsed(file).get("tool", {})):
+        if file.is_file() and _table(file) is not None:
             return file
     raise UsageError(f"no {FILE} here; edgeopt init model.onnx --calib images/ writes one")
 
@@ -300,17 +267,27 @@ def load(path: Path) -> Project:
     Raises:
         UsageError: not TOML, or a mistake in it; says the line.
     """
-    whole = _parsed(path)
-    inside = path.name == "pyproject.toml"
-    table = whole.get("tool", {}).get("edgeopt", {}) if inside else whole
-    prefix = ("tool", "edgeopt") if inside else ()
+    table = _table(path)
+    if table is None:
+        raise UsageError(f"{path}: no table [tool.edgeopt]; edgeopt init model.onnx writes a project file of its own")
     try:
         return Project.model_validate(table)
     except ValidationError as e:
-        text = path.read_text(encoding="utf-8")
+        rows = places.rows(path)
         errors = [x for x in e.errors() if x["type"] != "too_short" or not _inside(x["loc"], e.errors())]
-        lines = [_told(error, text, prefix, path) for error in errors[:5]]
+        lines = [_told(error, rows, path) for error in errors[:5]]
         raise UsageError("\n".join(dict.fromkeys(lines))) from e
+
+
+def _table(path: Path) -> Any:
+    """What `path` holds of a project; None if there is no table for it."""
+    try:
+        found: Any = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a mark
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"{path}: {e}") from e
+    for name in places.prefix(path):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
 
 
 def _inside(loc: Sequence[Any], errors: Sequence[Any]) -> bool:
@@ -318,98 +295,38 @@ def _inside(loc: Sequence[Any], errors: Sequence[Any]) -> bool:
     return any(len(x["loc"]) > len(loc) and tuple(x["loc"][: len(loc)]) == tuple(loc) for x in errors)
 
 
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"{path}: {e}") from e
-
-
-def _told(error: Mapping[str, Any], text: str, prefix: Sequence[str], path: Path) -> str:
+def _told(error: Mapping[str, Any], rows: places.Rows, path: Path) -> str:
     """One mistake: file, line, place, what and what was meant."""
-    tags = set(_STEPS)
-    place = [
-        str(p)
-        for i, p in enumerate(error["loc"])
-        if not (str(p) in tags and i and isinstance(error["loc"][i - 1], int))
-    ]
+    loc, context = error["loc"], error.get("ctx", {})
+    tags = [i for i, p in enumerate(loc) if i and isinstance(loc[i - 1], int) and p in STEPS]
+    place = [*(str(p) for i, p in enumerate(loc) if i not in tags), *context.get("place", ())]
     message = str(error["msg"]).removeprefix("Value error, ")
-    inner = re.match(r"(gates\.[^:]+|[A-Za-z0-9_.-]+): ", message)
-    if inner and not place:
-        place = inner[1].split(".", 2)
     if error["type"] == "extra_forbidden":
-        message = f"no such key{suggestion(place[-1], _fields(place[:-1], error['loc']))}"
+        message = f"no such key{suggestion(place[-1], _fields(loc))}"
     elif error["type"] == "union_tag_invalid":
-        tag = str(error["ctx"]["tag"])
-        message = f"no step {tag!r}{suggestion(tag, _STEPS)} Known: {', '.join(_STEPS)}"
+        tag = str(context["tag"])
+        message = f"no step {tag!r}{suggestion(tag, STEPS)} Known: {', '.join(STEPS)}"
     elif error["type"] == "union_tag_not_found":
-        message = f'a step needs its name, e.g. {{ step = "quantize" }}; known: {", ".join(_STEPS)}'
-    line = line_of(text, [*prefix, *place])
+        message = f'a step needs its name, e.g. {{ step = "quantize" }}; known: {", ".join(STEPS)}'
     where = ".".join(place)
-    return f"{path}:{line}: {where + ': ' if where and not message.startswith(where) else ''}{message}"
+    return f"{path}:{places.line_of(rows, place)}: {where + ': ' if where else ''}{message}"
 
 
-_STEPS: Mapping[str, type[_Table]] = {
-    "simplify": Simplify, "quantize": Quantize, "fp16": Fp16, "weights": Weights, "shrink": Shrink, "distill": Distill,
-}  # fmt: skip
-_TABLES: Mapping[str, type[_Table]] = {
+_TABLES: Mapping[str, type[Table]] = {
     "export": Export, "data": Data, "profile": Profile, "accuracy": Accuracy, "policy": Policy, "baseline": Baseline, "output": Output,
 }  # fmt: skip
 
 
-def _fields(place: Sequence[str], loc: Sequence[Any]) -> list[str]:
-    """Keys that can stand in the table at `place`."""
-    model: type[_Table] = Project
-    if place and place[0] in _TABLES:
-        model = _TABLES[place[0]]
-    elif place and place[0] == "gates":
-        model = Gate
-    elif place and place[0] == "variants":
-        step = next((str(p) for p in loc if str(p) in _STEPS), None)
-        model = Variant if step is None else _STEPS[step]
+def _fields(loc: Sequence[Any]) -> list[str]:
+    """Keys that can stand where the unknown one at `loc` stands."""
+    model: type[Table] = Project
+    match tuple(loc):
+        case ("variants", _, "steps", int(), str(step), _):
+            model = STEPS[step]
+        case ("variants", _, _):
+            model = Variant
+        case ("gates", _, _, _):
+            model = Gate
+        case (str(table), _):
+            model = _TABLES[table]
     return [f.alias or name for name, f in model.model_fields.items()]
-
-
-def line_of(text: str, place: Sequence[str]) -> int:
-    """The line of the key at `place` in `text`, or of the nearest table around it; 1 if there is none."""
-    return _nearest(text, place)[0]
-
-
-def has(text: str, place: Sequence[str]) -> bool:
-    """Whether `place` itself is a key or a table in `text`."""
-    return _nearest(text, place)[1] >= sum(len(name.split(".")) for name in place)
-
-
-def _nearest(text: str, place: Sequence[str]) -> tuple[int, int]:
-    """(line, how many of the parts of `place` stand there)."""
-    place = [part for name in place for part in name.split(".")]
-    table: list[str] = []
-    best, depth = 1, 0
-    counts: dict[str, int] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.strip()
-        header = re.fullmatch(r"\[(\[?)\s*([^\]]+?)\s*\]?\]\s*(?:#.*)?", line)
-        if header:
-            table = _keys(header[2])
-            if header[1]:
-                name = ".".join(table)
-                table = [*table, str(counts.get(name, 0))]
-                counts[name] = counts.get(name, 0) + 1
-            here = [part for name in table for part in name.split(".")]
-        else:
-            key = re.match(
-                r"((?:\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+)(?:\s*\.\s*(?:\"[^\"]*\"|'[^']*'|[A-Za-z0-9_-]+))*)\s*=", line
-            )
-            if not key:
-                continue
-            here = [part for name in [*table, *_keys(key[1])] for part in name.split(".")]
-        same = 0
-        while same < min(len(here), len(place)) and here[same] == place[same]:
-            same += 1
-        if same == len(here) and same > depth:
-            best, depth = number, same
-    return best, depth
-
-
-def _keys(dotted: str) -> list[str]:
-    return [a or b or c for a, b, c in re.findall(r"\"([^\"]*)\"|'([^']*)'|([A-Za-z0-9_-]+)", dotted)]

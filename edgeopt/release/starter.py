@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _TEMPLATE = """\
 # What edgeopt run builds, measures and demands of {model}. Every key is described by: edgeopt schema project
 name = {name}
@@ -55,10 +57,10 @@ ort = false                 # also write .ort files for ONNX Runtime's minimal b
 
 def starter(model: str, name: str, data: str, size_bytes: int) -> str:
     """The text of a project file for `model` with samples at `data`; no variant may be larger than the model is."""
-    megabytes = max(0.01, size_bytes / 1e6 * 1.05)
+    megabytes = max(1, math.ceil(size_bytes * 1.05 / 1e4)) / 100
     return _TEMPLATE.format(model=_quoted(model), name=_quoted(name), data=_quoted(data), size=f'"{megabytes:.2f} MB"')
 
 
 def _quoted(text: str) -> str:
-    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\u{ord(c):04x}" for c in text)
+    escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
     return f'"{escaped}"'

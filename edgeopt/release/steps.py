@@ -11,7 +11,8 @@ from typing import Any
 from edgeopt import target as targets
 from edgeopt.errors import UsageError
 from edgeopt.options import Listener
-from edgeopt.release import project as p
+from edgeopt.release import recipes
+from edgeopt.release.project import Project
 
 Facts = Mapping[str, Any]
 
@@ -23,7 +24,7 @@ class Context:
     root: Path
     model: Path
     data: str
-    project: p.Project
+    project: Project
     listener: Listener
 
 
@@ -39,21 +40,21 @@ def run_step(step: Any, source: Path, output: Path, context: Context) -> Facts:
 def settings(step: Any, context: Context) -> Mapping[str, Any]:
     """All that decides what `step` makes of a model, besides data and versions."""
     found: dict[str, Any] = dict(step.model_dump(mode="json"))
-    if isinstance(step, p.Quantize):
+    if isinstance(step, recipes.Quantize):
         found["target"] = targets.load(step.target).name
-    if isinstance(step, p.Distill):
+    if isinstance(step, recipes.Distill):
         found["teacher"] = str(_teacher(step, context))
     return found
 
 
 def reads_data(step: Any) -> bool:
     """Whether the samples have a say in what `step` makes."""
-    return not isinstance(step, p.Simplify | p.Shrink)
+    return not isinstance(step, recipes.Simplify | recipes.Shrink)
 
 
 def teachers(step: Any, context: Context) -> list[Path]:
     """Models that `step` reads besides its input."""
-    return [_teacher(step, context)] if isinstance(step, p.Distill) else []
+    return [_teacher(step, context)] if isinstance(step, recipes.Distill) else []
 
 
 def _data_choices(context: Context) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def _data_choices(context: Context) -> dict[str, Any]:
     return {"preprocess": data.preprocess, "tokenizer": tokenizer}
 
 
-def _simplify(step: p.Simplify, source: Path, output: Path, context: Context) -> Facts:
+def _simplify(step: recipes.Simplify, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.simplification import simplify
 
     found = simplify(source, output=output, dims=context.project.profile.dims or None)
@@ -93,20 +94,20 @@ def _quantized(source: Path, output: Path, context: Context, **choices: Any) -> 
     }
 
 
-def _quantize(step: p.Quantize, source: Path, output: Path, context: Context) -> Facts:
+def _quantize(step: recipes.Quantize, source: Path, output: Path, context: Context) -> Facts:
     choices = step.model_dump(exclude={"step"})
     return _quantized(source, output, context, **choices)
 
 
-def _fp16(step: p.Fp16, source: Path, output: Path, context: Context) -> Facts:
+def _fp16(step: recipes.Fp16, source: Path, output: Path, context: Context) -> Facts:
     return _quantized(source, output, context, mode="fp16", **step.model_dump(exclude={"step"}))
 
 
-def _weights(step: p.Weights, source: Path, output: Path, context: Context) -> Facts:
+def _weights(step: recipes.Weights, source: Path, output: Path, context: Context) -> Facts:
     return _quantized(source, output, context, mode="weights", **step.model_dump(exclude={"step"}))
 
 
-def _shrink(step: p.Shrink, source: Path, output: Path, context: Context) -> Facts:
+def _shrink(step: recipes.Shrink, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.shrinking import shrink
 
     found = shrink(
@@ -117,11 +118,11 @@ def _shrink(step: p.Shrink, source: Path, output: Path, context: Context) -> Fac
     }
 
 
-def _teacher(step: p.Distill, context: Context) -> Path:
+def _teacher(step: recipes.Distill, context: Context) -> Path:
     return context.model if step.teacher is None else context.root / step.teacher
 
 
-def _distill(step: p.Distill, source: Path, output: Path, context: Context) -> Facts:
+def _distill(step: recipes.Distill, source: Path, output: Path, context: Context) -> Facts:
     try:
         from edgeopt.train.distill import distill
     except ImportError as e:
@@ -146,10 +147,10 @@ def _distill(step: p.Distill, source: Path, output: Path, context: Context) -> F
 
 
 _RUN: Mapping[type, Callable[[Any, Path, Path, Context], Facts]] = {
-    p.Simplify: _simplify,
-    p.Quantize: _quantize,
-    p.Fp16: _fp16,
-    p.Weights: _weights,
-    p.Shrink: _shrink,
-    p.Distill: _distill,
+    recipes.Simplify: _simplify,
+    recipes.Quantize: _quantize,
+    recipes.Fp16: _fp16,
+    recipes.Weights: _weights,
+    recipes.Shrink: _shrink,
+    recipes.Distill: _distill,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Literal
@@ -33,19 +34,22 @@ def quantity(given: float | int | str, kind: Kind) -> float:
     """`given` in the unit of `kind`.
 
     Raises:
-        ValueError: no number, no unit where one is needed, or a unit of something else.
+        ValueError: no number, no unit where one is needed, a unit of something else, or more than a float holds.
     """
     if isinstance(given, bool):
         raise ValueError(f"a quantity, e.g. {_EXAMPLES[kind]}, not {given}")
     if not isinstance(given, str):
         if kind not in _BARE:
-            raise ValueError(f"{given:g} has no unit; write e.g. {_EXAMPLES[kind]}")
-        return float(given)
+            raise ValueError(f"{given} has no unit; write e.g. {_EXAMPLES[kind]}")
+        given = str(given)
     found = re.fullmatch(r"\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*(\S*)\s*", given)
     units = _UNITS[kind]
     if found is None or (found[2] not in units and not (found[2] == "" and kind in _BARE)):
         raise ValueError(f"{given!r} is not understood; write e.g. {_EXAMPLES[kind]}")
-    return float(found[1]) * (units[found[2]] if found[2] else 1.0)
+    value = float(found[1]) * (units[found[2]] if found[2] else 1.0)
+    if not math.isfinite(value):
+        raise ValueError(f"{given[:20]!r} is too large; write e.g. {_EXAMPLES[kind]}")
+    return value
 
 
 def shown(value: float | None, kind: Kind) -> str:

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.errors import ValidityError
-from edgeopt.runtime.session import Feed, open_session
+from edgeopt.runtime.session import ERRORS, Feed, open_session
 from edgeopt.staging import staged, temporary_folder
+
+_FAILURES: tuple[type[BaseException], ...] = (*ERRORS, OSError, SystemExit)
 
 
 def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
@@ -25,32 +30,46 @@ def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-    target = folder / f"{path.stem}.ort"
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)  # it would tell of every file
+    target, config = folder / f"{path.stem}.ort", folder / f"{path.stem}.required_operators.config"
     with temporary_folder() as work, staged(target) as stage:
-        for file in (path, *graph.external_files(graph.load(path))):
-            shutil.copyfile(file, work / file.name)
+        _copy(path, work)
         said = io.StringIO()
         try:
             with contextlib.redirect_stdout(said):  # the tool prints its progress
-                convert_onnx_models_to_ort(work, stage, optimization_styles=[OptimizationStyle.Fixed])
-        except (RuntimeError, ValueError, OSError, SystemExit) as e:
+                convert_onnx_models_to_ort(work, work / "made", optimization_styles=[OptimizationStyle.Fixed])
+        except _FAILURES as e:
             raise ValidityError(f"{path.name}: not convertible to .ort ({e})") from e
-        made, configs = list(stage.rglob("*.ort")), list(stage.rglob("*.config"))
-        if len(made) != 1:
+        made = work / "made" / "model.ort"
+        if not made.is_file():
             raise ValidityError(f"{path.name}: not convertible to .ort: {said.getvalue()[-200:]}")
-        _check(path, made[0], feed)
-        for file in configs:
-            file.replace(stage / f"{path.stem}.required_operators.config")
-        if made[0] != stage / target.name:
-            made[0].replace(stage / target.name)
-        for file in stage.iterdir():
-            if file.is_dir():
-                shutil.rmtree(file)
-    return [target, folder / f"{path.stem}.required_operators.config"]
+        _check(path, made, feed)
+        lines = (work / "made" / "required_operators.config").read_text(encoding="utf-8").splitlines()
+        kept = "".join(f"{line}\n" for line in lines if not line.startswith("#"))  # comments name temporary folders
+        (stage / config.name).write_text(f"# of {path.name}\n{kept}", encoding="utf-8")
+        shutil.move(made, stage / target.name)
+    return [target, config]
+
+
+def _copy(path: Path, work: Path) -> None:
+    """The model as `work`/model.onnx, for the tool takes no other name, and its data from where the model says."""
+    shutil.copyfile(path, work / "model.onnx")
+    for file in graph.external_files(graph.load(path)):
+        place = work / file.relative_to(path.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def _check(path: Path, converted: Path, feed: Feed) -> None:
     before, after = open_session(path), open_session(converted)
     for name, x, y in zip(before.outputs, before.run(feed), after.run(feed), strict=True):
-        if x.shape != y.shape or not np.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True):
+        if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):
+            raise ValidityError(f"{path.name}: output {name!r} is no tensor, which cannot be compared as .ort")
+        if x.shape != y.shape or not _alike(x, y):
             raise ValidityError(f"{path.name}: as .ort, output {name!r} differs from the ONNX file's")
+
+
+def _alike(x: NDArray[Any], y: NDArray[Any]) -> bool:
+    if x.dtype.kind not in "fiub":  # texts
+        return bool((x == y).all())
+    return np.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -1,0 +1,88 @@
+"""Where things stand in a project file: lines of its keys and headers.
+
+tomllib tells no lines; a place is looked for among the rows that begin with a key or a header, and is the row itself, else
+the first one inside it, else the nearest table around it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[tuple[int, tuple[str, ...]]]
+_HEADER = re.compile(r"\[(\[?)\s*([^\]]+?)\s*\]?\]\s*(?:#.*)?")
+_WORD = r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[A-Za-z0-9_-]+)"
+_KEY = re.compile(rf"({_WORD}(?:\s*\.\s*{_WORD})*)\s*=")
+
+
+def prefix(file: Path) -> tuple[str, ...]:
+    """The table of `file` in which a project stands."""
+    return ("tool", "edgeopt") if file.name == "pyproject.toml" else ()
+
+
+def rows(file: Path) -> Rows:
+    """(line, names from the project's table on) of each key and header of `file`; none where there is no such file."""
+    if not file.is_file():
+        return ()
+    outer = prefix(file)
+    found = _rows(file.read_text(encoding="utf-8-sig"))
+    return [(line, names[len(outer) :]) for line, names in found if names[: len(outer)] == outer]
+
+
+def line_of(found: Rows, place: Sequence[str]) -> int:
+    """The line of `place`, or of what is nearest to it; 1 if there is nothing."""
+    return _nearest(found, place)[0]
+
+
+def has(found: Rows, place: Sequence[str]) -> bool:
+    """Whether `place` itself is there."""
+    return _nearest(found, place)[1] == len(_split(place))
+
+
+def _nearest(found: Rows, place: Sequence[str]) -> tuple[int, int]:
+    """(line, how many of the names of `place` stand there)."""
+    place = _split(place)
+    best, depth = 1, 0
+    for line, names in found:
+        same = 0
+        while same < min(len(names), len(place)) and names[same] == place[same]:
+            same += 1
+        if same > depth and same in (len(names), len(place)):
+            best, depth = line, same
+    return best, depth
+
+
+def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        header, key = _HEADER.fullmatch(raw.strip()), _KEY.match(raw.strip())
+        if header:
+            table = _split(_names(header[2]))
+            if header[1]:  # of an array of tables: the place has its number
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, str(counts[table]))
+            yield number, table
+        elif key:
+            yield number, (*table, *_split(_names(key[1])))
+
+
+def _names(dotted: str) -> list[str]:
+    """The names of a dotted key as it is written; none if it is no key."""
+    try:
+        inner: Any = tomllib.loads(f"{dotted} = 0")
+    except tomllib.TOMLDecodeError:
+        return []
+    found: list[str] = []
+    while isinstance(inner, dict):
+        ((name, inner),) = inner.items()
+        found.append(name)
+    return found
+
+
+def _split(place: Sequence[str]) -> tuple[str, ...]:
+    """`place` with names apart at dots, for "size.file" and size.file are one."""
+    return tuple(part for name in place for part in name.split("."))
