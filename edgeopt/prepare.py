@@ -47,6 +47,7 @@ from edgeopt.target import Target
 RANDOM = "random"
 _GUESS_SAMPLES = 12
 _FEW = 16
+_LABEL = "label"
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"}
 )
@@ -177,7 +178,9 @@ def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> No
 
 
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:
-    feed = read()
+    feed = dict(read())
+    if _LABEL not in {str(v.name) for v in model.graph.inputs}:
+        feed.pop(_LABEL, None)  # of samples that `distill` reads too
     check_feed(feed, model, name)
     if name not in looks:
         looks[name] = look(feed)

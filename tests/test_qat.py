@@ -14,8 +14,8 @@ import edgeopt
 from edgeopt import graph
 from edgeopt.cli import main
 from edgeopt.errors import UsageError
+from edgeopt.ptq.guard import guarded
 from edgeopt.ptq.quantize import largest_pair, reduction_rows
-from edgeopt.qat import _guarded
 
 DIGITS = Path(__file__).parents[1] / "calibration_data" / "digits"
 QAT: dict[str, Any] = {
@@ -66,9 +66,9 @@ def test_weights_that_learning_moved_beyond_the_guard_come_back(made: edgeopt.Re
         moved = np.random.default_rng(0).integers(-127, 128, q.shape, np.int8)
         wild.graph.initializers[name].const_value = ir.tensor(moved, name=name)
     before = graph.proto_bytes(wild)
-    assert worst_pair(wild) > 200 and worst_pair(_guarded(wild)) == 128
+    assert worst_pair(wild) > 200 and worst_pair(guarded(wild)) == 128
     assert graph.proto_bytes(wild) == before
-    assert graph.proto_bytes(_guarded(made.model)) == graph.proto_bytes(made.model)
+    assert graph.proto_bytes(guarded(made.model)) == graph.proto_bytes(made.model)
 
 
 def test_training_that_makes_it_worse_leaves_the_static_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ _NAMED = 8  # initializers of a list that the table shows; JSON has all
 @click.option("--samples", default=1_000_000, show_default=True, help="How many to read; all are held in memory.")
 @reading
 @click.option("--qat", "quantized", is_flag=True, help="The student is a QDQ model: train it through its Q/DQ.")
+@click.option("--target", default="host", show_default=True, help="Hardware of an int8 result (edgeopt targets).")
 @click.option(
     "--int8",
     type=click.Choice(["ptq", "qat"]),
@@ -151,7 +152,11 @@ def distill(
         return 0
     if form == "table":
         _print(found)
-    integer = _quantized(found, data, integers, int8, force, read) if int8 is not None and found.improved else None
+    integer = (
+        _quantized(found, data, integers, int8, force, {**read, "target": given["target"]})
+        if int8 is not None and found.improved
+        else None
+    )
     if form == "json":
         more = {} if integer is None else {"int8": json.loads(integer.report.to_json())}
         click.echo(json.dumps(_facts(found) | more, indent=2))

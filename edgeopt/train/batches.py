@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeopt.data import Feed, InputSpec, Sample
 from edgeopt.errors import DataError, suggestion
 from edgeopt.runtime.session import Feed as AnyFeed
+from edgeopt.runtime.session import finite
 
 _LABEL = "label"
 _COLOURS = (1, 3, 4)  # channels of a picture
@@ -68,6 +69,9 @@ def read(
             problems[name] = str(e)
             continue
         given = _index(feed.pop(_LABEL, None), name)
+        if not finite(feed.values()):
+            problems[name] = f"{name}: holds NaN or infinity"
+            continue
         feeds.append(feed)
         if listed is not None:
             names.append(_found(listed, name))
@@ -234,8 +238,8 @@ def _augmented(x: NDArray[Any], rng: np.random.Generator, augment: Sequence[str]
             down, right = (int(rng.integers(-(side // _SHIFT), side // _SHIFT + 1)) for side in image.shape[1:])
             image[...] = _shifted(image, down, right)
     if "mixup" in augment:
-        share = rng.beta(0.8, 0.8, (len(x), 1, 1, 1)).astype(x.dtype)
-        x = share * x + (1 - share) * x[rng.permutation(len(x))]
+        share = rng.beta(0.8, 0.8, (len(x), 1, 1, 1)).astype(np.float32)
+        x = (share * x + (1 - share) * x[rng.permutation(len(x))]).astype(x.dtype)
     return x
 
 

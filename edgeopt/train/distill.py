@@ -11,7 +11,6 @@ Runtime, the input included.
 from __future__ import annotations
 
 import contextlib
-import glob
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from torch import nn
 
 from edgeopt import graph
 from edgeopt.errors import ValidityError
-from edgeopt.options import Data, Listener, check_place
+from edgeopt.options import Data, Listener
 from edgeopt.runtime.session import open_session, with_outputs
 from edgeopt.staging import staged
 from edgeopt.train import batches as data_of
@@ -34,8 +33,9 @@ from edgeopt.train import teachers
 from edgeopt.train.job import Job, check_device, check_peers, check_roles, prepare
 from edgeopt.train.lessons import heads_of, hints_of, lesson_of
 from edgeopt.train.loop import Diverged, Epoch, Progress, fit
-from edgeopt.train.module import Choice, OnnxModule, write_back
+from edgeopt.train.module import Choice, OnnxModule
 from edgeopt.train.options import DistillOptions
+from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
 from edgeopt.train.scores import parity_of, scores
 
@@ -89,8 +89,7 @@ def distill(
     """
     options, start = DistillOptions(**choices), time.perf_counter()
     path = None if output is None else Path(output)
-    if path is not None:
-        check_place(path, force)
+    check_places(options, path, (student, teacher, data), force=force)
     check_roles(options, teacher is not None)
     small = graph.canonical(graph.load(student))
     large = small if options.kind == "self" else graph.canonical(graph.load(teacher or options.peers[0]))
@@ -105,7 +104,7 @@ def distill(
         parity = parity_of(job)
         taught, score = scores(job)
         progress = _trained(job, score)
-        result = write_back(small, job.module.arrays())
+        result = job.written(job.module)
         parity = max(parity, parity_of(replace(job, student=result)))
         better = progress.best > progress.first
         if path is not None and better and here.first:
@@ -139,7 +138,7 @@ def _trained(job: Job, score: Callable[[nn.Module], float]) -> Progress:
     teacher, best = job.teacher, None
     for generation in range(count):
         if generation:
-            teacher = write_back(job.student, job.module.arrays())
+            teacher = job.written(job.module)
             job.module.load_state_dict(start)
             job.listener.note(f"generation {generation + 1}")
         try:
@@ -163,7 +162,7 @@ def _forget(job: Job) -> None:
     path = job.options.checkpoint
     if path is None or job.options.resume or not job.ranks.first:
         return
-    for old in [path, *path.parent.glob(f"{glob.escape(path.name)}.[0-9]*")]:
+    for old in checkpoints(path):
         with contextlib.suppress(OSError):
             old.unlink()
 
@@ -197,6 +196,7 @@ def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[n
             options,
             job.listener,
             job.ranks,
+            identity=job.identity,
         )
 
 

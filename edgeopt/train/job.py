@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
+from edgeopt import target
 from edgeopt.data import specs
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
+from edgeopt.graph import proto_bytes
 from edgeopt.options import Data, Listener, Options
 from edgeopt.prepare import samples_of
-from edgeopt.runtime.session import check_feed, cores, open_session
+from edgeopt.ptq.guard import guarded
+from edgeopt.runtime.session import Session, check_feed, cores, open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses
 from edgeopt.train.batches import Examples
 from edgeopt.train.fake_quant import masters
-from edgeopt.train.module import OnnxModule
+from edgeopt.train.module import OnnxModule, write_back
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_names, matched, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.teachers import answers
+from edgeopt.train.teachers import answers, together
 
 _LOOKED_AT = 4
 
@@ -41,6 +47,12 @@ class Job:
     size: int
     pairs: tuple[Pair, ...]
     peers: tuple[ir.Model, ...] = ()
+    identity: str = ""  # of models, samples and what else decides a run
+
+    def written(self, module: OnnxModule) -> ir.Model:
+        """The student with the weights of `module`, as it is measured and shipped."""
+        model = write_back(self.student, module.arrays())
+        return guarded(model) if self.options.quantized and target.load(self.options.target).saturates else model
 
     @property
     def threads(self) -> int:
@@ -73,19 +85,44 @@ def prepare(
     train, held = (examples.part(i) for i in data_of.divide(len(examples), options.seed))
     limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
     size = min([options.batch_size, *limits])
+    if size < options.batch_size and limits:
+        listener.note(
+            f"batches of {size}, which a model fixes (not {options.batch_size}); --accumulate makes steps of several"
+        )
+    _check_quantized(student, options)
     module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized)
-    _check_form(student, module, options)
+    if not module.trained:
+        raise ModelError("the student has no float weights to train")
+    for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
+        listener.note(line)
+    sessions = {"student": open_session(student), "teacher": open_session(teacher, threads=cores())}
+    if size > 1 and held.rows == 1 and not all(together(s, held) for s in sessions.values()):
+        listener.note(
+            "samples do not go together along their first axis: one at a time (--accumulate makes steps of several)"
+        )
+        size = 1
     some = held.part(range(min(_LOOKED_AT * size, len(held))))
-    pairs = paired(
-        matched(student, teacher, options.match),
-        to_tensors(answers(open_session(student), some, size)),
-        to_tensors(answers(open_session(teacher, threads=cores()), some, size)),
-        options,
-    )
+    seen = {who: _answers(who, session, some, size) for who, session in sessions.items()}
+    pairs = paired(matched(student, teacher, options.match), seen["student"], seen["teacher"], options)
+    train, held = (_labelled(e, options, seen["student"][pairs[0].student][0], listener) for e in (train, held))
     if examples.labels is not None and pairs[0].loss not in losses.CLASSES:
         listener.note(f"labels are not used: output {pairs[0].student!r} tells no classes (--loss {pairs[0].loss})")
         train, held = (Examples(e.feeds, None) for e in (train, held))
-    job = Job(options, listener, here, student, teacher, module.to(options.device), train, held, size, pairs)
+    identity = _identity((student, teacher), (train, held), options)
+    here.check_same(identity)
+    job = Job(
+        options,
+        listener,
+        here,
+        student,
+        teacher,
+        module.to(options.device),
+        train,
+        held,
+        size,
+        pairs,
+        identity=identity,
+    )
     _check_labels(job)
     known = [str(v.name) for node in teacher.graph for v in node.outputs]
     for name in options.hints.values():
@@ -134,16 +171,87 @@ def _examples(
     return examples
 
 
-def _check_form(student: ir.Model, module: OnnxModule, options: DistillOptions) -> None:
+def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str, list[torch.Tensor]]:
+    """What a model says of some samples, by output.
+
+    Raises:
+        DataError: it cannot take them. ModelError: it says what is no number.
+    """
+    try:
+        found = answers(session, some, size)
+    except DataError as e:
+        inputs = ", ".join(f"{i.name} {i.shape}" for i in session.raw.get_inputs())
+        raise DataError(f"the {who} cannot take the samples (its inputs: {inputs}): {e}") from e
+    for name, values in found.items():
+        if any(np.isnan(y).any() for y in values if np.issubdtype(y.dtype, np.floating)):
+            raise ModelError(
+                f"output {name!r} of the {who} holds NaN before any training: mend the model or the samples"
+            )
+    return to_tensors(found)
+
+
+def _labelled(examples: Examples, options: DistillOptions, output: torch.Tensor, listener: Listener) -> Examples:
+    """`examples` without labels that are only names of folders, and not as many as the student has classes."""
+    count = len(examples.classes)
+    if not count or options.labels is not None or options.student_classes is not None or output.shape[-1] == count:
+        return examples
+    listener.note(
+        f"{count} folders ({', '.join(examples.classes[:3])} ...) are no labels for {output.shape[-1]} classes: trained without; "
+        "--labels FILE.csv or --student-classes say otherwise"
+    )
+    return Examples(examples.feeds, None)
+
+
+def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options: DistillOptions) -> str:
+    """A digest of what decides a run, so that a checkpoint is not gone on with in another."""
+    digest = hashlib.sha256()
+    for model in models:
+        digest.update(proto_bytes(model))
+    for part in examples:
+        for feed in part.feeds:
+            for name in sorted(feed):
+                digest.update(f"{name}{feed[name].shape}".encode() + np.ascontiguousarray(feed[name]).tobytes())
+        digest.update(b"" if part.labels is None else part.labels.tobytes())
+    kept = {k: v for k, v in vars(options).items() if k not in _FORGET}
+    digest.update(repr(sorted(kept.items())).encode())
+    return digest.hexdigest()
+
+
+_FORGET = frozenset(
+    {
+        "checkpoint",
+        "resume",
+        "log",
+        "tensorboard",
+        "cache",
+        "minutes",
+        "patience",
+        "device",
+        "epochs",
+        "accumulate",
+        "tokenizer",
+    }
+)  # what may differ when a run is gone on with, or is checked elsewhere
+
+
+def _check_quantized(student: ir.Model, options: DistillOptions) -> None:
     found = masters(student)
+    dynamic = next((n for n in student.graph if n.op_type in _INTEGER_OPERATORS), None)
+    if dynamic is not None:
+        raise ModelError(
+            f"the student is quantized (node {dynamic.name!r} is a {dynamic.op_type}): give its float form, or a static int8 file with --qat"
+        )
     if found and not options.quantized:
         raise ModelError(
             f"the student is quantized ({len(found)} integer weights): train it through its Q/DQ with --qat, or give its float form"
         )
     if options.quantized and not found:
         raise ModelError("--qat trains a quantized student, and this one has no Q/DQ: edgeopt quantize makes it")
-    if not module.trained:
-        raise ModelError("the student has no float weights to train")
+
+
+_INTEGER_OPERATORS = frozenset(
+    {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"}
+)  # fmt: skip
 
 
 def _check_labels(job: Job) -> None:

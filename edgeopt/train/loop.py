@@ -43,7 +43,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far; epochs: how many there will be, of how many that were asked for; diverged: where the loss stopped being a number."""
+    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far; epochs: how many there will be, of how many that were asked for; diverged: where the loss stopped being a number; identity: of the job."""
 
     epochs: int = 0
     epoch: int = 0
@@ -54,6 +54,7 @@ class Progress:
     asked: int = 0
     stopped: bool = False
     diverged: str = ""
+    identity: str = ""
     weights: dict[str, Tensor] = field(default_factory=dict)
     log: list[Epoch] = field(default_factory=list)
 
@@ -98,18 +99,22 @@ def fit(
     options: DistillOptions,
     listener: Listener,
     ranks: Ranks,
+    identity: str = "",
 ) -> Progress:
     """Train `modules` until the epochs, the minutes or the patience end; the student is left with its best weights.
 
     lesson: the loss of a batch, given the student's moving average where there is one. epoch_batches: this rank's batches
     of an epoch by its number; batch_count: those of all ranks; score: a module's held-out metric; higher is better; rank 0
-    asks it, also before the first step, so that a student that only gets worse comes back as it was.
+    asks it, also before the first step, so that a student that only gets worse comes back as it was. identity: of the job,
+    so that a checkpoint of another one is refused.
 
     Raises:
         Diverged: the loss is not a number and no epoch before was better than the input; the student has its best
           weights by then.
     """
-    run = _begin(modules, batch_count, options, ranks)
+    run = _begin(modules, batch_count, options, ranks, identity)
+    if options.resume and not run.progress.weights:
+        listener.note(f"--resume: {options.checkpoint} is not there; from the beginning")
     progress, start = run.progress, time.monotonic()
     if not progress.weights:
         progress.first = progress.best = _scored(run, score)
@@ -118,7 +123,7 @@ def fit(
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
             begun = time.monotonic()
-            seen = _epoch(run, lesson, epoch_batches(progress.epoch), options)
+            seen = _epoch(run, lesson, epoch_batches(progress.epoch), options, start)
             progress.epoch += 1
             found = _scored(run, score)
             if found > progress.best:
@@ -150,7 +155,7 @@ def _scored(run: Run, score: Callable[[nn.Module], float]) -> float:
     return run.ranks.told([score(run.judged) if run.ranks.first else 0.0])[0]
 
 
-def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ranks: Ranks) -> Run:
+def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ranks: Ranks, identity: str) -> Run:
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -166,12 +171,13 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ra
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
     average = copy.deepcopy(modules[0]) if options.ema else None
-    run = Run(modules, optimizer, average, Progress(epochs=options.epochs, asked=options.epochs), steps, ranks)
+    progress = Progress(epochs=options.epochs, asked=options.epochs, identity=identity)
+    run = Run(modules, optimizer, average, progress, steps, ranks)
     if options.resume and options.checkpoint is not None:
         content = options.checkpoint.read_bytes() if ranks.first and options.checkpoint.is_file() else None
         content = ranks.sent(content)
         if content is not None:
-            _load(run, content, options.checkpoint, options.epochs)
+            _load(run, content, options.checkpoint, options.epochs, identity)
     return run
 
 
@@ -192,14 +198,18 @@ def _fit_into_minutes(run: Run, epoch_seconds: float, left: float, options: Dist
         run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
 
 
-def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions) -> float:
-    """One pass; the mean loss over all ranks. Every rank takes every step, with or without a batch of its own."""
+def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions, begun: float) -> float:
+    """One pass, or what of it fits into the minutes since `begun`; the mean loss over all ranks. Every rank takes every step, with
+    or without a batch of its own.
+    """
     run.modules.train()
     total, count, start = 0.0, 0, time.monotonic()
     for step in range(run.steps_per_epoch):
         if options.minutes is not None and run.progress.epoch == 0 and step == _LOOK:
             seconds = (time.monotonic() - start) / _LOOK * run.steps_per_epoch
             _fit_into_minutes(run, seconds, 60 * options.minutes, options)
+        if step % _LOOK == _LOOK - 1 and _late(run, time.monotonic() - begun, options):
+            break
         steps = max(1, run.steps_per_epoch * run.progress.epochs)
         for group in run.optimizer.param_groups:
             group["lr"] = options.rate * _rate(run.progress.step, steps, options.warm_up)
@@ -237,10 +247,14 @@ def _step(run: Run, options: DistillOptions, step: int) -> None:
                 kept.lerp_(new, 1 - options.ema)
 
 
+def _late(run: Run, seconds: float, options: DistillOptions) -> bool:
+    """Whether the minutes are over, by the clock of rank 0."""
+    return options.minutes is not None and bool(run.ranks.told([float(seconds > 60 * options.minutes)])[0])
+
+
 def _enough(run: Run, options: DistillOptions, seconds: float, listener: Listener) -> bool:
     progress = run.progress
-    late = options.minutes is not None and seconds > 60 * options.minutes
-    if run.ranks.told([float(late)])[0] and progress.epoch < progress.epochs:
+    if _late(run, seconds, options) and progress.epoch < progress.epochs:
         listener.note(f"stopped after {progress.epoch} epochs: {options.minutes:g} minutes are over")
         return True
     if options.patience and progress.epoch - progress.best_epoch >= options.patience:
@@ -307,7 +321,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-def _load(run: Run, content: bytes, path: Path, epochs: int) -> None:
+def _load(run: Run, content: bytes, path: Path, epochs: int, identity: str) -> None:
     """Go on where the checkpoint ended.
 
     Raises:
@@ -326,6 +340,8 @@ def _load(run: Run, content: bytes, path: Path, epochs: int) -> None:
     except _BROKEN as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(f"--resume {path}: no checkpoint of this student ({why})") from e
+    if run.progress.identity != identity:
+        raise DataError(f"--resume {path}: that run had another teacher, other samples or other options")
     if run.progress.asked != epochs:
         raise DataError(
             f"--resume {path}: that run was to take {run.progress.asked} epochs, not {epochs}, and its learning rates follow from that"

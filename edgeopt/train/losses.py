@@ -127,8 +127,11 @@ class Objective:
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """The value for one output."""
+        if not self.labelled:  # labels are of the first output
+            loss = "kd" if self.loss == "dkd" else self.loss
+            return LOSSES[loss](student, teacher, self.temperature, None)
         distilled = LOSSES[self.loss](student, teacher, self.temperature, labels)
-        if labels is None or not self.labelled:
+        if labels is None:
             return distilled
         return self.alpha * distilled + (1 - self.alpha) * supervised(self.loss, student, labels)
 

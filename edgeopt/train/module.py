@@ -9,6 +9,7 @@ they are written back.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -56,21 +57,28 @@ _MOVES = frozenset(
 )
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 _SHAPES = frozenset({"Shape", "Size"})
+_STATISTICS = (3, 4)  # inputs of a BatchNormalization that are counted, not trained
+_TWIN = 64  # smaller ones may be equal by chance
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is trained, by initializer name. tied: initializers that several nodes read: one update moves them all."""
+    """What is trained, by initializer name. tied: initializers that several nodes read: one update moves them all; twins:
+    pairs of matrices that are equal, as they are or transposed, and are two all the same: an exporter broke their tie.
+    """
 
     trainable: tuple[str, ...]
     frozen: tuple[str, ...]
     tied: tuple[str, ...]
+    twins: tuple[tuple[str, str], ...] = ()
 
 
-def choose(model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = ()) -> Choice:
+def choose(
+    model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (), more: Set[str] = frozenset()
+) -> Choice:
     """Which float initializers of `model` are weights: those that reach a weight input of an operator, also by way of
     nodes that only move data. Scalars, masks and normalization statistics are not; `freeze` and `train` (names or globs)
-    decide over that.
+    decide over that. more: others that are trained, as integer weights and step sizes are.
 
     Raises:
         UsageError: a name that no float initializer has.
@@ -78,22 +86,51 @@ def choose(model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (
     floats = {
         str(name): v
         for name, v in model.graph.initializers.items()
-        if v.const_value is not None and v.const_value.dtype.is_floating_point()
+        if v.const_value is not None and (v.const_value.dtype.is_floating_point() or name in more)
     }
     for pattern in (*freeze, *train):
-        if not fnmatch.filter(floats, pattern):
+        if not any(matches(name, pattern) for name in floats):
             raise UsageError(f"no float initializer is called {pattern!r}{suggestion(pattern, floats)}")
     trainable, raw = [], _raw(model)
     for name, value in floats.items():
-        asked = [any(fnmatch.fnmatchcase(name, p) for p in patterns) for patterns in (train, freeze)]
-        if not asked[1] and (asked[0] or _is_weight(value, raw)):
+        asked = [any(matches(name, p) for p in patterns) for patterns in (train, freeze)]
+        wanted = name in more or _is_weight(value, raw) or (asked[0] and not _is_statistic(value))
+        if wanted and not asked[1]:
             trainable.append(name)
     chosen = set(trainable)
     return Choice(
         tuple(trainable),
         tuple(n for n in floats if n not in chosen),
         tuple(n for n in trainable if len({id(node) for node, _ in _readers(floats[n])}) > 1),
+        _twins({n: floats[n] for n in trainable}),
     )
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is `name`, or a glob that it fits."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+
+
+def _is_statistic(value: ir.Value) -> bool:
+    return any(n.op_type == "BatchNormalization" and position in _STATISTICS for n, position in _readers(value))
+
+
+def _twins(values: Mapping[str, ir.Value]) -> tuple[tuple[str, str], ...]:
+    seen: dict[bytes, str] = {}
+    found = []
+    for name, value in values.items():
+        tensor = value.const_value
+        if tensor is None or len(tensor.shape) < 2 or tensor.size < _TWIN:
+            continue
+        w = tensor.numpy()
+        if w.min() == w.max():
+            continue
+        keys = {hashlib.sha256(np.ascontiguousarray(x).tobytes() + str(x.shape).encode()).digest() for x in (w, w.T)}
+        other = next((seen[k] for k in keys if k in seen), None)
+        if other is not None:
+            found.append((other, name))
+        seen |= dict.fromkeys(keys, name)
+    return tuple(found)
 
 
 def _is_weight(value: ir.Value, raw: Set[ir.Value]) -> bool:
@@ -168,7 +205,9 @@ class OnnxModule(nn.Module):
         super().__init__()
         raised = graph.raise_opset(model, OPSET) if _opset(model) < OPSET else model.clone()
         self.half = _widen(raised)
-        self.choice = choose(raised, freeze, train)
+        self.masters = fake_quant.masters(raised) if quantized else {}
+        self._step_names = fake_quant.step_names(raised, self.masters) if quantized else []
+        self.choice = choose(raised, freeze, train, self.masters.keys() | set(self._step_names))
         self.inputs = [str(v.name) for v in raised.graph.inputs]
         self.outputs = [str(v.name) for v in raised.graph.outputs]
         self._slots: dict[ir.Value, int] = {}
@@ -181,7 +220,6 @@ class OnnxModule(nn.Module):
         ):
             self._slots[value] = len(self._slots)
             self.names[str(value.name)] = self._slots[value]
-        self.masters = fake_quant.masters(raised) if quantized else {}
         replaced = fake_quant.calls(raised, self.masters, self._step) if quantized else {}
         self._calls = [replaced.get(node) or _call(node) for node in self._nodes]
         self._keep = {self._slots[v] for v in raised.graph.outputs}
@@ -189,12 +227,13 @@ class OnnxModule(nn.Module):
         self._parameter_slots: list[int] = []
         self._fixed: dict[int, Tensor] = {}
         self.steps = nn.ParameterList()  # logarithms over the steps as they were
-        self._step_names = fake_quant.step_names(raised, self.masters) if quantized else []
         self._steps_now: dict[str, Tensor] = {}
         names = [str(n) for n, v in raised.graph.initializers.items() if v.const_value is not None]
         scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
         self._values = {n: _array(raised, n) for n in names if n in scales}
-        self.trained = [n for n in names if n in set(self.choice.trainable) | self.masters.keys()]
+        chosen = set(self.choice.trainable)
+        self._step_names = [n for n in self._step_names if n in chosen]
+        self.trained = [n for n in names if n in chosen - set(self._step_names) or n in self.masters]
         for name in names:
             tensor = torch.from_numpy(np.array(_array(raised, name), copy=True))
             if name in self.masters:
@@ -206,7 +245,7 @@ class OnnxModule(nn.Module):
                     tensor, torch.from_numpy(np.array(self._values[master.scale])), zero, axis=master.axis
                 )
             if name in self.trained:
-                self.weights.append(nn.Parameter(tensor))
+                self.weights.append(nn.Parameter(tensor, requires_grad=name in chosen))
                 self._parameter_slots.append(self.names[name])
             elif name in self._step_names:
                 self.steps.append(nn.Parameter(torch.zeros_like(tensor)))
@@ -309,6 +348,8 @@ def _run(step: _Step, values: dict[int, Any]) -> None:
         result = step.function(*(None if i is None else values[i] for i in step.inputs))
     except Unsupported as e:
         raise ModelError(f"node {step.node!r} cannot be trained: {e}") from e
+    except (RuntimeError, TypeError, IndexError) as e:  # torch's own, out of memory included
+        raise ModelError(f"node {step.node!r} fails in torch: {(str(e).splitlines() or [type(e).__name__])[0]}") from e
     if isinstance(result, tuple | list):
         values.update(zip(step.outputs, result, strict=False))
     else:
@@ -331,6 +372,8 @@ def _widen(model: ir.Model) -> bool:
     narrow, found = ir.DataType.FLOAT16, False
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.BFLOAT16:
+            raise ModelError(f"weight {name!r} is bfloat16, which no kernel here computes with: give a float32 model")
         if tensor is not None and tensor.dtype == narrow:
             value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=name)
             value.dtype = ir.DataType.FLOAT

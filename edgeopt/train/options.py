@@ -25,7 +25,8 @@ class DistillOptions:
     are labels; match, hints: teacher outputs and inner values by the student's; hint_weight: of each hint; peers: models
     that learn too; by: who teaches with kind "self"; heads: inner values that get a classifier while training ("auto":
     three are chosen); student_classes, teacher_classes: files with a class name a line; cache: folder in which the
-    teacher's answers outlive the run; quantized: the student is a QDQ model, trained through its Q/DQ.
+    teacher's answers outlive the run; quantized: the student is a QDQ model, trained through its Q/DQ; target: whose
+    integer arithmetic its weights keep to.
     """
 
     kind: Kind = "offline"
@@ -62,6 +63,7 @@ class DistillOptions:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Path | None = None
     quantized: bool = False
+    target: str = "host"
     seed: int = 0
     device: str = "cpu"
     checkpoint: Path | None = None
@@ -125,6 +127,8 @@ class DistillOptions:
             raise UsageError("--cache keeps answers to fixed views: not with --augment or --kind online")
         if self.loss == "dkd" and "mixup" in self.augment:
             raise UsageError("--loss dkd needs labels, and --augment mixup has none that fit")
+        if "mixup" in self.augment and (self.kind == "online" or self.heads):
+            raise UsageError("--augment mixup has no labels that fit, and --kind online and --heads learn from labels")
         if self.peers and self.kind != "online":
             raise UsageError("--peer goes with --kind online")
         if (self.student_classes is None) != (self.teacher_classes is None):

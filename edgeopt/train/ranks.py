@@ -66,6 +66,22 @@ class Ranks:
             self._together(lambda: distributed.broadcast(given, 0))
         return [float(x) for x in given.cpu()]
 
+    def check_same(self, identity: str) -> None:
+        """Refuse to go on where a process has another job or other samples than rank 0; `identity` is a hex digest.
+
+        Raises:
+            EdgeoptError: on every rank.
+        """
+        if self.count == 1:
+            return
+        mine = [float(int(identity[i : i + 8], 16)) for i in range(0, len(identity), 8)]
+        apart = self.total([float(self.told(mine) != mine)])[0]
+        if apart:
+            raise EdgeoptError(
+                f"rank {self.rank} of {self.count}: {apart:.0f} processes have other models, samples or options than the first; "
+                "give all of them the same files"
+            )
+
     def total(self, values: Iterable[float]) -> list[float]:
         """Sums over the ranks."""
         given = torch.tensor(list(values), dtype=torch.float64)

@@ -13,7 +13,7 @@ from edgeopt.runtime.session import cores, open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses, teachers
 from edgeopt.train.job import Job
-from edgeopt.train.module import OnnxModule, write_back
+from edgeopt.train.module import OnnxModule
 from edgeopt.train.teachers import answers
 
 PARITY = 1e-3  # relative: further from ONNX Runtime than this nothing is trained
@@ -41,7 +41,7 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
 
     def score(module: nn.Module) -> float:
         assert isinstance(module, OnnxModule)
-        ours = answers(open_session(write_back(job.student, module.arrays()), threads=cores()), job.held, job.size)
+        ours = answers(open_session(job.written(module), threads=cores()), job.held, job.size)
         if labels:
             return _accuracy([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
         values = [
@@ -73,7 +73,7 @@ def parity_of(job: Job) -> float:
     for name, y in wanted.items():
         if np.issubdtype(y.dtype, np.floating):
             size = float(np.abs(y).max()) or 1.0
-            worst = max(worst, float(np.abs(ours[name].cpu().numpy() - y).max()) / size)
+            worst = float(np.maximum(worst, np.abs(ours[name].cpu().numpy() - y).max() / size))  # NaN stays
     limit = QUANTIZED_PARITY if job.options.quantized else HALF_PARITY if job.module.half else PARITY
     if not worst <= limit:
         raise ModelError(

@@ -20,6 +20,7 @@ from edgeopt.runtime.session import Session
 from edgeopt.staging import temporary_folder
 from edgeopt.train.batches import Batch, Examples, batches
 
+_ALIKE = 0.05  # of an output's size; integers may round otherwise in another batch
 Answers = dict[str, Tensor]
 Teacher = Callable[[Batch], Answers]
 _File = tuple[str, tuple[int, ...], str]  # output, shape of a sample's answer, element type
@@ -42,6 +43,40 @@ def answers(session: Session, examples: Examples, size: int) -> dict[str, list[N
         for name, y in outputs(session, batch).items():
             found[name].append(y)
     return found
+
+
+def together(session: Session, examples: Examples) -> bool:
+    """Whether samples side by side along axis 0 give what each gives alone; models that count time or channels there do not."""
+    first = examples.feeds[0]
+    alike = [
+        i
+        for i, f in enumerate(examples.feeds)
+        if {k: v.shape for k, v in f.items()} == {k: v.shape for k, v in first.items()}
+    ]
+    if len(alike) == 1:
+        alike = alike * 2
+    one, two = (examples.part([i]) for i in alike[:2])
+    try:
+        apart = [answers(session, part, 1) for part in (one, two)]
+    except DataError:
+        return True  # not even alone: that is told elsewhere
+    try:
+        both = answers(session, examples.part(alike[:2]), 2)
+    except DataError:
+        return False
+    for name, values in both.items():
+        wanted = [part[name][0] for part in apart]
+        y = values[0]
+        if not all(w.ndim for w in wanted):
+            continue
+        want = np.concatenate(wanted)
+        if len(values) != 1 or y.shape != want.shape:
+            return False
+        if np.issubdtype(y.dtype, np.floating):
+            size = float(np.abs(want[np.isfinite(want)]).max(initial=0.0)) or 1.0
+            if not np.allclose(y, want, rtol=0, atol=_ALIKE * size, equal_nan=True):
+                return False
+    return True
 
 
 def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,8 +158,9 @@ def _mapped(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any] | Non
 def _new(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
     """A mapped file whose blocks are there from the start: a disk that fills up later would end the process."""
     found: NDArray[Any] = np.lib.format.open_memmap(path, "w+", kind, shape)
-    with path.open("r+b") as stream:
-        os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
     return found
 
 

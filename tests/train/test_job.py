@@ -8,9 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
+import edgeopt
 from edgeopt import distill
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, ModelError, UsageError
 from tests import tiny
+from tests.models import Ears
 from tests.train import toys
 
 ONE = {"epochs": 1, "batch_size": 16}
@@ -67,3 +69,125 @@ def test_an_input_that_only_the_teacher_takes_comes_from_the_samples() -> None:
 def test_an_input_that_only_the_teacher_takes_and_no_sample_has_is_named() -> None:
     with pytest.raises(DataError, match="types"):
         distill(toys.perceptron(), toys.samples(20), teacher=typed(), **ONE)
+
+
+# labels that folders only seem to give
+
+
+@pytest.mark.parametrize(("classes", "labelled"), [(2, True), (3, False)])
+def test_folders_are_classes_only_where_there_are_as_many(classes: int, labelled: bool, tmp_path: Path) -> None:
+    for i, feed in enumerate(toys.samples(40)):
+        folder = tmp_path / ("front" if i % 2 else "back")
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / f"{i}.npz", **feed)
+    ears = Ears()
+    found = distill(
+        toys.perceptron(classes=classes), str(tmp_path), teacher=toys.perceptron(7, classes=classes), listener=ears.listener, **ONE
+    )  # fmt: skip
+    assert (found.metric == "held-out accuracy") == labelled
+    assert bool(ears.told("are no labels for 3 classes")) == (not labelled)
+
+
+# samples that do not go side by side
+
+
+def test_sequences_whose_first_axis_is_time_are_trained_one_at_a_time() -> None:
+    text = """g (float[T,N,5] x) => (float[T,N,3] y) {
+        h, hn, cn = LSTM <hidden_size = 3> (x, w, r, b)
+        one = Constant <value = int64[1] {1}> ()
+        y = Squeeze(h, one)
+    }"""
+
+    def network(seed: int) -> onnx.ModelProto:
+        shapes = {"w": (1, 12, 5), "r": (1, 12, 3), "b": (1, 24)}
+        return tiny.proto(text, **{k: toys.normal(seed + i, *s) for i, (k, s) in enumerate(shapes.items())})
+
+    feeds = [{"x": toys.normal(i, 1, 1, 5)} for i in range(20)]  # one step each, or an array of steps would tell
+    ears = Ears()
+    found = distill(network(0), feeds, teacher=network(9), listener=ears.listener, epochs=2, batch_size=8)
+    assert ears.told("do not go together along their first axis") and found.improved
+
+
+def test_samples_that_go_together_are_not_told_apart() -> None:
+    ears = Ears()
+    distill(toys.perceptron(), toys.samples(20), teacher=toys.perceptron(7), listener=ears.listener, **ONE)
+    assert not ears.told("one at a time")
+
+
+# numbers that are none, and forms that cannot be trained
+
+
+def test_a_student_or_teacher_that_says_nan_is_named() -> None:
+    broken = tiny.proto(
+        toys.PERCEPTRON.format(classes=3), a=np.full((4, 8), np.nan, np.float32), b=toys.normal(1, 8, 3)
+    )
+    for student, teacher, who in ((broken, toys.perceptron(7), "student"), (toys.perceptron(), broken, "teacher")):
+        with pytest.raises(ModelError, match=f"'y' of the {who} holds NaN"):
+            distill(student, toys.samples(20), teacher=teacher, **ONE)
+
+
+def test_a_sample_that_is_no_number_is_passed_over_by_name() -> None:
+    feeds = toys.samples(20)
+    feeds[4] = {"x": np.full((1, 4), np.nan, np.float32)}
+    ears = Ears()
+    found = distill(toys.perceptron(), feeds, teacher=toys.perceptron(7), listener=ears.listener, **ONE)
+    assert ears.told("sample[4]: holds NaN") and sum(found.samples.values()) == 19
+
+
+def test_a_dynamic_int8_student_is_called_quantized() -> None:
+    made = edgeopt.quantize(
+        toys.perceptron(wide=64).SerializeToString(), toys.samples(20), mode="dynamic", measure=False
+    )
+    with pytest.raises(ModelError, match=r"the student is quantized \(node .* is a DynamicQuantizeLinear"):
+        distill(made.model, toys.samples(20), teacher=toys.perceptron(7), **ONE)
+
+
+def test_networks_of_other_fixed_sizes_are_named_with_their_inputs() -> None:
+    wide = tiny.proto("g (float[N,6] x) => (float[N,3] y) { y = MatMul(x, w) }", w=toys.normal(0, 6, 3))
+    with pytest.raises(DataError, match=r"the teacher cannot take the samples \(its inputs: x \['N', 6\]\)"):
+        distill(toys.perceptron(), toys.samples(20), teacher=wide, **ONE)
+
+
+def test_a_batch_that_a_model_fixes_is_told() -> None:
+    ears = Ears()
+    fixed = tiny.proto(
+        toys.PERCEPTRON.format(classes=3).replace("float[N,4]", "float[1,4]"),
+        a=toys.normal(7, 4, 8),
+        b=toys.normal(8, 8, 3),
+    )
+    distill(toys.perceptron(), toys.samples(20), teacher=fixed, listener=ears.listener, **ONE)
+    assert ears.told("batches of 1, which a model fixes (not 16)")
+
+
+@pytest.mark.parametrize("choices", [{"kind": "online"}, {"kind": "self", "by": "heads"}])
+def test_mixed_pictures_have_no_labels_for_those_who_learn_from_them(choices: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="mixup has no labels that fit"):
+        distill(toys.perceptron(), toys.samples(20, labels=True), augment=("mixup",), **choices, **ONE)
+
+
+def test_decoupled_distillation_of_a_second_output_does_without_labels() -> None:
+    feeds = toys.samples(60, labels=True)
+    found = distill(toys.branched(), feeds, teacher=toys.branched(7), loss="dkd", epochs=1, batch_size=16)
+    assert found.losses == {"y": "dkd", "z": "dkd"}
+
+
+# what a checkpoint belongs to
+
+
+@pytest.mark.parametrize("change", ["teacher", "samples", "rate"])
+def test_a_checkpoint_of_another_job_is_refused(change: str, tmp_path: Path) -> None:
+    keep = {"checkpoint": tmp_path / "state.pt", "epochs": 2, "batch_size": 16}
+    distill(toys.perceptron(), toys.samples(40), teacher=toys.perceptron(7), **keep)
+    teacher = toys.perceptron(9) if change == "teacher" else toys.perceptron(7)
+    feeds = toys.samples(41) if change == "samples" else toys.samples(40)
+    more = {"learning_rate": 0.5} if change == "rate" else {}
+    with pytest.raises(DataError, match="another teacher, other samples or other options"):
+        distill(toys.perceptron(), feeds, teacher=teacher, resume=True, **keep, **more)
+
+
+def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
+    ears = Ears()
+    distill(
+        toys.perceptron(), toys.samples(20), teacher=toys.perceptron(7), checkpoint=tmp_path / "s.pt", resume=True, listener=ears.listener, **ONE
+    )  # fmt: skip
+    assert ears.told("is not there; from the beginning")

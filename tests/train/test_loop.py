@@ -225,14 +225,14 @@ def test_an_empty_checkpoint_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_a_new_run_forgets_the_checkpoints_of_an_earlier_one_before_it_has_its_own(tmp_path: Path) -> None:
-    for name in ("state.pt", "state.pt.2", "state.pt.10", "state.pt.txt", "other.pt"):
+    for name in ("state.pt", "state.pt.2", "state.pt.10", "state.pt.txt", "state.pt.1st-backup", "other.pt"):
         (tmp_path / name).write_bytes(b"of an earlier run")
     with pytest.raises(KeyboardInterrupt):
         distill(
             toys.perceptron(), toys.samples(labels=True), kind="self", generations=2, checkpoint=tmp_path / "state.pt",
-            listener=toys.stopping(1), **toys.QUICK,
+            force=True, listener=toys.stopping(1), **toys.QUICK,
         )  # fmt: skip
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.pt", "state.pt.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.pt", "state.pt.1st-backup", "state.pt.txt"]
 
 
 def test_a_second_generation_that_diverges_leaves_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,3 +252,21 @@ def test_a_second_generation_that_diverges_leaves_the_first(monkeypatch: pytest.
     assert (
         notes[-1].startswith("the loss or its gradient is not a number") and "generations before are kept" in notes[-1]
     )
+
+
+def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))  # a second passes with every look at the clock
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
+    module, seen = One(), list[int]()
+
+    def batches(epoch: int) -> Iterator[int]:
+        for i in range(1000):
+            seen.append(i)
+            yield i
+
+    options = DistillOptions(minutes=0.5, epochs=3, learning_rate=0.2)
+    modules = nn.ModuleList([module])
+    found = fit(
+        modules, lambda batch, average: distance(module), batches, 1000, lambda m: -distance(m).item(), options, Listener(), Ranks()
+    )  # fmt: skip
+    assert 0 < len(seen) < 200 and found.epoch == 1 and found.best > found.first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -128,9 +129,51 @@ def test_a_weight_that_is_moved_before_it_is_used_is_trained() -> None:
 
 def test_freeze_and_train_decide_and_a_misspelt_name_is_suggested() -> None:
     assert "wq" not in choose(attention(), freeze=("w*",)).trainable
-    assert "mean" in choose(separable(), train=("mean",)).trainable
+    low = tiny.model("g (float[N,4] x) => (float[N,4] y) { y = Add(x, mask) }", mask=np.float32([0, -100, 0, 0]))
+    assert choose(low).trainable == () and choose(low, train=("mask",)).trainable == ("mask",)
+    assert not {"mean", "var"} & set(choose(separable(), train=("*",)).trainable)  # counted, not trained
     with pytest.raises(UsageError, match="did you mean 'gamma'"):
         choose(attention(), freeze=("gama",))
+
+
+@pytest.mark.parametrize("name", ["blocks[0].w", "a*b", "w?"])
+def test_a_name_with_brackets_or_stars_is_a_name(name: str) -> None:
+    model = tiny.model(
+        "g (float[N,4] x) => (float[N,4] y) { a = MatMul(x, w)  y = MatMul(a, v) }",
+        w=normal(4, 4),
+        v=normal(4, 4, seed=1),
+    )
+    model.graph.initializers["w"].name = name
+    assert choose(model, freeze=(name,)).trainable == ("v",)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_tie_that_an_exporter_broke_is_told(transposed: bool) -> None:
+    table = normal(50, 8)
+    text = "g (int64[N] x) => (float[N,50] y) { e = Gather(table, x)  y = MatMul(e, head) }"
+    if not transposed:
+        text = text.replace("y = MatMul(e, head)", "t = Transpose <perm = [1,0]> (head)  y = MatMul(e, t)")
+    model = tiny.model(text, table=table, head=table.T.copy() if transposed else table.copy())
+    assert choose(model).twins == (("table", "head"),)
+    other = tiny.model(text, table=table, head=(table.T if transposed else table) + np.float32(1))
+    assert choose(other).twins == ()
+
+
+def test_bfloat16_is_refused_by_name() -> None:
+    model = tiny.model(
+        "g (float[N,4] x) => (float[N,4] y) { v = Cast <to = 1> (w)  y = MatMul(x, v) }", w=np.float16(normal(4, 4))
+    )
+    value = model.graph.initializers["w"]
+    value.const_value = graph.ir.Tensor(normal(4, 4).astype(ml_dtypes.bfloat16), name="w")
+    value.type = graph.ir.TensorType(graph.ir.DataType.BFLOAT16)
+    with pytest.raises(ModelError, match="'w' is bfloat16"):
+        OnnxModule(model)
+
+
+def test_what_torch_itself_refuses_is_told_by_the_node() -> None:
+    model = tiny.model("g (float[N,M] x) => (float[N,4] y) { [product] y = MatMul(x, w) }", w=normal(4, 4))
+    with pytest.raises(ModelError, match="'product' fails in torch"):
+        OnnxModule(model)({"x": torch.zeros(2, 3)})
 
 
 def test_a_weight_that_two_nodes_read_is_told_to_be_tied() -> None:
