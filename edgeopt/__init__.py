@@ -92,5 +92,10 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        return getattr(importlib.import_module(f"edgeopt.{_LAZY[name]}"), name)
+        try:
+            return getattr(importlib.import_module(f"edgeopt.{_LAZY[name]}"), name)
+        except ModuleNotFoundError as e:
+            if e.name != "torch":
+                raise
+            raise UsageError(f"edgeopt.{name} needs torch: pip install 'edgeopt[train]'") from e
     raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")
