@@ -22,11 +22,12 @@ from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.inspection import made_up_feed
 from edgeopt.options import Data, Listener, Options, check_place
 from edgeopt.passes.simplify import simplify
+from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.prepare import samples_of
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
 from edgeopt.ptq.place import macs, select
-from edgeopt.runtime.probe import probe, shapes
+from edgeopt.runtime.probe import probe, shapes, sizes
 from edgeopt.runtime.session import finite, open_session
 from edgeopt.staging import staged, temporary_folder
 
@@ -82,7 +83,7 @@ def shrink(
     _check(width, depth, importance, data)
     source = graph.canonical(graph.load(model))
     _check_weights(source)
-    simple = simplify(source)
+    simple, numbers = _settled(simplify(source), dims or {})
     options = Options(samples=samples, data_option="--data", **reading)
     feeds = [made_up_feed(source, dims or {})] if data is None else _feeds(source, data, options, ears)
     feed = feeds[0]
@@ -92,7 +93,7 @@ def shrink(
         result, influence, removed = _shallower(simple, depth, feeds, kept)
     widths: dict[str, tuple[int, int]] = {}
     if width < 1:
-        result, widths = _narrowed(result, width, feeds if importance == "first-order" else [], feed, kept)
+        result, widths = _narrowed(result, width, feeds if importance == "first-order" else [], feed, kept, numbers)
     _write(result, source, feed, path)
     return Shrunk(
         model=result,
@@ -103,6 +104,32 @@ def shrink(
         influence=influence,
         removed=removed,
     )
+
+
+def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]:
+    """(`model` with what it computes from fixed sizes folded, so that heads of attention can go where their width is no function
+    of the channels any more; which of the elements of other computed sizes are fixed).
+    """
+    if not any(n.op_type == "Shape" for n in model.graph):
+        return model, {}
+    one = made_up_feed(model, dims)
+    other = made_up_feed(model, {**dims, **_doubled(model, one)})
+    try:
+        found, numbers = sizes(model, one)
+        settled = simplify(static_sizes(model, known(model, numbers, sizes(model, other)[1]), found))
+        return settled, known(settled, sizes(settled, one)[1], sizes(settled, other)[1])
+    except EdgeoptError:
+        return model, {}  # it does not take another size: nothing can be told
+
+
+def _doubled(model: ir.Model, feed: Feed) -> dict[str, int]:
+    """The free dimensions of the inputs, twice as long as in `feed`."""
+    found = {}
+    for value in model.graph.inputs:
+        for i, d in enumerate(value.shape or ()):
+            if not isinstance(d, int):
+                found[str(d.value) if d.value else f"{value.name}.{i}"] = 2 * feed[str(value.name)].shape[i]
+    return found
 
 
 def _check(width: float, depth: float, importance: str, data: Data | None) -> None:
@@ -151,9 +178,9 @@ def _shallower(
 
 
 def _narrowed(
-    model: ir.Model, width: float, feeds: Sequence[Feed], example: Feed, kept: frozenset[str]
+    model: ir.Model, width: float, feeds: Sequence[Feed], example: Feed, kept: frozenset[str], numbers: Known
 ) -> tuple[ir.Model, dict[str, tuple[int, int]]]:
-    units = wide.units_of(model, shapes(model, example), [n for n in model.graph if n.name in kept])
+    units = wide.units_of(model, shapes(model, example), [n for n in model.graph if n.name in kept], numbers)
     if feeds:
         from edgeopt.train.sensitivity import products
 
@@ -161,10 +188,10 @@ def _narrowed(
         scores: Mapping[int, float] = {u: float(np.mean([r[u] for r in rounds])) for u in rounds[0]}
     else:
         scores = wide.by_norm(model, units)
-    gone, sizes = wide.chosen(units, scores, width)
+    gone, widths = wide.chosen(units, scores, width)
     if not gone:
         raise ModelError("--width: no layer is free to be narrower (inputs and outputs keep their sizes)")
-    return wide.without(model, units, gone), sizes
+    return wide.without(model, units, gone), widths
 
 
 def _parameters(model: ir.Model) -> int:

@@ -37,8 +37,6 @@ def elementwise(t: Tracker, node: ir.Node) -> None:
                 rows.append(t.of(v)[at])
         row = t.units.tie_rows(rows) if rows else None
         for v, at in constants:
-            if row is None:
-                t.units.unlabelled(v)
             t.units.label(v, at, row)
         axes.append(row)
     t.axes[out] = axes
@@ -50,6 +48,8 @@ def conv(t: Tracker, node: ir.Node) -> None:
     group, inside = node.attributes.get_int("group", 1), t.of(x)[1]
     if w not in t.constants:
         return t.stop(node)
+    for labels in t.of(x)[2:]:
+        t.units.freeze(labels)  # what a kernel slides over stays
     out, per_group = t.shape(w)[:2]
     name = str(node.name)
     if group == 1:
@@ -77,6 +77,8 @@ def conv_transpose(t: Tracker, node: ir.Node) -> None:
     assert x is not None and w is not None
     if node.attributes.get_int("group", 1) != 1 or w not in t.constants:
         return t.stop(node)
+    for labels in t.of(x)[2:]:
+        t.units.freeze(labels)
     made = t.units.fresh(t.shape(w)[1], str(node.name))
     t.units.label(w, 0, t.of(x)[1])
     t.units.label(w, 1, made)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeopt.pruning.tracker import Axes, Tracker, input_of
@@ -28,6 +29,8 @@ def spatial(t: Tracker, node: ir.Node) -> None:
     assert x is not None
     if t.shape(x)[:2] != t.shape(out)[:2] or node.attributes.get("axes") is not None:
         return t.stop(node)
+    for labels in t.of(x)[2:]:
+        t.units.freeze(labels)
     t.axes[out] = [*t.of(x)[:2], *[None] * (len(t.shape(x)) - 2)]
     if input_of(node, _RESIZE_SIZES) is not None:
         sizes(t, node, t.axes[out], _RESIZE_SIZES)
@@ -155,8 +158,8 @@ def pad(t: Tracker, node: ir.Node) -> None:
 def reshape(t: Tracker, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: axes are matched by runs of the same size.
 
-    A run of axes that becomes one: its labels are repeated. One that becomes several (heads of attention): the first of
-    them takes the labels, those of a block tied. Others stay.
+    A run of axes that becomes one: its labels are repeated. One that becomes several (heads of attention): that of the heads
+    takes the labels, all that belong to a head tied. Others stay.
     """
     x, out = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -177,18 +180,23 @@ def reshape(t: Tracker, node: ir.Node) -> None:
             outer = math.prod(before[i] for i in ours if i < tracked[0])
             axes[(wide or theirs)[0]] = tuple(i for _ in range(outer) for i in labels for _ in range(inner))
         elif len(tracked) == 1 and before[tracked[0]] == math.prod(before[i] for i in ours):
-            width = len(labels) // after[wide[0]]
-            blocks = [labels[i : i + width] for i in range(0, len(labels), width)]
-            for block in blocks:
+            at = _heads([after[i] for i in wide])
+            blocks = np.moveaxis(np.array(labels).reshape([after[i] for i in wide]), at, 0).reshape(after[wide[at]], -1)
+            for block in blocks.tolist():
                 for label in block:
                     t.units.tie(block[0], label)
-            axes[wide[0]] = tuple(block[0] for block in blocks)
+            axes[wide[at]] = tuple(blocks[:, 0].tolist())
         else:
             for i in tracked:
                 t.units.freeze(t.of(x)[i])
     t.axes[out] = axes
     if node.op_type == "Reshape":
         sizes(t, node, axes)
+
+
+def _heads(sizes: Sequence[int]) -> int:
+    """Which of several axes counts heads: the first, or the one behind it where that tells queries, keys and values apart."""
+    return 1 if len(sizes) > len(("heads", "width")) and sizes[0] <= len("qkv") else 0
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -220,33 +228,41 @@ def sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
         first = len(axes) - len(given)  # Expand is given the last sizes
         axes, size = axes[first:], size[first:]
         if any(labels is not None and given[i] == size[i] for i, labels in enumerate(axes)):
-
-            def made(count: Count) -> list[int]:
-                return [
-                    n if labels is None or n != size[i] else count(labels)
-                    for i, (n, labels) in enumerate(zip(given, axes, strict=True))
-                ]
-
-            t.units.edits.append(Edit(str(node.name), at, made))
+            t.units.edits.append(Edit(str(node.name), at, _counted(given, axes, size)))
         return
     maker = value.producer() if value is not None else None
-    for i, labels in enumerate(axes):
-        if labels is None:
+    parts = [v for v in maker.inputs if v is not None] if maker is not None and maker.op_type == "Concat" else []
+    places = [(k, at) for k, part in enumerate(parts) for at in range(t.shape(part)[0])]
+    if maker is None or len(places) != len(axes):
+        _computed(t, value, axes, size)
+        return
+    for k, part in enumerate(parts):
+        given = t.numbers(part)  # other sizes are those of the model when it runs
+        if given is None:
             continue
-        part = (
-            maker.inputs[i]
-            if maker is not None and maker.op_type == "Concat" and len(maker.inputs) == len(axes)
-            else None
-        )
-        number = t.numbers(part)
-        if maker is None or part is None:
+        first = places.index((k, 0))
+        ours = axes[first : first + len(given)]
+        if any(
+            labels is not None and n == size[first + i] for i, (n, labels) in enumerate(zip(given, ours, strict=True))
+        ):
+            t.units.edits.append(Edit(str(maker.name), k, _counted(given, ours, size[first:])))
+
+
+def _computed(t: Tracker, value: ir.Value | None, axes: Axes, size: Sequence[int]) -> None:
+    """Sizes that are computed from others leave a channel free only where they are known not to count it."""
+    known = t.known.get(str(value.name), []) if value is not None else []
+    known = [*[None] * (len(axes) - len(known)), *known]
+    for labels, n, before in zip(axes, known, size, strict=False):
+        if n is None or n == before:
             t.units.freeze(labels)
-        elif number is not None and number[0] == size[i]:
-            t.units.edits.append(Edit(str(maker.name), i, _counted(labels)))
 
 
-def _counted(labels: tuple[int, ...]) -> Callable[[Count], list[int]]:
-    return lambda count: [count(labels)]
+def _counted(given: Sequence[int], axes: Axes, size: Sequence[int]) -> Callable[[Count], list[int]]:
+    """The sizes `given` with the channels counted where they are those of `axes`, of which there were `size`."""
+    return lambda count: [
+        n if labels is None or n != before else count(labels)
+        for n, labels, before in zip(given, axes, size, strict=False)
+    ]
 
 
 def expand(t: Tracker, node: ir.Node) -> None:
@@ -254,7 +270,10 @@ def expand(t: Tracker, node: ir.Node) -> None:
     assert x is not None
     shift = len(t.shape(out)) - len(t.shape(x))
     axes: Axes = [None] * shift
-    for i, labels in enumerate(t.of(x)):
+    rows = t.of(x)
+    if x in t.constants:  # a learned token for every sample
+        rows = [_own(t, x, i, str(node.name)) for i in range(len(rows))]
+    for i, labels in enumerate(rows):
         same = t.shape(x)[i] == t.shape(out)[i + shift]
         if not same:
             t.units.freeze(labels)
@@ -263,5 +282,40 @@ def expand(t: Tracker, node: ir.Node) -> None:
     sizes(t, node, axes)
 
 
+def _own(t: Tracker, value: ir.Value, axis: int, node: str) -> Labels:
+    """The labels of an axis of a weight, new ones if it has none; an axis of 1 is broadcast."""
+    size = t.shape(value)[axis]
+    if size == 1:
+        return None
+    labels = t.units.weights.get((str(value.name), axis)) or t.units.fresh(size, node)
+    t.units.label(value, axis, labels)
+    return labels
+
+
+def shape(t: Tracker, node: ir.Node) -> None:
+    """Shape: right by itself when the model runs, unless a number is computed with; then that axis stays."""
+    x = node.inputs[0]
+    assert x is not None
+    first = node.attributes.get_int("start", 0) % max(1, len(t.shape(x)))
+    for reader, _ in node.outputs[0].uses():
+        index = t.numbers(input_of(reader, 1)) if reader.op_type == "Gather" else None
+        if _computed_with(node.outputs[0] if index is None else reader.outputs[0]):
+            chosen = range(len(t.shape(x))) if index is None else [(first + i) % len(t.shape(x)) for i in index]
+            for axis in chosen:
+                t.units.freeze(t.of(x)[axis])
+
+
+def _computed_with(value: ir.Value) -> bool:
+    """Whether more becomes of a size than the size of something else."""
+    return any(
+        reader.op_type not in _SIZED and (reader.op_type not in _HANDS_ON or any(map(_computed_with, reader.outputs)))
+        for reader, _ in value.uses()
+    )
+
+
+_HANDS_ON = frozenset({"Gather", "Slice", "Unsqueeze", "Squeeze", "Concat", "Cast", "Identity"})
+_SIZED = frozenset({"Reshape", "Expand", "Resize", "ConstantOfShape", "Tile"})
+
+
 def nothing(t: Tracker, node: ir.Node) -> None:
-    """Shape and Size: right by themselves when the model runs."""
+    """Size: right by itself when the model runs."""

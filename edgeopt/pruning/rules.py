@@ -14,7 +14,20 @@ from edgeopt.pruning.layers import (
     recurrent,
     reduce,
 )
-from edgeopt.pruning.moves import concat, expand, gather, nothing, pad, reshape, same, slice_, spatial, split, transpose
+from edgeopt.pruning.moves import (
+    concat,
+    expand,
+    gather,
+    nothing,
+    pad,
+    reshape,
+    same,
+    shape,
+    slice_,
+    spatial,
+    split,
+    transpose,
+)
 from edgeopt.pruning.tracker import Rule
 
 _GROUPS: dict[Rule, str] = {
@@ -39,8 +52,9 @@ _GROUPS: dict[Rule, str] = {
     recurrent: "LSTM GRU RNN",
     reshape: "Reshape Flatten Squeeze Unsqueeze",
     expand: "Expand",
-    nothing: "Shape Size",
+    shape: "Shape",
+    nothing: "Size",
 }
 # what labels its weights itself; weights that others read stay
-READERS = {elementwise, conv, conv_transpose, gemm, matmul, per_channel, layer_norm, gather, recurrent}
+READERS = {elementwise, conv, conv_transpose, gemm, matmul, per_channel, layer_norm, gather, recurrent, expand}
 RULES = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

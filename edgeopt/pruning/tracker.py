@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 
 import onnx_ir as ir
 
+from edgeopt.passes.static_sizes import Known
 from edgeopt.pruning.units import Labels, Shapes, Units
 
 Axes = list[Labels]
@@ -14,9 +15,13 @@ Axes = list[Labels]
 class Tracker:
     """Labels of every axis of every value of one graph."""
 
-    def __init__(self, model: ir.Model, shapes: Shapes, rules: Mapping[str, Rule], readers: Set[Rule]) -> None:
-        """shapes: of every value of `model` on one feed; readers: the rules that label the weights which they read."""
-        self.units = Units()
+    def __init__(
+        self, model: ir.Model, shapes: Shapes, rules: Mapping[str, Rule], readers: Set[Rule], known: Known
+    ) -> None:
+        """shapes: of every value of `model` on one feed; readers: the rules that label the weights which they read; known:
+        the elements of computed sizes that are the same for every feed.
+        """
+        self.units, self.known = Units(), known
         self.axes: dict[ir.Value, Axes] = {}
         self.shapes = dict(shapes)
         self.constants = {v for v in model.graph.initializers.values() if v.const_value is not None}
@@ -25,8 +30,8 @@ class Tracker:
             self.shapes[str(v.name)] = tuple(v.const_value.shape.numpy())
         for node in model.graph:
             rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-            known = all(str(v.name) in self.shapes for v in (*node.inputs, *node.outputs) if v is not None and v.name)
-            if rule is None or not known:
+            shaped = all(str(v.name) in self.shapes for v in (*node.inputs, *node.outputs) if v is not None and v.name)
+            if rule is None or not shaped:
                 self.stop(node)
             else:
                 rule(self, node)

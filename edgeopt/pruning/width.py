@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import ModelError
+from edgeopt.passes.static_sizes import Known
 from edgeopt.pruning.rules import READERS, RULES
 from edgeopt.pruning.tracker import Tracker
 from edgeopt.pruning.units import Shapes, Units, kept_counter
@@ -24,9 +25,9 @@ MULTIPLE = 8  # mobile kernels work on channels by eights
 _WIDE = 16  # from so many units on a space keeps a multiple
 
 
-def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = ()) -> Units:
-    """The units of `model` (simplified); the outputs of the nodes `keep` stay as wide as they are."""
-    tracker = Tracker(model, shapes, RULES, READERS)
+def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = (), known: Known | None = None) -> Units:
+    """The units of `model` (simplified); the outputs of the nodes `keep` stay as wide as they are; known: see `Tracker`."""
+    tracker = Tracker(model, shapes, RULES, READERS, known or {})
     for node in keep:
         for value in node.outputs:
             for labels in tracker.of(value):

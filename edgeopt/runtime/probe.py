@@ -7,15 +7,18 @@ Static shape inference fails on many exported models; a sample does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 _VALUES_A_RUN = 400
+_SIZES = 16  # elements of a value that may be a shape
 MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
 
 
@@ -57,11 +60,24 @@ def _probe(x: np.ndarray) -> Probe:
 
 def shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
     """The shape of every value of the main graph of `model` on `feed`, by name."""
+    return {name: x.shape for name, x in _values(model, feed)}
+
+
+def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, NDArray[np.int64]]]:
+    """(the shape of every value, the content of those of a few whole numbers, as sizes are) on `feed`, by name."""
+    found, numbers = dict[str, tuple[int, ...]](), dict[str, NDArray[np.int64]]()
+    for name, x in _values(model, feed):
+        found[name] = x.shape
+        if x.dtype == np.int64 and x.ndim < 2 and x.size <= _SIZES:
+            numbers[name] = x
+    return found, numbers
+
+
+def _values(model: ir.Model, feed: Feed) -> Iterator[tuple[str, NDArray[Any]]]:
     values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
-    found = {name: x.shape for name, x in feed.items()}
+    yield from feed.items()
     for start in range(0, len(values), _VALUES_A_RUN):
         session = open_session(with_outputs(model, values[start : start + _VALUES_A_RUN]), level="none", threads=2)
         for name, x in zip(session.outputs, session.run(feed), strict=True):
             if isinstance(x, np.ndarray):
-                found[name] = x.shape
-    return found
+                yield name, x

@@ -32,6 +32,9 @@ CASES = {
     "an Expand to fewer sizes": ("g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  e = Expand(a, eight)  y = MatMul(e, w1) }", ROW, {**LAYERS, "eight": np.int64([8])}, True),
     "a reduction of nothing": ("g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  s = ReduceSum <noop_with_empty_axes = 1> (a)  y = MatMul(s, w1) }", ROW, LAYERS, True),
     "sizes of a Split that come in": ("g (float[N,8] x, int64[2] z) => (float[N,4] y) { a = MatMul(x, w0)  b, c = Split <axis = 1> (a, z)  d = Add(b, c)  y = MatMul(d, w2) }", {**ROW, "z": SIZES}, {"w0": LAYERS["w0"], "w2": normal(4, 4)}, False),
+    "channels that a kernel slides over": ("g (float[N,8] x) => (float[N,2] y) { a = MatMul(x, w0)  r = Reshape(a, four)  c = Conv(r, k)  f = Reshape(c, two)  y = MatMul(f, w2) }", ROW, {"w0": LAYERS["w0"], "four": np.int64([0, 1, 4, 2]), "k": normal(1, 1, 1, 2), "two": np.int64([0, 4]), "w2": normal(4, 2)}, False),
+    "a size that is computed with": ("g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  s = Shape(a)  d = Gather(s, last)  h = Div(d, two)  u = Unsqueeze(h, zero)  z = Concat <axis = 0> (keep, two1, u)  r = Reshape(a, z)  m = ReduceSum <keepdims = 0> (r, one)  y = MatMul(m, w2) }", ROW, {"w0": LAYERS["w0"], "last": np.int64(1), "two": np.int64(2), "zero": np.int64([0]), "keep": np.int64([0]), "two1": np.int64([2]), "one": np.int64([1]), "w2": normal(4, 4)}, False),
+    "a size that only sizes something": ("g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  s = Shape(a)  d = Gather(s, last)  u = Unsqueeze(d, zero)  z = Concat <axis = 0> (keep, u)  r = Reshape(a, z)  y = MatMul(r, w1) }", ROW, {**LAYERS, "last": np.int64(1), "zero": np.int64([0]), "keep": np.int64([0])}, True),
     "a Pad that moves channels": ("g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  p = Pad(a, pads)  y = MatMul(p, w1) }", ROW, {**LAYERS, "pads": np.int64([0, 1, 0, -1])}, False),
 }  # fmt: skip
 

@@ -74,6 +74,48 @@ ATTENTION = """g (float[N,S,8] x) => (float[N,S,8] y) {
 }"""
 
 
+FUSED = """g (float[N,S,8] x) => (float[N,S,8] y) {
+    all = MatMul(x, wqkv)
+    b = Add(all, bqkv)
+    parts = Reshape(b, five)
+    t = Transpose <perm = [2,0,3,1,4]> (parts)
+    q = Gather <axis = 0> (t, i0)
+    k = Gather <axis = 0> (t, i1)
+    v = Gather <axis = 0> (t, i2)
+    kt = Transpose <perm = [0,1,3,2]> (k)
+    z = MatMul(q, kt)
+    p = Softmax <axis = -1> (z)
+    h = MatMul(p, v)
+    u = Transpose <perm = [0,2,1,3]> (h)
+    c = Reshape(u, flat)
+    y = MatMul(c, wo)
+}"""
+TOKEN = """g (float[N,3,4,4] x) => (float[N,5] y) {
+    c = Conv <kernel_shape = [2,2], strides = [2,2]> (x, w1)
+    r = Reshape(c, three)
+    t = Transpose <perm = [0,2,1]> (r)
+    n = Shape <start = 0, end = 1> (x)
+    sizes = Concat <axis = 0> (n, ones)
+    e = Expand(token, sizes)
+    k = Concat <axis = 1> (e, t)
+    a = Add(k, positions)
+    m = MatMul(a, w2)
+    f = Relu(m)
+    y = ReduceMean <axes = [1], keepdims = 0> (f)
+}"""
+
+
+def fused() -> ir.Model:
+    ints = {"five": [0, 0, 3, 4, 2], "flat": [0, 0, 8], "i0": 0, "i1": 1, "i2": 2}
+    weights = {"wqkv": normal(8, 24), "bqkv": normal(24), "wo": normal(8, 8, seed=1)}
+    return tiny.model(FUSED, **weights, **{k: np.int64(v) for k, v in ints.items()})
+
+
+def token() -> ir.Model:
+    weights = {"w1": normal(8, 3, 2, 2), "token": normal(1, 1, 8), "positions": normal(1, 5, 8), "w2": normal(8, 5)}
+    return tiny.model(TOKEN, **weights, three=np.int64([0, 8, -1]), ones=np.int64([1, 8]))
+
+
 def residual() -> ir.Model:
     norm = {"scale": normal(16), "shift": normal(16), "mean": normal(16), "var": np.abs(normal(16)) + 0.5}
     weights = {"w1": normal(16, 3, 3, 3), "b1": normal(16), "w2": normal(16, 16, 3, 3), "w3": normal(16, 1, 3, 3)}
@@ -102,6 +144,8 @@ MODELS = {
     "excited": (excited, {"x": normal(2, 3, 8, 8)}),
     "grouped": (grouped, {"x": normal(2, 3, 6, 6)}),
     "attention": (attention, {"x": normal(2, 5, 8)}),
+    "fused": (fused, {"x": normal(2, 5, 8)}),
+    "token": (token, {"x": normal(2, 3, 4, 4)}),
 }
 
 
