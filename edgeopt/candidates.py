@@ -9,8 +9,6 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.errors import UsageError
-from edgeopt.grid import QParams
-from edgeopt.ops import channel_axis, weight_of
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import quantize_embeddings
@@ -18,7 +16,7 @@ from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.weights import weight_only
 from edgeopt.prepare import Job
 from edgeopt.ptq.place import select
-from edgeopt.ptq.quantize import saturation_floor, weight_params
+from edgeopt.ptq.quantize import dynamic_params
 from edgeopt.runtime.probe import probe
 from edgeopt.statics import Made
 
@@ -41,18 +39,7 @@ def dynamic_int8(job: Job) -> Iterator[Made]:
     ]
     if not nodes:
         return
-    params: dict[str, QParams] = {}
-    skipped: set[str | None] = set()
-    for node in nodes:
-        weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
-        if weight is not None and weight.const_value is not None:
-            if str(weight.name) in params and params[str(weight.name)].axis != channel_axis(node):
-                skipped.add(node.name)  # one matrix read both ways: its first reader decides the grid
-                continue
-            w, axis = weight.const_value.numpy(), channel_axis(node)
-            floor = saturation_floor(w, node.op_type, axis) if job.target.saturates else 0.0
-            params[str(weight.name)] = weight_params(w, axis, job.target.weight_type, floor=floor)
-    model = dynamic(job.model, params, frozenset(str(n.name) for n in nodes if n.name not in skipped))
+    model = dynamic(job.model, *dynamic_params(nodes, job.target))
     yield Made("dynamic", quantize_embeddings(model, job.exclude))
 
 

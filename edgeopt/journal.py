@@ -161,7 +161,7 @@ def _costs(found: Mapping[str, Any]) -> Costs | None:
 
 
 def _tuning(found: Mapping[str, Any]) -> Tuning:
-    return Tuning(**{**found, "floats": frozenset(found["floats"])})
+    return Tuning(**{**found, **{k: frozenset(found[k]) for k in ("floats", "dynamics")}})
 
 
 def _plain(x: Any) -> Any:

@@ -205,7 +205,7 @@ def _repaired(job: Job, statics: Statics, first: Made, tried: list[Tried]) -> It
         return
     if search is None:
         return
-    for made in chain(search.islands(), search.climb(), search.move(*LAST)):
+    for made in chain(search.islands(), search.mixtures(), search.climb(), search.move(*LAST)):
         yield replace(made, mode=f"static, {search.best.what}")
         if good(job, tried[-1]):
             return

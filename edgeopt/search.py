@@ -1,8 +1,8 @@
 """From a static result to a nearer one that is no slower, and then to a faster one that is no further, move by move within a
 budget: `--effort high`, and the repair of a result that misses its bar.
 
-Moves are the placement by measured times, those of `statics.MOVES`, the nodes to blame left in float, and training through
-the Q/DQ where torch is installed. Each is kept only if it pays, and the next starts from it. Accuracy is seen on calibration
+Moves are the placement by measured times, those of `statics.MOVES`, products with scales found at run time, the nodes to blame
+left in float, and training through the Q/DQ where torch is installed. Each is kept only if it pays, and the next starts from it. Accuracy is seen on calibration
 samples (or by the user's metric), speed on this machine if it is the target; the held-out samples of the report have no
 say. A move that fails is told and passed over. What was tried is in the `Journal`, so that a search that was killed does not try
 it again.
@@ -78,7 +78,7 @@ class Search:
 
     def run(self) -> None:
         """All moves that there is time for; `best` is what came of them."""
-        for moves in (self.placements, self.climb, self.islands, partial(self.move, *LAST)):
+        for moves in (self.placements, self.climb, self.mixtures, self.islands, partial(self.move, *LAST)):
             for _ in moves():
                 pass
             self.journal.keep(self.statics.costs)
@@ -169,6 +169,10 @@ class Search:
     def islands(self) -> Iterator[Made]:
         """The best so far with more and more of its worst nodes in float."""
         yield from self.try_all(self.statics.islands(self.best.made))
+
+    def mixtures(self) -> Iterator[Made]:
+        """The best so far with some or all of its matrix products dynamic."""
+        yield from self.try_all(self.statics.mixtures(self.best.made))
 
     def placements(self) -> Iterator[Made]:
         """The best so far placed by measured times, where that is faster."""

@@ -17,6 +17,8 @@ from edgeopt.data import readable
 from edgeopt.grid import QParams
 from edgeopt.observers import Statistics
 from edgeopt.options import Options, Rounding
+from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import quantize_embeddings
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
@@ -25,7 +27,7 @@ from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.islands import blame
 from edgeopt.ptq.moments import Moments, gather, layers, parts
 from edgeopt.ptq.place import place
-from edgeopt.ptq.quantize import activation_params, quantization_params, untie
+from edgeopt.ptq.quantize import activation_params, dynamic_params, quantization_params, untie
 from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.smooth import smoothed
 from edgeopt.report import ActivationReport
@@ -38,13 +40,14 @@ _SAMPLES = {"fast": 32, "normal": 32, "high": 96}  # whose moments are taken
 _PEAKS = 32
 _SHARES = (0.05, 0.1, 0.25, 0.5)
 _BLAME_SAMPLES = 4
+_DYNAMIC = "in integers whose scale is found at run time"
 _BLAMED = "integers lose most of the accuracy here"
 
 
 @dataclass(frozen=True)
 class Tuning:
     """How a static model is made. floats: nodes that stay float; measured: placed by measured costs, not by the target's
-    table.
+    table; dynamics: products whose inputs get their scale at run time.
     """
 
     range_rule: str = "mse"
@@ -54,6 +57,7 @@ class Tuning:
     smooth: float | None = None
     floats: frozenset[str] = frozenset()
     measured: bool = False
+    dynamics: frozenset[str] = frozenset()
 
     @staticmethod
     def of(options: Options) -> Tuning:
@@ -131,9 +135,9 @@ class Statics:
 
     def plan(self, tuning: Tuning, base: Ground) -> Plan:
         """Where the model of `tuning` computes in integers."""
-        if not tuning.floats:
+        job, out = self.job, tuning.floats | tuning.dynamics
+        if not out:
             return base.plan
-        job, out = self.job, tuning.floats
         plan = place(
             base.model,
             job.target,
@@ -142,7 +146,8 @@ class Statics:
             include=job.include - out,
             costs=self.costs if tuning.measured else None,
         )
-        reasons = {n: _BLAMED if n in out else reason for n, reason in plan.kept_float.items()}
+        words = dict.fromkeys(tuning.floats, _BLAMED) | dict.fromkeys(tuning.dynamics, _DYNAMIC)
+        reasons = {n: words.get(n, reason) for n, reason in plan.kept_float.items()}
         return replace(plan, kept_float=reasons)
 
     def placements(self, tuning: Tuning) -> Iterator[tuple[str, Tuning]]:
@@ -176,7 +181,29 @@ class Statics:
 
     def islands(self, made: Made, shares: tuple[float, ...] = _SHARES) -> Iterator[tuple[str, Tuning]]:
         """Tunings of `made` with more and more of its worst nodes in float."""
+        if made.tuning is None:
+            return
+        for what, worst in self._worst(made, shares):
+            yield f"{what} left in float", replace(made.tuning, floats=made.tuning.floats | worst)
+
+    def mixtures(self, made: Made) -> Iterator[tuple[str, Tuning]]:
+        """Tunings of `made` with some or all of its matrix products dynamic: the worst ones, then all."""
         if made.plan is None or made.source is None or made.tuning is None:
+            return
+        products = frozenset(str(n.name) for n in dynamic_nodes(made.source) if n.name in made.plan.integer)
+        if not products:
+            return
+        seen = set[frozenset[str]]()
+        for _, worst in [*self._worst(made, _SHARES), ("", products)]:
+            some = worst & products
+            if some and some not in seen:
+                seen.add(some)
+                what = "all products dynamic" if some == products else f"{len(some)} of the worst products dynamic"
+                yield what, replace(made.tuning, dynamics=made.tuning.dynamics | some)
+
+    def _worst(self, made: Made, shares: tuple[float, ...]) -> Iterator[tuple[str, frozenset[str]]]:
+        """More and more of the nodes of `made` that lose most, each with how many."""
+        if made.plan is None or made.source is None:
             return
         seen, _ = readable(self.job.calibration[:_BLAME_SAMPLES], total=len(self.job.calibration))
         feeds = [feed for _, feed in seen] or [feed for _, feed in self.job.held[:_BLAME_SAMPLES]]
@@ -184,9 +211,8 @@ class Statics:
         worst = [name for name, db in lost.items() if db > 0]
         sizes = dict.fromkeys(min(len(worst), max(1, round(share * len(made.plan.integer)))) for share in shares)
         for size in sizes:
-            out = frozenset(worst[:size])
-            if out:
-                yield f"{len(out)} nodes left in float", replace(made.tuning, floats=made.tuning.floats | out)
+            if size:
+                yield f"{size} nodes", frozenset(worst[:size])
 
 
 def _reshaped(job: Job, tuning: Tuning) -> ir.Model:
@@ -215,7 +241,11 @@ def _made(job: Job, tuning: Tuning, plan: Plan, base: Ground, mode: str) -> Made
             if tuning.clip_weights:
                 params = clipped(model, params, moments, job.target)
             model = reconstructed(model, params, moments, job.target, tuning.rounding)
-    quantized = quantize_embeddings(shield(fold_weights(insert_qdq(model, plan, params))), job.exclude)
+    quantized = fold_weights(insert_qdq(model, plan, params))
+    if tuning.dynamics:
+        nodes = [n for n in dynamic_nodes(quantized) if n.name in tuning.dynamics]
+        quantized = dynamic(quantized, *dynamic_params(nodes, job.target))
+    quantized = quantize_embeddings(shield(quantized), job.exclude)
     job.seconds["quantize"] = job.seconds.get("quantize", 0.0) + time.perf_counter() - start
     return Made(mode, quantized, plan, _activations(base.statistics, activation), base.model, tuning)
 

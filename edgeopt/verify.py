@@ -57,8 +57,8 @@ class Tried:
 
     @property
     def slower(self) -> bool:
-        """Whether it was measured and is not faster than float."""
-        return self.latency is not None and self.latency.speedup < 1.0
+        """Whether it was measured and the 95 % interval says that float is faster."""
+        return self.latency is not None and self.latency.speedup_high < 1.0
 
     def candidate(self, verdict: str) -> Candidate:
         """Its line in the report."""

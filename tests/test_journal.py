@@ -26,7 +26,7 @@ from tests.models import dense, normal
 
 FEEDS = [{"x": normal(2, 4, seed=i)} for i in range(12)]
 PLAIN = Tuning()
-RICH = Tuning("minmax", "adaround", True, True, 0.25, frozenset({"b", "a", "é"}), True)
+RICH = Tuning("minmax", "adaround", True, True, 0.25, frozenset({"b", "a", "é"}), True, frozenset({"c"}))
 ENTRIES = [
     Entry(RICH, PLAIN, "ranges by minmax", "no gain"),
     Entry(PLAIN, None, "as it was", "kept"),
@@ -78,6 +78,7 @@ tunings = st.builds(
     st.none() | st.floats(0, 1),
     st.frozensets(st.text(max_size=5), max_size=3),
     st.booleans(),
+    st.frozensets(st.text(max_size=5), max_size=3),
 )
 
 
@@ -199,9 +200,9 @@ LINES = [
     "{" * 50,
     json.dumps({"tuning": None, "against": None, "what": "", "verdict": "kept"}),
     json.dumps({"tuning": {}, "against": None, "what": "", "verdict": "kept"}),
-    json.dumps({"tuning": {"floats": 3}, "against": None, "what": "", "verdict": "kept"}),
-    json.dumps({"tuning": {"floats": [], "later": 1}, "against": None, "what": "", "verdict": "kept"}),
-    json.dumps({"tuning": {"floats": [[]]}, "against": None, "what": "", "verdict": "kept"}),
+    json.dumps({"tuning": {"floats": 3, "dynamics": []}, "against": None, "what": "", "verdict": "kept"}),
+    json.dumps({"tuning": {"floats": [], "dynamics": [], "later": 1}, "against": None, "what": "", "verdict": "kept"}),
+    json.dumps({"tuning": {"floats": [[]], "dynamics": []}, "against": None, "what": "", "verdict": "kept"}),
 ]
 
 

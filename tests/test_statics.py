@@ -229,6 +229,30 @@ def test_samples_are_not_looked_at_again_for_another_placement(monkeypatch: pyte
     assert sum(asked) == len(first.statistics.keys() | second.statistics.keys())
 
 
+def test_mixtures_make_products_dynamic_from_the_worst_to_all_and_keep_the_function() -> None:
+    job = job_of(chain())
+    statics = Statics(job)
+    made = statics.made(Tuning())
+    assert made is not None
+    found = [*statics.mixtures(made)]
+    sizes = [len(t.dynamics) for _, t in found]
+    assert sizes == sorted(set(sizes)) and sizes[-1] == 3 and found[-1][0] == "all products dynamic"
+    for _, tuning in found[:-1]:
+        mixed_one = statics.made(tuning)
+        assert mixed_one is not None and mixed_one.plan is not None
+        assert not mixed_one.plan.integer & tuning.dynamics
+        operators = tiny.operators(mixed_one.model)
+        assert operators.count("MatMulInteger") == len(tuning.dynamics)
+        feed = job.calibration[0][1]()
+        assert tiny.sqnr_db(tiny.run(job.model, feed)[0], tiny.run(mixed_one.model, feed)[0]) > 25
+
+
+def test_a_model_without_products_has_no_mixtures() -> None:
+    statics = Statics(mixed())
+    made = statics.made(Tuning())
+    assert made is not None and [*statics.mixtures(made)] == []
+
+
 # bad samples and odd layers
 
 STATIC = {"mode": "static", "measure": False}

@@ -13,7 +13,7 @@ which keeps 8 bits in most channels where "reduced range" would give all of them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -99,6 +99,25 @@ def saturation_floor(w: Array, op_type: str, axis: int) -> Array:
     two by half a step.
     """
     return np.asarray(largest_pair(reduction_rows(w, op_type, axis)) / (_PAIR - 1), dtype=np.float32)
+
+
+def dynamic_params(nodes: Sequence[ir.Node], target: Target) -> tuple[dict[str, QParams], frozenset[str]]:
+    """(grids of the weights of products `nodes` by the weight's name, the names of the nodes that can read them): of one matrix
+    that is read both ways the first reader decides.
+    """
+    params: dict[str, QParams] = {}
+    names = {str(n.name) for n in nodes}
+    for node in nodes:
+        weight = weight_of(node) if node.op_type in ("MatMul", "Gemm") else None
+        if weight is None or weight.const_value is None:
+            continue
+        if str(weight.name) in params and params[str(weight.name)].axis != channel_axis(node):
+            names.discard(str(node.name))
+            continue
+        w, axis = weight.const_value.numpy(), channel_axis(node)
+        floor = saturation_floor(w, node.op_type, axis) if target.saturates else 0.0
+        params[str(weight.name)] = weight_params(w, axis, target.weight_type, floor=floor)
+    return params, frozenset(names)
 
 
 def activation_params(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph
-from edgeopt.grid import INT4_WEIGHT, QParams, fake_quantize
+from edgeopt.grid import INT4_WEIGHT, INT8_WEIGHT, QParams, fake_quantize
 from edgeopt.passes.qdq import params_of
 from edgeopt.passes.weights import INT4_BLOCK, block_params, weight_only
 from tests import tiny
@@ -55,14 +55,28 @@ def feed_of(model: ir.Model) -> dict[str, np.ndarray]:
 
 
 def stated(model: ir.Model) -> list[tuple[np.ndarray, QParams]]:
-    """(real weight, its grid) of every DequantizeLinear."""
+    """(real weight, its grid) of every DequantizeLinear, and of every product of cast integers and a scale."""
     found = []
-    for node in (n for n in model.graph.all_nodes() if n.op_type == "DequantizeLinear"):
-        p = params_of(node)
-        q = node.inputs[0].const_value.numpy().astype(np.int32)
+    for node in model.graph.all_nodes():
+        cast = node.inputs[0].producer() if node.op_type == "Mul" and node.inputs[0] is not None else None
+        if node.op_type == "DequantizeLinear":
+            p, source = params_of(node), node
+        elif cast is not None and cast.op_type == "Cast":
+            scale = node.inputs[1].const_value.numpy()
+            axis = next((i for i, n in enumerate(scale.shape) if n > 1), 0)
+            p, source = QParams(scale.reshape(-1), np.zeros(scale.size, np.int8), INT8_WEIGHT, axis), cast
+        else:
+            continue
+        q = source.inputs[0].const_value.numpy().astype(np.int32)
         real = (q - p._expand(p.zero_point, q.ndim)) * p._expand(p.scale, q.ndim)
         found.append((real.astype(np.float32), p))
     return found
+
+
+@every_kind
+def test_onnx_runtime_folds_8_bits_when_it_loads_them(kind: str, tmp_path: Path) -> None:
+    found = kernels_of(weight_only(model_of(kind), 8), tmp_path)
+    assert not found.qdq and not {"Cast", "Mul"} & found.floating.keys()
 
 
 @every_kind
