@@ -33,7 +33,7 @@ from edgeopt.train import teachers
 from edgeopt.train.job import Job, check_device, check_peers, check_roles, prepare
 from edgeopt.train.lessons import heads_of, hints_of, lesson_of
 from edgeopt.train.loop import Diverged, Epoch, Progress, fit
-from edgeopt.train.module import Choice, OnnxModule
+from edgeopt.train.module import Choice, OnnxModule, restored
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
@@ -91,7 +91,8 @@ def distill(
     path = None if output is None else Path(output)
     check_places(options, path, (student, teacher, data), force=force)
     check_roles(options, teacher is not None)
-    small = graph.canonical(graph.load(student))
+    source = graph.load(student)
+    small = graph.canonical(source)
     large = small if options.kind == "self" else graph.canonical(graph.load(teacher or options.peers[0]))
     check_device(options.device)
     with ranks(options.device) as here, torch.random.fork_rng(devices=[]):
@@ -106,6 +107,7 @@ def distill(
         progress = _trained(job, score)
         result = job.written(job.module)
         parity = max(parity, parity_of(replace(job, student=result)))
+        result = restored(source, result, list(job.module.arrays()))
         better = progress.best > progress.first
         if path is not None and better and here.first:
             _write(result, path)

@@ -420,3 +420,31 @@ def write_back(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> ir.Model:
         assert value.const_value is not None
         value.const_value = ir.tensor(array.astype(value.const_value.dtype.numpy()), name=name)
     return copy
+
+
+def restored(source: ir.Model, result: ir.Model, names: Sequence[str]) -> ir.Model:
+    """`source`, a file as it came, with the weights called `names` of `result`, its canonical form that was trained: every node,
+    name and input is as it was. `result` itself where a weight of it is in no one place of the file.
+    """
+    try:
+        copy = source.clone()
+    except (ValueError, RuntimeError):  # nodes out of order cannot be cloned
+        return result
+    homes: dict[str, list[ir.Value | ir.Node]] = {}
+    for part in copy.graphs():
+        for value in part.initializers.values():
+            homes.setdefault(str(value.name), []).append(value)
+        for node in part:
+            if node.op_type == "Constant" and "value" in node.attributes:
+                homes.setdefault(str(node.outputs[0].name), []).append(node)
+    if any(len(homes.get(name, ())) != 1 for name in names):
+        return result
+    for name in names:
+        tensor, home = result.graph.initializers[name].const_value, homes[name][0]
+        assert tensor is not None
+        if isinstance(home, ir.Value):
+            home.const_value = ir.tensor(tensor.numpy(), name=name)
+        else:
+            old = home.attributes["value"].as_tensor().name
+            home.attributes["value"] = ir.AttrTensor("value", ir.tensor(tensor.numpy(), name=old))
+    return copy
