@@ -47,6 +47,17 @@ def stopping(after: int) -> Listener:
     return Listener(progress=progress)
 
 
+def nodes(model: onnx.ModelProto) -> list[bytes]:
+    """Every node, bit by bit, whether it says that its domain is the default or leaves it out."""
+    found = []
+    for node in model.graph.node:
+        copy = onnx.NodeProto.FromString(node.SerializeToString())
+        if not copy.domain:
+            copy.ClearField("domain")
+        found.append(copy.SerializeToString())
+    return found
+
+
 def same_bytes(a: graph.ir.Model, b: graph.ir.Model) -> bool:
     return graph.proto_bytes(a) == graph.proto_bytes(b)
 
