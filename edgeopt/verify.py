@@ -17,6 +17,7 @@ from edgeopt import graph, target
 from edgeopt.data import Feed
 from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.prepare import Job
+from edgeopt.ptq.guard import unguarded
 from edgeopt.report import Candidate, OutputReport, lowest_agreement, lowest_sqnr_db
 from edgeopt.runtime.compare import compare, run_all
 from edgeopt.runtime.kernels import Kernels, kernels
@@ -78,6 +79,10 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError) as e:
         raise ValidityError(f"{made.mode}: the result is not valid ONNX: {e}") from e
+    if job.target.saturates:
+        saturating = unguarded(made.model)
+        if saturating:
+            raise ValidityError(f"{made.mode}: sums can saturate on {job.target.name} in {', '.join(saturating[:3])}")
     try:
         session, made_of = _loaded(job, made.model, path)
         feeds = [(name, _adapted(feed, made.model)) for name, feed in job.held]

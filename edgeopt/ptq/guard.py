@@ -1,31 +1,48 @@
-"""Integer weights of a finished QDQ model kept to the pairs that do not saturate on CPUs without VNNI: what training moved beyond
-the guard of `ptq.quantize` comes back.
+"""Integer weights of a finished QDQ model and the CPUs without VNNI, whose products of bytes are added in pairs of 16 bits: which
+could saturate there, whatever the input, and the same model in which none can. What training moved beyond the guard of
+`ptq.quantize` comes back by it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.ptq.quantize import within_pairs
+from edgeopt.ptq.quantize import PAIR, largest_pair, reduction_rows, within_pairs
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+
+
+def unguarded(model: ir.Model) -> list[str]:
+    """The nodes of `model` in which a pair of products can saturate: for x <= 255 a pair of weights beyond `PAIR`."""
+    return [
+        str(node.name)
+        for node, _, q, axis in _weights(model)
+        if largest_pair(reduction_rows(q.astype(np.float32), node.op_type, axis)).max(initial=0.0) > PAIR
+    ]
 
 
 def guarded(model: ir.Model) -> ir.Model:
     """A clone whose weights keep to the pairs that do not saturate."""
     copy = model.clone()
-    for node in copy.graph:
+    for node, weight, q, axis in _weights(copy):
+        weight.const_value = ir.tensor(within_pairs(q, node.op_type, axis), name=weight.name)
+    return copy
+
+
+def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, int]]:
+    """(product, its int8 weight, the integers, the axis of their channels); depthwise kernels add in 32 bits."""
+    for node in model.graph:
         value = node.inputs[1] if node.op_type in _PRODUCTS else None
         dequantize = value.producer() if value is not None else None
         weight = dequantize.inputs[0] if dequantize is not None and dequantize.op_type == "DequantizeLinear" else None
         if dequantize is None or weight is None or weight.const_value is None:
             continue
         q, axis = weight.const_value.numpy(), dequantize.attributes.get_int("axis", 1)
-        if q.dtype != np.int8 or (node.op_type == "Conv" and _depthwise(node, q)):
-            continue
-        weight.const_value = ir.tensor(within_pairs(q, node.op_type, axis % q.ndim), name=weight.name)
-    return copy
+        if q.dtype == np.int8 and not (node.op_type == "Conv" and _depthwise(node, q)):
+            yield node, weight, q, axis % q.ndim
 
 
 def _depthwise(node: ir.Node, q: np.ndarray) -> bool:

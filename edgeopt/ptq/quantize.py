@@ -25,7 +25,7 @@ from edgeopt.ranges import RANGES
 from edgeopt.state import Plan
 from edgeopt.target import Target
 
-_PAIR = 32767 // 255
+PAIR = 32767 // 255  # the largest sum of two weights of one sign whose products with bytes 16 bits hold
 _BIAS_LIMIT = float(2**30)
 
 
@@ -56,7 +56,7 @@ def within_pairs(q: Array, op_type: str, axis: int) -> Array:
     rows = moved.reshape(moved.shape[0], -1).astype(np.int32)
     odd = rows.shape[1] % 2
     pairs = np.pad(rows, ((0, 0), (0, odd))).reshape(rows.shape[0], -1, 2)
-    excess = np.maximum(np.abs(pairs.sum(-1)) - _PAIR, 0) * (np.sign(pairs).prod(-1) > 0)
+    excess = np.maximum(np.abs(pairs.sum(-1)) - PAIR, 0) * (np.sign(pairs).prod(-1) > 0)
     first = np.abs(pairs[..., 0]) >= np.abs(pairs[..., 1])
     cut = np.stack([excess * first, excess * ~first], -1) * np.sign(pairs)
     fixed = (pairs - cut).reshape(rows.shape[0], -1)[:, : rows.shape[1]].reshape(moved.shape).astype(q.dtype)
@@ -98,7 +98,7 @@ def saturation_floor(w: Array, op_type: str, axis: int) -> Array:
     """The smallest scales [channels] under which no pair of products of `w` saturates; rounding can move each of the
     two by half a step.
     """
-    return np.asarray(largest_pair(reduction_rows(w, op_type, axis)) / (_PAIR - 1), dtype=np.float32)
+    return np.asarray(largest_pair(reduction_rows(w, op_type, axis)) / (PAIR - 1), dtype=np.float32)
 
 
 def dynamic_params(nodes: Sequence[ir.Node], target: Target) -> tuple[dict[str, QParams], frozenset[str]]:
