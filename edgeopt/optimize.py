@@ -91,7 +91,7 @@ def quantize(
                 outcome = _searched(job, statics, outcome, stage / place.name, path)
         if options.qat:
             with staged(place) as stage:
-                outcome = _trained(job, outcome, stage / place.name)
+                outcome = _trained(job, statics, outcome, stage / place.name)
     return Result(outcome.kept.made.model, path, _report(job, outcome, input_bytes, start))
 
 
@@ -252,11 +252,22 @@ def _unsteady(job: Job) -> list[str]:
     return [] if varies is None else [f"--eval {varies}"]
 
 
-def _trained(job: Job, before: _Outcome, path: Path) -> _Outcome:
-    """What training makes of the static result, if it is nearer to float."""
+def _trained(job: Job, statics: Statics, before: _Outcome, path: Path) -> _Outcome:
+    """What training makes of the static result, if it is nearer to float; the report compares it with every effort before."""
     from edgeopt.qat import trained
 
-    return _replaced(job, before, trained(job, before.kept.made), "QAT", path)
+    made = before.kept.made
+    found = _replaced(job, before, trained(job, made), "QAT", path)
+    plain = Tuning(rounding="nearest")
+    if made.tuning in (None, plain):
+        return found
+    nearest = statics.made(plain, "static, weights to the nearest (--effort fast)")
+    if nearest is None:
+        return found
+    untimed = replace(job, options=replace(job.options, measure=False))
+    with temporary_folder() as folder:
+        row = verify(untimed, nearest, folder / path.name).candidate("to compare with")
+    return replace(found, candidates=(*found.candidates, row))
 
 
 def _replaced(job: Job, before: _Outcome, made: Made, how: str, path: Path, *, faster: bool = False) -> _Outcome:

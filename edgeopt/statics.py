@@ -34,6 +34,7 @@ from edgeopt.report import ActivationReport
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe, probe
+from edgeopt.staging import free_bytes
 from edgeopt.state import Plan
 
 _SAMPLES = {"fast": 32, "normal": 32, "high": 96}  # whose moments are taken
@@ -315,15 +316,3 @@ def _run_seconds(job: Job) -> float:
     start = time.perf_counter()
     job.float_session.run(job.held[0][1])
     return time.perf_counter() - start
-
-
-def free_bytes() -> int:
-    """Memory that can be had without swapping; 4 GB where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123
-            for line in lines:
-                if line.startswith("MemAvailable"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30

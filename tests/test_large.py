@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 import edgeopt
 from edgeopt.runtime.session import open_session
-from edgeopt.statics import free_bytes
+from edgeopt.staging import free_bytes
 
 SIDE, LAYERS = 8192, 9  # 9 matrices of 268 MB
 

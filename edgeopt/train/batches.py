@@ -20,9 +20,12 @@ from edgeopt.data import Feed, InputSpec, Sample
 from edgeopt.errors import DataError, suggestion
 from edgeopt.runtime.session import Feed as AnyFeed
 from edgeopt.runtime.session import finite
+from edgeopt.staging import free_bytes
+from edgeopt.train.spill import Spill, Spilled
 
 _LABEL = "label"
 _COLOURS = (1, 3, 4)  # channels of a picture
+_SHARE = 4  # of the free memory, for decoded samples; more go to disk
 _SHIFT = 8  # a random crop moves the picture by up to an eighth of its side
 
 
@@ -30,7 +33,7 @@ _SHIFT = 8  # a random crop moves the picture by up to an eighth of its side
 class Examples:
     """feeds: one sample each; labels: class indices or None; classes: names of the classes, where folders gave them."""
 
-    feeds: tuple[Feed, ...]
+    feeds: Sequence[Feed]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] = ()
 
@@ -45,7 +48,8 @@ class Examples:
     def part(self, indices: Sequence[int]) -> Examples:
         """Some of them."""
         labels = None if self.labels is None else self.labels[list(indices)]
-        return Examples(tuple(self.feeds[i] for i in indices), labels, self.classes)
+        feeds = self.feeds.part(indices) if isinstance(self.feeds, Spilled) else tuple(self.feeds[i] for i in indices)
+        return Examples(feeds, labels, self.classes)
 
 
 def read(
@@ -59,7 +63,7 @@ def read(
         DataError: nothing is readable, or labels are wanted and missing.
     """
     listed = _listed(wanted) if isinstance(wanted, Path) else None
-    feeds: list[Feed] = []
+    feeds = Spill(free_bytes() // _SHARE)
     names: list[str | None] = []
     problems: dict[str, str] = {}
     for name, reader in samples:
@@ -72,12 +76,12 @@ def read(
         if not finite(feed.values()):
             problems[name] = f"{name}: holds NaN or infinity"
             continue
-        feeds.append(feed)
+        feeds.add(feed)
         if listed is not None:
             names.append(_found(listed, name))
         else:
             names.append(given if given is not None else _folder(name))
-    if not feeds:
+    if not len(feeds):
         raise DataError(f"no sample can be read: {next(iter(problems.values()), 'the folder is empty')}")
     labels, classes = _labels(names, classes) if wanted is not False else (None, ())
     if wanted and labels is None:
@@ -86,7 +90,7 @@ def read(
             if isinstance(wanted, Path)
             else "labels are wanted, and there are none: a folder for each class, or an entry 'label' in every .npz"
         )
-    return Examples(tuple(feeds), labels, classes), problems
+    return Examples(feeds.feeds(), labels, classes), problems
 
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)

@@ -1,0 +1,103 @@
+"""Decoded samples that do not fit into memory, in one file on disk that the system maps: what is needed stays in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.data import Feed
+from edgeopt.errors import UsageError
+
+_Place = tuple[int, tuple[int, ...], Any]  # offset in bytes, shape, dtype
+_ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class Spilled(Sequence[Feed]):
+    """Feeds by where their arrays lie in the file of `content`."""
+
+    content: NDArray[np.uint8]
+    places: tuple[Mapping[str, _Place], ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        return {name: self._array(*place) for name, place in self.places[i].items()}
+
+    def __iter__(self) -> Iterator[Feed]:
+        return (self[i] for i in range(len(self)))
+
+    def _array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return self.content[offset : offset + size].view(dtype).reshape(shape)
+
+    def part(self, indices: Sequence[int]) -> Spilled:
+        """Some of them; the file is shared."""
+        return Spilled(self.content, tuple(self.places[i] for i in indices))
+
+
+class Spill:
+    """Takes feeds one by one: in memory up to `limit` bytes, from then on all of them in a file that is gone with the process."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._used = limit, 0
+        self._held: list[Feed] = []
+        self._places: list[Mapping[str, _Place]] = []
+        self._file: IO[bytes] | None = None
+
+    def add(self, feed: Feed) -> None:
+        """Keep `feed`.
+
+        Raises:
+            UsageError: the disk for temporary files is full.
+        """
+        self._used += sum(x.nbytes for x in feed.values())
+        if self._file is None and self._used <= self._limit:
+            self._held.append(feed)
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="edgeopt.")  # noqa: SIM115 - it lives as long as its map
+                for held in self._held:
+                    self._write(held)
+                self._held = []
+            self._write(feed)
+        except OSError as e:
+            if self._file is not None:
+                self._file.close()
+            raise UsageError(
+                f"the samples fit neither into memory nor on the disk for temporary files ({e.strerror or e}); set TMPDIR to one with "
+                "space, or read fewer with --samples"
+            ) from e
+
+    def _write(self, feed: Feed) -> None:
+        assert self._file is not None
+        places = {}
+        for name, x in feed.items():
+            offset = self._file.tell()
+            places[name] = (offset, x.shape, x.dtype)
+            self._file.write(np.ascontiguousarray(x).tobytes())
+            self._file.write(bytes(-self._file.tell() % _ALIGNED))
+        self._places.append(places)
+
+    def __len__(self) -> int:
+        return len(self._held) or len(self._places)
+
+    def feeds(self) -> Sequence[Feed]:
+        """All that were added, in order."""
+        if self._file is None:
+            return tuple(self._held)
+        with self._file:
+            self._file.flush()
+            content = np.memmap(
+                self._file, np.uint8, "c"
+            )  # outlives the file; pages that nobody writes to stay its own
+        return Spilled(content, tuple(self._places))
