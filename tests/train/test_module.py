@@ -13,7 +13,8 @@ import torch
 from edgeopt import distill, graph
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.runtime.session import open_session
-from edgeopt.train.module import OnnxModule, choose, write_back
+from edgeopt.train.choice import choose
+from edgeopt.train.module import OnnxModule, write_back
 from tests import tiny
 from tests.models import normal
 from tests.train import toys
