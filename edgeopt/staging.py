@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -38,7 +40,8 @@ def staged(path: Path) -> Iterator[Path]:
         UsageError: the folder of `path` cannot be written.
     """
     try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", dir=path.parent))
+        _sweep(path)
+        stage = Path(tempfile.mkdtemp(prefix=f"{_prefix(path)}{os.getpid()}.", dir=path.parent))
     except (OSError, ValueError) as e:
         raise UsageError(f"{path}: {path.parent} cannot be written ({e}); choose another place with -o") from e
     try:
@@ -48,6 +51,29 @@ def staged(path: Path) -> Iterator[Path]:
         raise UsageError(f"{path}: cannot be written ({e.strerror or e}); nothing was left there") from e
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    host = re.sub(r"[^A-Za-z0-9-]", "", platform.node())[:20]
+    return f".{path.name[:40]}.{host}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove the stages beside `path` of processes of this machine that were killed."""
+    for found in path.parent.iterdir():
+        owner = re.fullmatch(re.escape(_prefix(path)) + r"(\d+)\..+", found.name)
+        if owner is not None and not _alive(int(owner[1])):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _move(stage: Path, path: Path) -> None:
