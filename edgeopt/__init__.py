@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgeopt.shrinking import Shrunk, shrink
     from edgeopt.simplification import Simplified, simplify
     from edgeopt.train.distill import Distilled, distill
+    from edgeopt.train.export import Exported, export
 
 _LAZY = {
     "Inspection": "inspection",
@@ -44,6 +45,8 @@ _LAZY = {
     "run": "release.pipeline",
     "Distilled": "train.distill",
     "distill": "train.distill",
+    "Exported": "train.export",
+    "export": "train.export",
     "Sensitivity": "sensitivities",
     "sensitivity": "sensitivities",
     "Shrunk": "shrinking",
@@ -59,6 +62,7 @@ __all__ = [
     "DataError",
     "Distilled",
     "EdgeoptError",
+    "Exported",
     "Inspection",
     "Listener",
     "ModelError",
@@ -76,6 +80,7 @@ __all__ = [
     "compare",
     "compare_stored",
     "distill",
+    "export",
     "inspect",
     "profile",
     "quantize",

@@ -29,12 +29,18 @@ def commands(name: str) -> list[str]:
         lines = found["edgeopt"]["script"]
     else:
         steps = found["runs"]["steps"] if name == "action.yml" else found["jobs"]["edgeopt"]["steps"]
-        lines = [s["run"] for s in steps if "run" in s]
-    lines = [
-        re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: str(loaded(name)["inputs"][m[1]]["default"]), x) for x in lines
-    ]
+        lines = [with_inputs(s, found) for s in steps if "run" in s]
     assert lines[0] == "python -m pip install edgeopt"
     return lines[1:]
+
+
+def with_inputs(step: Any, action: Any) -> str:
+    """The command of a step, with the defaults of the inputs that it gets through its environment."""
+    line = str(step["run"])
+    for key, value in step.get("env", {}).items():
+        if given := re.fullmatch(r"\$\{\{ inputs\.(\w+) \}\}", value):
+            line = line.replace(f'"${key}"', str(action["inputs"][given[1]]["default"]))
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,10 @@ def test_the_shell_script_ends_with_the_exit_code_of_the_run(project: Path) -> N
 
 def test_every_example_runs_the_same_commands() -> None:
     assert commands("github.yml") == commands("gitlab.yml") == commands("action.yml")
+
+
+def test_no_input_of_the_action_is_part_of_a_command() -> None:
+    assert all("${{" not in s["run"] for s in loaded("action.yml")["runs"]["steps"])
 
 
 def test_what_examples_publish_is_what_a_run_writes() -> None:

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from collections.abc import Iterator
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from edgeopt.cli import INTERRUPTED
 from edgeopt.cli.show import listener, printable
 from edgeopt.errors import UsageError
 from edgeopt.staging import staged
 
+if TYPE_CHECKING:
+    from edgeopt.release.document import Run
+
 _file = click.option("--project", "project_file", type=click.Path(path_type=Path), help="[default: edgeopt.toml here]")
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @click.command()
@@ -44,24 +32,35 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
     \b
     Example: edgeopt run --preset pr
     Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline, where the
-    policy says so.
+    policy says so; 130 interrupted.
     """
     from edgeopt.release import project
-    from edgeopt.release.artefacts import notices
     from edgeopt.release.pipeline import run as build
 
     file = project.find(project_file)
-    with listener() as ears, _stoppable():
-        found = build(file, preset=preset, measure=False if no_measure else None, listener=ears)
+    folder = file.parent / project.load(file).output.folder
+    try:
+        with listener() as ears:
+            found = build(file, preset=preset, measure=False if no_measure else None, listener=ears)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; finished steps are kept and the next run goes on; {folder} is as it was", err=True)
+        return INTERRUPTED
+    _tell(found)
+    click.echo(f"evidence in {folder}")
+    return found.exit_code
+
+
+def _tell(found: Run) -> None:
+    """The variants, the verdict, and under GitHub Actions the gates at their lines."""
+    from edgeopt.release.artefacts import notices
+
     _print(found)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in notices(found):
             click.echo(line)
-    click.echo(f"evidence in {file.parent / project.load(file).output.folder}")
-    return found.exit_code
 
 
-def _print(found: Any) -> None:
+def _print(found: Run) -> None:
     """The variants and the verdict."""
     from rich.table import Table
 
@@ -93,7 +92,7 @@ def gate(results: Path, project_file: Path | None) -> int:
 
     file = project.find(project_file)
     found = judged_again(project.load(file), file, document.load(results))
-    _print(found)
+    _tell(found)
     return found.exit_code
 
 
@@ -118,7 +117,7 @@ def save(name: str | None, models: bool, project_file: Path | None) -> None:
     file = project.find(project_file)
     found = project.load(file)
     name = kept.save(found, file.parent, name, models=models)
-    click.echo(f"kept {found.baseline.folder / name}; current: {kept.current(found, file.parent)}")
+    click.echo(f"kept {found.baseline.folder / name}; current: {kept.kept(found, file.parent).name}")
 
 
 @baseline.command()
@@ -143,21 +142,21 @@ def show(project_file: Path | None) -> None:
 
     file = project.find(project_file)
     found = project.load(file)
-    known, current = kept.names(found, file.parent), kept.current(found, file.parent)
-    for name in known:
-        click.echo(f"{name}{'   <- current' if name == current else ''}")
-    stored = kept.stored(found, file.parent)
-    if stored is None:
-        click.echo("no current baseline; edgeopt baseline save makes one of the last run")
+    current = kept.kept(found, file.parent)
+    for name in kept.names(found, file.parent):
+        click.echo(printable(f"{name}{'   <- current' if name == current.name else ''}"))
+    if current.run is None:
+        click.echo(printable(f"no current baseline; {current.problem}"))
     else:
-        _print(stored)
+        _print(current.run)
 
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", metavar="PATH", help="Samples. [default: calibration_data beside the model, else random]")
-@click.option("--force", is_flag=True, help="Overwrite an edgeopt.toml.")
-def init(model: Path, calib: str | None, force: bool) -> None:
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("edgeopt.toml"), show_default=True)
+@click.option("--force", is_flag=True, help="Overwrite the output.")
+def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
     """Write a commented edgeopt.toml that runs as it is.
 
     \b
@@ -165,22 +164,29 @@ def init(model: Path, calib: str | None, force: bool) -> None:
     """
     from edgeopt import graph
     from edgeopt.options import check_place
-    from edgeopt.release import project
     from edgeopt.release.starter import starter
 
-    path = Path(project.FILE)
-    check_place(path, force)
-    if model.is_absolute() and model.is_relative_to(Path.cwd()):
-        model = model.relative_to(Path.cwd())
+    check_place(output, force)
     size = graph.size_bytes(graph.load(model))
+    beside = model.parent / "calibration_data"
     if calib is None:
-        calib = "calibration_data" if Path("calibration_data").is_dir() else "random"
-    if calib != "random" and not Path(calib).exists() and ":" not in calib:
+        calib = str(beside) if beside.is_dir() else "random"
+    if Path(calib).exists():
+        calib = _from(output.parent, Path(calib))
+    elif calib != "random" and ":" not in calib:
         raise UsageError(f"--calib {calib}: no such file or folder")
-    text = starter(str(model), model.stem, calib, size)
-    with staged(path) as stage:
-        (stage / path.name).write_text(text, encoding="utf-8")
-    click.echo(f"wrote {path}; now: edgeopt run")
+    text = starter(_from(output.parent, model), model.stem, calib, size)
+    with staged(output) as stage:
+        (stage / output.name).write_text(text, encoding="utf-8")
+    there = output == Path("edgeopt.toml")
+    click.echo(f"wrote {output}; now: edgeopt run{'' if there else f' --project {shlex.quote(str(output))}'}")
+
+
+def _from(folder: Path, path: Path) -> str:
+    """`path` as a project file in `folder` names it; one that was given whole and lies elsewhere stays whole."""
+    if path.is_absolute() and not path.is_relative_to(folder.absolute()):
+        return str(path)
+    return os.path.relpath(path, folder)
 
 
 @click.command()

@@ -237,14 +237,16 @@ def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
     return {spec.name: np.ascontiguousarray(data[start : start + step])}
 
 
-def named(source: str, option: str) -> Any:
-    """What `package.module:name` names, looked for in the working directory too.
+def named(source: str, option: str, root: Path | None = None) -> Any:
+    """What `package.module:name` names, looked for in the folder `root` too (the working directory, if none is given).
 
     Raises:
         UsageError: there is nothing; says what `option` wants.
     """
     module, _, name = source.partition(":")
-    here = str(Path.cwd())
+    here = str(root or Path.cwd())
+    if root is not None:
+        _forget(module.partition(".")[0], root)
     sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
@@ -253,6 +255,18 @@ def named(source: str, option: str) -> Any:
     finally:
         if here in sys.path:  # the module may have put others first
             sys.path.remove(here)
+
+
+def _forget(name: str, root: Path) -> None:
+    """Drop a module `name` that was imported from elsewhere, if `root` has one of that name."""
+    known, own = sys.modules.get(name), root / name
+    if known is None or not (own.is_dir() or own.with_name(f"{name}.py").is_file()):
+        return
+    places = [known.__file__] if getattr(known, "__file__", None) else list(getattr(known, "__path__", ()))
+    if not any(Path(str(p)).resolve().is_relative_to(root.resolve()) for p in places):
+        for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+            del sys.modules[loaded]
+    importlib.invalidate_caches()
 
 
 def _function(source: str, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:

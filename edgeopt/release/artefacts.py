@@ -9,21 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from edgeopt.release.cache import put
 from edgeopt.release.document import GateResult, Run
 from edgeopt.release.manifest import ORT, bom, holds, manifest, shipped
 from edgeopt.release.metrics import METRICS
 from edgeopt.release.page import page
 from edgeopt.release.project import Project
 from edgeopt.release.told import COLUMNS, cell
-from edgeopt.staging import staged
 
 _MOST_ANNOTATIONS = 8
 _MOST_SUMMARY = 1_000_000  # bytes; GitHub takes a MiB
+FILES = {
+    "results.json", "junit.xml", "summary.md", "metrics.txt", "annotations.txt", "report.html", "bom.json", "manifest.json",
+    "profile.json", "profile.npz",
+}  # fmt: skip
 _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def write(run: Run, project: Project, folder: Path) -> None:
-    """All artefacts of `run` into `folder`, each whole or not at all; the summary also where GitHub Actions wants it."""
+    """All artefacts of `run` into `folder`, in which its files are, each whole or not at all."""
     files: dict[str, str] = {
         "results.json": run.to_json() + "\n",
         "junit.xml": junit(run),
@@ -31,16 +35,22 @@ def write(run: Run, project: Project, folder: Path) -> None:
         "metrics.txt": openmetrics(run),
         "annotations.txt": "".join(f"{line}\n" for line in notices(run)),
     }
+    if run.profile is not None:
+        files["profile.json"] = run.profile.to_json() + "\n"
     if project.output.html:
         files["report.html"] = page([run])
     _put(folder, files)
     if project.output.ort:
         _convert(run, folder, project.profile.dims)
     _put(folder, {"bom.json": bom(run, folder), "manifest.json": manifest(run, folder, project.profile.dims)})
+
+
+def tell_github(run: Run) -> None:
+    """Put the summary where GitHub Actions wants it, if this is GitHub Actions."""
     place = os.environ.get("GITHUB_STEP_SUMMARY")
     if place:
         with Path(place).open("a", encoding="utf-8") as file:
-            file.write(files["summary.md"])
+            file.write(summary(run))
 
 
 def _convert(run: Run, folder: Path, dims: Mapping[str, int]) -> None:
@@ -57,8 +67,7 @@ def _convert(run: Run, folder: Path, dims: Mapping[str, int]) -> None:
 
 def _put(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
-        with staged(folder / name) as stage:
-            (stage / name).write_text(text, encoding="utf-8")
+        put(folder / name, text)
 
 
 def junit(run: Run) -> str:
@@ -157,11 +166,21 @@ def _escaped(text: str) -> str:
 
 def notices(run: Run) -> Iterator[str]:
     """Workflow commands that GitHub shows at the gate's line of the project file."""
+    file = _property(_in_workspace(run.project_file))
     worst = [g for g in run.gates if g.severity != "pass"]
     worst.sort(key=lambda g: (g.severity != "fail", g.line))
     for g in worst[:_MOST_ANNOTATIONS]:
         level = "error" if g.severity == "fail" else "warning"
-        yield f"::{level} file={_property(run.project_file)},line={g.line},title={_property(f'{g.variant}: {g.metric}')}::{_data(g.message)}"
+        yield f"::{level} file={file},line={g.line},title={_property(f'{g.variant}: {g.metric}')}::{_data(g.message)}"
+
+
+def _in_workspace(file: str) -> str:
+    """`file` as GitHub names it: from the root of what was checked out."""
+    workspace = os.environ.get("GITHUB_WORKSPACE")
+    if not workspace:
+        return file
+    path, root = Path(file).resolve(), Path(workspace).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else file
 
 
 def _data(text: str) -> str:

@@ -8,19 +8,19 @@ large folder is not read at every run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import UsageError
-from edgeopt.staging import staged
 
 MODEL = "model.onnx"
 _ENTRY = "entry.json"
@@ -43,6 +43,30 @@ def key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the system refuses inside is a UsageError in words."""
+    try:
+        yield
+    except OSError as e:
+        raise UsageError(f"{folder}: cannot be written ({e.strerror or e}); what was there is as it was") from e
+
+
+def put(file: Path, text: str) -> None:
+    """Write `text` to `file`, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    part = file.with_name(f".{file.name[:100]}.{os.getpid()}")
+    try:
+        with writing(file.parent):
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A finished step. facts: what is known about it; cached: it was there."""
@@ -61,7 +85,8 @@ class Cache:
     _stats: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         known = _read(self.folder / _STAT)
         self._stats = {file: stat for file, stat in known.items() if isinstance(stat, list) and len(stat) == 3}
 
@@ -78,7 +103,8 @@ class Cache:
             os.utime(place / _ENTRY)
             return Entry(model, facts["sha256"], facts["facts"], True)
         _remove(place)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name[:16]}.", dir=self.folder))
+        with writing(self.folder):
+            folder = Path(tempfile.mkdtemp(prefix=f".{name[:16]}.", dir=self.folder))
         try:
             facts = {"facts": json.loads(json.dumps(make(folder / MODEL))), "sha256": _digest(folder)}
             text = json.dumps({**facts, "check": _check(facts)}, indent=1, sort_keys=True)
@@ -98,9 +124,7 @@ class Cache:
             os.utime(file)
             return found["value"], True
         value = make()
-        with staged(file) as stage:
-            text = json.dumps({"value": value, "check": key(name, value)})
-            (stage / file.name).write_text(text + "\n", encoding="utf-8")
+        put(file, json.dumps({"value": value, "check": key(name, value)}) + "\n")
         return json.loads(json.dumps(value)), False
 
     def digest(self, path: Path) -> str:
@@ -122,9 +146,7 @@ class Cache:
             asked = item / _ENTRY if (item / _ENTRY).is_file() else item
             if time.time() - asked.stat().st_mtime > _MONTH_S:
                 _remove(item)
-        file = self.folder / _STAT
-        with staged(file) as stage:
-            (stage / file.name).write_text(json.dumps(self._stats) + "\n", encoding="utf-8")
+        put(self.folder / _STAT, json.dumps(self._stats) + "\n")
 
 
 def _remove(path: Path) -> None:

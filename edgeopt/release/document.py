@@ -54,7 +54,9 @@ class Step(_Model):
 
 
 class VariantResult(_Model):
-    """A variant; error: why there is no file. metrics: by the names that gates use."""
+    """A variant; error: why there is no file. sha256: of the file, or of the hashes of it and its data files. metrics: by the
+    names that gates use.
+    """
 
     name: str
     parent: str
@@ -64,6 +66,10 @@ class VariantResult(_Model):
     steps: tuple[Step, ...] = ()
     metrics: Mapping[str, float] = {}
     intervals: Mapping[str, Range] = Field(default={}, description="95 % intervals of metrics that have one")
+    drops: Mapping[str, Range] = Field(
+        default={},
+        description="how far accuracies are below the float model's on the same samples, with 95 % intervals",
+    )
     layers: tuple[Layer, ...] = Field(default=(), description="worst first")
     opset: int = 0
     answers: tuple[Mapping[str, Any], ...] = Field(default=(), description="to made-up inputs, in a few numbers")
@@ -106,13 +112,15 @@ class Run(_Model):
     preset: str
     model: str
     model_sha256: str
-    samples: Mapping[str, int] = {}
+    samples: Mapping[str, int] = Field(default={}, description="that calibrate, and that variants are judged by")
     variants: tuple[VariantResult, ...]
     profile: Results | None = None
     baseline: str | None = None
-    ratios: Mapping[str, Range] = Field(
-        default={}, description="latency over the baseline's, where its model was measured again beside it"
+    ratios: Mapping[str, Mapping[str, Range]] = Field(
+        default={},
+        description="by variant and metric: over the baseline's, where its model was measured again beside it",
     )
+    measured_against: str | None = Field(default=None, description="name and time of the baseline of these ratios")
     gates: tuple[GateResult, ...] = ()
     verdict: Literal["pass", "warn", "fail", "inconclusive", "error", "no baseline"] = "pass"
     exit_code: int = 0

@@ -24,8 +24,10 @@ from edgeopt.options import Listener, Options
 from edgeopt.prepare import Job, prepare, samples_of
 from edgeopt.release.document import Histogram, Layer
 from edgeopt.release.names import free_dims
-from edgeopt.release.steps import Context
+from edgeopt.release.shares import fall, share
+from edgeopt.release.steps import Context, import_from_root
 from edgeopt.report import lowest_agreement, lowest_sqnr_db
+from edgeopt.results import Range
 from edgeopt.runtime.compare import Outputs, class_scores, compare, run_all
 from edgeopt.runtime.session import Session, cores, open_session, with_outputs
 
@@ -66,6 +68,7 @@ def jury(context: Context) -> Jury:
     Raises:
         EdgeoptError: the model or the data cannot be used; no labels where they are asked for.
     """
+    import_from_root(context, "data.path", "data.eval", "accuracy.eval")
     data, accuracy = context.project.data, context.project.accuracy
     tokenizer = None if data.tokenizer is None else context.root / data.tokenizer
     options = Options(
@@ -105,8 +108,20 @@ def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any])
     return found
 
 
-def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
-    """(metrics by the names that gates use, layers worst first) of the model at `path`.
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a variant. metrics: by the names that gates use; intervals: of those that are shares of samples; drops: of accuracies,
+    below the float model's; layers: worst first.
+    """
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Range]
+    drops: Mapping[str, Range]
+    layers: Sequence[Layer]
+
+
+def evaluate(j: Jury, path: Path) -> Evaluation:
+    """How good the model at `path` is.
 
     Raises:
         EdgeoptError: it does not run, or gives outputs of other shapes.
@@ -116,21 +131,32 @@ def evaluate(j: Jury, path: Path) -> tuple[dict[str, float], list[Layer]]:
     session = _opened(path, halves)
     outputs = run_all(session, j.feeds, workers=cores())
     errors = compare(session.outputs, j.reference, outputs)
-    agreement = lowest_agreement(errors)
     found = _sizes([path, *graph.external_files(model)]) | {
         "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
         "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
     }
-    if agreement is not None:
-        found["accuracy.agreement"] = agreement
-    if j.labels is not None:
-        found |= _scored(outputs, j.labels)
+    shares, drops = _shares(j, outputs, lowest_agreement(errors))
     if j.job.metric is not None:
         found["accuracy.eval"] = j.job.metric(session, j.reference, outputs)
     layers = _layers(j, model, halves)
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
-    return found, layers
+    return Evaluation(found | {name: x.value for name, x in shares.items()}, shares, drops, layers)
+
+
+def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tuple[dict[str, Range], dict[str, Range]]:
+    """(accuracies that are shares of samples, how far they are below the float model's), with intervals."""
+    shares, drops = dict[str, Range](), dict[str, Range]()
+    if agreement is not None:
+        rows = [y[0].shape[0] if y[0].ndim == 2 else 1 for y in outputs]  # positions of a sequence are not independent
+        shares["accuracy.agreement"] = x = share(agreement, sum(rows))
+        drops["accuracy.agreement"] = Range(value=1 - x.value, low=1 - x.high, high=1 - x.low)
+    if j.labels is not None:
+        theirs, ours = _hits(outputs, j.labels), _hits(j.reference, j.labels)
+        for name, now in theirs.items():
+            shares[name] = share(float(now.mean()), len(now))
+            drops[name] = fall(int((ours[name] & ~now).sum()), int((now & ~ours[name]).sum()), len(now))
+    return shares, drops
 
 
 def answers(path: Path, dims: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
@@ -177,16 +203,14 @@ def _opened(model: ir.Model | Path, halves: frozenset[str]) -> Session:
     return _Halved(session.raw, session.outputs, halves)
 
 
-def _scored(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, float]:
+def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
+    """Whether each sample's class is the best, and among the best five: bool [samples] by metric."""
     rows = np.concatenate([y[0] for y in outputs])
     if len(rows) != len(labels):
         raise DataError("accuracy.labels: a sample holds several rows, and a folder names one class")
     order = np.argsort(-rows, axis=-1, kind="stable")
     want = np.asarray(labels)[:, None]
-    return {
-        "accuracy.top1": float((order[:, :1] == want).any(1).mean()),
-        "accuracy.top5": float((order[:, :5] == want).any(1).mean()),
-    }
+    return {f"accuracy.top{k}": (order[:, :k] == want).any(1) for k in (1, 5)}
 
 
 def _layers(j: Jury, theirs: ir.Model, halves: frozenset[str]) -> list[Layer]:

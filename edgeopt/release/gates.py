@@ -24,16 +24,28 @@ _FAILS_AS: Mapping[Outcome, str] = {
 }  # fmt: skip
 _CLOCKED = ("latency.", "cold.", "memory.", "speedup")  # what depends on the machine
 _ROUNDING = 1e-12
+_REMEDIES = {  # whether the baseline's model was measured again
+    False: "keep the models (edgeopt baseline save --models) to have them measured again",
+    True: "measuring it again did not tell this figure, which takes a longer preset or the same float model",
+}
 _LINE = Callable[[str, str, str], int]
 
 
 @dataclass(frozen=True)
 class Against:
-    """What regressions are judged by. run: of the baseline, None without one; refused: why it cannot be compared."""
+    """What regressions are judged by. run: of the baseline, None without one, and then problem says why; ratios: what was
+    measured again, by variant and metric; refused: why stored times cannot be compared.
+    """
 
     run: Run | None = None
-    ratios: Mapping[str, Range] | None = None
+    ratios: Mapping[str, Mapping[str, Range]] | None = None
     refused: str | None = None
+    problem: str | None = None
+
+
+def clocked(metric: str) -> bool:
+    """Whether the figure depends on the machine."""
+    return metric.startswith(_CLOCKED)
 
 
 def judge(project: Project, run: Run, against: Against, line: _LINE = lambda variant, metric, bound: 1) -> Run:
@@ -89,14 +101,7 @@ def _outcome(
     if bound == "max_regression":
         return _regression(variant, name, limit, against)
     if bound == "max_drop":
-        on_float = run.variant(FLOAT)
-        before = on_float.metrics.get(name) if on_float else None
-        before = 1.0 if before is None and name in ("accuracy.agreement", "accuracy.cosine") else before
-        if before is None:
-            return "not measured", f"{row.title}: the float model's is not known"
-        drop = before - value
-        text = f"{row.title} falls by {_points(drop, row)}, allowed {_points(limit, row)}"
-        return ("fail" if drop > limit + _ROUNDING else "pass"), text
+        return _drop(run, variant, name, limit)
     upper = bound == "max" or (bound == "warn" and not row.higher)
     outcome = _bounded(interval, limit, upper)
     sign = "<=" if upper else ">="
@@ -122,16 +127,32 @@ def _points(x: float, row: Metric) -> str:
     return f"{100 * x:.2f} pp" if row.kind == "share" else f"{x:.4g}"
 
 
+def _drop(run: Run, variant: VariantResult, name: str, limit: float) -> tuple[Outcome, str]:
+    row, on_float = METRICS[name], run.variant(FLOAT)
+    before = on_float.metrics.get(name) if on_float else None
+    before = 1.0 if before is None and name in ("accuracy.agreement", "accuracy.cosine") else before
+    if before is None:
+        return "not measured", f"{row.title}: the float model's is not known"
+    drop = before - variant.metrics[name]
+    x = variant.drops.get(name) or Range(value=drop, low=drop, high=drop)
+    spread = "" if x.low == x.high else f" [{_points(x.low, row)}, {_points(x.high, row)}]"
+    text = f"{row.title} falls by {_points(drop, row)}{spread}, allowed {_points(limit, row)}"
+    return _bounded(x, limit + _ROUNDING, upper=True), text
+
+
 def _regression(variant: VariantResult, name: str, limit: float, against: Against) -> tuple[Outcome, str]:
     row = METRICS[name]
     if against.run is None:
-        return "no baseline", f"{row.title}: no baseline; edgeopt baseline save makes one"
+        return "no baseline", f"{row.title}: no baseline; {against.problem or 'edgeopt baseline save makes one'}"
     old = against.run.variant(variant.name)
-    again = (against.ratios or {}).get(variant.name) if name.startswith("latency.p50") else None
-    if again is not None:
-        worse, how = Range(value=again.value - 1, low=again.low - 1, high=again.high - 1), "measured again side by side"
-    elif against.refused is not None and name.startswith(_CLOCKED):
-        return "not comparable", f"{row.title}: {against.refused}"
+    ratios = (against.ratios or {}).get(variant.name, {})
+    if name in ratios:
+        x, how = ratios[name], "measured again side by side"
+        worse = Range(value=x.value - 1, low=x.low - 1, high=x.high - 1)
+        if row.higher:
+            worse = Range(value=-worse.value, low=-worse.high, high=-worse.low)
+    elif against.refused is not None and clocked(name):
+        return "not comparable", f"{row.title}: {against.refused}; {_REMEDIES[bool(ratios)]}"
     elif old is None or name not in old.metrics:
         return "no baseline", f"{row.title}: the baseline has no {variant.name}"
     else:
@@ -148,7 +169,7 @@ def _worse(new: VariantResult, old: VariantResult, name: str) -> Range:
     a, b = old.metrics[name], new.metrics[name]
     sign = -1.0 if METRICS[name].higher else 1.0
     value = sign * (b - a) / abs(a) if a else sign * math.copysign(math.inf, b) if b else 0.0
-    x, y = old.intervals.get(name), new.intervals.get(name)
+    x, y = (v.intervals.get(name) if clocked(name) else None for v in (old, new))  # others are of the same samples
     if x is None or y is None or min(x.low, y.low) <= 0:
         return Range(value=value, low=value, high=value)
     # intervals of independent medians, on the log scale

@@ -6,21 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeopt.release import places
-from edgeopt.release.baseline import refusal, stored
+from edgeopt.release.baseline import by, kept
 from edgeopt.release.document import Run
-from edgeopt.release.gates import Against, judge
+from edgeopt.release.gates import judge
 from edgeopt.release.project import Project
 
 
 def judged_again(project: Project, file: Path, document: Run) -> Run:
-    """`document` by the gates of `project` (of `file`) as they are now.
-
-    Raises:
-        DataError: the baseline cannot be read.
+    """`document` by the gates of `project` (of `file`) as they are now, against the baseline that is current now; what was
+    measured against another baseline does not count.
     """
-    old = stored(project, file.parent)
-    stand = Against() if old is None else Against(old, document.ratios, refusal(old, document))
-    return judge(project, document, stand, line_finder(file))
+    old = kept(project, file.parent)
+    ratios = document.ratios if document.measured_against == old.known_as else {}
+    return judge(project, document, by(project, old, document, ratios), line_finder(file))
 
 
 def line_finder(file: Path) -> Callable[[str, str, str], int]:

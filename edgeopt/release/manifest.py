@@ -18,6 +18,7 @@ from edgeopt.release.cache import key, sha256
 from edgeopt.release.document import Run, VariantResult
 from edgeopt.release.metrics import METRICS
 from edgeopt.release.project import FLOAT
+from edgeopt.release.sources import fingerprint
 
 MANIFEST = "manifest.json"
 SCHEMA = "edgeopt.manifest/1"
@@ -60,7 +61,7 @@ def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> s
     dims: of made-up inputs, where the project says some. ONNX Runtime writes an .ort file in another order of its parts every
     time, so that its hash is only lasting while the file is.
     """
-    source = sha256(Path(run.model))
+    source = run.model_sha256
     rows = []
     for v in shipped(run, folder):
         steps = [dict(s.step) for s in v.steps]
@@ -70,14 +71,11 @@ def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> s
                 "name": v.name,
                 "role": "model",
                 "parent": v.parent,
-                "parent_sha256": source if v.parent == FLOAT else sha256(parent),
+                "parent_sha256": source if v.parent == FLOAT else fingerprint(parent),
                 "opset": v.opset,
                 "steps": steps,
                 "config_sha256": key(steps),
-                "files": [
-                    {"path": f.name, "sha256": sha256(f), "size_bytes": f.stat().st_size}
-                    for f in _files(v.name, folder)
-                ],
+                "files": _hashes(folder / f"{v.name}.onnx"),
                 "metrics": {k: round(x, 6) for k, x in sorted(v.metrics.items()) if _lasting(k)},
                 "answers": [dict(x) for x in v.answers],
             }
@@ -85,7 +83,7 @@ def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> s
     found = {
         "schema": SCHEMA,
         "project": run.project,
-        "source": {"path": Path(run.model).name, "sha256": source},
+        "source": {"path": Path(run.model).name, "sha256": source, "files": _hashes(Path(run.model))},
         "versions": dict(sorted(run.versions.items())),
         "dims": dict(dims or {}),
         "verdict": {g.variant + ": " + g.metric + " " + g.bound: g.outcome for g in run.gates if _lasting(g.metric)},
@@ -99,13 +97,16 @@ def shipped(run: Run, folder: Path) -> list[VariantResult]:
     return [v for v in run.variants if v.name != FLOAT and v.error is None and (folder / f"{v.name}.onnx").is_file()]
 
 
-def _files(name: str, folder: Path) -> list[Path]:
-    """The model, its data, and what was made of it for minimal builds."""
+def _files(path: Path) -> list[Path]:
+    """The model at `path`, its data, and what was made of it for minimal builds."""
     from edgeopt import graph
 
-    path = folder / f"{name}.onnx"
-    more = [folder / f"{name}{suffix}" for suffix in ORT]
+    more = [path.with_name(f"{path.name.removesuffix('.onnx')}{suffix}") for suffix in ORT]
     return [path, *graph.external_files(graph.load(path)), *(f for f in more if f.is_file())]
+
+
+def _hashes(path: Path) -> list[dict[str, Any]]:
+    return [{"path": f.name, "sha256": sha256(f), "size_bytes": f.stat().st_size} for f in _files(path)]
 
 
 def _lasting(metric: str) -> bool:
@@ -129,10 +130,10 @@ def _read(folder: Path) -> _Manifest:
         raise DataError(f"{path}: not valid: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
 
 
-def variants(folder: Path) -> set[str]:
-    """Names of the variants that the manifest in `folder` tells of; none without one."""
+def files(folder: Path) -> set[str]:
+    """Names of the files that the manifest in `folder` tells of; none without one."""
     try:
-        return {row.name for row in _read(folder).variants}
+        return {f.path for row in _read(folder).variants for f in row.files}
     except DataError:
         return set()
 
@@ -144,7 +145,7 @@ def holds(name: str, folder: Path, versions: Mapping[str, str]) -> bool:
     except DataError:
         return False
     files = {f.path: f.sha256 for row in found.variants if row.name == name for f in row.files}
-    there = {f.name: sha256(f) for f in _files(name, folder)}
+    there = {f.name: sha256(f) for f in _files(folder / f"{name}.onnx")}
     return found.versions == versions and files == there
 
 

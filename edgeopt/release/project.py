@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AllowInfNan,
@@ -31,6 +31,11 @@ from edgeopt.release.units import quantity
 
 FILE = "edgeopt.toml"
 FLOAT = "float"  # the name of the model as it came
+Preset = Literal["quick", "pr", "release"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+_NEEDS = {  # keys of [accuracy] that metrics are made of
+    "accuracy.top1": ("labels", "true"), "accuracy.top5": ("labels", "true"), "accuracy.eval": ("eval", '"package.module:function"'),
+}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -73,7 +78,7 @@ class Profile(Table):
     """How to measure; gates look at the first provider and the first number of threads."""
 
     measure: bool = True
-    preset: Literal["quick", "pr", "release"] | None = None
+    preset: Preset | None = None
     providers: Names = Field(default=("cpu",), min_length=1)
     threads: tuple[Count, ...] = Field(default=(1,), min_length=1, strict=False)
     dims: Mapping[str, Count] = {}
@@ -179,6 +184,9 @@ class Project(Table):
                 raise _mistake(["gates", variant], f"no such variant{suggestion(variant, known)}")
             for name, gate in gates.items():
                 _check_gate(["gates", variant, name], name, gate)
+                need = _NEEDS.get(name)
+                if need is not None and not getattr(self.accuracy, need[0]):
+                    raise _mistake(["gates", variant, name], f"needs accuracy.{need[0]} = {need[1]}")
         return self
 
 

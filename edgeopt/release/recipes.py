@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from edgeopt.errors import UsageError
 
@@ -35,6 +35,8 @@ Place = Annotated[Path, Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Target = Annotated[str, AfterValidator(_known_target)]
 
 
 class Simplify(Table):
@@ -49,7 +51,7 @@ class Quantize(Table):
     step: Literal["quantize"]
     mode: Literal["auto", "static", "dynamic"] = "auto"
     effort: Literal["fast", "normal", "high"] = "normal"
-    target: Annotated[str, AfterValidator(_known_target)] = "host"
+    target: Target = "host"
     range_rule: Literal["mse", "minmax", "percentile", "entropy"] = Field(default="mse", alias="range")
     rounding: Literal["nearest", "gptq", "adaround", "stochastic"] | None = None
     clip_weights: bool = False
@@ -58,6 +60,7 @@ class Quantize(Table):
     exclude: Names = ()
     include: Names = ()
     budget_s: float = Field(default=600.0, gt=0)
+    costs: Place | None = Field(default=None, description="measured times that place nodes; read, and not added to")
     qat: bool = False
 
 
@@ -87,16 +90,48 @@ class Shrink(Table):
 
 
 class Distill(Table):
-    """Better weights by the answers of a teacher; the project's model unless another is named."""
+    """Better weights by the answers of a teacher (the project's model unless another is named), or by its own with kind "self";
+    see `edgeopt distill`.
+    """
 
     step: Literal["distill"]
+    kind: Literal["offline", "self"] = "offline"
     teacher: Place | None = None
+    by: Literal["generations", "average", "heads"] = "generations"
+    generations: Count = 1
+    heads: Names = ()
     loss: Literal["auto", "kd", "dkd", "dist", "mse", "cosine", "bce", "probabilities", "similarity"] = "auto"
+    temperature: float = Field(default=2.0, gt=0)
+    alpha: Share = 0.9
+    match: Mapping[str, str] = {}
+    hints: Mapping[str, str] = {}
+    hint_weight: float = Field(default=1.0, gt=0)
+    student_classes: Place | None = None
+    teacher_classes: Place | None = None
     epochs: Count = 20
     minutes: float | None = Field(default=None, gt=0)
+    patience: int = Field(default=0, ge=0)
     batch_size: Count = 32
+    accumulate: Count = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float | None = Field(default=None, gt=0)
+    warm_up: Share = 0.05
+    clip: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    ema: Share = 0.0
+    augment: Annotated[tuple[Literal["flip", "crop", "mixup"], ...], Field(strict=False)] = ()
+    freeze: Names = ()
+    train: Names = ()
+    samples: Count = 1_000_000
+    quantized: bool = Field(default=False, alias="qat", description="the input is int8: trained through its Q/DQ")
+    target: Target = "host"
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _whole(self) -> Distill:
+        if self.kind == "self" and self.teacher is not None:
+            raise ValueError('kind = "self" has no teacher but the model itself: leave teacher out')
+        return self
 
 
 Step = Annotated[Simplify | Quantize | Fp16 | Weights | Shrink | Distill, Field(discriminator="step")]

@@ -42,7 +42,7 @@ quant.sqnr = {{ min = "10 dB" }}
 [gates.int8]
 # latency.p50 = {{ max = "15 ms", warn = "12 ms", max_regression = "5 %" }}
 # speedup = {{ min = "1.2 x" }}
-# accuracy.agreement = {{ min = "95 %" }}
+# accuracy.agreement = {{ min = "85 %" }}   # a share with its interval: "95 %" takes 73 samples that agree
 
 [policy]
 inconclusive = "warn"       # a measurement that cannot tell: pass, warn or fail (exit code 4)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeopt import target as targets
+from edgeopt.data.source import named
 from edgeopt.errors import UsageError
 from edgeopt.options import Listener
 from edgeopt.release import recipes
 from edgeopt.release.project import Project
+from edgeopt.release.sources import there
+from edgeopt.staging import temporary_folder
 
 Facts = Mapping[str, Any]
 
@@ -34,27 +38,51 @@ def run_step(step: Any, source: Path, output: Path, context: Context) -> Facts:
     Raises:
         EdgeoptError: as the function does.
     """
+    if reads_data(step):
+        import_from_root(context, "data.path")
     return _RUN[type(step)](step, source, output, context)
 
 
 def settings(step: Any, context: Context) -> Mapping[str, Any]:
-    """All that decides what `step` makes of a model, besides data and versions."""
+    """All that decides what `step` makes of a model, besides the files that it reads, data and versions."""
     found: dict[str, Any] = dict(step.model_dump(mode="json"))
-    if isinstance(step, recipes.Quantize):
+    if isinstance(step, recipes.Quantize | recipes.Distill):
         found["target"] = targets.load(step.target).name
     if isinstance(step, recipes.Distill):
-        found["teacher"] = str(_teacher(step, context))
+        found["labels"] = context.project.accuracy.labels
+    if isinstance(step, recipes.Simplify):
+        found["dims"] = dict(context.project.profile.dims)
     return found
 
 
 def reads_data(step: Any) -> bool:
     """Whether the samples have a say in what `step` makes."""
-    return not isinstance(step, recipes.Simplify | recipes.Shrink)
+    return not isinstance(step, recipes.Simplify)
 
 
-def teachers(step: Any, context: Context) -> list[Path]:
+def models(step: Any, context: Context) -> list[Path]:
     """Models that `step` reads besides its input."""
-    return [_teacher(step, context)] if isinstance(step, recipes.Distill) else []
+    teacher = _teacher(step, context) if isinstance(step, recipes.Distill) else None
+    return [] if teacher is None else [teacher]
+
+
+def files(step: Any, context: Context) -> dict[str, Path]:
+    """Other files that `step` reads, by the key that names them."""
+    given = {key: getattr(step, key, None) for key in ("costs", "student_classes", "teacher_classes")}
+    return {key: context.root / path for key, path in given.items() if path is not None}
+
+
+def import_from_root(context: Context, *options: str) -> None:
+    """Import the functions that `options` of the project name from its folder, so that who asks for them by name finds these.
+
+    Raises:
+        UsageError: there is no such module or function.
+    """
+    data, accuracy = context.project.data, context.project.accuracy
+    sources = {"data.path": data.path, "data.eval": data.eval or "", "accuracy.eval": accuracy.eval or ""}
+    for option in options:
+        if ":" in sources[option] and not there(context.root / sources[option]):
+            named(sources[option], option, context.root)
 
 
 def _data_choices(context: Context) -> dict[str, Any]:
@@ -95,16 +123,19 @@ def _quantized(source: Path, output: Path, context: Context, **choices: Any) -> 
 
 
 def _quantize(step: recipes.Quantize, source: Path, output: Path, context: Context) -> Facts:
-    choices = step.model_dump(exclude={"step"})
-    return _quantized(source, output, context, **choices)
+    choices = step.model_dump(exclude={"step", "costs"})
+    with temporary_folder() as folder:  # quantize adds to the file of costs, and a build must not change what it reads
+        given = files(step, context).get("costs")
+        costs = None if given is None else Path(shutil.copy(given, folder / "costs.json"))
+        return _quantized(source, output, context, costs=costs, **choices)
 
 
 def _fp16(step: recipes.Fp16, source: Path, output: Path, context: Context) -> Facts:
-    return _quantized(source, output, context, mode="fp16", **step.model_dump(exclude={"step"}))
+    return _quantized(source, output, context, mode="fp16", measure=False, **step.model_dump(exclude={"step"}))
 
 
 def _weights(step: recipes.Weights, source: Path, output: Path, context: Context) -> Facts:
-    return _quantized(source, output, context, mode="weights", **step.model_dump(exclude={"step"}))
+    return _quantized(source, output, context, mode="weights", measure=False, **step.model_dump(exclude={"step"}))
 
 
 def _shrink(step: recipes.Shrink, source: Path, output: Path, context: Context) -> Facts:
@@ -118,7 +149,9 @@ def _shrink(step: recipes.Shrink, source: Path, output: Path, context: Context) 
     }
 
 
-def _teacher(step: recipes.Distill, context: Context) -> Path:
+def _teacher(step: recipes.Distill, context: Context) -> Path | None:
+    if step.kind == "self":
+        return None
     return context.model if step.teacher is None else context.root / step.teacher
 
 
@@ -128,7 +161,7 @@ def _distill(step: recipes.Distill, source: Path, output: Path, context: Context
     except ImportError as e:
         raise UsageError("a distill step needs torch: pip install 'edgeopt[train]'") from e
 
-    choices = step.model_dump(exclude={"step", "teacher"})
+    choices = step.model_dump(exclude={"step", "teacher"}) | files(step, context)
     found = distill(
         source,
         context.data,

@@ -10,7 +10,15 @@ from edgeopt.release.document import Run, VariantResult
 from edgeopt.release.project import Project
 from edgeopt.results import Environment, Latency, Measured, Range, Results, Setting
 
-HEAD = 'model = "model.onnx"\n[data]\npath = "x.npy"\n[variants.a]\nsteps = [{ step = "fp16" }]\n'
+HEAD = """model = "model.onnx"
+[data]
+path = "x.npy"
+[accuracy]
+labels = true
+eval = "package.module:function"
+[variants.a]
+steps = [{ step = "fp16" }]
+"""
 
 
 def project(gates: str = "", policy: str = "", more: str = "") -> Project:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import ModelProto
 from edgeopt import graph
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.options import Listener
+from edgeopt.release.document import Layer
 from edgeopt.release.evaluate import Jury, answers, evaluate, jury, opset
 from edgeopt.release.project import Project
 from edgeopt.release.steps import Context, run_step
@@ -61,6 +62,12 @@ def made(step: int, context: Context, folder: Path) -> Path:
     return output
 
 
+def figures(j: Jury, path: Path) -> tuple[Mapping[str, float], Sequence[Layer]]:
+    """Metrics and layers."""
+    found = evaluate(j, path)
+    return found.metrics, found.layers
+
+
 def values(path: Path, names: list[str], feed: Any) -> list[np.ndarray]:
     return open_session(with_outputs(graph.canonical(graph.load(path)), names), level="none").run(feed)
 
@@ -69,7 +76,7 @@ def test_figures_are_those_of_the_definitions(judge: Judge, tmp_path: Path) -> N
     j, _ = judge(network(), normal(60, 4))
     noisy = tiny.proto(TEXT, a=normal(4, 8) + 0.3 * normal(4, 8, seed=8), b=normal(8, 6, seed=1))
     onnx.save(noisy, tmp_path / "a.onnx")
-    found, layers = evaluate(j, tmp_path / "a.onnx")
+    found, layers = figures(j, tmp_path / "a.onnx")
     x = np.concatenate([f["x"] for _, f in j.feeds])
     (want,), (have,) = (open_session(tmp_path / f).run({"x": x}) for f in ("model.onnx", "a.onnx"))
     assert found["quant.sqnr"] == pytest.approx(tiny.sqnr_db(want, have), abs=1e-3)
@@ -91,7 +98,7 @@ def test_figures_are_those_of_the_definitions(judge: Judge, tmp_path: Path) -> N
 
 def test_the_same_file_has_no_error_at_all(judge: Judge, tmp_path: Path) -> None:
     j, context = judge(network(), normal(40, 4))
-    found, layers = evaluate(j, context.model)
+    found, layers = figures(j, context.model)
     assert (
         found["quant.sqnr"] == 200.0
         and found["accuracy.agreement"] == 1.0
@@ -102,7 +109,7 @@ def test_the_same_file_has_no_error_at_all(judge: Judge, tmp_path: Path) -> None
 
 def test_a_model_that_does_not_say_the_types_of_inner_values_has_layers_all_the_same(judge: Judge) -> None:
     j, context = judge(tiny.proto(TEXT, a=normal(4, 8), b=normal(8, 6)), normal(40, 4))
-    assert {x.name for x in evaluate(j, context.model)[1]} == {"h", "r"}
+    assert {x.name for x in evaluate(j, context.model).layers} == {"h", "r"}
 
 
 STEPS = {
@@ -120,7 +127,7 @@ def test_layers_of_every_kind_of_variant_come_worst_first_with_values_of_the_wor
     model = typed(tiny.proto(TEXT.replace("[N,6]", "[N,128]"), a=normal(4, 128), b=normal(128, 128, seed=1)))
     j, context = judge(model, normal(60, 4), variants={"a": {"steps": [STEPS[name]]}})
     path = made(0, context, tmp_path)
-    found, layers = evaluate(j, path)
+    found, layers = figures(j, path)
     assert layers
     assert 15 < found["quant.sqnr"] < 200
     db = [x.sqnr_db for x in layers]
@@ -148,7 +155,7 @@ def test_a_metric_of_the_users_own_runs_on_a_variant_with_fp16_inputs(
         accuracy={"eval": "own_metric_fp16:f"},
         variants={"a": {"steps": [STEPS["fp16 inputs"]]}},
     )
-    found, _ = evaluate(j, made(0, context, tmp_path))
+    found, _ = figures(j, made(0, context, tmp_path))
     (want,) = open_session(context.model).run({"x": np.ones((1, 4), np.float32)})
     assert found["accuracy.eval"] == pytest.approx(want[0, 0], rel=0.01, abs=0.01)
 
@@ -180,7 +187,7 @@ LABELLED = {"data": {"path": "images", "preprocess": "unit"}, "accuracy": {"labe
 def test_scores_are_those_of_a_count_by_hand(names: list[str], judge: Judge, tmp_path: Path) -> None:
     sorted_into(tmp_path / "images", names, 10)
     j, context = judge(models.convolution(), **LABELLED)
-    found, _ = evaluate(j, context.model)
+    found, _ = figures(j, context.model)
     known = {n: int(n) if n.isdecimal() else sorted(names).index(n) for n in names}
     want = [known[Path(name).parent.name] for name, _ in j.feeds]
     rows = [y[0][0] for y in run_all(open_session(context.model), list(j.feeds))]

@@ -248,13 +248,13 @@ def test_a_ratio_measured_side_by_side_goes_before_stored_figures_and_needs_no_s
     stored = run(variant(metrics={P50: 5.0}, intervals={P50: around(5.0, 0.01)}))
     for ratio, outcome in ((1.0, "pass"), (1.05, "inconclusive"), (1.2, "fail")):
         for refused in (None, "another CPU"):
-            gate = judged(found, latency(10), Against(stored, {"a": around(ratio, 0.02)}, refused))
+            gate = judged(found, latency(10), Against(stored, {"a": {P50: around(ratio, 0.02)}}, refused))
             assert gate.outcome == outcome and "side by side" in gate.message
 
 
 def test_a_ratio_measured_again_is_of_the_median_and_of_no_other_figure() -> None:
     found = project('latency.p90 = { max_regression = "5 %" }')
-    stand = Against(run(variant(metrics={"latency.p90": 10.0})), {"a": around(1.0, 0.01)})
+    stand = Against(run(variant(metrics={"latency.p90": 10.0})), {"a": {P50: around(1.0, 0.01)}})
     assert judged(found, run(variant(metrics={"latency.p90": 20.0})), stand).outcome == "fail"
 
 
@@ -385,5 +385,5 @@ def test_the_line_of_a_gate_is_asked_for_each_bound() -> None:
 
 def test_a_range_of_a_ratio_that_is_upside_down_does_not_pass() -> None:
     found = project('latency.p50 = { max_regression = "5 %" }')
-    gate = judged(found, latency(10), Against(run(), {"a": Range(value=1.2, low=1.3, high=1.1)}))
+    gate = judged(found, latency(10), Against(run(), {"a": {P50: Range(value=1.2, low=1.3, high=1.1)}}))
     assert gate.outcome != "pass"

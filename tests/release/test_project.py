@@ -50,6 +50,36 @@ io_types = "keep"
 [variants.small]
 steps = [{ step = "shrink", width = 0.5, depth = 1.0 }, { step = "distill", epochs = 3, batch_size = 4, learning_rate = 0.1, minutes = 1.5, seed = 3, teacher = "big.onnx", loss = "auto" }]
 
+[variants.again]
+from = "small"
+
+[[variants.again.steps]]
+step = "distill"
+kind = "self"
+by = "generations"
+generations = 2
+heads = ["block"]
+temperature = 2.5
+alpha = 0.5
+match = { logits = "output" }
+hints = { inner = "other" }
+hint_weight = 1.5
+student_classes = "a.txt"
+teacher_classes = "b.txt"
+patience = 2
+accumulate = 2
+optimizer = "sgd"
+warm_up = 0.1
+clip = 1.5
+weight_decay = 0.1
+ema = 0.5
+augment = ["flip", "crop"]
+freeze = ["stem*"]
+train = ["bias"]
+samples = 100
+qat = true
+target = "host"
+
 [variants.int8]
 from = "small"
 
@@ -66,6 +96,7 @@ smooth = 0.5
 exclude = ["Softmax"]
 include = ["Conv"]
 budget_s = 60.0
+costs = "costs.json"
 qat = false
 
 [profile]
@@ -108,7 +139,19 @@ ort = false
 """
 NAMES = re.compile(r'^\[+([^\]]*?)\]+|^("?[\w.]+"?) =|[{,] (\w+) =')
 MINIMAL = 'model = "model.onnx"\n[data]\npath = "x"\n[variants.a]\nsteps = [{ step = "fp16" }]\n'
-FREE = {"tool", "edgeopt", "weights", "fp16", "small", "int8", "*", "batch"}  # names that are the user's own
+FREE = {
+    "tool",
+    "edgeopt",
+    "weights",
+    "fp16",
+    "small",
+    "int8",
+    "*",
+    "batch",
+    "again",
+    "logits",
+    "inner",
+}  # names that are the user's own
 
 
 def told(text: str, folder: Path, name: str = "edgeopt.toml") -> str:
@@ -479,6 +522,32 @@ def test_choices_are_those_of_the_tables_that_they_are_from() -> None:
     for table, field, known in ((Quantize, "range_rule", RANGES), (Data, "preprocess", PRESETS), (Distill, "loss", ["auto", *losses])):  # fmt: skip
         told = table.model_json_schema(by_alias=False)["properties"][field]
         assert set(next(x["enum"] for x in (told, *told.get("anyOf", ())) if "enum" in x)) == set(known)
+
+
+def test_what_a_distill_step_does_by_default_is_what_distill_does() -> None:
+    options = pytest.importorskip("edgeopt.train.options").DistillOptions()
+    own = {"step", "teacher"}
+    assert all(getattr(options, n) == f.default for n, f in Distill.model_fields.items() if n not in own)
+
+
+def test_a_step_that_learns_from_itself_has_no_teacher(tmp_path: Path) -> None:
+    text = MINIMAL.replace('{ step = "fp16" }', '{ step = "distill", kind = "self", teacher = "big.onnx" }')
+    message = told(text, tmp_path)
+    assert lines_told(message) == [5] and "teacher" in message
+
+
+@pytest.mark.parametrize(
+    ("metric", "need"),
+    [("accuracy.top1", "labels"), ("accuracy.top5", "labels"), ("accuracy.eval", "eval")],
+)
+def test_a_gate_on_an_accuracy_that_is_not_asked_for_is_refused_with_its_line(
+    metric: str, need: str, tmp_path: Path
+) -> None:
+    message = told(f'{MINIMAL}[gates."*"]\n{metric} = {{ min = 0.5 }}\n', tmp_path)
+    assert lines_told(message) == [7] and f"needs accuracy.{need} = " in message
+    given = 'labels = true\neval = "package.module:function"'
+    (tmp_path / "edgeopt.toml").write_text(f'{MINIMAL}[gates."*"]\n{metric} = {{ min = 0.5 }}\n[accuracy]\n{given}\n')
+    load(tmp_path / "edgeopt.toml")
 
 
 def test_a_mistake_at_the_end_of_a_huge_file_is_told_within_seconds(tmp_path: Path) -> None:
