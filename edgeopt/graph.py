@@ -238,7 +238,8 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; export it again at opset {version}"
         )
     try:
-        converted = onnx.version_converter.convert_version(ir.to_proto(model), version)
+        with embedded(model) as whole:
+            converted = onnx.version_converter.convert_version(ir.to_proto(whole), version)
         # the C++ error type of the converter derives from RuntimeError
     except (RuntimeError, ValueError) as e:
         raise ModelError(
@@ -256,7 +257,8 @@ def typed(model: ir.Model) -> ir.Model:
     if size_bytes(model) > PROTOBUF_LIMIT:
         raise ModelError("a model above 2 GB cannot go through ONNX's type inference, which this mode needs")
     try:
-        inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model), check_type=True, strict_mode=True)
+        with embedded(model) as whole:
+            inferred = onnx.shape_inference.infer_shapes(ir.to_proto(whole), check_type=True, strict_mode=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         raise ModelError(f"type inference failed: {e}") from e
     return canonical(ir.from_proto(inferred))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -329,3 +330,18 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     graph.write(dense(), tmp_path / "a.onnx")
     graph.write(dense(), tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("change", [graph.typed, lambda m: graph.raise_opset(m, 18)], ids=["typed", "raised"])
+def test_weights_in_a_file_of_their_own_survive_what_goes_through_onnx(change: Any, tmp_path: Path) -> None:
+    w = np.arange(64, dtype=np.float32).reshape(4, 16)
+    made = tiny.proto(
+        '<ir_version: 8, opset_import: ["" : 13]> g (float[N,4] x) => (float[N,16] y) { y = MatMul(x, w) }', w=w
+    )
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    found = change(graph.canonical(graph.load(tmp_path / "m.onnx")))
+    assert np.array_equal(tiny.weights_of(found)["w"], w)
+    (tmp_path / "elsewhere").mkdir()
+    graph.write(found, tmp_path / "elsewhere" / "m.onnx")
+    x = np.ones((1, 4), np.float32)
+    assert np.array_equal(tiny.run(graph.load(tmp_path / "elsewhere" / "m.onnx"), {"x": x})[0], x @ w)
