@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from edgeopt.errors import ComparabilityError
+from edgeopt.profiling.comparable import refuse_different
 from edgeopt.profiling.files import Files
 from edgeopt.profiling.options import check_margin
 from edgeopt.profiling.profile import peak_ratio, size_ratio
 from edgeopt.results import Comparison, Latency, Measured, Range, Results, load
 from edgeopt.stats import Floats, unpaired_ratio_interval, verdict
-
-_ENVIRONMENT = ("cpu", "features", "cores", "governor", "system")
-_SETTING = (
-    "onnxruntime", "provider", "provider_options", "threads", "session", "level", "fixed_dims", "shapes", "rate",
-)  # fmt: skip
 
 
 def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report: str | Path | None = None) -> Results:
@@ -68,35 +63,6 @@ def _told_apart(x: Measured, y: Measured, a: Path, b: Path) -> tuple[Measured, M
         for m, name in zip((x, y), names, strict=True)
     ]
     return renamed[0], renamed[1]
-
-
-def refuse_different(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> None:
-    """Refuse results of different machines, runtimes or settings.
-
-    Raises:
-        ComparabilityError: lists every difference.
-    """
-    found = list(_differences(a, b, pairs))
-    if found:
-        raise ComparabilityError(
-            "not comparable: " + "; ".join(found) + "; measure both models in one run: edgeopt compare a.onnx b.onnx"
-        )
-
-
-def _differences(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> Iterator[str]:
-    for name in _ENVIRONMENT:
-        x, y = getattr(a.environment, name), getattr(b.environment, name)
-        if x != y:
-            yield f"{name} {_short(x)} and {_short(y)}"
-    for m, n in pairs:
-        for name in _SETTING:
-            x, y = getattr(m.setting, name), getattr(n.setting, name)
-            if x != y:
-                yield f"{m.setting.label}: {name} {_short(x)} and {_short(y)}"
-
-
-def _short(x: object) -> str:
-    return ",".join(map(str, x)) if isinstance(x, tuple) else str(x)
 
 
 def _compared(a: Measured, b: Measured, margin: float) -> Comparison:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import ComparabilityError, DataError, EdgeoptError, UsageError, suggestion
+from edgeopt.profiling.comparable import refuse_different
 from edgeopt.release import document as documents
 from edgeopt.release.cache import put, writing
 from edgeopt.release.document import Run
@@ -163,8 +164,6 @@ def by(project: Project, stand: Kept, run: Run, ratios: Mapping[str, Mapping[str
 
 def refusal(old: Run, new: Run) -> str | None:
     """Why times of the two cannot be compared, or None."""
-    from edgeopt.profiling.stored import refuse_different
-
     if old.profile is None or new.profile is None:
         return None if new.profile is None else "the baseline was not measured"
     by_name = [{Path(m.setting.model).stem: m for m in r.profile.measured} for r in (old, new) if r.profile]
