@@ -59,7 +59,7 @@ class Quantize(Table):
     smooth: float | None = Field(default=None, ge=0, le=1)
     exclude: Names = ()
     include: Names = ()
-    budget_s: float = Field(default=600.0, gt=0)
+    budget_s: float | None = Field(default=None, gt=0)
     costs: Place | None = Field(default=None, description="measured times that place nodes; read, and not added to")
     qat: bool = False
 
