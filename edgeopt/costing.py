@@ -24,7 +24,7 @@ def costed(job: Job, model: ir.Model, probes: Mapping[str, Probe], known: Costs 
     None where there is nothing to go by.
 
     Raises:
-        DataError: the file is no file of costs. UsageError: it cannot be written.
+        DataError: the file is no file of costs. UsageError: it cannot be written, or is not there and cannot be made.
     """
     path = job.options.costs
     if known is None and path is not None:
@@ -32,6 +32,10 @@ def costed(job: Job, model: ir.Model, probes: Mapping[str, Probe], known: Costs 
     nodes = [n for n in model.graph if refusal(n, probes) is None]
     missing = [n for n in nodes if known is None or known.of(n, probes) is None]
     if not missing or not (_here(job) and (known is None or known.host == costs.here())):
+        if known is None and path is not None:
+            raise UsageError(
+                f"--costs {path}: no such file, and here nothing can be measured for {job.target.name}: make it on a machine that is one"
+            )
         if missing and known is not None:
             job.note(f"costs: {len(missing)} of {len(nodes)} nodes are not in the file: by the target's table")
         return known

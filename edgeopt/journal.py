@@ -82,6 +82,15 @@ def journal_of(output: Path) -> Path:
     return output.with_name(output.name + _SUFFIX)
 
 
+def is_of(job: Job, output: Path) -> bool:
+    """Whether the journal beside `output` is of `job`."""
+    try:
+        with journal_of(output).open(encoding="utf-8", errors="replace") as file:
+            return bool(_read(file.readline()).get("job") == _digest(job))
+    except OSError:
+        return False
+
+
 def journal(job: Job, output: Path | None) -> Journal:
     """The journal of a search whose result goes to `output`: what is there already, if it is of the
     same job. A name with no room for the suffix, or a disk without any: in memory only.

@@ -47,19 +47,20 @@ def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
     scores = [i for i in columns if class_scores([r[i] for r in reference])]
     if not scores:
         raise DataError("--eval kl: no output looks like class scores; try cosine, or a function of your own")
-    found = [
-        np.mean((_share(r[i]) * (np.log(_share(r[i]) + _TINY) - np.log(_share(y[i]) + _TINY))).sum(-1))
-        for r, y in zip(reference, outputs, strict=True)
-        for i in scores
-    ]
+    found = [_divergence(r[i], y[i]) for r, y in zip(reference, outputs, strict=True) for i in scores]
     return -float(np.mean(found))
 
 
-def _share(x: NDArray[Any]) -> NDArray[np.float64]:
-    """`x` as probabilities over the last axis: as it is, or its softmax."""
-    x = np.maximum(x.astype(np.float64), np.finfo(np.float32).min)  # masked classes are minus infinity
-    if x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3):
-        return x
+def _divergence(r: NDArray[Any], y: NDArray[Any]) -> float:
+    """Mean KL over the last axis of probabilities, or of scores by way of their softmax, as `r` looks."""
+    p, q = (np.maximum(x.astype(np.float64), np.finfo(np.float32).min) for x in (r, y))  # masked classes are -inf
+    if not (p.min() >= 0 and np.allclose(p.sum(-1), 1, atol=1e-3)):
+        p, q = _softmax(p), _softmax(q)
+    p, q = (np.maximum(x, _TINY) for x in (p, q))
+    return float(np.mean((p * (np.log(p) - np.log(q))).sum(-1)))
+
+
+def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
     e = np.exp(x - x.max(-1, keepdims=True))
     return np.asarray(e / e.sum(-1, keepdims=True))
 

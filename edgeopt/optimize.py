@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import shutil
+import tempfile
 import time
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,35 +22,18 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph, target
-from edgeopt.bars import close, good, line, meets, merit, missed, why_not
+from edgeopt.bars import close, good, line, missed, nearest, why_not
 from edgeopt.candidates import dynamic_int8, nothing_to_do, of_mode, weights
 from edgeopt.errors import DataError, EdgeoptError, UsageError, ValidityError
-from edgeopt.journal import journal_of
+from edgeopt.improve import Outcome, outcome, put_away, searched, trained
+from edgeopt.journal import is_of, journal_of
 from edgeopt.options import Data, Listener, Options, Result, check_folder, check_place
-from edgeopt.pareto import write_front
 from edgeopt.prepare import Job, prepare
 from edgeopt.report import Candidate, LatencyReport, MetricReport, Report
-from edgeopt.search import FASTER, LOSS_DB
 from edgeopt.search import start as start_search
-from edgeopt.staging import staged, temporary_folder
+from edgeopt.staging import empty, staged, temporary_folder
 from edgeopt.statics import LAST, Made, Statics, Tuning
 from edgeopt.verify import Tried, measurable, verify
-
-_BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """kept: the candidate in the stage, with the bytes of its files, as they are and deflated; reason: why it; ended: what
-    cut the work short.
-    """
-
-    kept: Tried
-    reason: str
-    candidates: tuple[Candidate, ...]
-    sizes: tuple[int, int]
-    ended: tuple[str, ...] = ()
-    interrupted: bool = False
 
 
 def quantize(
@@ -74,25 +58,42 @@ def quantize(
     options = Options(**choices)
     start = time.perf_counter()
     path = None if output is None else Path(output)
+    journal = path is not None and options.searches and journal_of(path).is_file()
     if path is not None:
-        check_place(path, force or journal_of(path).is_file())  # what a search that was cut short left is gone on with
+        check_place(path, force or journal)
     if options.pareto is not None:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
     job = prepare(graph.load(model), data, options, listener or Listener())
-    input_bytes, statics = _input_bytes(model, job.source), Statics(job)
+    resumed = path is not None and journal and is_of(job, path)
+    if path is not None:
+        check_place(path, force or resumed)  # what a search left that was cut short is gone on with
+    input_bytes = _input_bytes(model, job.source)
     with temporary_folder() as folder:
-        place = path or folder / "model.onnx"
+        done = _done(job, path or folder / "model.onnx", path, resumed)
+    return Result(done.kept.made.model, path, _report(job, done, input_bytes, start))
+
+
+def _done(job: Job, place: Path, output: Path | None, resumed: bool) -> Outcome:
+    """The result of all that the options ask for, in its place. The first one is there before a search begins, whatever happens then;
+    what a search has left that is gone on with stays there until the end.
+    """
+    statics = Statics(job)
+    with ExitStack() as until_now, ExitStack() as until_the_end:
+        first = (until_the_end if resumed else until_now).enter_context(staged(place))
+        done = best = _best(job, statics, first / place.name)
+        until_now.close()
+        if job.options.effort == "high":
+            with staged(place) as stage:
+                done = searched(job, statics, done, stage / place.name, output)
+                if resumed and (done.kept is not best.kept or done.interrupted):
+                    empty(first)
+    put_away(job, done)
+    if job.options.qat and not done.interrupted:
         with staged(place) as stage:
-            outcome = _best(job, statics, stage / place.name)
-        if options.effort == "high":  # the first result is in its place already, whatever happens now
-            with staged(place) as stage:
-                outcome = _searched(job, statics, outcome, stage / place.name, path)
-        if options.qat:
-            with staged(place) as stage:
-                outcome = _trained(job, statics, outcome, stage / place.name)
-    return Result(outcome.kept.made.model, path, _report(job, outcome, input_bytes, start))
+            done = trained(job, statics, done, stage / place.name)
+    return done
 
 
 def _input_bytes(model: object, source: ir.Model) -> int:
@@ -109,19 +110,19 @@ def _input_bytes(model: object, source: ir.Model) -> int:
     )
 
 
-def _best(job: Job, statics: Statics, path: Path) -> _Outcome:
+def _best(job: Job, statics: Statics, path: Path) -> Outcome:
     """The candidate of the options' mode that is good, or the best there is; at `path`, with all that were tried."""
     if job.options.mode not in ("auto", "static"):
         tried = verify(job, of_mode(job), path)
-        return _outcome(tried, f"{tried.mode}: asked for", [tried.candidate("asked for")])
+        return outcome(tried, f"{tried.mode}: asked for", [tried.candidate("asked for")])
     tried_all: list[Tried] = []
     refused: list[Candidate] = []
+    folders: list[Path] = []
     for made in (_auto if job.options.mode == "auto" else _static)(job, statics, tried_all):
         # a folder for each, since a data file beside a model is found by its name
-        folder = path.parent / str(len(tried_all) + len(refused))
-        folder.mkdir()
+        folders.append(Path(tempfile.mkdtemp(prefix=".", dir=path.parent)))
         try:
-            tried_all.append(verify(job, made, folder / path.name))
+            tried_all.append(verify(job, made, folders[-1] / path.name))
         except (ValidityError, DataError) as e:
             refused.append(Candidate(made.mode, None, None, str(e)))
             job.note(f"{made.mode}: {e}")
@@ -132,12 +133,12 @@ def _best(job: Job, statics: Statics, path: Path) -> _Outcome:
     if kept.path != path:
         for file in kept.path.parent.iterdir():
             file.replace(path.parent / file.name)
-    for i in range(len(tried_all) + len(refused)):
-        shutil.rmtree(path.parent / str(i))
+    for folder in folders:
+        shutil.rmtree(folder)
     only = job.options.mode == "static" and len(tried_all) == 1
     words = {id(t): why_not(job, t) for t in tried_all} | {id(kept): "asked for" if only else "kept"}
     lines = [t.candidate(words[id(t)]) for t in tried_all] + refused
-    return _outcome(replace(kept, path=path), reason, lines if kept in tried_all else [*lines, kept.candidate("kept")])
+    return outcome(replace(kept, path=path), reason, lines if kept in tried_all else [*lines, kept.candidate("kept")])
 
 
 def _chosen(job: Job, tried: list[Tried], refused: list[Candidate], path: Path) -> tuple[Tried, str]:
@@ -149,19 +150,13 @@ def _chosen(job: Job, tried: list[Tried], refused: list[Candidate], path: Path) 
     if job.options.mode == "static":
         if not tried:
             raise ValidityError(refused[0].verdict)
-        kept = max(tried, key=merit)
+        kept = nearest(job, tried)
         return kept, _why(job, kept, tried)
     smaller = graph.size_bytes(job.model) <= graph.size_bytes(job.source)
     kept = verify(job, Made("float", job.model if smaller else job.source), path)
     reason = "float: no integer form was both close enough and no slower; the file is the simplified float model"
     job.note(reason)
     return kept, reason
-
-
-def _outcome(kept: Tried, reason: str, candidates: Sequence[Candidate]) -> _Outcome:
-    files = sorted(f for f in kept.path.parent.iterdir() if f.is_file())
-    sizes = sum(f.stat().st_size for f in files), _deflated(files)
-    return _Outcome(kept, reason, tuple(candidates), sizes)
 
 
 def _static(job: Job, statics: Statics, tried: list[Tried]) -> Iterator[Made]:
@@ -205,101 +200,13 @@ def _repaired(job: Job, statics: Statics, first: Made, tried: list[Tried]) -> It
         return
     if search is None:
         return
-    for made in chain(search.islands(), search.mixtures(), search.climb(), search.move(*LAST)):
+    moves = chain.from_iterable(
+        search.safely(m) for m in (search.islands(), search.mixtures(), search.climb(), search.move(*LAST))
+    )
+    for made in moves:
         yield replace(made, mode=f"static, {search.best.what}")
         if good(job, tried[-1]):
             return
-
-
-def _searched(job: Job, statics: Statics, before: _Outcome, path: Path, output: Path | None) -> _Outcome:
-    """What a search makes of the static result; the front of all that it tried goes to `options.pareto`."""
-    if before.kept.made.plan is None:
-        job.note(f"search: none, since it begins with a static result, and {before.kept.mode} was kept")
-        return before
-    try:
-        search = start_search(job, before.kept.made, statics, output)
-    except DataError as e:
-        job.note(f"search: not possible: {e}")
-        return replace(before, ended=(f"no search: {e}",))
-    if search is None:
-        return before
-    interrupted, ended = False, list[str]()
-    try:
-        search.run()
-    except KeyboardInterrupt:
-        interrupted, ended = True, ["the search was interrupted; the same command goes on with it"]
-        job.note("search: interrupted; the best so far is kept")
-    found = before
-    if search.best.made is not before.kept.made:
-        faster = search.best.speed >= FASTER
-        found = _replaced(job, before, search.best.made, "search", path, faster=faster)
-    if job.options.pareto is not None:
-        write_front(job, search.points, job.options.pareto)
-    if job.metric is not None and not interrupted:
-        ended += _unsteady(job)
-    if not interrupted:
-        search.journal.remove()
-    return replace(found, ended=tuple(ended), interrupted=interrupted)
-
-
-def _unsteady(job: Job) -> list[str]:
-    """What is wrong with the metric, if it does not say of the float model what it said at first."""
-    assert job.metric is not None
-    try:
-        varies = job.metric.varies(job.float_session)
-    except DataError as e:
-        return [str(e)]
-    return [] if varies is None else [f"--eval {varies}"]
-
-
-def _trained(job: Job, statics: Statics, before: _Outcome, path: Path) -> _Outcome:
-    """What training makes of the static result, if it is nearer to float; the report compares it with every effort before."""
-    from edgeopt.qat import trained
-
-    made = before.kept.made
-    found = _replaced(job, before, trained(job, made), "QAT", path)
-    plain = Tuning(rounding="nearest")
-    if made.tuning in (None, plain):
-        return found
-    nearest = statics.made(plain, "static, weights to the nearest (--effort fast)")
-    if nearest is None:
-        return found
-    untimed = replace(job, options=replace(job.options, measure=False))
-    with temporary_folder() as folder:
-        row = verify(untimed, nearest, folder / path.name).candidate("to compare with")
-    return replace(found, candidates=(*found.candidates, row))
-
-
-def _replaced(job: Job, before: _Outcome, made: Made, how: str, path: Path, *, faster: bool = False) -> _Outcome:
-    """`made` in the place of what was kept, if on the held-out samples it is nearer to float, or, where it is faster, near
-    enough; and no slower than float because of it. Otherwise `path` stays empty.
-    """
-    kept = before.kept
-    try:
-        found = verify(job, replace(made, mode=f"{kept.mode}, then {how}"), path)
-    except (ValidityError, DataError) as e:
-        job.note(f"{how}: {e}")
-        return replace(before, candidates=(*before.candidates, Candidate(how, None, None, str(e))))
-    figures = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
-    job.note(f"{how}: {figures}")
-    if (found.slower and not kept.slower) or not (merit(found) > merit(kept) or (faster and _enough(job, found, kept))):
-        for file in path.parent.iterdir():
-            file.unlink()
-        verdict = "slower than float" if found.slower else f"no nearer to float than before {how}"
-        reason = f"{kept.mode}: {figures} {how}, which was kept"
-        return replace(before, reason=reason, candidates=(*before.candidates, found.candidate(verdict)))
-    lines = [
-        replace(c, verdict=f"before {how}") if c.verdict in ("kept", "asked for") else c for c in before.candidates
-    ]
-    return _outcome(found, f"{kept.mode}: {figures}", [*lines, found.candidate("kept")])
-
-
-def _enough(job: Job, found: Tried, kept: Tried) -> bool:
-    """Whether a faster model is near enough: by the user's bars, else not much further than what it replaces."""
-    asked = meets(job, found.metric, found.worst_sqnr_db, found.agreement)
-    if asked is not None:
-        return asked
-    return (found.metric or 0.0) >= (kept.metric or 0.0) and found.worst_sqnr_db >= kept.worst_sqnr_db - LOSS_DB
 
 
 def _why(job: Job, kept: Tried, tried: list[Tried]) -> str:
@@ -309,8 +216,8 @@ def _why(job: Job, kept: Tried, tried: list[Tried]) -> str:
     return f"{kept.mode}: asked for" + (f"; the nearest of what was tried ({others})" if others else "")
 
 
-def _report(job: Job, outcome: _Outcome, input_bytes: int, start: float) -> Report:
-    kept = outcome.kept
+def _report(job: Job, done: Outcome, input_bytes: int, start: float) -> Report:
+    kept = done.kept
     if job.options.measure and not measurable(job):
         job.note(f"speed not measured: this machine is {target.host()}, the target is {job.target.name}")
     latency = None
@@ -319,12 +226,12 @@ def _report(job: Job, outcome: _Outcome, input_bytes: int, start: float) -> Repo
     plan = kept.made.plan
     return Report(
         mode=kept.mode,
-        reason=outcome.reason,
+        reason=done.reason,
         target=job.target.name,
         host=target.host(),
         input_bytes=input_bytes,
-        output_bytes=outcome.sizes[0],
-        download_bytes=outcome.sizes[1],
+        output_bytes=done.sizes[0],
+        download_bytes=done.sizes[1],
         bytes_before=graph.bytes_by_dtype(job.source),
         bytes_after=graph.bytes_by_dtype(kept.made.model),
         outputs=kept.errors,
@@ -335,28 +242,16 @@ def _report(job: Job, outcome: _Outcome, input_bytes: int, start: float) -> Repo
         kept_float=dict(plan.kept_float) if plan else {},
         samples={"calibration": len(job.calibration), "held_out": len(job.held)},
         preprocess=job.preprocess,
-        candidates=outcome.candidates,
+        candidates=done.candidates,
         notes=tuple(job.notes),
         seconds={k: round(v, 3) for k, v in job.seconds.items()} | {"total": round(time.perf_counter() - start, 3)},
         metric=None
         if job.metric is None or kept.metric is None
         else MetricReport(job.metric.name, job.metric.on_float, kept.metric),
         versions={p: importlib.metadata.version(p) for p in ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy")},
-        missed=(*missed(job, kept), *outcome.ended),
-        interrupted=outcome.interrupted,
+        missed=(*missed(job, kept), *done.ended),
+        interrupted=done.interrupted,
     )
-
-
-def _deflated(files: list[Path]) -> int:
-    """Bytes after deflate, as a download or an app package would carry them; streamed."""
-    size = 0
-    for file in files:
-        packer = zlib.compressobj(6)
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                size += len(packer.compress(block))
-        size += len(packer.flush())
-    return size
 
 
 __all__ = ["EdgeoptError", "Listener", "Options", "Result", "quantize"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from edgeopt import graph
-from edgeopt.errors import ValidityError
+from edgeopt.errors import DataError, ValidityError
 from edgeopt.options import check_folder
 from edgeopt.prepare import Job
 from edgeopt.search import Point
@@ -47,7 +47,7 @@ def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
         with staged(folder / name) as stage:
             try:
                 found.append((p.what, verify(job, p.made, stage / name)))
-            except ValidityError as e:
+            except (ValidityError, DataError) as e:
                 job.note(f"pareto: {p.what}: {e}")
                 (stage / name).unlink(missing_ok=True)
                 continue

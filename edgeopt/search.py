@@ -4,8 +4,8 @@ budget: `--effort high`, and the repair of a result that misses its bar.
 Moves are the placement by measured times, those of `statics.MOVES`, products with scales found at run time, the nodes to blame
 left in float, and training through the Q/DQ where torch is installed. Each is kept only if it pays, and the next starts from it. Accuracy is seen on calibration
 samples (or by the user's metric), speed on this machine if it is the target; the held-out samples of the report have no
-say. A move that fails is told and passed over. What was tried is in the `Journal`, so that a search that was killed does not try
-it again.
+say. A move that fails is told and passed over. What was tried is in the `Journal`, so that a search that was killed does
+not try it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgeopt.bars import meets
+from edgeopt.bars import Figures, near_enough, nearer
 from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError
 from edgeopt.journal import Entry, Journal, journal
@@ -35,7 +35,6 @@ from edgeopt.verify import measurable
 
 _SELECTION = 32
 _GAIN_DB = 0.2  # a move that wins less does not pay
-LOSS_DB = 0.5  # what a faster model may lose where no bar was given
 _SLOWER = 1.03
 FASTER = 1.02
 _MEASURED_S = 0.5
@@ -55,6 +54,11 @@ class Point:
     sqnr_db: float
     speed: float
     agreement: float | None = None
+
+    @property
+    def figures(self) -> Figures:
+        """How near to float it is."""
+        return Figures(self.score, self.sqnr_db, self.agreement)
 
 
 @dataclass
@@ -79,7 +83,7 @@ class Search:
     def run(self) -> None:
         """All moves that there is time for; `best` is what came of them."""
         for moves in (self.placements, self.climb, self.mixtures, self.islands, partial(self.move, *LAST)):
-            for _ in moves():
+            for _ in self.safely(moves()):
                 pass
             self.journal.keep(self.statics.costs)
         self.train()
@@ -117,19 +121,14 @@ class Search:
         return verdict
 
     def _nearer(self, p: Point) -> str:
-        best = self.best
-        nearer = p.score > best.score if p.score != best.score else p.sqnr_db >= best.sqnr_db + _GAIN_DB
-        if not nearer or (p.score, p.sqnr_db) == (best.score, best.sqnr_db):  # infinite ones too
+        if not nearer(self.job, p.figures, self.best.figures, _GAIN_DB):
             return "no gain"
         return "slower" if p.speed * _SLOWER < self.fastest else "kept"
 
     def _faster(self, p: Point) -> str:
         if p.speed < self.best.speed * FASTER:
             return "no faster"
-        near = meets(self.job, p.score, p.sqnr_db, p.agreement)
-        if near is None:
-            near = p.score >= self.best.score and p.sqnr_db >= self.best.sqnr_db - LOSS_DB
-        return "kept" if near else "too far from float"
+        return "kept" if near_enough(self.job, p.figures, self.best.figures) else "too far from float"
 
     def try_all(self, moves: Iterator[tuple[str, Tuning]], *, faster: bool = False) -> Iterator[Made]:
         """Each model of `moves` that pays; what the journal knows not to pay is not made again."""
@@ -145,6 +144,13 @@ class Search:
             self.journal.add(Entry(tuning, against, what, verdict))
             if verdict == "kept":
                 yield self.best.made
+
+    def safely(self, moves: Iterator[Made]) -> Iterator[Made]:
+        """What `moves` keep, until they end or fail; a failure is told."""
+        try:
+            yield from moves
+        except EdgeoptError as e:
+            self.job.note(f"search: some moves cannot be tried: {e}")
 
     def _tried(self, what: str, tuning: Tuning, faster: bool) -> str:
         try:

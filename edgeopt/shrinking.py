@@ -123,12 +123,12 @@ def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]
 
 
 def _doubled(model: ir.Model, feed: Feed) -> dict[str, int]:
-    """The free dimensions of the inputs, twice as long as in `feed`."""
+    """The free dimensions of the inputs, twice as long as in `feed` and odd, so that few sizes are equal by chance."""
     found = {}
     for value in model.graph.inputs:
         for i, d in enumerate(value.shape or ()):
             if not isinstance(d, int):
-                found[str(d.value) if d.value else f"{value.name}.{i}"] = 2 * feed[str(value.name)].shape[i]
+                found[str(d.value) if d.value else f"{value.name}.{i}"] = 2 * feed[str(value.name)].shape[i] + 1
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -53,9 +54,15 @@ def staged(path: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
+def empty(stage: Path) -> None:
+    """Take out what a stage holds, so that nothing of it is moved."""
+    for file in stage.iterdir():
+        file.unlink()
+
+
 def _prefix(path: Path) -> str:
-    host = re.sub(r"[^A-Za-z0-9-]", "", platform.node())[:20]
-    return f".{path.name[:40]}.{host}-"
+    owner = hashlib.sha256(f"{platform.node()}/{path.name}".encode()).hexdigest()[:12]
+    return f".{path.name[:40]}.{owner}-"
 
 
 def _sweep(path: Path) -> None:

@@ -39,6 +39,7 @@ from edgeopt.state import Plan
 
 _SAMPLES = {"fast": 32, "normal": 32, "high": 96}  # whose moments are taken
 _PEAKS = 32
+_LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
 _SHARES = (0.05, 0.1, 0.25, 0.5)
 _BLAME_SAMPLES = 4
 _DYNAMIC = "in integers whose scale is found at run time"
@@ -254,7 +255,7 @@ def _made(job: Job, tuning: Tuning, plan: Plan, base: Ground, mode: str) -> Made
 def _moments(job: Job, model: ir.Model, plan: Plan, known: dict[str, Moments]) -> Iterator[Mapping[str, Moments]]:
     """Moments of the integer layers, all at once and kept in `known`, or as many at a time as fit into memory."""
     max_ram = (job.options.max_ram or free_bytes() // 2) // 2
-    found, large = parts(layers(model, plan.integer), max_ram)
+    found, large = parts(layers(model, plan.integer), max_ram, (job.options.max_ram or _LARGEST) // 2)
     for node in large:
         job.note(f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest")
     for part in found:

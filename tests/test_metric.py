@@ -157,3 +157,9 @@ def test_whatever_a_metric_raises_is_told_in_words(error: type[Exception]) -> No
 
     with pytest.raises(EdgeoptError, match=f"{error.__name__}.*sorry"):
         quantize(chain(), FEEDS, metric=fails, **STATIC)
+
+
+def test_kl_treats_the_result_as_the_reference_looks() -> None:
+    """A softmax on an integer grid does not sum to 1 exactly, and is a probability all the same."""
+    p = np.float32([[0.9, 0.05, 0.05]])
+    assert LIKENESSES["kl"]([[p]], [[p * np.float32(1.002)]]) == pytest.approx(math.log(1.002), abs=1e-4)

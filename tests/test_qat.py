@@ -48,7 +48,7 @@ def made() -> edgeopt.Result:
 
 def test_what_is_kept_is_the_nearer_of_both_and_both_are_told(made: edgeopt.Result) -> None:
     before, after, nearest = made.report.candidates
-    assert "fast" in nearest.mode and nearest.verdict == "to compare with" and nearest.worst_sqnr_db is not None
+    assert "nearest" in nearest.mode and nearest.verdict == "to compare with" and nearest.worst_sqnr_db is not None
     assert (before.mode, after.mode) == ("static", "static, then QAT")
     assert before.worst_sqnr_db is not None and after.worst_sqnr_db is not None
     assert made.report.worst_sqnr_db == pytest.approx(max(before.worst_sqnr_db, after.worst_sqnr_db))
@@ -106,7 +106,7 @@ def test_from_the_command_line_the_report_tells_of_both(tmp_path: Path, capsys: 
     assert [c["mode"] for c in told["candidates"]] == [
         "static",
         "static, then QAT",
-        "static, weights to the nearest (--effort fast)",
+        "static, weights to the nearest",
     ]
     assert json.loads((tmp_path / "r.json").read_text())["candidates"] == told["candidates"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["q.onnx", "r.json"]

@@ -13,8 +13,8 @@ import pytest
 
 from edgeopt import graph, quantize
 from edgeopt.data import Feed
-from edgeopt.errors import EdgeoptError, ValidityError
-from edgeopt.journal import journal
+from edgeopt.errors import DataError, EdgeoptError, ValidityError
+from edgeopt.journal import journal, journal_of
 from edgeopt.options import Listener, Options
 from edgeopt.pareto import front
 from edgeopt.prepare import Job, prepare
@@ -311,7 +311,8 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> None:
         speed = next((v for k, v in speeds.items() if made.mode.endswith(k)), 1.0)
         return replace(found, latency=Latency(1.0, speed, speed, speed), float_ms=1.0)
 
-    monkeypatch.setattr("edgeopt.optimize.verify", timed)
+    for module in ("optimize", "improve"):
+        monkeypatch.setattr(f"edgeopt.{module}.verify", timed)
 
 
 def found_by_search(monkeypatch: pytest.MonkeyPatch, speed: float, sqnr_db: float) -> None:
@@ -438,7 +439,7 @@ def test_what_was_tried_before_is_on_the_front_of_the_search_that_goes_on(
     monkeypatch.setattr(Search, "_point", timed)
     shown: list[list[str]] = []
     monkeypatch.setattr(
-        "edgeopt.optimize.write_front", lambda job, points, folder: shown.append([p.what for p in front(points)])
+        "edgeopt.improve.write_front", lambda job, points, folder: shown.append([p.what for p in front(points)])
     )
     high(tmp_path / "whole.onnx", pareto=tmp_path / "front")
     made = Statics.made
@@ -465,3 +466,96 @@ def test_a_move_that_was_kept_is_made_again_and_one_that_was_not_is_only_told(tm
     assert len(two.points) == 1 + len(kept)
     assert len(ears.told("(known from before)")) == len(one.points) - len(two.points)
     assert journal(JOB, tmp_path / "y.onnx").entries == one.journal.entries
+
+
+# the user's bars, and what goes wrong late
+
+
+@pytest.mark.parametrize(
+    ("best", "new", "verdict"),
+    [
+        ((0.0, 20.0, 1.0, 0.95), (0.0, 25.0, 1.0, 0.5), "no gain"),
+        ((0.0, 20.0, 1.0, 0.5), (0.0, 19.0, 1.0, 0.95), "kept"),
+        ((0.0, 20.0, 1.0, 0.95), (0.0, 25.0, 1.0, 0.92), "kept"),
+        ((0.5, 20.0, 1.0, 0.95), (0.5 + 1e-12, 5.0, 1.0, 0.95), "no gain"),
+    ],
+)
+def test_the_users_bars_go_before_everything_else(
+    best: Any, new: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = begun(replace(JOB, options=replace(JOB.options, min_agreement=0.9)))
+    search.best = Point("first", search.first, *best)
+    monkeypatch.setattr(search, "_point", lambda what, made: Point(what, made, *new))
+    assert search.consider("new", replace(search.first)) == verdict
+
+
+def test_moves_that_cannot_even_be_listed_are_told_and_the_best_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Statics, made: Made, shares: Any = ()) -> Iterator[Any]:
+        raise DataError("no sample can be read")
+        yield
+
+    monkeypatch.setattr(Statics, "islands", broken)
+    found = report("high", output=tmp_path / "small.onnx", rounding="stochastic", budget_s=20.0)
+    assert any("some moves cannot be tried" in n for n in found.notes) and found.mode == "static, then search"
+    assert {f.name for f in tmp_path.iterdir()} == {"small.onnx"}
+
+
+def test_an_output_beside_a_journal_of_another_job_is_not_written_over(tmp_path: Path) -> None:
+    output = tmp_path / "small.onnx"
+    for leftover in ('{"job": "other"}', ""):
+        output.write_bytes(b"mine")
+        journal_of(output).write_text(leftover, encoding="utf-8")
+        for effort in ("fast", "high"):
+            with pytest.raises(EdgeoptError, match="exists"):
+                report(effort, output=output)
+        assert output.read_bytes() == b"mine"
+
+
+def test_a_search_that_goes_on_leaves_what_is_there_until_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, real = tmp_path / "small.onnx", Search.run
+    monkeypatch.setattr(Search, "run", stopped)
+    assert report("high", output=output, rounding="stochastic").interrupted
+    output.write_bytes(b"the better one")
+    seen: list[bytes] = []
+
+    def look(self: Search) -> None:
+        seen.append(output.read_bytes())
+        stopped(self)
+
+    monkeypatch.setattr(Search, "run", look)
+    assert report("high", output=output, rounding="stochastic").interrupted
+    assert seen == [b"the better one"] and output.read_bytes() == b"the better one"
+    monkeypatch.setattr(Search, "run", real)
+    assert report("high", output=output, rounding="stochastic", budget_s=10.0).mode == "static, then search"
+    assert output.read_bytes() != b"the better one" and not journal_of(output).exists()
+
+
+def stopped(self: Search) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_search_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Search, "run", stopped)
+    found = report("high", qat=True)
+    assert found.interrupted and "QAT" not in found.mode and found.missed
+
+
+def test_a_front_that_fails_does_not_cost_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise DataError("no")
+
+    monkeypatch.setattr("edgeopt.improve.write_front", fails)
+    before = report("high", rounding="stochastic", budget_s=10.0)
+    with pytest.raises(DataError):
+        report("high", rounding="stochastic", budget_s=10.0, output=tmp_path / "small.onnx", pareto=tmp_path / "front")
+    assert (tmp_path / "small.onnx").stat().st_size == before.output_bytes
+
+
+@pytest.mark.parametrize("name", ["0", "1", ".onnx"])
+def test_an_output_may_have_any_name(name: str, tmp_path: Path) -> None:
+    report("fast", mode="auto", output=tmp_path / name, min_sqnr=500.0, budget_s=1.0)
+    assert {f.name for f in tmp_path.iterdir()} == {name}

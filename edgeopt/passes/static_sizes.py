@@ -1,10 +1,10 @@
 """Sizes that an exporter computes at run time although they are the same for every input, made constants. Which are fixed is
-seen on two feeds whose free dimensions all differ, among the values that follow from shapes alone.
+seen on two feeds whose free dimensions all differ, and followed through what is computed from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,26 +16,78 @@ Numbers = Mapping[str, NDArray[np.int64]]
 Known = Mapping[str, list[int | None]]  # the elements of a value, None where they vary
 
 
-def of_shapes(model: ir.Model) -> Set[ir.Value]:
-    """The values that follow from shapes and constants alone."""
-    found: set[ir.Value] = set()
-    for node in model.graph:
-        inputs = [v for v in node.inputs if v is not None]
-        if node.op_type == "Shape" or (
-            inputs and any(v in found for v in inputs) and all(v in found or constant(v) for v in inputs)
-        ):
-            found.update(node.outputs)
-    return found
+_SAME = frozenset({"Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"})
+_BY_ELEMENT = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Where", "Equal", "Less", "Greater", "Not", "And", "Or"}
+)  # fmt: skip
+Fixed = NDArray[np.bool_]
 
 
 def known(model: ir.Model, one: Numbers, other: Numbers) -> Known:
-    """The elements of what follows from shapes that are the same on two feeds; one, other: whole numbers on either."""
-    names = {str(v.name) for v in of_shapes(model)}
+    """The elements of what follows from shapes and constants alone that are fixed: sizes that are the same on both feeds, and
+    what is moved or computed from fixed elements only; to be equal is not enough, which may be by chance.
+
+    one, other: whole numbers on either feed.
+    """
+    fixed: dict[ir.Value, Fixed] = {}
+    for node in model.graph:
+        inputs = [v for v in node.inputs if v is not None]
+        follows = any(v in fixed for v in inputs) and all(v in fixed or constant(v) for v in inputs)
+        if len(node.outputs) != 1 or not (follows or node.op_type == "Shape"):
+            continue
+        name = str(node.outputs[0].name)
+        if name not in one or name not in other or one[name].shape != other[name].shape:
+            continue
+        if node.op_type == "Shape":
+            fixed[node.outputs[0]] = one[name] == other[name]
+        else:
+            fixed[node.outputs[0]] = _mask(node, [fixed.get(v, np.array(True)) for v in inputs], one[name].shape)
     return {
-        name: [int(a) if a == b else None for a, b in zip(one[name].reshape(-1), other[name].reshape(-1), strict=True)]
-        for name in names & one.keys() & other.keys()
-        if one[name].shape == other[name].shape
+        str(v.name): [
+            int(n) if f else None for n, f in zip(one[str(v.name)].reshape(-1), mask.reshape(-1), strict=True)
+        ]
+        for v, mask in fixed.items()
+        if one[str(v.name)].dtype == np.int64
     }
+
+
+def _mask(node: ir.Node, masks: Sequence[Fixed], shape: tuple[int, ...]) -> Fixed:
+    """Which elements of the output of `node` are fixed, given which of its inputs' are; True: of a constant."""
+    if node.op_type == "Concat":
+        return np.concatenate(
+            [np.full(_length(v), True) if constant(v) else m for m, v in zip(masks, node.inputs, strict=True)]
+        )
+    if node.op_type in _SELECTS:
+        return np.asarray(_SELECTS[node.op_type](node, np.atleast_1d(masks[0]))).reshape(shape)
+    if node.op_type in _SAME:
+        return np.broadcast_to(masks[0], shape) if masks[0].ndim == 0 else masks[0].reshape(shape)
+    if node.op_type in _BY_ELEMENT:
+        return np.broadcast_to(np.logical_and.reduce(np.broadcast_arrays(*masks)), shape)
+    return np.full(shape, all(np.all(m) for m in masks))
+
+
+def _length(value: ir.Value | None) -> int:
+    tensor = value.const_value if value is not None else None
+    return int(tensor.size) if tensor is not None else 0
+
+
+def _numbers(node: ir.Node, i: int, default: list[int]) -> list[int]:
+    value = node.inputs[i] if len(node.inputs) > i else None
+    return default if value is None or value.const_value is None else value.const_value.numpy().reshape(-1).tolist()
+
+
+def _slice(node: ir.Node, mask: Fixed) -> Fixed:
+    (start,), (end,), (step,) = (_numbers(node, i, d) for i, d in ((1, [0]), (2, [0]), (4, [1])))
+    return (
+        mask[slice(start, end, step)] if constant(node.inputs[1]) and constant(node.inputs[2]) else np.zeros_like(mask)
+    )
+
+
+def _gather(node: ir.Node, mask: Fixed) -> Fixed:
+    return mask[_numbers(node, 1, [])] if constant(node.inputs[1]) else np.zeros_like(mask)
+
+
+_SELECTS: Mapping[str, Callable[[ir.Node, Fixed], Fixed]] = {"Slice": _slice, "Gather": _gather}
 
 
 def static_sizes(model: ir.Model, numbers: Known, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:

@@ -128,6 +128,8 @@ def gather(t: Tracker, node: ir.Node) -> None:
     assert x is not None and indices is not None
     axis = node.attributes.get_int("axis", 0) % len(t.shape(x))
     middle: Axes = [None] * len(t.shape(indices))
+    for labels in t.of(indices):
+        t.units.freeze(labels)
     if x in t.constants:
         if len(t.shape(x)) != 2 or axis != 0:
             return t.stop(node)
@@ -271,7 +273,9 @@ def expand(t: Tracker, node: ir.Node) -> None:
     shift = len(t.shape(out)) - len(t.shape(x))
     axes: Axes = [None] * shift
     rows = t.of(x)
-    if x in t.constants:  # a learned token for every sample
+    if x in t.constants and x.dtype != ir.DataType.FLOAT:
+        t.hold([x])
+    if x in t.constants and x.dtype == ir.DataType.FLOAT:  # a learned token for every sample
         rows = [_own(t, x, i, str(node.name)) for i in range(len(rows))]
     for i, labels in enumerate(rows):
         same = t.shape(x)[i] == t.shape(out)[i + shift]

@@ -76,16 +76,16 @@ def size_bytes(node: ir.Node) -> int:
     return int(16 * w.shape[0] * w.shape[2] ** 2)
 
 
-def parts(nodes: Sequence[ir.Node], max_ram: int) -> tuple[list[list[ir.Node]], list[ir.Node]]:
+def parts(nodes: Sequence[ir.Node], max_ram: int, largest: int) -> tuple[list[list[ir.Node]], list[ir.Node]]:
     """(`nodes` such that the moments of each part fit into `max_ram` bytes, those that alone are too large to be rounded in
-    so many).
+    `largest`, which decides what comes out and so must not depend on the machine).
     """
     found: list[list[ir.Node]] = []
     large: list[ir.Node] = []
     used = 0
     for node in nodes:
         need = size_bytes(node)
-        if need * (1 + _ROUNDING) > max_ram:
+        if need * (1 + _ROUNDING) > largest:
             large.append(node)
             continue
         if not found or used + need > max_ram:

@@ -64,11 +64,11 @@ def shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
 
 
 def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, NDArray[np.int64]]]:
-    """(the shape of every value, the content of those of a few whole numbers, as sizes are) on `feed`, by name."""
+    """(the shape of every value, the content of those of a few whole numbers or truths, as sizes are) on `feed`, by name."""
     found, numbers = dict[str, tuple[int, ...]](), dict[str, NDArray[np.int64]]()
     for name, x in _values(model, feed):
         found[name] = x.shape
-        if x.dtype == np.int64 and x.ndim < 2 and x.size <= _SIZES:
+        if x.dtype in (np.int64, np.bool_) and x.ndim < 2 and x.size <= _SIZES:
             numbers[name] = x
     return found, numbers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeopt.passes.static_sizes import known, of_shapes, static_sizes
+from edgeopt.passes.static_sizes import known, static_sizes
 from edgeopt.runtime.probe import sizes
 from tests import tiny
 from tests.models import normal
@@ -34,12 +34,9 @@ MODEL = tiny.model(
 ONE, OTHER = ({"x": normal(n, s, 12)} for n, s in ((1, 5), (2, 10)))
 
 
-def test_what_follows_from_shapes_alone_is_told_from_what_follows_from_data() -> None:
-    assert {v.name for v in of_shapes(MODEL)} == {"s", "n", "d", "h", "u", "to"}
-
-
 def test_elements_that_differ_between_the_feeds_are_not_known() -> None:
     found = known(MODEL, sizes(MODEL, ONE)[1], sizes(MODEL, OTHER)[1])
+    assert set(found) == {"s", "n", "d", "h", "u", "to"}
     assert found["s"] == [None, None, 12] and found["h"] == [4] and found["to"] == [None, None, 3, 4]
     assert "k" not in found and "z" not in found
 
@@ -57,3 +54,43 @@ def test_what_is_all_known_is_a_constant_and_the_function_stays() -> None:
 
 def test_a_model_without_fixed_sizes_is_left_as_it_is() -> None:
     assert static_sizes(MODEL, {}, {}) is MODEL
+
+
+CHANCE = """g (float[N,S,4] x) => (float[N,S,4] y, int64[1] q, int64[M] z) {
+    s = Shape(x)
+    n = Gather(s, one)
+    m = Mod(n, four)
+    p = Sub(four, m)
+    q = Mod(p, four)
+    l = Min(n, limit)
+    b = Concat <axis = 0> (l, q)
+    w = Less(n, limit)
+    h = Where(w, n, limit)
+    z = Add(b, h)
+    y = Identity(x)
+}"""
+
+
+def test_what_is_equal_by_chance_is_not_taken_for_fixed() -> None:
+    """A padding to a multiple of four, and a limit, that both feeds happen to agree on."""
+    ints = {"one": np.int64([1]), "four": np.int64([4]), "limit": np.int64([8])}
+    model = tiny.model(CHANCE, **ints)
+    one, other = ({"x": normal(1, s, 4)} for s in (16, 32))
+    found = known(model, sizes(model, one)[1], sizes(model, other)[1])
+    assert [found[k] for k in ("n", "m", "p", "q", "l", "h")] == [[None]] * 6
+    assert found["b"] == [None, None]
+
+
+def test_a_where_is_followed_element_by_element() -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) {
+        s = Shape(x)
+        n = Gather(s, first)
+        c = Concat <axis = 0> (n, minus)
+        e = Equal(c, minus)
+        w = Where(e, one, c)
+        y = Expand(t, w)
+    }"""
+    ints = {"first": np.int64([0]), "minus": np.int64([-1]), "one": np.int64([1])}
+    model = tiny.model(text, **ints, t=normal(1, 4))
+    found = known(model, sizes(model, {"x": normal(1, 4)})[1], sizes(model, {"x": normal(3, 4)})[1])
+    assert found["c"] == [None, -1] and found["w"] == [None, 1]

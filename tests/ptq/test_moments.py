@@ -105,11 +105,13 @@ def test_memory_decides_how_many_layers_go_together_and_which_are_too_large() ->
     nodes = layers(two(), frozenset({"first", "second"}))
     sizes = [size_bytes(n) for n in nodes]
     assert sizes == [16 * 36**2, 16 * 3**2]
-    assert parts(nodes, 10**9) == ([nodes], [])
-    assert parts(nodes, 5 * sizes[0]) == ([nodes], [])
-    assert parts(nodes, 5 * sizes[0] - 1) == ([nodes[1:]], nodes[:1])
-    assert parts([nodes[0]] * 6, 5 * sizes[0]) == ([[nodes[0]] * 5, [nodes[0]]], [])
-    assert parts(nodes, 1) == ([], nodes)
+    much = 10**9
+    assert parts(nodes, much, much) == ([nodes], [])
+    assert parts(nodes, much, 5 * sizes[0]) == ([nodes], [])
+    assert parts(nodes, much, 5 * sizes[0] - 1) == ([nodes[1:]], nodes[:1])
+    assert parts([nodes[0]] * 6, 5 * sizes[0], much) == ([[nodes[0]] * 5, [nodes[0]]], [])
+    assert parts(nodes, 1, much) == ([[nodes[0]], [nodes[1]]], [])
+    assert parts(nodes, much, 1) == ([], nodes)
 
 
 def test_moments_that_are_no_numbers_are_left_out() -> None:

@@ -156,3 +156,8 @@ def test_costs_of_another_machine_are_used_and_left_as_they_are(tmp_path: Path) 
 def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         quantize(tiny.frozen(MODEL), FEEDS, costs=tmp_path / "no" / "costs.json", **CHOICES)
+
+
+def test_costs_that_can_neither_be_read_nor_measured_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="make it on a machine that is one"):
+        quantize(tiny.frozen(MODEL), FEEDS, costs=tmp_path / "none.json", target="cpu-arm64", **CHOICES)
