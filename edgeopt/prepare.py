@@ -36,6 +36,7 @@ from edgeopt.data import (
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError, suggestion
 from edgeopt.metric import Metric, metric
+from edgeopt.ops import constant
 from edgeopt.options import Data, Listener, Options
 from edgeopt.passes.simplify import simplify
 from edgeopt.ptq.place import select
@@ -145,9 +146,11 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
 
 def _check(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
-        if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
+        first = node.inputs[0] if node.inputs else None
+        stored = node.op_type == "Cast" and constant(first) and first is not None and first.dtype == ir.DataType.INT8
+        if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or stored:
             raise ModelError(
-                f"node {node.name!r} is a {node.op_type}: the model is quantized already; give the float model"
+                f"node {node.name!r} is a {node.op_type}{' of int8 weights' if stored else ''}: the model is quantized already; give the float model"
             )
     for g in model.graphs():
         for value in g.initializers.values():
