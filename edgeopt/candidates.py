@@ -59,6 +59,8 @@ def weights(job: Job) -> Iterator[Made]:
     bits = job.options.bits
     model = graph.raise_opset(job.model, _INT4_OPSET) if bits == 4 else job.model
     result = quantize_embeddings(weight_only(model, bits, job.exclude), job.exclude)
+    if bits == 4 and not any(v.dtype == ir.DataType.INT4 for v in result.graph.initializers.values()):
+        job.note("--bits 4: no matrix product has rows in whole blocks of 32; its weights have 8 bits")
     if any(v.dtype in (ir.DataType.INT8, ir.DataType.INT4) for v in result.graph.initializers.values()):
         yield Made("weights" if bits == 8 else "weights (4 bits)", result)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.data.source import named
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.report import lowest_agreement
 from edgeopt.runtime.compare import Outputs, class_scores, compare
 from edgeopt.runtime.session import Session
@@ -48,7 +48,7 @@ def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
     if not scores:
         raise DataError("--eval kl: no output looks like class scores; try cosine, or a function of your own")
     found = [_divergence(r[i], y[i]) for r, y in zip(reference, outputs, strict=True) for i in scores]
-    return -float(np.mean(found))
+    return 0.0 - float(np.mean(found))
 
 
 def _divergence(r: NDArray[Any], y: NDArray[Any]) -> float:
@@ -124,6 +124,11 @@ def metric(source: str | Function, session: Session, reference: Sequence[Outputs
 def _found(source: str | Function) -> tuple[Function, str]:
     if not isinstance(source, str):
         return source, getattr(source, "__name__", "metric")
+    if ":" not in source:
+        known = ", ".join(LIKENESSES)
+        raise UsageError(
+            f"--eval {source}{suggestion(source, LIKENESSES)} Known: {known}; or package.module:function of your own"
+        )
     function = named(source, "--eval")
     if not callable(function):
         raise UsageError(f"--eval {source}: not a function")

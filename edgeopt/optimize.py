@@ -212,7 +212,8 @@ def _repaired(job: Job, statics: Statics, first: Made, tried: list[Tried]) -> It
 def _why(job: Job, kept: Tried, tried: list[Tried]) -> str:
     others = "; ".join(f"{t.mode} {why_not(job, t)}" for t in tried if t is not kept)
     if good(job, kept):
-        return f"{kept.mode}: close to float and no slower" + (f" ({others})" if others else "")
+        speed = " and no slower" if kept.latency is not None else "; its speed was not measured"
+        return f"{kept.mode}: close to float{speed}" + (f" ({others})" if others else "")
     return f"{kept.mode}: asked for" + (f"; the nearest of what was tried ({others})" if others else "")
 
 

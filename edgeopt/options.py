@@ -107,7 +107,9 @@ class Options:
         if self.max_ram is not None and self.max_ram < 1:
             raise UsageError(f"--max-ram {self.max_ram}: at least a byte")
         if self.max_drop is not None and (self.metric is None or not 0 <= self.max_drop < math.inf):
-            raise UsageError("--max-drop goes with --eval package.module:function, and is 0 or more")
+            raise UsageError(
+                "--max-drop goes with --eval package.module:function (or agreement, cosine, kl), and is 0 or more"
+            )
         demands = {
             "--min-sqnr": self.min_sqnr,
             "--min-speedup": self.min_speedup,

@@ -214,7 +214,7 @@ class Statics:
         sizes = dict.fromkeys(min(len(worst), max(1, round(share * len(made.plan.integer)))) for share in shares)
         for size in sizes:
             if size:
-                yield f"{size} nodes", frozenset(worst[:size])
+                yield f"{size} node{'s' if size > 1 else ''}", frozenset(worst[:size])
 
 
 def _reshaped(job: Job, tuning: Tuning) -> ir.Model:
