@@ -19,7 +19,7 @@ from edgeopt.errors import ComparabilityError, DataError, EdgeoptError, UsageErr
 from edgeopt.profiling.comparable import refuse_different
 from edgeopt.release import document as documents
 from edgeopt.release.cache import put, writing
-from edgeopt.release.document import Run
+from edgeopt.release.document import RESULTS, Run
 from edgeopt.release.gates import Against, clocked
 from edgeopt.release.project import FLOAT, Project
 from edgeopt.results import Range
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from edgeopt.options import Listener
 
 CURRENT = "current"
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ def _variant(
             return VariantResult(name=name, parent=variant.parent, error=f"{step.step}: {e}", steps=tuple(steps))
         steps.append(_told(step, entry, time.perf_counter() - begun))
         summary = entry.facts.get("summary", "")
-        context.listener.note(f"{name}: {step.step}: {'from the cache: ' if entry.cached else ''}{summary}")
+        said = str(summary).removeprefix(f"{step.step}: ")
+        context.listener.note(f"{name}: {step.step}: {'from the cache: ' if entry.cached else ''}{said}")
         path, digest = entry.path, entry.sha256
     return VariantResult(name=name, parent=variant.parent, file=str(path), sha256=digest, steps=tuple(steps))
 

@@ -14,6 +14,7 @@ from edgeopt.errors import DataError
 from edgeopt.results import Range, Results
 
 SCHEMA = "edgeopt.run/1"
+RESULTS = "results.json"
 Outcome = Literal["pass", "warn", "fail", "inconclusive", "not measured", "no baseline", "not comparable"]
 Level = Literal["pass", "warn", "fail"]
 _SEVERITY: Mapping[Outcome, Level] = {"pass": "pass", "warn": "warn", "inconclusive": "warn"}
@@ -144,11 +145,12 @@ def schema() -> dict[str, Any]:
 
 
 def load(path: Path) -> Run:
-    """The document at `path`.
+    """The document at `path`, or in that folder.
 
     Raises:
         DataError: no such file, not JSON, or of another schema.
     """
+    path = path / RESULTS if path.is_dir() else path
     try:
         text = path.read_text(encoding="utf-8")
         found = json.loads(text)

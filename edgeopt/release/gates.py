@@ -105,7 +105,8 @@ def _outcome(
     upper = bound == "max" or (bound == "warn" and not row.higher)
     outcome = _bounded(interval, limit, upper)
     sign = "<=" if upper else ">="
-    text = f"{row.title} {_with_interval(value, interval, row)}, demanded {sign} {shown(limit, row.kind)}"
+    wish = "wanted" if bound == "warn" else "demanded"
+    text = f"{row.title} {_with_interval(value, interval, row)}, {wish} {sign} {shown(limit, row.kind)}"
     if bound == "warn":
         return ("pass" if outcome == "pass" else "warn"), text
     return outcome, text
