@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 from torch import Tensor, distributed
@@ -140,6 +141,9 @@ def ranks(device: str) -> Iterator[Ranks]:
         if not text.isdecimal() or int(text) >= int(size):
             raise UsageError(f"{name}={text}: a number below WORLD_SIZE={size}")
     rank, local = int(numbers["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # its default arguments hold the group that there is when it is imported: later, by the optimizer, they would keep ours
+    # and its threads alive when the interpreter ends, which then aborts now and then
+    import_module("torch.distributed.nn.functional")
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(int(numbers["LOCAL_RANK"]))
