@@ -16,7 +16,7 @@ from edgeopt.release import sources
 from edgeopt.release.cache import Cache, Entry, key
 from edgeopt.release.document import Layer, Step, VariantResult
 from edgeopt.release.project import FLOAT, Export, Variant, in_order
-from edgeopt.release.steps import Context, files, models, reads_data, run_step, settings
+from edgeopt.release.steps import Context, data_choices, files, import_from_root, models, reads_data, run_step, settings
 from edgeopt.results import Range
 
 
@@ -48,29 +48,41 @@ def digests(context: Context, cache: Cache) -> Digests:
     )
 
 
-def exported(export: Export, root: Path, cache: Cache) -> Entry:
-    """The model of an [export], made anew only if its code, shapes or versions changed.
+def exported(context: Context, export: Export, cache: Cache) -> Entry:
+    """The model of an [export], made anew only if its code, shapes, data or versions changed.
 
     Raises:
         EdgeoptError: see `edgeopt.export`.
     """
+    root, path = context.root, context.project.data.path
     file = root / export.factory
     given = sources.there(file)
     code = cache.digest(file) if given else sources.module_digest(cache, export.factory, root)
+    data = sources.data_digest(cache, path, root), sources.reading_digest(cache, context.project, root)
 
     def make(output: Path) -> Mapping[str, Any]:
         try:
             from edgeopt.data.source import named
+            from edgeopt.options import Options
             from edgeopt.train.export import export as run
         except ImportError as e:
             raise UsageError("[export] needs torch: pip install 'edgeopt[train]'") from e
         if not given:
             named(export.factory, "export.factory", root)
-        source = str(file) if given else export.factory
-        found = run(source, dict(export.inputs), dynamic=export.dynamic, output=output, force=True)
-        return {"summary": f"largest difference from torch {found.error:.1e} of the largest output"}
+        import_from_root(context, "data.path")
+        found = run(
+            str(file) if given else export.factory,
+            dict(export.inputs),
+            dynamic=export.dynamic,
+            dtypes=export.dtypes,
+            data=context.data,
+            reading=Options(data_option="data.path", **data_choices(context)),
+            output=output,
+            force=True,
+        )
+        return {"summary": str(found)}
 
-    return cache.entry(key("export/1", export.model_dump(mode="json"), code, sources.versions()), make)
+    return cache.entry(key("export/2", export.model_dump(mode="json"), code, data, sources.versions()), make)
 
 
 def built(context: Context, cache: Cache, known: Digests) -> list[VariantResult]:

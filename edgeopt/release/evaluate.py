@@ -25,7 +25,7 @@ from edgeopt.prepare import Job, prepare, samples_of
 from edgeopt.release.document import Histogram, Layer
 from edgeopt.release.names import free_dims
 from edgeopt.release.shares import fall, share
-from edgeopt.release.steps import Context, import_from_root
+from edgeopt.release.steps import Context, data_choices, import_from_root
 from edgeopt.report import lowest_agreement, lowest_sqnr_db
 from edgeopt.results import Range
 from edgeopt.runtime.compare import Outputs, class_scores, compare, run_all
@@ -70,10 +70,9 @@ def jury(context: Context) -> Jury:
     """
     import_from_root(context, "data.path", "data.eval", "accuracy.eval")
     data, accuracy = context.project.data, context.project.accuracy
-    tokenizer = None if data.tokenizer is None else context.root / data.tokenizer
     options = Options(
-        measure=False, samples=data.samples, preprocess=data.preprocess, tokenizer=tokenizer, metric=accuracy.eval, data_option="data.path"
-    )  # fmt: skip
+        measure=False, samples=data.samples, metric=accuracy.eval, data_option="data.path", **data_choices(context)
+    )
     job = prepare(graph.load(context.model), context.data, options, Listener())
     feeds, reference = job.held, job.reference
     names = [name for name, _ in (*job.held, *job.calibration, *job.rest)]

@@ -113,7 +113,7 @@ def _context(project: Project, home: Path, cache: Cache, ears: Listener) -> Cont
     )
     if project.export is None:
         return context
-    entry = exported(project.export, home, cache)
+    entry = exported(context, project.export, cache)
     ears.note(f"export: {'from the cache: ' if entry.cached else ''}{entry.facts.get('summary', '')}")
     return replace(context, model=publishing.beside(entry.path, home / project.output.folder, project.name))
 

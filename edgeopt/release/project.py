@@ -57,11 +57,14 @@ class Variant(Table):
 
 
 class Export(Table):
-    """Make the model from torch first; see `edgeopt export`."""
+    """Make the model from torch first, and compare it with torch on samples of [data] too; see `edgeopt export`."""
 
     factory: str
     inputs: Mapping[str, Numbers] = Field(min_length=1)
     dynamic: Mapping[str, Numbers] = {}
+    dtypes: Mapping[
+        str, Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    ] = {}
 
 
 class Data(Table):

@@ -85,7 +85,8 @@ def import_from_root(context: Context, *options: str) -> None:
             named(sources[option], option, context.root)
 
 
-def _data_choices(context: Context) -> dict[str, Any]:
+def data_choices(context: Context) -> dict[str, Any]:
+    """How the project says that samples are read."""
     data = context.project.data
     tokenizer = None if data.tokenizer is None else context.root / data.tokenizer
     return {"preprocess": data.preprocess, "tokenizer": tokenizer}
@@ -108,7 +109,7 @@ def _quantized(source: Path, output: Path, context: Context, **choices: Any) -> 
         listener=context.listener,
         samples=context.project.data.samples,
         data_option="data.path",
-        **_data_choices(context),
+        **data_choices(context),
         **choices,
     )
     r = result.report
@@ -142,7 +143,7 @@ def _shrink(step: recipes.Shrink, source: Path, output: Path, context: Context) 
     from edgeopt.shrinking import shrink
 
     found = shrink(
-        source, width=step.width, depth=step.depth, keep=step.keep, output=output, data=context.data, **_data_choices(context)
+        source, width=step.width, depth=step.depth, keep=step.keep, output=output, data=context.data, **data_choices(context)
     )  # fmt: skip
     return {
         "summary": f"{found.parameters[0]} -> {found.parameters[1]} parameters, {found.macs[0]} -> {found.macs[1]} MACs"
@@ -169,7 +170,7 @@ def _distill(step: recipes.Distill, source: Path, output: Path, context: Context
         output=output,
         labels=context.project.accuracy.labels or False,
         listener=context.listener,
-        **_data_choices(context),
+        **data_choices(context),
         **choices,
     )
     if not output.is_file():

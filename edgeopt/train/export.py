@@ -11,7 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,33 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeopt import graph
-from edgeopt.data.source import named
-from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
-from edgeopt.options import check_place
-from edgeopt.runtime.session import open_session
+from edgeopt.data.source import Feed, InputSpec, named, random_samples, readable, specs
+from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, suggestion
+from edgeopt.options import Data, Options, check_place
+from edgeopt.prepare import samples_of
+from edgeopt.runtime.session import Session, check_feed, open_session
 from edgeopt.staging import staged
 
 TOLERANCE = 1e-3  # of the largest output: float sums in another order
+DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _PICKLES = (".pt", ".pth", ".pkl", ".ckpt")
+_GIVEN = 32
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The file, and how far it is from torch: largest difference over the largest output."""
+    """The file, and how far it is from torch: largest difference over the largest output. given: samples among what
+    both were asked.
+    """
 
     model: ir.Model
     path: Path
     error: float
+    given: int = 0
+
+    def __str__(self) -> str:
+        asked = f"random inputs and {self.given} samples" if self.given else "random inputs"
+        return f"largest difference from torch {self.error:.1e} of the largest output ({asked})"
 
 
 def export(
@@ -47,18 +57,23 @@ def export(
     *,
     output: str | Path,
     dynamic: Mapping[str, Sequence[int]] | None = None,
+    dtypes: Mapping[str, str] | None = None,
+    data: Data | None = None,
+    reading: Options | None = None,
     trust: bool = False,
     force: bool = False,
 ) -> Exported:
     """Export what `package.module:factory` returns, or the program in a .pt2 file, and check it against torch.
 
-    inputs: shapes by the names that the file's inputs get; dynamic: axes by input that may change. trust: read pickles
-    (.pt, .pth), which can run code. A .pt2 is read without; but torch evaluates expressions in it, so
-    take none from strangers.
+    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments; dynamic: axes by input that
+    may change; dtypes: of inputs that are not float32 (`DTYPES`). Both are asked for random inputs (normal floats; integers 0
+    and 1, which every vocabulary and mask has) and for up to 32 samples of `data`, read as `reading` says. trust: read pickles
+    (.pt, .pth), which can run code. A .pt2 is read without; but torch evaluates expressions in it, so take none from
+    strangers.
 
     Raises:
-        UsageError: no such factory, or a file that needs `trust`. ModelError: torch cannot export it. ValidityError: an
-          output differs; nothing was written.
+        UsageError: no such factory, or a file that needs `trust`. DataError: samples that do not fit. ModelError: torch
+          cannot export it. ValidityError: an output differs; nothing was written.
     """
     path = Path(output)
     check_place(path, force)
@@ -68,13 +83,48 @@ def export(
     for name, axes in free.items():
         if name not in inputs or any(not 0 <= a < len(inputs[name]) for a in axes):
             raise UsageError(f"--dynamic {name}={','.join(map(str, sorted(axes)))}: no such input or axis")
-    example = _values(inputs, 0)
+    wanted = _inputs(inputs, dtypes or {})
+    example = _values(wanted, 0)
     module = _module(source, trust)
     with staged(path) as stage:
         file = stage / path.name
-        _write(module, example, free, file)
-        error = _checked(module, inputs, free, file)
-    return Exported(graph.load(path), path, error)
+        _write(module, _tensors(wanted, example), free, file)
+        session = open_session(file)
+        given = [] if data is None else _given(data, reading or Options(data_option="--data"), file, session)
+        feeds = [
+            *(_values([_larger(s, free.get(s.name, set()), i) for s in wanted], i + 1) for i in range(2)),
+            *given,
+        ]
+        error = max(_difference(module, session, wanted, feed) for feed in feeds)
+    return Exported(graph.load(path), path, error, len(given))
+
+
+def _inputs(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> list[InputSpec]:
+    for name, dtype in dtypes.items():
+        if name not in shapes:
+            raise UsageError(f"dtype {dtype} of {name}: no such input; there are {', '.join(shapes)}")
+        if dtype not in DTYPES:
+            raise UsageError(f"--input {name}: no type {dtype!r}{suggestion(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
+    for name, shape in shapes.items():
+        if any(n < 1 for n in shape):
+            raise UsageError(f"--input {name}={','.join(map(str, shape))}: sizes are at least 1")
+    return [InputSpec(name, np.dtype(dtypes.get(name, "float32")), tuple(shape)) for name, shape in shapes.items()]
+
+
+def _larger(spec: InputSpec, axes: set[int], by: int) -> InputSpec:
+    """`spec` with `by` more along free axes."""
+    return replace(spec, shape=tuple((n or 0) + by * (i in axes) for i, n in enumerate(spec.shape or ())))
+
+
+def _given(data: Data, reading: Options, file: Path, session: Session) -> list[Feed]:
+    model = graph.load(file)
+    samples, _, _ = samples_of(data, specs(model), reading, session)
+    feeds, problems = readable(samples[:_GIVEN])
+    if not feeds:
+        raise DataError(f"{reading.data_option} {data}: no sample can be read: {next(iter(problems.values()), '')}")
+    for name, feed in feeds:
+        check_feed(feed, model, name)
+    return [feed for _, feed in feeds]
 
 
 @contextlib.contextmanager
@@ -119,7 +169,7 @@ def _module(source: str, trust: bool) -> nn.Module:
         elif not isinstance(found := named(source, "export"), nn.Module):
             found = found()
         if not isinstance(found, nn.Module):
-            raise UsageError(f"{source}: gives a {type(found).__name__}, not an nn.Module")
+            raise UsageError(f"{source}: gives {type(found).__name__}, not an nn.Module")
         return found.eval()
 
 
@@ -140,15 +190,16 @@ def _program(source: str) -> nn.Module:
         os.environ.update({} if before is None else {setting: before})
 
 
-def _values(inputs: Mapping[str, Sequence[int]], seed: int) -> dict[str, torch.Tensor]:
-    """Normal values by input."""
-    rng, found = np.random.default_rng(seed), {}
-    for name, shape in inputs.items():
-        try:
-            found[name] = torch.from_numpy(rng.standard_normal(tuple(shape), np.float32))
-        except (ValueError, MemoryError) as e:
-            raise UsageError(f"--input {name}={','.join(map(str, shape))}: {e}") from e
-    return found
+def _values(inputs: list[InputSpec], seed: int) -> Feed:
+    """Random values: normal floats, integers 0 and 1."""
+    try:
+        return random_samples(inputs, seed + 1)[seed][1]()
+    except (ValueError, MemoryError) as e:
+        raise UsageError(f"--input {', '.join(f'{s.name}={list(s.shape or ())}' for s in inputs)}: {e}") from e
+
+
+def _tensors(inputs: list[InputSpec], feed: Feed) -> dict[str, torch.Tensor]:
+    return {s.name: torch.from_numpy(np.ascontiguousarray(feed[s.name])) for s in inputs}
 
 
 def _write(module: nn.Module, example: Mapping[str, torch.Tensor], free: Mapping[str, set[int]], file: Path) -> None:
@@ -159,24 +210,26 @@ def _write(module: nn.Module, example: Mapping[str, torch.Tensor], free: Mapping
     program.save(file)
 
 
-def _checked(module: nn.Module, inputs: Mapping[str, Sequence[int]], free: Mapping[str, set[int]], file: Path) -> float:
-    """The largest error over random inputs, free axes at two sizes."""
-    session, worst = open_session(file), 0.0
-    for trial in range(2):
-        sizes = {k: [n + trial * (i in free.get(k, ())) for i, n in enumerate(shape)] for k, shape in inputs.items()}
-        values = _values(sizes, trial + 1)
-        with _told(f"torch gives nothing to compare for inputs of shape {sizes}"), torch.no_grad():
-            expected = [x.detach().numpy() for x in _flat(module(*values.values()))]
-        found = session.run({name: x.numpy() for name, x in values.items()})
-        if len(found) != len(expected):
-            raise ValidityError(f"{len(found)} outputs in the file, {len(expected)} in torch")
-        for name, want, have in zip(session.outputs, expected, found, strict=True):
-            kinds = [f"{x.dtype}{list(x.shape)}" for x in (have, want)]
-            if kinds[0] != kinds[1]:
-                raise ValidityError(f"output {name!r} is {kinds[0]}, in torch {kinds[1]}")
-            worst = max(worst, error := _error(want, have))
-            if not error <= TOLERANCE:
-                raise ValidityError(f"output {name!r} differs from torch: error {error:.2g}, allowed {TOLERANCE:g}")
+def _difference(module: nn.Module, session: Session, inputs: list[InputSpec], feed: Feed) -> float:
+    """The largest error of the file's outputs for `feed`.
+
+    Raises:
+        ValidityError: an output differs.
+    """
+    worst = 0.0
+    shapes = {k: list(x.shape) for k, x in feed.items()}
+    with _told(f"torch gives nothing to compare for inputs of shape {shapes}"), torch.no_grad():
+        expected = [x.detach().numpy() for x in _flat(module(*_tensors(inputs, feed).values()))]
+    found = session.run(feed)
+    if len(found) != len(expected):
+        raise ValidityError(f"{len(found)} outputs in the file, {len(expected)} in torch")
+    for name, want, have in zip(session.outputs, expected, found, strict=True):
+        kinds = [f"{x.dtype}{list(x.shape)}" for x in (have, want)]
+        if kinds[0] != kinds[1]:
+            raise ValidityError(f"output {name!r} is {kinds[0]}, in torch {kinds[1]}")
+        worst = max(worst, error := _error(want, have))
+        if not error <= TOLERANCE:
+            raise ValidityError(f"output {name!r} differs from torch: error {error:.2g}, allowed {TOLERANCE:g}")
     return worst
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -18,7 +19,7 @@ from tests.cli.test_cli import Ended, Run
 from tests.models import normal
 
 _NUMBERS = itertools.count()
-CODE = "from torch import nn\ndef small():\n    return nn.Linear(3, 2)\ndef broken():\n    raise ValueError('no weights')\n"
+CODE = "from torch import nn\ndef small():\n    return nn.Linear(3, 2)\ndef tokens():\n    return nn.Embedding(10, 2)\ndef broken():\n    raise ValueError('no weights')\n"
 
 
 @pytest.fixture
@@ -50,6 +51,12 @@ def test_a_module_becomes_a_file_and_one_line_says_how_near_it_is(run: Run, tmp_
     assert open_session(tmp_path / "m.onnx").run({"x": normal(5, 3)})[0].shape == (5, 2)
 
 
+def test_whole_numbers_and_samples_are_given_by_name(run: Run, tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", ids=np.array([[7, 9]]))
+    found = run("M:tokens", "--input", "ids=1,2:int64", "--data", "s.npz", "-o", "m.onnx")
+    assert found.code == 0 and "random inputs and 1 samples" in found.out
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
@@ -57,6 +64,9 @@ def test_a_module_becomes_a_file_and_one_line_says_how_near_it_is(run: Run, tmp_
         (["M:small", "--input", "x=1,3"], 2, "-o"),
         (["M:small", "-o", "m.onnx"], 2, "no --input"),
         (["M:small", "--input", "1,3", "-o", "m.onnx"], 2, "NAME=VALUE"),
+        (["M:small", "--input", "x=1,3:float", "-o", "m.onnx"], 2, "did you mean 'float"),
+        (["M:small", "--input", "x=1,3:", "-o", "m.onnx"], 2, "no type ''"),
+        (["M:small", "--input", "x=1,3", "--data", "none", "-o", "m.onnx"], 2, "--data none: no such file"),
         (["M:small", "--input", "x=1,a", "-o", "m.onnx"], 2, "--input"),
         (["M:small", "--input", "x=1,-3", "-o", "m.onnx"], 2, "--input"),
         (["M:small", "--input", "x=1,,3", "-o", "m.onnx"], 2, "--input"),

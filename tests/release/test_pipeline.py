@@ -19,7 +19,7 @@ import onnx
 import pytest
 
 import edgeopt
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.metric import LIKENESSES
 from edgeopt.options import Listener
 from edgeopt.release import building, checks, publishing, sources
@@ -462,6 +462,20 @@ def test_an_exported_model_is_exported_again_only_if_its_code_changed(
         source.write("# changed\n")
     edgeopt.run(file)
     assert len(done) == 2
+    np.save(file.parent / "x.npy", np.load(file.parent / "x.npy")[:20])  # what it was compared with
+    edgeopt.run(file)
+    assert len(done) == 3
+
+
+def test_an_exported_model_is_compared_with_torch_on_the_samples_of_the_project(file: Path) -> None:
+    pytest.importorskip("torch")
+    text = "import torch\nfrom torch import nn\n\nclass M(nn.Module):\n    def forward(self, x):\n        return x + torch.where(x > 50, float(torch.compiler.is_compiling()), 0.0)\n"
+    name = module(file.parent, text)
+    edited(file, ('model = "model.onnx"\n', ""))
+    edited(file, ("[data]", f'[export]\nfactory = "{name}:M"\ninputs = {{ x = [1, 4] }}\n[data]'))
+    np.save(file.parent / "x.npy", np.full((20, 4), 51, np.float32))
+    with pytest.raises(ValidityError, match="differs from torch"):
+        edgeopt.run(file)
 
 
 # refused before anything is built
