@@ -10,7 +10,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def export(
         if name not in inputs or any(not 0 <= a < len(inputs[name]) for a in axes):
             raise UsageError(f"--dynamic {name}={','.join(map(str, sorted(axes)))}: no such input or axis")
     wanted = _inputs(inputs, dtypes or {})
-    example = _values(wanted, 0)
+    # torch takes a size of 1 for one that never changes
+    example = _values([_sized(s, free.get(s.name, ()), lambda n: max(n, 2)) for s in wanted], 0)
     module = _module(source, trust)
     with staged(path) as stage:
         file = stage / path.name
@@ -92,7 +93,8 @@ def export(
         session = open_session(file)
         given = [] if data is None else _given(data, reading or Options(data_option="--data"), file, session)
         feeds = [
-            *(_values([_larger(s, free.get(s.name, set()), i) for s in wanted], i + 1) for i in range(2)),
+            _values(wanted, 1),
+            _values([_sized(s, free.get(s.name, ()), lambda n: n + 1) for s in wanted], 2),
             *given,
         ]
         error = max(_difference(module, session, wanted, feed) for feed in feeds)
@@ -111,9 +113,9 @@ def _inputs(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> l
     return [InputSpec(name, np.dtype(dtypes.get(name, "float32")), tuple(shape)) for name, shape in shapes.items()]
 
 
-def _larger(spec: InputSpec, axes: set[int], by: int) -> InputSpec:
-    """`spec` with `by` more along free axes."""
-    return replace(spec, shape=tuple((n or 0) + by * (i in axes) for i, n in enumerate(spec.shape or ())))
+def _sized(spec: InputSpec, axes: Collection[int], change: Callable[[int], int]) -> InputSpec:
+    """`spec` with other sizes of free axes."""
+    return replace(spec, shape=tuple(change(n or 0) if i in axes else n for i, n in enumerate(spec.shape or ())))
 
 
 def _given(data: Data, reading: Options, file: Path, session: Session) -> list[Feed]:
@@ -218,9 +220,12 @@ def _difference(module: nn.Module, session: Session, inputs: list[InputSpec], fe
     """
     worst = 0.0
     shapes = {k: list(x.shape) for k, x in feed.items()}
-    with _told(f"torch gives nothing to compare for inputs of shape {shapes}"), torch.no_grad():
+    with _told(f"torch gives nothing to compare for inputs of shape {shapes}"), _quiet(), torch.no_grad():
         expected = [x.detach().numpy() for x in _flat(module(*_tensors(inputs, feed).values()))]
-    found = session.run(feed)
+    try:
+        found = session.run(feed)
+    except DataError as e:
+        raise ValidityError(f"the exported file fails where torch does not: {e}") from e
     if len(found) != len(expected):
         raise ValidityError(f"{len(found)} outputs in the file, {len(expected)} in torch")
     for name, want, have in zip(session.outputs, expected, found, strict=True):

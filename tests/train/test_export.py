@@ -280,6 +280,18 @@ def test_token_ids_and_masks_are_inputs_and_their_samples_are_compared_too(make:
     assert [v.dtype for v in found.model.graph.inputs] == [ir.DataType.INT64, ir.DataType.BOOL]
 
 
+def test_a_free_axis_of_size_one_in_the_example_is_no_constant(make: Make) -> None:
+    init = "self.l = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)"
+    found = make(
+        forward("return self.l(x, src_key_padding_mask=m)", init, "x, m"),
+        {"x": (1, 5, 8), "m": (1, 5)},
+        dtypes={"m": "bool"},
+        dynamic={"x": (0, 1), "m": (0, 1)},
+        data=[{"x": normal(n, 7, 8), "m": np.zeros((n, 7), bool)} for n in (1, 3)],
+    )
+    assert found.given == 2 and found.error < 1e-4
+
+
 def test_what_random_inputs_do_not_show_a_sample_does(make: Make, tmp_path: Path) -> None:
     assert make(forward(LARGE)).given == 0
     with pytest.raises(ValidityError, match="differs"):
