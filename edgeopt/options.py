@@ -45,6 +45,7 @@ class Options:
     clip_weights: bool = False
     equalize: bool = False
     smooth: float | None = None
+    refit: bool = False
     samples: int = 128
     exclude: tuple[str, ...] = ()
     include: tuple[str, ...] = ()

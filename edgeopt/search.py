@@ -29,11 +29,10 @@ from edgeopt.report import lowest_agreement, lowest_sqnr_db
 from edgeopt.runtime.compare import Outputs, compare, run_all
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import cores, open_session
-from edgeopt.statics import LAST, MOVES, Made, Statics, Tuning
+from edgeopt.statics import LAST, MOVES, SELECTION, Made, Statics, Tuning
 from edgeopt.target import host
 from edgeopt.verify import measurable
 
-_SELECTION = 32
 _GAIN_DB = 0.2  # a move that wins less does not pay
 _SLOWER = 1.03
 FASTER = 1.02
@@ -82,7 +81,7 @@ class Search:
 
     def run(self) -> None:
         """All moves that there is time for; `best` is what came of them."""
-        for moves in (self.placements, self.climb, self.mixtures, self.islands, partial(self.move, *LAST)):
+        for moves in (self.placements, self.climb, self.mixtures, self.islands, partial(self.climb, LAST)):
             for _ in self.safely(moves()):
                 pass
             self.journal.keep(self.statics.costs)
@@ -160,17 +159,13 @@ class Search:
             self.job.note(f"search: {what}: passed over: {e}")
             return f"failed: {e}"
 
-    def climb(self) -> Iterator[Made]:
-        """Each model that is nearer to float than the one before, by `statics.MOVES`."""
-        for move in MOVES:
-            yield from self.move(*move)
-
-    def move(self, what: str, changes: Mapping[str, Any]) -> Iterator[Made]:
-        """The best so far with `changes` of its tuning, if that is nearer to float."""
-        tuning = self._tuning()
-        changed = replace(tuning, **changes)
-        if changed != tuning:
-            yield from self.try_all(iter([(what, changed)]))
+    def climb(self, moves: Sequence[tuple[str, Mapping[str, Any]]] = MOVES) -> Iterator[Made]:
+        """Each model that is nearer to float than the one before, by changes of its tuning."""
+        for what, changes in moves:
+            tuning = self._tuning()
+            changed = replace(tuning, **changes)
+            if changed != tuning:
+                yield from self.try_all(iter([(what, changed)]))
 
     def islands(self) -> Iterator[Made]:
         """The best so far with more and more of its worst nodes in float."""
@@ -210,7 +205,7 @@ def start(job: Job, first: Made, statics: Statics, output: Path | None = None) -
     Raises:
         DataError: the user's metric fails on the first result.
     """
-    feeds, _ = readable(job.calibration[:_SELECTION], total=len(job.calibration))
+    feeds, _ = readable(job.calibration[:SELECTION], total=len(job.calibration))
     if not feeds or first.plan is None:
         return None
     deadline = time.monotonic() + job.options.search_s

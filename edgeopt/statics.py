@@ -29,6 +29,7 @@ from edgeopt.ptq.moments import Moments, gather, layers, parts
 from edgeopt.ptq.place import place
 from edgeopt.ptq.quantize import activation_params, dynamic_params, quantization_params, untie
 from edgeopt.ptq.reconstruct import clipped, reconstructed
+from edgeopt.ptq.refit import refitted
 from edgeopt.ptq.smooth import smoothed
 from edgeopt.report import ActivationReport
 from edgeopt.runtime.calibrate import forecast, observe
@@ -38,6 +39,8 @@ from edgeopt.staging import free_bytes
 from edgeopt.state import Plan
 
 _SAMPLES = {"fast": 32, "normal": 32, "high": 96}  # whose moments are taken
+SELECTION = 32  # calibration samples, the first ones, by which a search judges; weights are not fitted to them
+_FITTED = 256
 _PEAKS = 32
 _LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
 _SHARES = (0.05, 0.1, 0.25, 0.5)
@@ -48,8 +51,8 @@ _BLAMED = "integers lose most of the accuracy here"
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a static model is made. floats: nodes that stay float; measured: placed by measured costs, not by the target's
-    table; dynamics: products whose inputs get their scale at run time.
+    """How a static model is made. refit: weights fitted to what layers read in integers; floats: nodes that stay float; measured:
+    placed by measured costs, not by the target's table; dynamics: products whose inputs get their scale at run time.
     """
 
     range_rule: str = "mse"
@@ -57,6 +60,7 @@ class Tuning:
     clip_weights: bool = False
     equalize: bool = False
     smooth: float | None = None
+    refit: bool = False
     floats: frozenset[str] = frozenset()
     measured: bool = False
     dynamics: frozenset[str] = frozenset()
@@ -66,9 +70,8 @@ class Tuning:
         """What `options` ask for."""
         rounding = options.rounding or ("nearest" if options.effort == "fast" else "gptq")
         by_clock = options.costs is not None
-        return Tuning(
-            options.range_rule, rounding, options.clip_weights, options.equalize, options.smooth, measured=by_clock
-        )
+        o = options
+        return Tuning(o.range_rule, rounding, o.clip_weights, o.equalize, o.smooth, o.refit, measured=by_clock)
 
 
 MOVES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # in the order of their cost
@@ -79,10 +82,10 @@ MOVES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # in the order of their co
     ("inputs of layers smoothed", {"smooth": 0.5}),
     ("layers equalized", {"equalize": True}),
 )
-LAST = (
-    "rounding learned (AdaRound)",
-    {"rounding": "adaround"},
-)  # slow, and behind GPTQ on all models that were measured
+LAST: tuple[tuple[str, Mapping[str, Any]], ...] = (  # slow; AdaRound was behind GPTQ on all models that were measured
+    ("weights fitted to what layers read in integers", {"refit": True}),
+    ("rounding learned (AdaRound)", {"rounding": "adaround"}),
+)
 
 
 @dataclass(frozen=True)
@@ -238,11 +241,15 @@ def _made(job: Job, tuning: Tuning, plan: Plan, base: Ground, mode: str) -> Made
     activation = activation_params(plan, base.statistics, job.target, tuning.range_rule)
     model = untie(base.model, plan)
     params = quantization_params(model, plan, activation, job.target)
-    if tuning.clip_weights or tuning.rounding != "nearest":
+    alone = tuning.rounding != "nearest" and not tuning.refit
+    if tuning.clip_weights or alone:
         for moments in _moments(job, model, plan, base.moments):
             if tuning.clip_weights:
                 params = clipped(model, params, moments, job.target)
-            model = reconstructed(model, params, moments, job.target, tuning.rounding)
+            if alone:
+                model = reconstructed(model, params, moments, job.target, tuning.rounding)
+    if tuning.refit:
+        model = _refitted(job, model, plan, params, tuning.rounding)
     quantized = fold_weights(insert_qdq(model, plan, params))
     if tuning.dynamics:
         nodes = [n for n in dynamic_nodes(quantized) if n.name in tuning.dynamics]
@@ -254,10 +261,7 @@ def _made(job: Job, tuning: Tuning, plan: Plan, base: Ground, mode: str) -> Made
 
 def _moments(job: Job, model: ir.Model, plan: Plan, known: dict[str, Moments]) -> Iterator[Mapping[str, Moments]]:
     """Moments of the integer layers, all at once and kept in `known`, or as many at a time as fit into memory."""
-    max_ram = (job.options.max_ram or free_bytes() // 2) // 2
-    found, large = parts(layers(model, plan.integer), max_ram, (job.options.max_ram or _LARGEST) // 2)
-    for node in large:
-        job.note(f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest")
+    found = _parts(job, model, plan)
     for part in found:
         missing = [n for n in part if n.name not in known]
         start = time.perf_counter()
@@ -275,6 +279,25 @@ def _moments(job: Job, model: ir.Model, plan: Plan, known: dict[str, Moments]) -
         if len(found) == 1:
             known |= new
         yield {str(n.name): m for n in part if (m := known.get(str(n.name)) or new.get(str(n.name))) is not None}
+
+
+def _refitted(job: Job, model: ir.Model, plan: Plan, params: Mapping[str, QParams], rounding: str) -> ir.Model:
+    nodes = [n for part in _parts(job, model, plan) for n in part]
+    samples = job.calibration[min(SELECTION, len(job.calibration) // 2) :][:_FITTED]
+
+    def progress(done: int, total: int) -> None:
+        job.listener.progress("fitting layers to what they read in integers", done, total)
+
+    return refitted(model, nodes, plan, params, samples, job.target, rounding, progress)
+
+
+def _parts(job: Job, model: ir.Model, plan: Plan) -> list[list[ir.Node]]:
+    """The layers whose moments can be taken, as many at a time as fit into memory."""
+    max_ram = (job.options.max_ram or free_bytes() // 2) // 2
+    found, large = parts(layers(model, plan.integer), max_ram, (job.options.max_ram or _LARGEST) // 2)
+    for node in large:
+        job.note(f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest")
+    return found
 
 
 def _activations(statistics: Mapping[str, Statistics], params: Mapping[str, QParams]) -> dict[str, ActivationReport]:

@@ -54,12 +54,12 @@ def test_the_rounding_goes_by_effort_where_none_is_asked_for(choices: Mapping[st
 
 
 def test_a_tuning_takes_what_the_options_ask_for() -> None:
-    found = Tuning.of(Options(range_rule="minmax", clip_weights=True, equalize=True, smooth=0.25))
-    assert found == Tuning("minmax", "gptq", True, True, 0.25, frozenset(), False)
+    found = Tuning.of(Options(range_rule="minmax", clip_weights=True, equalize=True, smooth=0.25, refit=True))
+    assert found == Tuning("minmax", "gptq", True, True, 0.25, True, frozenset(), False)
     assert Tuning.of(Options(costs=Path("board.json"))).measured
 
 
-@pytest.mark.parametrize("move", [*MOVES, LAST], ids=lambda m: m[0])
+@pytest.mark.parametrize("move", [*MOVES, *LAST], ids=lambda m: m[0])
 def test_a_move_changes_fields_of_a_tuning_to_values_that_options_take(move: tuple[str, Mapping[str, Any]]) -> None:
     what, changes = move
     assert what and changes
@@ -71,7 +71,11 @@ def test_a_move_changes_fields_of_a_tuning_to_values_that_options_take(move: tup
 
 
 def test_all_moves_are_different() -> None:
-    assert len({what for what, _ in (*MOVES, LAST)}) == len({repr(c) for _, c in (*MOVES, LAST)}) == len(MOVES) + 1
+    assert (
+        len({what for what, _ in (*MOVES, *LAST)})
+        == len({repr(c) for _, c in (*MOVES, *LAST)})
+        == len(MOVES) + len(LAST)
+    )
 
 
 # models
@@ -86,6 +90,8 @@ def test_all_moves_are_different() -> None:
         {"equalize": True},
         {"smooth": 0.5},
         {"equalize": True, "smooth": 1.0, "clip_weights": True, "rounding": "adaround"},
+        {"refit": True},
+        {"refit": True, "clip_weights": True, "rounding": "nearest", "equalize": True},
     ],
     ids=str,
 )

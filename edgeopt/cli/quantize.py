@@ -104,6 +104,7 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option("--clip-weights", is_flag=True, help="Scales of weights by what layers give, not by the peak.")
 @click.option("--equalize", is_flag=True, help="Cross-layer equalization before all else.")
 @click.option("--smooth", type=float, metavar="ALPHA", help="SmoothQuant, 0 to 1: ranges of inputs go into weights.")
+@click.option("--refit", is_flag=True, help="Weights fitted to what layers read in integers, one by one; slow.")
 @reading
 @click.option("--exclude", multiple=True, metavar="NODE|GLOB|OP", help="Stay float; may be repeated.")
 @click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
@@ -166,7 +167,7 @@ def quantize(
             **{
                 k: given[k]
                 for k in (
-                    "mode", "effort", "pareto", "costs", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
+                    "mode", "effort", "pareto", "costs", "target", "samples", "range_rule", "rounding", "clip_weights", "equalize", "smooth", "refit", "exclude", "include", "keep", "io_types", "qat", "qat_minutes",
                     "qat_epochs", "metric", "max_drop", "min_sqnr",
                     "min_agreement", "min_speedup",
                 )

@@ -5,14 +5,15 @@ GPTQ rounds the weights under H = E[x x^T], centred where the layer has a bias, 
     b' = b + (W - W_q) E[x]          bias correction, Nagel et al. 2019, arXiv:1906.04721, section 4.2
 
 Every layer is made good for its own rounding only. What its inputs lost is the business of the layers before: all layers
-are done at once, and to count a shift of the mean in each of them again would multiply it.
+are done at once, and to count a shift of the mean in each of them again would multiply it; `refit` goes layer by layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -59,37 +60,53 @@ def reconstructed(
 
     rounding: a name in `ROUNDERS`.
     """
-    rounder = ROUNDERS[rounding]
     copy = model.clone()
     nodes = [n for n in copy.graph if str(n.name) in moments and weight_of(n) is not None]
 
-    def work(node: ir.Node) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        return _layer(node, moments[str(node.name)], params, target, rounder)
+    def work(node: ir.Node) -> None:
+        rounded(node, partial(_own, moments[str(node.name)]), params, target, rounding)
 
     with ThreadPoolExecutor(cores()) as pool:
-        for node, (w, b) in zip(nodes, pool.map(work, nodes), strict=True):
-            for value, array in ((weight_of(node), w), (bias_of(node), b)):
-                if value is not None and array is not None:
-                    value.const_value = ir.tensor(array, name=value.name)
+        list(pool.map(work, nodes))
     return copy
 
 
-def _layer(
-    node: ir.Node, m: Moments, params: Mapping[str, QParams], target: Target, rounder: Rounder
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The weight of one layer on its grid, and its bias."""
+@dataclass(frozen=True)
+class Aim:
+    """What a layer is rounded to: weights w [groups, out, in] under h [groups, in, in]; the means [groups, in] of its inputs before,
+    in the float model, and after.
+    """
+
+    w: Wide
+    h: Wide
+    before: Wide
+    after: Wide
+
+
+def _own(m: Moments, w: Wide, centred: bool) -> Aim:
+    mean = m.x / m.count
+    return Aim(w, covariance(m, centred), mean, mean)
+
+
+def rounded(
+    node: ir.Node, aim_of: Callable[[Wide, bool], Aim], params: Mapping[str, QParams], target: Target, rounding: str
+) -> None:
+    """Put the weight of one layer on its grid, and the bias that goes with it. aim_of: of its weights, and whether a bias
+    takes the mean.
+    """
     weight, bias = weight_of(node), bias_of(node)
     assert weight is not None
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
-    q = rounder(w, covariance(m, bias is not None), _by_output(grid.scale, w), grid.qtype.qmax)
+    aim = aim_of(w, bias is not None)
+    q = ROUNDERS[rounding](aim.w, aim.h, _by_output(grid.scale, w), grid.qtype.qmax)
     if target.saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
-    if bias is None or bias.const_value is None:
-        return unrows(node, q), None
-    b = bias.const_value.numpy()
-    moved = np.einsum("goi,gi->go", w - q, m.x / m.count)
-    return unrows(node, q), (b + moved.reshape(b.shape)).astype(np.float32)
+    weight.const_value = ir.tensor(unrows(node, q), name=weight.name)
+    if bias is not None and bias.const_value is not None:
+        b = bias.const_value.numpy()
+        moved = np.einsum("goi,gi->go", w, aim.before) - np.einsum("goi,gi->go", q, aim.after)
+        bias.const_value = ir.tensor((b + moved.reshape(b.shape)).astype(np.float32), name=bias.name)
 
 
 def _by_output(scale: NDArray[np.floating], w: Wide) -> Wide:

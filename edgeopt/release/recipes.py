@@ -57,6 +57,7 @@ class Quantize(Table):
     clip_weights: bool = False
     equalize: bool = False
     smooth: float | None = Field(default=None, ge=0, le=1)
+    refit: bool = False
     exclude: Names = ()
     include: Names = ()
     budget_s: float | None = Field(default=None, gt=0)

@@ -1,0 +1,180 @@
+"""Weights fitted anew to what layers read once all before them are integers, one layer after the other.
+
+A layer gave W x and now reads x' = x - d. What gives W x best from x' is a ridge regression around W,
+
+    W' = W + W E[d x'^T] (E[x' x'^T] + lambda m I)^-1         m: mean of the diagonal of E[x' x'^T]
+
+with lambda by cross-validation between two halves of the samples, W itself among the choices: few samples would be learned
+by heart. W' is then rounded under E[x' x'^T], and the bias takes the means, of which x' has lost some too. Reading with
+the float targets is the asymmetric calibration of GPTAQ (Li et al. 2025, arXiv:2504.02692), which has no ridge and solves
+column by column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from edgeopt.errors import DataError
+from edgeopt.grid import QParams
+from edgeopt.ops import activations
+from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.shield import shield
+from edgeopt.ptq.moments import Sample, columns
+from edgeopt.ptq.reconstruct import Aim, rounded
+from edgeopt.runtime.session import Feed, Session, cores, open_session, with_outputs
+from edgeopt.state import Plan
+from edgeopt.target import Target
+
+Wide = NDArray[np.float64]
+_RIDGES = tuple(4.0**k for k in range(6, -4, -1))
+_TINY = 1e-30
+_TOGETHER = 8  # samples whose columns are multiplied at once
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Moments of `count` columns x' of what a layer reads, and of what they lack of the float ones, d = x - x'; sums.
+
+    h: x' x'^T, g: d x'^T, [groups, in, in]; x: x', d: d, [groups, in].
+    """
+
+    count: int
+    h: Wide
+    g: Wide
+    x: Wide
+    d: Wide
+
+    @staticmethod
+    def of(reads: NDArray[np.float32], wanted: NDArray[np.float32]) -> Joint:
+        """Of columns [n, groups, in], and the float ones."""
+        x = np.ascontiguousarray(reads.transpose(1, 0, 2))
+        d = np.ascontiguousarray(wanted.transpose(1, 0, 2)) - x
+        h, g = x.transpose(0, 2, 1) @ x, d.transpose(0, 2, 1) @ x
+        found = (a.astype(np.float64) for a in (h, g, x.sum(1), d.sum(1)))
+        return Joint(len(reads), *found)
+
+    def merge(self, other: Joint) -> Joint:
+        """Of the columns of both."""
+        return Joint(self.count + other.count, self.h + other.h, self.g + other.g, self.x + other.x, self.d + other.d)
+
+    def means(self, centred: bool) -> tuple[Wide, Wide]:
+        """(E[x' x'^T], E[d x'^T]), about the means if `centred`."""
+        h, g, x, d = self.h / self.count, self.g / self.count, self.x / self.count, self.d / self.count
+        return (h - x[:, :, None] * x[:, None, :], g - d[:, :, None] * x[:, None, :]) if centred else (h, g)
+
+
+def fitted(w: Wide, halves: tuple[Joint, Joint], centred: bool) -> Wide:
+    """W' for `w` [groups, out, in]; w itself where neither half gains by what the other one teaches."""
+    means = [half.means(centred) for half in halves]
+    gains = np.zeros(len(_RIDGES))
+    for (h, g), other in (means, means[::-1]):
+        for i, change in enumerate(_changes(w, h, g, _RIDGES)):
+            gains[i] += _gain(w, change, *other)
+    best = int(gains.argmax())
+    if not gains[best] > 0:
+        return w
+    (change,) = _changes(w, *halves[0].merge(halves[1]).means(centred), _RIDGES[best : best + 1])
+    return w + change
+
+
+def _changes(w: Wide, h: Wide, g: Wide, ridges: Sequence[float]) -> Iterator[Wide]:
+    """W' - W for each ridge."""
+    values, vectors = np.linalg.eigh(h)
+    along = (w @ g) @ vectors
+    unit = np.maximum(np.einsum("gii->gi", h).mean(1), _TINY)
+    for ridge in ridges:
+        shrunk = along / (np.maximum(values, 0.0) + ridge * unit[:, None])[:, None, :]
+        yield shrunk @ vectors.transpose(0, 2, 1)
+
+
+def _gain(w: Wide, change: Wide, h: Wide, g: Wide) -> float:
+    """By how much `change` lowers E|W d - change x'|^2."""
+    return float(2 * np.sum((w @ g) * change) - np.sum((change @ h) * change))
+
+
+def refitted(
+    model: ir.Model,
+    layers: Sequence[ir.Node],
+    plan: Plan,
+    params: Mapping[str, QParams],
+    samples: Sequence[Sample],
+    target: Target,
+    rounding: str = "gptq",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ir.Model:
+    """A clone of `model` (untied) whose integer `layers` have weights on their grids, each fitted to what those before it
+    leave.
+
+    rounding: a name in `reconstruct.ROUNDERS`.
+    """
+    made = model.clone()
+    names = {str(n.name) for n in layers}
+    todo = [n for n in made.graph if str(n.name) in names]
+    for done, node in enumerate(todo, 1):
+        integer = shield(fold_weights(insert_qdq(made, plan, params)))
+        halves = _halves(node, model, integer, samples)
+        if halves is not None:
+            rounded(node, partial(_aim, halves), params, target, rounding)
+        progress(done, len(todo))
+    return made
+
+
+def _aim(halves: tuple[Joint, Joint], w: Wide, centred: bool) -> Aim:
+    both = halves[0].merge(halves[1])
+    x, d = both.x / both.count, both.d / both.count
+    return Aim(fitted(w, halves, centred), both.means(centred)[0], before=x + d, after=x)
+
+
+def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence[Sample]) -> tuple[Joint, Joint] | None:
+    """Moments of what `node` reads in `integer`, of every other sample each; None where fewer than two can be looked at."""
+    position, value = activations(node)[0]
+    twin = next(n for n in integer.graph if n.name == node.name).inputs[position]
+    assert twin is not None
+    of_float, of_integer = _Reader.of(model, str(value.name)), _Reader.of(integer, str(twin.name))
+
+    def read(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        try:
+            feed = samples[seed][1]()
+        except DataError:
+            return None
+        reads, wanted = (columns(node, x(feed), np.random.default_rng(seed)) for x in (of_integer, of_float))
+        return (reads, wanted) if np.isfinite(reads).all() and np.isfinite(wanted).all() else None
+
+    def work(seeds: range) -> Joint | None:
+        seen = [x for seed in seeds if (x := read(seed)) is not None]
+        return Joint.of(*(np.concatenate(x) for x in zip(*seen, strict=True))) if seen else None
+
+    size = min(_TOGETHER, -(-len(samples) // 4))
+    groups = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)] if samples else []
+    halves: list[Joint | None] = [None, None]
+    with ThreadPoolExecutor(cores()) as pool:
+        for i, new in enumerate(pool.map(work, groups)):
+            half = halves[i % 2]
+            halves[i % 2] = half.merge(new) if half is not None and new is not None else half or new
+    first, second = halves
+    return None if first is None or second is None else (first, second)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """One value of a model; session None: an input."""
+
+    name: str
+    session: Session | None
+
+    @staticmethod
+    def of(model: ir.Model, name: str) -> _Reader:
+        if any(v.name == name for v in model.graph.inputs):
+            return _Reader(name, None)
+        return _Reader(name, open_session(RemoveUnusedNodesPass()(with_outputs(model, [name])).model))
+
+    def __call__(self, feed: Feed) -> NDArray[np.float32]:
+        return feed[self.name] if self.session is None else self.session.run(feed)[0]
