@@ -170,7 +170,8 @@ def _costs(found: Mapping[str, Any]) -> Costs | None:
 
 
 def _tuning(found: Mapping[str, Any]) -> Tuning:
-    return Tuning(**{**found, **{k: frozenset(found[k]) for k in ("floats", "dynamics")}})
+    sets = {k: frozenset(found[k]) for k in ("floats", "dynamics")}
+    return Tuning(**{**found, **sets, "rules": frozenset((str(v), str(rule)) for v, rule in found["rules"])})
 
 
 def _plain(x: Any) -> Any:

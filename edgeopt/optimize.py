@@ -201,7 +201,8 @@ def _repaired(job: Job, statics: Statics, first: Made, tried: list[Tried]) -> It
     if search is None:
         return
     moves = chain.from_iterable(
-        search.safely(m) for m in (search.islands(), search.mixtures(), search.climb(), search.climb(LAST))
+        search.safely(m)
+        for m in (search.islands(), search.mixtures(), search.climb(), search.ranges(), search.climb(LAST))
     )
     for made in moves:
         yield replace(made, mode=f"static, {search.best.what}")

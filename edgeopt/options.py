@@ -18,8 +18,8 @@ from edgeopt.ranges import RANGES
 from edgeopt.report import Report
 
 Effort = Literal["fast", "normal", "high"]
-Rounding = Literal["nearest", "gptq", "adaround", "stochastic"]
-ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "adaround", "stochastic")
+Rounding = Literal["nearest", "gptq", "adaround", "best", "stochastic"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "gptq", "adaround", "best", "stochastic")
 EFFORTS: tuple[Effort, ...] = ("fast", "normal", "high")
 Mode = Literal["auto", "static", "dynamic", "fp16", "weights"]
 Data = str | Path | Iterable[Feed | NDArray[Any]]

@@ -81,7 +81,7 @@ class Search:
 
     def run(self) -> None:
         """All moves that there is time for; `best` is what came of them."""
-        for moves in (self.placements, self.climb, self.mixtures, self.islands, partial(self.climb, LAST)):
+        for moves in (self.placements, self.climb, self.ranges, self.mixtures, self.islands, partial(self.climb, LAST)):
             for _ in self.safely(moves()):
                 pass
             self.journal.keep(self.statics.costs)
@@ -166,6 +166,10 @@ class Search:
             changed = replace(tuning, **changes)
             if changed != tuning:
                 yield from self.try_all(iter([(what, changed)]))
+
+    def ranges(self) -> Iterator[Made]:
+        """The best so far with the ranges around its worst nodes by other rules."""
+        yield from self.try_all(self.statics.ranges(self.best.made))
 
     def islands(self) -> Iterator[Made]:
         """The best so far with more and more of its worst nodes in float."""

@@ -16,6 +16,7 @@ from edgeopt.costing import costed
 from edgeopt.data import readable
 from edgeopt.grid import QParams
 from edgeopt.observers import Statistics
+from edgeopt.ops import activations
 from edgeopt.options import Options, Rounding
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
@@ -24,7 +25,7 @@ from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.prepare import Job
 from edgeopt.ptq.equalize import equalized
-from edgeopt.ptq.islands import blame
+from edgeopt.ptq.islands import blame, result
 from edgeopt.ptq.moments import Moments, gather, layers, parts
 from edgeopt.ptq.place import place
 from edgeopt.ptq.quantize import activation_params, dynamic_params, quantization_params, untie
@@ -44,6 +45,8 @@ _FITTED = 256
 _PEAKS = 32
 _LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
 _SHARES = (0.05, 0.1, 0.25, 0.5)
+_RANGE_SHARES = (0.1, 0.5)
+_RULES = ("mse", "percentile", "minmax")
 _BLAME_SAMPLES = 4
 _DYNAMIC = "in integers whose scale is found at run time"
 _BLAMED = "integers lose most of the accuracy here"
@@ -52,7 +55,8 @@ _BLAMED = "integers lose most of the accuracy here"
 @dataclass(frozen=True)
 class Tuning:
     """How a static model is made. refit: weights fitted to what layers read in integers; floats: nodes that stay float; measured:
-    placed by measured costs, not by the target's table; dynamics: products whose inputs get their scale at run time.
+    placed by measured costs, not by the target's table; dynamics: products whose inputs get their scale at run time; rules:
+    (value, range rule) where it is another one.
     """
 
     range_rule: str = "mse"
@@ -64,6 +68,7 @@ class Tuning:
     floats: frozenset[str] = frozenset()
     measured: bool = False
     dynamics: frozenset[str] = frozenset()
+    rules: frozenset[tuple[str, str]] = frozenset()
 
     @staticmethod
     def of(options: Options) -> Tuning:
@@ -82,9 +87,9 @@ MOVES: tuple[tuple[str, Mapping[str, Any]], ...] = (  # in the order of their co
     ("inputs of layers smoothed", {"smooth": 0.5}),
     ("layers equalized", {"equalize": True}),
 )
-LAST: tuple[tuple[str, Mapping[str, Any]], ...] = (  # slow; AdaRound was behind GPTQ on all models that were measured
+LAST: tuple[tuple[str, Mapping[str, Any]], ...] = (  # slow
     ("weights fitted to what layers read in integers", {"refit": True}),
-    ("rounding learned (AdaRound)", {"rounding": "adaround"}),
+    ("weights rounded by GPTQ or AdaRound, output by output", {"rounding": "best"}),
 )
 
 
@@ -206,6 +211,19 @@ class Statics:
                 what = "all products dynamic" if some == products else f"{len(some)} of the worst products dynamic"
                 yield what, replace(made.tuning, dynamics=made.tuning.dynamics | some)
 
+    def ranges(self, made: Made) -> Iterator[tuple[str, Tuning]]:
+        """Tunings of `made` in which what its worst nodes read and give has ranges by another rule."""
+        if made.plan is None or made.source is None or made.tuning is None:
+            return
+        grids, nodes = made.plan.grids, {str(n.name): n for n in made.source.graph}
+        for what, worst in self._worst(made, _RANGE_SHARES):
+            around = [v for n in worst for v in (result(nodes[n], made.plan), *_read(nodes[n]))]
+            for rule in _RULES:
+                own = {**dict(made.tuning.rules), **dict.fromkeys((grids[v] for v in around if v in grids), rule)}
+                rules = frozenset((v, r) for v, r in own.items() if r != made.tuning.range_rule)
+                if rules != made.tuning.rules:
+                    yield f"ranges at {what} by {rule}", replace(made.tuning, rules=rules)
+
     def _worst(self, made: Made, shares: tuple[float, ...]) -> Iterator[tuple[str, frozenset[str]]]:
         """More and more of the nodes of `made` that lose most, each with how many."""
         if made.plan is None or made.source is None:
@@ -218,6 +236,10 @@ class Statics:
         for size in sizes:
             if size:
                 yield f"{size} node{'s' if size > 1 else ''}", frozenset(worst[:size])
+
+
+def _read(node: ir.Node) -> list[str]:
+    return [str(v.name) for _, v in activations(node)]
 
 
 def _reshaped(job: Job, tuning: Tuning) -> ir.Model:
@@ -238,7 +260,7 @@ def _made(job: Job, tuning: Tuning, plan: Plan, base: Ground, mode: str) -> Made
     if missing:
         base.statistics.update(_calibrated(job, base.model, missing, base.probes))
     start = time.perf_counter()
-    activation = activation_params(plan, base.statistics, job.target, tuning.range_rule)
+    activation = activation_params(plan, base.statistics, job.target, tuning.range_rule, dict(tuning.rules))
     model = untie(base.model, plan)
     params = quantization_params(model, plan, activation, job.target)
     alone = tuning.rounding != "nearest" and not tuning.refit

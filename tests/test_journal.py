@@ -26,7 +26,18 @@ from tests.models import dense, normal
 
 FEEDS = [{"x": normal(2, 4, seed=i)} for i in range(12)]
 PLAIN = Tuning()
-RICH = Tuning("minmax", "adaround", True, True, 0.25, frozenset({"b", "a", "é"}), True, frozenset({"c"}))
+RICH = Tuning(
+    "minmax",
+    "adaround",
+    True,
+    True,
+    0.25,
+    True,
+    frozenset({"b", "a", "é"}),
+    True,
+    frozenset({"c"}),
+    frozenset({("v", "minmax"), ("a", "mse")}),
+)
 ENTRIES = [
     Entry(RICH, PLAIN, "ranges by minmax", "no gain"),
     Entry(PLAIN, None, "as it was", "kept"),
@@ -76,9 +87,11 @@ tunings = st.builds(
     st.booleans(),
     st.booleans(),
     st.none() | st.floats(0, 1),
+    st.booleans(),
     st.frozensets(st.text(max_size=5), max_size=3),
     st.booleans(),
     st.frozensets(st.text(max_size=5), max_size=3),
+    st.frozensets(st.tuples(st.text(max_size=5), st.sampled_from(["mse", "minmax"])), max_size=3),
 )
 
 

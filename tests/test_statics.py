@@ -253,6 +253,26 @@ def test_mixtures_make_products_dynamic_from_the_worst_to_all_and_keep_the_funct
         assert tiny.sqnr_db(tiny.run(job.model, feed)[0], tiny.run(mixed_one.model, feed)[0]) > 25
 
 
+def test_the_ranges_around_the_worst_nodes_are_tried_by_the_other_rules_and_nothing_else_changes() -> None:
+    statics = Statics(job_of(chain()))
+    made = statics.made(Tuning())
+    assert made is not None and made.plan is not None
+    found = [*statics.ranges(made)]
+    assert len({t for _, t in found}) == len(found) >= 2
+    assert {rule for _, t in found for _, rule in t.rules} == {"percentile", "minmax"}  # mse is what they have
+    everywhere = {r: statics.made(Tuning(range_rule=r)) for r in ("percentile", "minmax")}
+    for what, tuning in found:
+        other = statics.made(tuning)
+        assert other is not None and what.startswith("ranges at ") and replace(tuning, rules=frozenset()) == Tuning()
+        rules = dict(tuning.rules)
+        for value, seen in other.activations.items():
+            like = everywhere.get(rules.get(made.plan.grids[value], ""), made)
+            assert like is not None and seen == like.activations[value]
+    again = [*statics.ranges(replace(made, tuning=found[-1][1]))]
+    assert found[-1][1] not in [t for _, t in again]
+    assert all(rule != "mse" for _, t in again for _, rule in t.rules)  # back to the rule of all is no rule
+
+
 def test_a_model_without_products_has_no_mixtures() -> None:
     statics = Statics(mixed())
     made = statics.made(Tuning())

@@ -45,7 +45,7 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
             left[:, :, stop:] -= errors @ u[:, start:stop, stop:]
     wanted = np.take_along_axis(w, order[:, None, :], 2)
     nearest = scale[:, :, None] * np.clip(np.rint(wanted / scale[:, :, None]), -limit, limit)
-    behind = _error(wanted - done, damped) > _error(wanted - nearest, damped)
+    behind = error(wanted - done, damped) > error(wanted - nearest, damped)
     found = np.empty_like(done)
     np.put_along_axis(
         found, np.broadcast_to(order[:, None, :], done.shape), np.where(behind[..., None], nearest, done), 2
@@ -53,7 +53,7 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
     return found
 
 
-def _error(d: Wide, h: Wide) -> Wide:
+def error(d: Wide, h: Wide) -> Wide:
     """d H d^T of each output: [groups, out]."""
     return np.asarray(((d @ h) * d).sum(-1))
 

@@ -35,7 +35,7 @@ def levels(
 ) -> Mapping[str, tuple[float, float]]:
     """(SQNR of the worst input, of the output) of each integer node of `plan` in dB, in the order of the graph."""
     nodes = [n for n in model.graph if n.name in plan.integer]
-    outputs = {str(n.name): _result(n, plan) for n in nodes}
+    outputs = {str(n.name): result(n, plan) for n in nodes}
     watched = sorted(
         {*outputs.values(), *(str(v.name) for n in nodes for _, v in activations(n))}
         - {str(v.name) for v in model.graph.inputs}
@@ -57,7 +57,8 @@ def levels(
     return found
 
 
-def _result(node: ir.Node, plan: Plan) -> str:
+def result(node: ir.Node, plan: Plan) -> str:
+    """The value that gets the grid of what `node` gives: its output, or that of the clamp that the grid takes over."""
     uses = tuple(node.outputs[0].uses())
     if len(uses) == 1 and str(uses[0].node.name) in plan.clamps:
         return str(uses[0].node.outputs[0].name)

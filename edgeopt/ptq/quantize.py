@@ -121,11 +121,14 @@ def dynamic_params(nodes: Sequence[ir.Node], target: Target) -> tuple[dict[str, 
 
 
 def activation_params(
-    plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str
+    plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str, rules: Mapping[str, str] | None = None
 ) -> dict[str, QParams]:
-    """The grid of every value in the plan, by the range rule called `rule`."""
+    """The grid of every value in the plan, by the range rule called `rule`; rules: those of single sources of grids."""
+    own = rules or {}
     of_source = {
-        source: choose(*RANGES[rule](statistics[source], target.activation_type), target.activation_type)
+        source: choose(
+            *RANGES[own.get(source, rule)](statistics[source], target.activation_type), target.activation_type
+        )
         for source in set(plan.grids.values())
     }
     return {value: of_source[source] for value, source in plan.grids.items()}

@@ -23,7 +23,7 @@ from edgeopt.grid import QParams
 from edgeopt.ops import activations, bias_of, channel_axis, cost_class, weight_of
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
-from edgeopt.ptq.gptq import Wide, gptq
+from edgeopt.ptq.gptq import Wide, error, gptq
 from edgeopt.ptq.moments import Moments, rows, unrows
 from edgeopt.ptq.quantize import bias_params, scale_floor, within_pairs
 from edgeopt.ptq.stochastic import stochastic
@@ -41,10 +41,18 @@ def _by_chance(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
     return stochastic(w, scale, limit, np.random.default_rng(0))
 
 
+def _best(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
+    """Of each output what GPTQ gives, or AdaRound where that errs less."""
+    found, other = gptq(w, h, scale, limit), adaround(w, h, scale, limit)
+    behind = error(w - found, h) > error(w - other, h)
+    return np.where(behind[..., None], other, found)
+
+
 ROUNDERS: Mapping[str, Rounder] = {
     "nearest": _nearest,
     "gptq": gptq,
     "adaround": adaround,
+    "best": _best,
     "stochastic": _by_chance,
 }
 

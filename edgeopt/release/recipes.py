@@ -53,7 +53,7 @@ class Quantize(Table):
     effort: Literal["fast", "normal", "high"] = "normal"
     target: Target = "host"
     range_rule: Literal["mse", "minmax", "percentile", "entropy"] = Field(default="mse", alias="range")
-    rounding: Literal["nearest", "gptq", "adaround", "stochastic"] | None = None
+    rounding: Literal["nearest", "gptq", "adaround", "best", "stochastic"] | None = None
     clip_weights: bool = False
     equalize: bool = False
     smooth: float | None = Field(default=None, ge=0, le=1)

@@ -143,6 +143,17 @@ def test_every_rounder_takes_groups_and_gives_values_of_the_grid(rounding: str) 
     assert np.abs(q).max() <= LIMIT + 1e-9
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_rounder_errs_as_little_as_the_better_one_for_each_output(seed: int) -> None:
+    w, h, scale = problem(2, 8, 12, seed)
+    errors = {
+        name: np.einsum("goi,gij,goj->go", d, h, d)
+        for name in ("gptq", "adaround", "best")
+        for d in [w - ROUNDERS[name](w, h, scale * 2, LIMIT)]
+    }
+    np.testing.assert_allclose(errors["best"], np.minimum(errors["gptq"], errors["adaround"]), rtol=1e-9)
+
+
 def test_the_nearest_rounder_is_rounding_number_by_number() -> None:
     w, h, scale = problem(2, 3, 5, seed=1)
     found = ROUNDERS["nearest"](w, h, scale / 2, LIMIT)

@@ -92,6 +92,7 @@ range = "mse"
 rounding = "gptq"
 clip_weights = true
 equalize = true
+refit = true
 smooth = 0.5
 exclude = ["Softmax"]
 include = ["Conv"]
