@@ -92,7 +92,7 @@ def put_away(job: Job, found: Outcome) -> None:
     if found.search is None:
         return
     if job.options.pareto is not None:
-        write_front(job, found.search.points, job.options.pareto)
+        write_front(job, found.search.all_points(), job.options.pareto)
     if not found.interrupted:
         found.search.journal.remove()
 

@@ -87,6 +87,15 @@ class Search:
             self.journal.keep(self.statics.costs)
         self.train()
 
+    def all_points(self) -> list[Point]:
+        """What was tried, and the float model: none can be nearer to it, and untimed it counts as the slowest."""
+        exact = self._point("float", Made("float", self.job.model))
+        return [*self.points, exact if self._timed else replace(exact, speed=0.0)]
+
+    @property
+    def _timed(self) -> bool:
+        return self.job.options.measure and measurable(self.job)
+
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()
@@ -97,7 +106,7 @@ class Search:
         errors = compare(session.outputs, self.reference, outputs)
         score = 0.0 if self.job.metric is None else self.job.metric(session, self.reference, outputs)
         speed = 1.0
-        if made is not self.first and self.job.options.measure and measurable(self.job):
+        if made is not self.first and self._timed:
             sessions = {"first": open_session(self.first.model), "new": session}
             feed = self.feeds[0][1]
             found = interleaved(sessions, "first", {"first": feed, "new": feed}, seconds=_MEASURED_S)
