@@ -75,7 +75,8 @@ class Node:
         if self.spread is not None and self.spread > _TOLD:
             parts.append(f"its channels' weights span {self.spread:.0f}:1")
         if self.won_db is not None:
-            cost = "" if self.float_ms is None else f" and costs {self.float_ms:+.2f} ms"
+            told = "" if self.float_ms is None else f"{self.float_ms:+.2f}"
+            cost = " and costs no time" if told.endswith("0.00") else f" and costs {told} ms" if told else ""
             parts.append(f"left in float it gives {self.won_db:+.1f} dB{cost}")
         return f"{self.name} ({self.op_type}): {'; '.join(parts)}"
 

@@ -66,6 +66,7 @@ def sensitivity(
         )
     if picture is not None:
         picture.write_text(drawn(found), encoding="utf-8")
+        click.echo(f"wrote {picture}", err=True)
     if form == "json":
         click.echo(json.dumps(asdict(found), indent=2))
         return

@@ -286,6 +286,7 @@ def self_check(
     with temporary_folder() as folder:
         case = cases([arm], options, folder, ears)[0]
         first_run(case, options, folder, keep_outputs=False)
+        ears.note(f"self-check: the model against itself, {options.trials} times, one after the other")
         for trial in range(options.trials if case.timing.error is None else 0):
             a, b = (latency.Timing(replace(case.arm, label=name), case.timing.feeds) for name in ("A", "A again"))
             latency.measure([a, b], looking, allow_fallback=options.allow_fallback, progress=_silent, seed=trial)
