@@ -30,7 +30,7 @@ MODES: tuple[Mode, ...] = ("auto", "static", "dynamic", "fp16", "weights")
 @dataclass(frozen=True)
 class Options:
     """What can be chosen; the defaults are what most models want. `overrides` are single fields of `Preprocess`;
-    thresholds None are not demanded; rounding, budget_s None: by effort; costs: a file of measured costs
+    refit: weights fitted to what layers read in integers; thresholds None are not demanded; rounding, budget_s None: by effort; costs: a file of measured costs
     that places nodes, and takes what is measured here; data_option: what errors call the data.
     """
 

@@ -19,7 +19,8 @@ from edgeopt.verify import Tried, verify
 
 _EQUAL = 1.03
 _TABLE = "pareto.json"
-_EXACT_DB = 100.0  # where the picture puts what has no error
+_FAR_DB = 100.0  # the picture goes no further
+_ABOVE_DB = 3.0
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -56,7 +57,8 @@ def write_front(job: Job, points: Sequence[Point], folder: Path) -> list[Tried]:
     (folder / "pareto.svg").write_text(picture(rows), encoding="utf-8")
     for _, t in found:
         speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x float speed"
-        job.note(f"pareto: {t.path.name}: {t.worst_sqnr_db:.1f} dB{speed}")
+        near = "exact" if t.worst_sqnr_db == math.inf else f"{t.worst_sqnr_db:.1f} dB"
+        job.note(f"pareto: {t.path.name}: {near}{speed}")
     return [t for _, t in found]
 
 
@@ -88,15 +90,19 @@ def _row(what: str, t: Tried) -> dict[str, str | float | None]:
     }
 
 
-def _level(row: dict[str, str | float | None]) -> float:
-    return _EXACT_DB if row["sqnr_db"] is None else max(-_EXACT_DB, min(_EXACT_DB, float(row["sqnr_db"])))
+def _levels(rows: Sequence[dict[str, str | float | None]]) -> list[float]:
+    """Where the picture puts rows, in dB; what is exact a little above all others."""
+    given = [math.inf if r["sqnr_db"] is None else float(r["sqnr_db"]) for r in rows]
+    known = [max(-_FAR_DB, min(_FAR_DB, x)) for x in given if x < math.inf]
+    return [max(known, default=0.0) + _ABOVE_DB if x == math.inf else max(-_FAR_DB, min(_FAR_DB, x)) for x in given]
 
 
 def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
     """SQNR against speed-up with 95 % intervals, an SVG; rows that were not timed stand at 1."""
     width, height, left, bottom = 640, 400, 60, 350
     xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
-    ys = [_level(r) for r in rows] or [0.0]
+    levels = _levels(rows)
+    ys = levels or [0.0]
     x0, x1, y0, y1 = min([*xs, 1.0]) * 0.98, max(xs) * 1.02, min(ys) - 1, max(ys) + 1
 
     def x(v: float) -> float:
@@ -116,12 +122,12 @@ def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
         lines.append(f'<text x="{x(v):.0f}" y="{bottom + 18}" text-anchor="middle">{v:.2f}</text>')
     for v in (y0, (y0 + y1) / 2, y1):
         lines.append(f'<text x="{left - 6}" y="{y(v):.0f}" text-anchor="end">{v:.1f}</text>')
-    for r in rows:
-        at, level = x(float(r["speedup"] or 1.0)), y(_level(r))
+    for r, db in zip(rows, levels, strict=True):
+        at, level = x(float(r["speedup"] or 1.0)), y(db)
         low, high = x(float(r["speedup_low"] or 1.0)), x(float(r["speedup_high"] or 1.0))
         lines += [
             f'<path d="M{low:.1f} {level:.1f}H{high:.1f}" stroke="#1f4e79"/>',
             f'<circle cx="{at:.1f}" cy="{level:.1f}" r="5" fill="#1f4e79"><title>{escape(str(r["what"]))}</title></circle>',
-            f'<text x="{at:.1f}" y="{level - 9:.1f}" text-anchor="middle">{escape(str(r["file"])[:2])}</text>',
+            f'<text x="{at:.1f}" y="{level - 9:.1f}" text-anchor="middle">{escape(str(r["file"])[:2])}{" exact" if r["sqnr_db"] in (None, math.inf) else ""}</text>',
         ]
     return "\n".join([*lines, "</svg>", ""])

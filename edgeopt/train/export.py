@@ -47,7 +47,7 @@ class Exported:
     given: int = 0
 
     def __str__(self) -> str:
-        asked = f"random inputs and {self.given} samples" if self.given else "random inputs"
+        asked = f"random inputs and {self.given} sample{'s' * (self.given > 1)}" if self.given else "random inputs"
         return f"largest difference from torch {self.error:.1e} of the largest output ({asked})"
 
 

@@ -54,7 +54,7 @@ def test_a_module_becomes_a_file_and_one_line_says_how_near_it_is(run: Run, tmp_
 def test_whole_numbers_and_samples_are_given_by_name(run: Run, tmp_path: Path) -> None:
     np.savez(tmp_path / "s.npz", ids=np.array([[7, 9]]))
     found = run("M:tokens", "--input", "ids=1,2:int64", "--data", "s.npz", "-o", "m.onnx")
-    assert found.code == 0 and "random inputs and 1 samples" in found.out
+    assert found.code == 0 and "(random inputs and 1 sample)" in found.out
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError  # noqa: E402
+from edgeopt.release.project import Export  # noqa: E402
 from edgeopt.runtime.session import open_session  # noqa: E402
-from edgeopt.train.export import Exported, export  # noqa: E402
+from edgeopt.train.export import DTYPES, Exported, export  # noqa: E402
 from tests.models import normal  # noqa: E402
 
 _NUMBERS = itertools.count()
@@ -310,6 +311,13 @@ def test_samples_that_do_not_fit_are_refused_with_why_and_nothing_is_written(
     with pytest.raises(EdgeoptError, match=says):
         make(TOKENS, **PAIR, data=data)
     assert left(tmp_path) == []
+
+
+def test_a_project_file_takes_the_types_that_an_input_can_have() -> None:
+    for dtype in DTYPES:
+        assert Export(factory="a:b", inputs={"x": (1,)}, dtypes={"x": dtype}).dtypes == {"x": dtype}
+    schema = Export.model_json_schema()["properties"]["dtypes"]["additionalProperties"]["enum"]
+    assert set(schema) == set(DTYPES)
 
 
 def test_a_type_that_there_is_not_is_refused_with_those_there_are(make: Make) -> None:
