@@ -23,7 +23,8 @@ from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
 from edgeopt.train import fake_quant
 from edgeopt.train.choice import choose
-from edgeopt.train.torch_data import Unsupported
+from edgeopt.train.fusion import fused
+from edgeopt.train.steps import Step, run, with_drops
 from edgeopt.train.torch_ops import OPS
 
 OPSET = 18  # what the op table knows; older models are raised to it in the copy that is run
@@ -32,19 +33,8 @@ _SHAPES = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One call: where its inputs are (None: left out), what it calls, where its outputs go, what is dropped afterwards."""
-
-    function: Callable[..., Any]
-    inputs: tuple[int | None, ...]
-    outputs: tuple[int, ...]
-    dropped: tuple[int, ...]
-    node: str
-
-
-@dataclass(frozen=True)
 class _Plan:
-    steps: tuple[_Step, ...]
+    steps: tuple[Step, ...]
     constants: Mapping[int, Tensor]
 
 
@@ -130,7 +120,7 @@ class OnnxModule(nn.Module):
         values.update(self._parameters_now())
         values.update((i, feed[name]) for i, name in enumerate(self.inputs))
         for step in plan.steps:
-            _run(step, values)
+            run(step, values)
             for slot in step.dropped:
                 del values[slot]
         return {name: values[self.names[name]] for name in (*self.outputs, *taps)}
@@ -144,21 +134,24 @@ class OnnxModule(nn.Module):
         values.update(now)
         values.update((i, feed[name]) for i, name in enumerate(self.inputs))
         moving = set(range(len(self.inputs))) | now.keys()
-        steps = []
+        steps: list[Step] = []
+        shapes: dict[int, torch.Size] = {slot: t.shape for slot, t in values.items()}
         last = {self._slots[v]: i for i, n in enumerate(self._nodes) for v in (*n.outputs, *n.inputs) if v is not None}
         for i, (node, call) in enumerate(zip(self._nodes, self._calls, strict=True)):
             inputs = tuple(None if v is None else self._slots[v] for v in node.inputs)
             outputs = tuple(self._slots[v] for v in node.outputs)
-            step = _Step(call, inputs, outputs, (), str(node.name))
-            _run(step, values)
+            step = Step(node, call, inputs, outputs)
+            run(step, values)
+            shapes.update((slot, values[slot].shape) for slot in outputs if slot in values)
             if node.op_type not in _SHAPES and any(i in moving for i in inputs):
                 moving.update(outputs)
                 steps.append(step)
             for slot in {s for s in (*inputs, *outputs) if s in moving and last[s] == i} - kept:
                 values.pop(slot, None)
+        steps = fused(steps, {slot: t for slot, t in values.items() if slot not in moving}, shapes, kept)
         used = {i for s in steps for i in s.inputs if i is not None} | kept
         constants = {slot: t for slot, t in values.items() if slot in used and slot not in moving}
-        return _Plan(tuple(_with_drops(steps, kept | constants.keys())), constants)
+        return _Plan(with_drops(steps, kept | constants.keys()), constants)
 
     def _step(self, name: str) -> Tensor:
         """A scale as it is now."""
@@ -197,30 +190,6 @@ def _array(model: ir.Model, name: str) -> np.ndarray:
     tensor = model.graph.initializers[name].const_value
     assert tensor is not None
     return tensor.numpy()
-
-
-def _run(step: _Step, values: dict[int, Any]) -> None:
-    try:
-        result = step.function(*(None if i is None else values[i] for i in step.inputs))
-    except Unsupported as e:
-        raise ModelError(f"node {step.node!r} cannot be trained: {e}") from e
-    except (RuntimeError, TypeError, IndexError) as e:  # torch's own, out of memory included
-        raise ModelError(f"node {step.node!r} fails in torch: {(str(e).splitlines() or [type(e).__name__])[0]}") from e
-    if isinstance(result, tuple | list):
-        values.update(zip(step.outputs, result, strict=False))
-    else:
-        values[step.outputs[0]] = result
-
-
-def _with_drops(steps: list[_Step], kept: set[int]) -> list[_Step]:
-    """The steps with what each is the last to read."""
-    found, seen = [], set(kept)
-    for step in reversed(steps):
-        touched = {i for i in (*step.inputs, *step.outputs) if i is not None}
-        last = tuple(sorted(touched - seen))
-        seen |= touched
-        found.append(_Step(step.function, step.inputs, step.outputs, last, step.node))
-    return found[::-1]
 
 
 def _widen(model: ir.Model) -> bool:
