@@ -92,13 +92,10 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float) -> Tensor:
     """softmax(scale q k + mask) v: q [..., n, d], k [..., d, m], v [..., m, e]."""
-    parts = [q, k.transpose(-1, -2), v]
-    if q.ndim > 3:
-        return F.scaled_dot_product_attention(*parts, attn_mask=mask, scale=scale)
-    mask = mask[None] if mask is not None and mask.ndim == 3 else mask
-    return F.scaled_dot_product_attention(*(t[None] for t in parts), attn_mask=mask, scale=scale)[
-        0
-    ]  # its kernel has four axes
+    if q.ndim == 3:  # torch's kernel has four axes
+        mask = mask[None] if mask is not None and mask.ndim == 3 else mask
+        return attention(q[None], k[None], v[None], mask, scale=scale)[0]
+    return F.scaled_dot_product_attention(q, k.transpose(-1, -2), v, attn_mask=mask, scale=scale)
 
 
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, *, eps: float) -> Tensor:
