@@ -111,7 +111,7 @@ def _linear(code: _Code, at: Mapping[str, int]) -> Callable[..., Tensor] | None:
 def _attention(code: _Code, at: Mapping[str, int]) -> Callable[..., Tensor] | None:
     """With the constants that queries, keys or scores are multiplied by, or divided by, as one scale."""
     scale = math.prod(code.number(at[name]) for name in ("left", "right", "scale") if name in at)
-    scale = scale / code.number(at["divisor"]) if "divisor" in at else scale
+    scale = scale / (code.number(at["divisor"]) or math.nan) if "divisor" in at else scale
     q, k, v = (code.shapes[at[name]] for name in "qkv")
     scores = (*q[:-1], k[-1])
     plain = len(q) > 2 and q[:-2] == k[:-2] == v[:-2]

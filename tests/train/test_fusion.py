@@ -18,7 +18,7 @@ HEAD = '<ir_version: 9, opset_import: ["" : 18]>'
 NUMBERS = {
     "root": np.float32(math.sqrt(2)), "inverse": np.float32(math.sqrt(0.5)), "one": np.float32(1), "half": np.float32(0.5), "two": np.float32(2),
     "three": np.float32(3), "cubic": np.float32(0.044715), "pi": np.float32(math.sqrt(2 / math.pi)), "eps": np.float32(1e-5),
-    "last": np.int64([-1]), "scale": np.float32([0.35]), "other": np.float32(0.7),
+    "last": np.int64([-1]), "scale": np.float32([0.35]), "zero": np.float32(0), "other": np.float32(0.7),
 }  # fmt: skip
 WEIGHTS = {"w": normal(6, 6), "b": normal(6, seed=1), "g": normal(6, seed=2), "wide": normal(6, 1, seed=3)}
 NORM = "m = ReduceMean<keepdims = {keep}>(x, last) c = Sub(x, m) s = Pow(c, two) v = ReduceMean(s, last) e = Add(v, eps) r = Sqrt(e) n = Div(c, r)"
@@ -52,6 +52,7 @@ APART = {
     "a matrix for each sample": "m = MatMul(x, each) y = Add(m, b)",
     "softmax over another axis": "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) p = Softmax<axis = 1>(z) y = MatMul(p, x)",
     "a temperature for each key": "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Mul(z, mask) p = Softmax(u) y = MatMul(p, x)",
+    "scores over nothing": "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Div(z, zero) p = Softmax(u) y = MatMul(p, x)",
     "norm of a vector of scales": NORM.format(keep=1) + " k = Mul(n, mask) y = Add(k, b)",
 }
 
