@@ -21,8 +21,12 @@ from edgeopt.train.steps import Step
 _Pattern: TypeAlias = "tuple[str | float | _Pattern, ...]"
 _Part: TypeAlias = "str | float | _Pattern"
 _COMMUTATIVE = frozenset({"Add", "Mul"})
-# The attributes that an operator has here if any are given.
-_ATTRIBUTES = {"Softmax": {"axis": -1}, "ReduceMean": {"keepdims": 1, "noop_with_empty_axes": 0}}
+# Attributes as (their default, what they have to be); an axis may also be counted from the front.
+_ATTRIBUTES = {
+    "Softmax": {"axis": (-1, -1)},
+    "Flatten": {"axis": (1, -1)},
+    "ReduceMean": {"keepdims": (1, 1), "noop_with_empty_axes": (0, 0)},
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class _Code:
         if not isinstance(part, tuple):
             return so_far if math.isclose(self.number(slot), part, rel_tol=1e-5) else None
         i = self.producers.get(slot)
-        if i is None or not _is(self.steps[i], part):
+        if i is None or not self._is(self.steps[i], part):
             return None
         inputs = self.steps[i].inputs
         for order in (inputs, inputs[::-1]) if part[0] in _COMMUTATIVE else (inputs,):
@@ -78,11 +82,15 @@ class _Code:
                 return found
         return None
 
-
-def _is(step: Step, pattern: _Pattern) -> bool:
-    node, need = step.node, _ATTRIBUTES.get(str(pattern[0]), {})
-    same = node.op_type == pattern[0] and node.domain == "" and len(step.inputs) == len(pattern) - 1
-    return same and all(node.attributes.get_int(name, value) == value for name, value in need.items())
+    def _is(self, step: Step, pattern: _Pattern) -> bool:
+        node, first = step.node, step.inputs[0]
+        if node.op_type != pattern[0] or node.domain or len(step.inputs) != len(pattern) - 1 or first is None:
+            return False
+        rank = len(self.shapes[first])
+        return all(
+            node.attributes.get_int(name, default) in (need, need + rank if name == "axis" else need)
+            for name, (default, need) in _ATTRIBUTES.get(node.op_type, {}).items()
+        )
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -116,6 +124,9 @@ def _attention(code: _Code, at: Mapping[str, int]) -> Callable[..., Tensor] | No
     scores = (*q[:-1], k[-1])
     plain = len(q) > 2 and q[:-2] == k[:-2] == v[:-2]
     plain = plain and ("mask" not in at or torch.broadcast_shapes(code.shapes[at["mask"]], scores) == scores)
+    if "shape" in at:
+        target = code.constants.get(at["shape"])
+        plain = plain and target is not None and target.tolist() == list(scores)
     return partial(attention, scale=scale) if plain and math.isfinite(scale) else None
 
 
@@ -136,6 +147,7 @@ _HALVES: tuple[Callable[[_Part], _Pattern], ...] = (  # of x (1 + y)
     lambda y: ("Mul", ("Mul", "x", 0.5), ("Add", y, 1.0)),
     lambda y: ("Mul", "x", ("Mul", ("Add", y, 1.0), 0.5)),
 )
+_GATE: _Pattern = ("Clip", ("Add", "x", 3.0), 0.0, 6.0)
 _PRODUCT: _Pattern = ("MatMul", "q", "k")
 _SCORES: tuple[_Pattern, ...] = (
     ("MatMul", ("Mul", "q", "left"), ("Mul", "k", "right")),
@@ -143,6 +155,10 @@ _SCORES: tuple[_Pattern, ...] = (
     ("Mul", _PRODUCT, "scale"),
     ("Div", _PRODUCT, "divisor"),
     _PRODUCT,
+)
+_SOFTMAXES: tuple[Callable[[_Part], _Pattern], ...] = (
+    lambda s: ("Softmax", s),
+    lambda s: ("Reshape", ("Softmax", ("Flatten", s)), "shape"),  # as ONNX's converter raises it from opset 12
 )
 _CENTRED: _Pattern = ("Sub", "x", ("ReduceMean", "x", -1.0))
 _VARIANCE: _Pattern = ("ReduceMean", ("Pow", _CENTRED, 2.0), -1.0)
@@ -152,10 +168,15 @@ _FUSIONS: tuple[tuple[_Pattern, Callable[[_Code, Mapping[str, int]], Callable[..
     *((half(erf), _always(F.gelu), "x") for half, erf in itertools.product(_HALVES, _ERFS)),
     *((half(_TANH), _always(partial(F.gelu, approximate="tanh")), "x") for half in _HALVES),
     (("Mul", "x", ("Sigmoid", "x")), _always(F.silu), "x"),
+    (("Mul", "x", ("Sigmoid", ("Mul", "x", 1.0))), _always(F.silu), "x"),
     (("Mul", "x", ("Tanh", ("Softplus", "x"))), _always(F.mish), "x"),
+    (("Div", ("Mul", "x", _GATE), 6.0), _always(F.hardswish), "x"),
+    (("Mul", ("Mul", "x", _GATE), 1 / 6), _always(F.hardswish), "x"),
+    (("Mul", "x", ("Div", _GATE, 6.0)), _always(F.hardswish), "x"),
+    (("Mul", "x", ("Mul", _GATE, 1 / 6)), _always(F.hardswish), "x"),
     (("Add", ("Mul", _NORMED, "w"), "b"), _layer_norm, "x w b"),
-    *((("MatMul", ("Softmax", ("Add", s, "mask")), "v"), _attention, "q k v mask") for s in _SCORES),
-    *((("MatMul", ("Softmax", s), "v"), _attention, "q k v") for s in _SCORES),
+    *((("MatMul", p(("Add", s, "mask")), "v"), _attention, "q k v mask") for p in _SOFTMAXES for s in _SCORES),
+    *((("MatMul", p(s), "v"), _attention, "q k v") for p in _SOFTMAXES for s in _SCORES),
     (("Add", ("MatMul", "x", "w"), "b"), _linear, "x w b"),
 )
 
