@@ -16,7 +16,7 @@ _MASK = -99.0  # at or below it a constant is an additive mask, not a weight
 _ANY = tuple(range(64))
 # which inputs of an operator are weights, when they are float constants of more than one element
 _WEIGHTS: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "LSTM": (1, 2, 3), "GRU": (1, 2, 3), "BatchNormalization": (1, 2),
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "LSTM": (1, 2, 3), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "RMSNormalization": (1,), "BatchNormalization": (1, 2),
     "LayerNormalization": (1, 2), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "PRelu": (1,), "Add": _ANY, "Sub": _ANY, "Mul": _ANY,
     "Div": _ANY, "Gather": (0,), "Einsum": _ANY, "QuantizeLinear": (0,),
 }  # fmt: skip

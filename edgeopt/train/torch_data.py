@@ -113,6 +113,26 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     return x[tuple(indices.unbind(-1))]
 
 
+def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
+    """ScatterElements."""
+    i = indices.long() % x.shape[axis]
+    if reduction == "none":
+        return x.scatter(axis, i, updates)
+    return x.scatter_reduce(axis, i, updates, {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction])
+
+
+def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
+    """ScatterND."""
+    if reduction not in ("none", "add"):
+        raise Unsupported(f"reduction {reduction}")
+    return x.index_put(tuple(indices.long().unbind(-1)), updates, accumulate=reduction == "add")
+
+
+def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    """IsInf."""
+    return (torch.isposinf(x) & bool(detect_positive)) | (torch.isneginf(x) & bool(detect_negative))
+
+
 def expand(x: Tensor, shape: Tensor) -> Tensor:
     """Expand, both ways."""
     return x.expand(torch.broadcast_shapes(x.shape, tuple(ints(shape) or [])))

@@ -172,6 +172,27 @@ def instance_normalization(x: Tensor, scale: Tensor, b: Tensor, *, epsilon: floa
     return F.instance_norm(x, None, None, scale, b, True, 0.0, epsilon)
 
 
+def mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) -> Tensor:
+    """MeanVarianceNormalization."""
+    centred = x - x.mean(list(axes), True)
+    return centred / (centred.square().mean(list(axes), True).sqrt() + 1e-9)
+
+
+def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
+    """LRN."""
+    if size % 2 == 0:
+        raise Unsupported("an even size")  # torch's window is off by one there
+    return F.local_response_norm(x, size, alpha, beta, bias)
+
+
+_GRID = {"linear": "bilinear", "cubic": "bicubic"}  # the names of opset 20 and those before, which are torch's
+
+
+def grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Tensor:  # fmt: skip
+    """GridSample."""
+    return F.grid_sample(x, grid, _GRID.get(mode, mode), padding_mode, bool(align_corners))
+
+
 def gemm(
     a: Tensor,
     b: Tensor,
@@ -240,13 +261,13 @@ def _gates(t: Tensor, order: Sequence[int], hidden: int) -> Tensor:
 
 
 def recurrent(kind: str, gates: Sequence[int]) -> Op:
-    """LSTM and GRU by torch's kernels; gates: ONNX's order in torch's."""
+    """LSTM, GRU and RNN by torch's kernels; gates: ONNX's order in torch's."""
 
     def run(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, h: Tensor | None = None, c: Tensor | None = None,
             p: Tensor | None = None, *, hidden_size: int, direction: str = "forward", layout: int = 0, linear_before_reset: int = 0,
             activations: Any = None, activation_alpha: Any = None, activation_beta: Any = None, clip: float | None = None,
             input_forget: int = 0) -> tuple[Tensor, ...]:  # fmt: skip
-        usual = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}[kind]
+        usual = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}[kind]
         chosen = tuple(str(a).lower() for a in activations or ())
         if (
             p is not None
@@ -273,7 +294,7 @@ def recurrent(kind: str, gates: Sequence[int]) -> Op:
         if kind == "LSTM":
             y, *last = torch.lstm(x, states, weights, *arguments)
         else:
-            y, *last = torch.gru(x, states[0], weights, *arguments)
+            y, *last = (torch.gru if kind == "GRU" else torch.rnn_tanh)(x, states[0], weights, *arguments)
         y = y.flip(0) if direction == "reverse" else y
         y = y.reshape(x.shape[0], x.shape[1], directions, hidden_size).transpose(1, 2)
         if layout:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeopt.train import torch_attention as transformer
 from edgeopt.train import torch_data as data
 from edgeopt.train import torch_nn as layers
 from edgeopt.train.torch_data import DTYPES, Op, Unsupported, ints
@@ -27,6 +28,16 @@ def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """Gelu."""
     return F.gelu(x, approximate=approximate)
+
+
+def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """Swish."""
+    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
+
+
+def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
+    """LpNormalization; zeros stay."""
+    return F.normalize(x, p, axis)
 
 
 def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -157,6 +168,7 @@ OPS: dict[str, Op] = {
     "Abs": torch.abs, "Acos": torch.acos, "Asin": torch.asin, "Atan": torch.atan, "Ceil": torch.ceil, "Cos": torch.cos, "Cosh": torch.cosh,
     "Erf": torch.erf, "Exp": torch.exp, "Floor": torch.floor, "IsNaN": torch.isnan, "Log": torch.log, "Neg": torch.neg, "Not": torch.logical_not,
     "Reciprocal": torch.reciprocal, "Relu": torch.relu, "Round": torch.round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
+    "Acosh": torch.acosh, "Asinh": torch.asinh, "Atanh": torch.atanh, "IsInf": data.is_inf, "Swish": swish,
     "Sinh": torch.sinh, "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh, "Identity": lambda x: x, "Softsign": F.softsign,
     "Softplus": F.softplus, "Mish": F.mish, "HardSwish": F.hardswish,
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": div, "Pow": power, "Mod": mod, "MatMul": torch.matmul, "PRelu": prelu,
@@ -177,12 +189,17 @@ OPS: dict[str, Op] = {
     "Conv": layers.conv, "ConvTranspose": layers.conv_transpose, "MaxPool": layers.max_pool, "AveragePool": layers.average_pool,
     "GlobalAveragePool": lambda x: x.mean(layers.spatial(x), True), "GlobalMaxPool": lambda x: x.amax(layers.spatial(x), True),
     "BatchNormalization": layers.batch_normalization, "LayerNormalization": layers.layer_normalization, "GroupNormalization": layers.group_normalization,
-    "InstanceNormalization": layers.instance_normalization, "Gemm": layers.gemm, "Einsum": einsum,
+    "InstanceNormalization": layers.instance_normalization, "Gemm": layers.gemm, "LpNormalization": lp_normalization, "LRN": layers.lrn,
+    "MeanVarianceNormalization": layers.mean_variance_normalization, "RMSNormalization": transformer.rms_normalization,
+    "Attention": transformer.attention, "RotaryEmbedding": transformer.rotary_embedding, "GridSample": layers.grid_sample,
+    "Einsum": einsum,
     "Reshape": data.reshape, "Flatten": data.flatten, "Transpose": data.transpose, "Squeeze": data.squeeze, "Unsqueeze": data.unsqueeze,
     "Concat": lambda *x, axis: torch.cat(x, axis), "Split": data.split, "Slice": data.slice_, "Gather": data.gather, "GatherElements": data.gather_elements,
-    "GatherND": data.gather_nd, "Expand": data.expand, "Tile": data.tile, "Pad": data.pad, "Dropout": data.dropout, "Cast": data.cast,
+    "GatherND": data.gather_nd, "ScatterElements": data.scatter_elements, "ScatterND": data.scatter_nd,
+    "Expand": data.expand, "Tile": data.tile, "Pad": data.pad, "Dropout": data.dropout, "Cast": data.cast,
     "CastLike": lambda x, like, saturate=1: x.to(like.dtype), "Shape": data.shape, "Size": lambda x: torch.tensor(x.numel()),
     "ConstantOfShape": data.constant_of_shape, "Range": data.range_, "OneHot": data.one_hot, "DepthToSpace": data.depth_to_space, "SpaceToDepth": data.space_to_depth,
     "Trilu": data.trilu, "Resize": layers.resize, "LSTM": layers.recurrent("LSTM", (0, 2, 3, 1)), "GRU": layers.recurrent("GRU", (1, 0, 2)),
+    "RNN": layers.recurrent("RNN", (0,)),
     "QuantizeLinear": quantize_linear, "DequantizeLinear": dequantize_linear,
 }  # fmt: skip
