@@ -80,6 +80,13 @@ _NAMED = 8  # initializers of a list that the table shows; JSON has all
     "--match", multiple=True, metavar="STUDENT=TEACHER", help="Outputs that belong together; may be repeated."
 )
 @click.option(
+    "--class-axis",
+    "class_axes",
+    multiple=True,
+    metavar="OUTPUT=AXIS",
+    help="Where an output has its classes, if not last (or second of four axes); may be repeated.",
+)
+@click.option(
     "--freeze", multiple=True, metavar="NAME|GLOB", help="Initializers that stay as they are; may be repeated."
 )
 @click.option(
@@ -128,6 +135,7 @@ def distill(
     given["augment"] = tuple(filter(None, given["augment"].split(",")))
     given["heads"] = tuple(filter(None, given["heads"].split(",")))
     given["match"] = units.pairs(given["match"], "--match", "logits=output")
+    given["class_axes"] = units.whole(units.pairs(given["class_axes"], "--class-axis", "scores=1"), "--class-axis")
     given["hints"] = units.pairs(given["hints"], "--hint", "/block3/Add_output_0=/layer4/Add_output_0")
     if no_labels and labels is not None:
         raise UsageError("--labels and --no-labels: one of them")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -65,3 +65,11 @@ def pairs(given: Sequence[str], option: str, example: str) -> dict[str, str]:
             raise click.BadParameter(f"{name!r} is given twice", param_hint=option)
         found[name] = value
     return found
+
+
+def whole(given: Mapping[str, str], option: str) -> dict[str, int]:
+    """The values as whole numbers."""
+    for value in given.values():
+        if not re.fullmatch(r"-?[0-9]+", value):
+            raise click.BadParameter(f"{value!r} is no whole number", param_hint=option)
+    return {name: int(value) for name, value in given.items()}

@@ -105,6 +105,7 @@ class Distill(Table):
     temperature: float = Field(default=2.0, gt=0)
     alpha: Share = 0.9
     match: Mapping[str, str] = {}
+    class_axes: Mapping[str, int] = {}
     hints: Mapping[str, str] = {}
     hint_weight: float = Field(default=1.0, gt=0)
     student_classes: Place | None = None

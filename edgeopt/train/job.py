@@ -141,8 +141,7 @@ def check_peers(job: Job) -> None:
         for pair in job.pairs:
             if pair.student not in names:
                 raise UsageError(f"--peer: one has no output that goes with {pair.student!r}")
-            other = theirs[names[pair.student]][0]
-            same(ours[pair.student][0], pair.ordered(other) if pair.order else other, pair)
+            same(ours[pair.student][0], theirs[names[pair.student]][0], pair)
 
 
 def _examples(

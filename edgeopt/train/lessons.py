@@ -78,9 +78,9 @@ def lesson_of(
                 for n in networks[1:]
             ]
             theirs = answers[0]
-            all_values = [[ours[p.student] for p in pairs]]
+            all_values = [[p.ours(ours[p.student]) for p in pairs]]
             all_values += [
-                [p.ordered(y[names[p.student]]) for p in pairs] for y, names in zip(answers, outputs, strict=True)
+                [p.theirs(y[names[p.student]]) for p in pairs] for y, names in zip(answers, outputs, strict=True)
             ]
             return _mutual(aims, all_values, labels) + _hung(ours, theirs, labels)
         elif labels is not None:
@@ -88,7 +88,7 @@ def lesson_of(
         if theirs:
             total = sum(
                 (
-                    aim(ours[p.student], p.ordered(theirs[p.teacher]), labels)
+                    aim(p.ours(ours[p.student]), p.theirs(theirs[p.teacher]), labels)
                     for aim, p in zip(aims, pairs, strict=True)
                 ),
                 total,

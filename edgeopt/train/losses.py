@@ -2,7 +2,7 @@
 
 p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015, arXiv:1503.02531).
 DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity: Fang et al. 2021,
-SEED, arXiv:2101.04731, with the batch for a queue. The class axis is the last one, or axis 1 of what has four axes or more.
+SEED, arXiv:2101.04731, with the batch for a queue. The classes are on the last axis.
 """
 
 from __future__ import annotations
@@ -17,23 +17,16 @@ from torch.nn import functional as F
 from edgeopt.errors import UsageError
 
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
-_DENSE = 4
 _ALIKE = 0.05
 
 
-def class_axis(x: Tensor) -> int:
-    """The axis of the classes."""
-    return 1 if x.ndim >= _DENSE else -1
-
-
 def _rows(x: Tensor) -> Tensor:
-    """[batch, ..., classes] or [batch, classes, height, width] as [positions, classes]."""
-    x = x.movedim(class_axis(x), -1)
+    """[batch, ..., classes] as [positions, classes]."""
     return x.reshape(-1, x.shape[-1])
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """T^2 KL(p_t || p_s), classes on the last axis, every position alike."""
+    """T^2 KL(p_t || p_s), every position alike."""
     log_s = F.log_softmax(_rows(student) / temperature, -1)
     log_t = F.log_softmax(_rows(teacher) / temperature, -1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
@@ -136,15 +129,17 @@ class Objective:
         return self.alpha * distilled + (1 - self.alpha) * supervised(self.loss, student, labels)
 
 
-def guess(teacher: list[Tensor]) -> str:
+def guess(teacher: list[Tensor], told: bool = False) -> str:
     """A loss that fits what an output [batch, ...] looks like over some batches: probabilities, sigmoids, logits or an
-    embedding.
+    embedding. told: its last axis is known to be one of classes.
     """
     rows = [_rows(t).float() for t in teacher]
     classes = teacher[0].ndim == 2 and rows[0].shape[-1] > 1
     if all(x.min() >= 0 and x.max() <= 1 for x in rows):
         whole = all(torch.allclose(x.sum(-1), torch.ones(len(x)), atol=1e-3) for x in rows)
         return "probabilities" if whole else "bce"
+    if told:
+        return "kd"
     unit = all(torch.allclose(x.norm(dim=-1), torch.ones(len(x)), atol=1e-3) for x in rows)
     if classes and (unit or all(x.min() >= 0 for x in rows)):
         return "cosine"  # an embedding: scaled to length 1, or features behind a Relu

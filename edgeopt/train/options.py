@@ -22,7 +22,8 @@ AUGMENTATIONS = ("flip", "crop", "mixup")
 @dataclass(frozen=True)
 class DistillOptions:
     """What can be chosen. loss "auto": by what the teacher's outputs look like; alpha: share of the teacher where there
-    are labels; match, hints: teacher outputs and inner values by the student's; hint_weight: of each hint; peers: models
+    are labels; match, hints: teacher outputs and inner values by the student's; class_axes: by the
+    student's output; hint_weight: of each hint; peers: models
     that learn too; by: who teaches with kind "self"; heads: inner values that get a classifier while training ("auto":
     three are chosen); student_classes, teacher_classes: files with a class name a line; cache: folder in which the
     teacher's answers outlive the run; quantized: the student is a QDQ model, trained through its Q/DQ; target: whose
@@ -48,6 +49,7 @@ class DistillOptions:
     augment: tuple[str, ...] = ()
     labels: bool | Path | None = None
     match: Mapping[str, str] = field(default_factory=dict)
+    class_axes: Mapping[str, int] = field(default_factory=dict)
     hints: Mapping[str, str] = field(default_factory=dict)
     hint_weight: float = 1.0
     peers: tuple[Path, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,21 +15,29 @@ from edgeopt.train import losses
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.teachers import widened
 
+_DENSE = 4
+
 
 @dataclass(frozen=True)
 class Pair:
-    """student, teacher: names of outputs; order: the teacher's class for each of the student's, None if they agree."""
+    """student, teacher: names of outputs; order: the teacher's class for each of the student's, None if they agree; axis: of
+    the classes, None: the last, or axis 1 of four and more, as in [batch, classes, height, width].
+    """
 
     student: str
     teacher: str
     loss: str
     order: tuple[int, ...] | None = None
+    axis: int | None = None
 
-    def ordered(self, theirs: Tensor) -> Tensor:
-        """The teacher's values with the classes in the student's order."""
-        if self.order is None:
-            return theirs
-        return theirs.index_select(losses.class_axis(theirs), torch.tensor(self.order, device=theirs.device))
+    def ours(self, y: Tensor) -> Tensor:
+        """The student's values with the classes last."""
+        return y.movedim(self.axis if self.axis is not None else 1 if y.ndim >= _DENSE else -1, -1)
+
+    def theirs(self, y: Tensor) -> Tensor:
+        """The teacher's values with the classes last, in the student's order."""
+        y = self.ours(y)
+        return y if self.order is None else y.index_select(-1, torch.tensor(self.order, device=y.device))
 
 
 def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
@@ -66,13 +74,16 @@ def paired(
     """A pair for each of `names`, with its loss; ours, theirs: values on some batches by name of output.
 
     Raises:
-        UsageError: an unknown loss, or values that cannot be compared.
+        UsageError: an unknown loss, an axis that is not there, or values that cannot be compared.
     """
     known = losses.LOSSES
     if options.loss != "auto" and options.loss not in known:
         raise UsageError(
             f"--loss {options.loss}: unknown{suggestion(options.loss, known)} Known: auto, {', '.join(known)}"
         )
+    for name in options.class_axes:
+        if name not in names:
+            raise UsageError(f"--class-axis: no output {name!r} is compared{suggestion(name, names)}")
     order = class_order(options.student_classes, options.teacher_classes)
     found = []
     for name, other in names.items():
@@ -83,9 +94,12 @@ def paired(
                     f"--match {name}={other}: {values[0].dtype} and {values[1].dtype}, no numbers to learn"
                 )
             continue
-        loss = options.loss if options.loss != "auto" else losses.guess(list(theirs[other]))
-        pair = Pair(name, other, loss, _fitting(order, values[1], other))
-        same(values[0], pair.ordered(values[1])[: len(values[0])], pair)
+        pair = Pair(name, other, options.loss, axis=_axis(options.class_axes.get(name), values[1], name))
+        if pair.loss == "auto":
+            told = pair.axis is not None
+            pair = replace(pair, loss=losses.guess([pair.theirs(y) for y in theirs[other]], told))
+        pair = replace(pair, order=_fitting(order, pair.theirs(values[1]), other))
+        same(values[0], values[1][: len(values[0])], pair)
         found.append(pair)
     if not found:
         raise UsageError("no output holds numbers that a student could learn: say which with --match STUDENT=TEACHER")
@@ -93,11 +107,19 @@ def paired(
 
 
 def _fitting(order: tuple[int, ...] | None, values: Tensor, name: str) -> tuple[int, ...] | None:
-    if order is not None and values.shape[losses.class_axis(values)] <= max(order):
+    if order is not None and values.shape[-1] <= max(order):
         raise UsageError(
-            f"--teacher-classes names more classes than the teacher's output {name!r} has: {values.shape[losses.class_axis(values)]}"
+            f"--teacher-classes names more classes than the teacher's output {name!r} has: {values.shape[-1]}"
         )
     return order
+
+
+def _axis(axis: int | None, values: Tensor, name: str) -> int | None:
+    if axis is not None and axis not in range(1, values.ndim) and axis not in range(1 - values.ndim, 0):
+        raise UsageError(
+            f"--class-axis {name}={axis}: the output is {list(values.shape)}; from 1 (0 is the batch) to {values.ndim - 1}"
+        )
+    return axis
 
 
 def same(student: Tensor, teacher: Tensor, pair: Pair) -> None:
@@ -106,7 +128,7 @@ def same(student: Tensor, teacher: Tensor, pair: Pair) -> None:
     Raises:
         UsageError: says what can be done.
     """
-    apart = student.shape != teacher.shape
+    apart = pair.ours(student).shape != pair.theirs(teacher).shape
     if apart and not (pair.loss in losses.RELATIVE and len(student) == len(teacher)):
         raise UsageError(
             f"output {pair.student!r}: the student gives {list(student.shape)}, the teacher {list(teacher.shape)}; they cannot be compared. "

@@ -32,7 +32,7 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
         theirs = answers(open_session(job.teacher, threads=cores()), job.held, job.size)
     if labels and theirs:
         first = job.pairs[0]
-        taught = _accuracy([first.ordered(torch.from_numpy(y)) for y in theirs[first.teacher]], labels)
+        taught = _accuracy([first.theirs(torch.from_numpy(y)) for y in theirs[first.teacher]], labels)
         classes = theirs[first.teacher][0].shape[-1]
         if taught < 2 / classes and job.options.kind == "offline":
             job.listener.note(
@@ -45,7 +45,7 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
         if labels:
             return _accuracy([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
         values = [
-            float(losses.LOSSES[p.loss](torch.from_numpy(y), p.ordered(torch.from_numpy(t)), 1.0, None))
+            float(losses.LOSSES[p.loss](p.ours(torch.from_numpy(y)), p.theirs(torch.from_numpy(t)), 1.0, None))
             for p in job.pairs
             for y, t in zip(ours[p.student], theirs[p.teacher], strict=True)
         ]

@@ -97,6 +97,9 @@ ALONE = ("--kind", "self", *LABELLED)
         (["--hint", "h=h", "--hint", "h=r"], 2, "'h' is given twice"),
         (["--hint", "h=y"], 0, ""),  # any value of the same rank, in other channels
         ([*ALONE, "--hint", "h=h"], 2, "--hint needs a --teacher or a --peer"),
+        (["--class-axis", "y=last"], 2, "'last' is no whole number"),
+        (["--class-axis", "y=0"], 2, "--class-axis y=0: the output is"),
+        (["--class-axis", "y=1"], 0, ""),
         (["--hint-weight", "0"], 2, "--hint-weight 0: above 0"),
         ([*LABELLED, "--heads", "hh"], 2, "no value is called 'hh'; did you mean 'h'"),
         (["--heads", "h"], 2, "learns from labels"),

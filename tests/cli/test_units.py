@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.cli.units import counts, pairs, rate, seconds, share
+from edgeopt.cli.units import counts, pairs, rate, seconds, share, whole
 
 LAW = settings(max_examples=100, deadline=None, derandomize=True)
 UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
@@ -90,6 +90,10 @@ REFUSED: list[Refused] = [
     *(
         (lambda text: pairs(["ok=1", text], "--hint", "seq=128"), text, "write NAME=VALUE, e.g. seq=128")
         for text in ("", "=", "a", "a=", "=b")
+    ),
+    *(
+        (lambda text: whole({"ok": "-1", "scores": text}, "--hint"), text, "is no whole number")
+        for text in ("", "x", "1.0", "+1", "²", " 1", "--1")
     ),
 ]
 

@@ -555,6 +555,7 @@ def test_a_distill_step_hands_all_its_settings_on(tmp_path: Path, monkeypatch: p
         "alpha": 0.5,
         "augment": ["flip"],
         "match": {"a": "b"},
+        "class_axes": {"a": 1},
         "freeze": ["w"],
         "qat": True,
     }
@@ -566,7 +567,9 @@ def test_a_distill_step_hands_all_its_settings_on(tmp_path: Path, monkeypatch: p
     (teacher, options), (own, _) = seen
     assert teacher == tmp_path / "m" and own is None
     assert (options.temperature, options.alpha, options.augment, options.freeze) == (3.0, 0.5, ("flip",), ("w",))
-    assert options.quantized and options.match == {"a": "b"} and options.labels is False
+    assert (
+        options.quantized and options.match == {"a": "b"} and options.class_axes == {"a": 1} and options.labels is False
+    )
 
 
 def test_a_variant_with_data_in_files_of_their_own_is_published_with_them(

@@ -62,6 +62,7 @@ heads = ["block"]
 temperature = 2.5
 alpha = 0.5
 match = { logits = "output" }
+class_axes = { logits = 1 }
 hints = { inner = "other" }
 hint_weight = 1.5
 student_classes = "a.txt"

@@ -9,6 +9,7 @@ import torch
 
 from edgeopt.errors import UsageError
 from edgeopt.train.losses import LOSSES, Objective, dkd, guess, kd, similarity, supervised
+from edgeopt.train.pairs import Pair
 
 GENERATOR = torch.Generator().manual_seed(0)
 S, T = (torch.randn(6, 5, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
@@ -72,7 +73,9 @@ def test_the_classes_of_a_picture_are_its_channels(name: str) -> None:
     s, t = (torch.randn(2, 5, 3, 4, generator=GENERATOR, dtype=torch.float64) for _ in range(2))
     s, t = (INPUTS.get(name, lambda x: x)(x.movedim(1, -1)) for x in (s, t))
     pixels = float(LOSSES[name](s.reshape(-1, 5), t.reshape(-1, 5), 2.0, None))
-    assert float(LOSSES[name](s.movedim(-1, 1), t.movedim(-1, 1), 2.0, None)) == pytest.approx(pixels, rel=1e-12)
+    pair = Pair("y", "y", name)
+    found = LOSSES[name](pair.ours(s.movedim(-1, 1)), pair.theirs(t.movedim(-1, 1)), 2.0, None)
+    assert float(found) == pytest.approx(pixels, rel=1e-12)
 
 
 def test_similarity_is_of_whom_each_sample_is_like_by_the_cosines_with_the_others() -> None:

@@ -12,6 +12,7 @@ import torch
 from edgeopt import distill
 from edgeopt.errors import DataError, UsageError
 from edgeopt.options import Listener
+from edgeopt.train.losses import LOSSES
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_order, matched, paired
 from tests import tiny
@@ -38,7 +39,7 @@ def test_values_in_order_are_found_under_their_names(seed: int, tmp_path: Path) 
     found = files(tmp_path, "\n".join(OURS), "\n".join(theirs) + "\n\n")
     order = class_order(found["student_classes"], found["teacher_classes"])
     values = torch.from_numpy(toys.normal(seed, 4, 5))
-    ordered = Pair("y", "y", "kd", order).ordered(values)
+    ordered = Pair("y", "y", "kd", order).theirs(values)
     assert ordered.shape == (4, 3)
     for i, name in enumerate(OURS):
         assert torch.equal(ordered[:, i], values[:, theirs.index(name)])
@@ -47,7 +48,7 @@ def test_values_in_order_are_found_under_their_names(seed: int, tmp_path: Path) 
 def test_without_files_the_order_is_the_teacher_s() -> None:
     values = torch.from_numpy(toys.normal(0, 4, 5))
     assert class_order(None, None) is None
-    assert torch.equal(Pair("y", "y", "kd").ordered(values), values)
+    assert torch.equal(Pair("y", "y", "kd").theirs(values), values)
 
 
 @pytest.mark.parametrize(
@@ -146,11 +147,33 @@ def test_embeddings_of_another_size_come_closer_in_what_they_find_alike() -> Non
 @pytest.mark.parametrize("shape", [(4, 5), (4, 7, 5), (4, 5, 2, 3)])
 def test_the_classes_of_a_picture_are_put_in_order_along_its_channels(shape: tuple[int, ...]) -> None:
     values, order = torch.from_numpy(toys.normal(0, *shape)), (4, 0, 2)
-    ordered = Pair("y", "y", "kd", order).ordered(values)
+    ordered = Pair("y", "y", "kd", order).theirs(values)
     axis = 1 if len(shape) == 4 else len(shape) - 1
-    assert ordered.shape == tuple(3 if i == axis else n for i, n in enumerate(shape))
+    assert ordered.shape == (*(n for i, n in enumerate(shape) if i != axis), 3)  # last, where the losses look for them
     for i, j in enumerate(order):
-        assert torch.equal(ordered.select(axis, i), values.select(axis, j))
+        assert torch.equal(ordered[..., i], values.select(axis, j))
+
+
+def test_the_axis_of_the_classes_is_as_told_and_makes_them_classes() -> None:
+    theirs = {"y": [torch.from_numpy(toys.normal(i, 4, 5, 9)) for i in range(2)]}
+    (plain,) = paired({"y": "y"}, theirs, theirs, DistillOptions())
+    (told,) = paired({"y": "y"}, theirs, theirs, DistillOptions(class_axes={"y": 1}))
+    assert (plain.loss, told.loss) == ("mse", "kd")
+    y = theirs["y"][0]
+    assert torch.equal(told.ours(y), y.movedim(1, -1)) and torch.equal(plain.ours(y), y)
+    one = torch.nn.functional.kl_div(y.log_softmax(1), y.flip(0).log_softmax(1), reduction="sum", log_target=True)
+    assert LOSSES["kd"](told.ours(y), told.theirs(y.flip(0)), 1.0, None) == pytest.approx(
+        float(one) / (4 * 9), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 3, -3, -4, 7])
+def test_an_axis_that_cannot_hold_classes_is_refused(axis: int) -> None:
+    theirs = {"y": [torch.zeros(4, 5, 9)]}
+    with pytest.raises(UsageError, match=rf"--class-axis y={axis}: the output is \[4, 5, 9\]; from 1"):
+        paired({"y": "y"}, theirs, theirs, DistillOptions(class_axes={"y": axis}))
+    with pytest.raises(UsageError, match="--class-axis: no output 'z' is compared"):
+        paired({"y": "y"}, theirs, theirs, DistillOptions(class_axes={"z": 1}))
 
 
 def test_a_teacher_of_more_classes_gives_probabilities_though_those_of_the_student_are_not_all(tmp_path: Path) -> None:
