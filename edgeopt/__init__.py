@@ -17,14 +17,14 @@ from edgeopt.errors import (
 
 if TYPE_CHECKING:
     from edgeopt.inspection import Inspection, inspect
-    from edgeopt.optimize import Listener, Options, Result, quantize
     from edgeopt.profiling.profile import compare, profile, self_check
+    from edgeopt.profiling.results import Results
     from edgeopt.profiling.stored import compare_stored
+    from edgeopt.pruning.shrink import Shrunk, shrink
+    from edgeopt.quantization.quantize import Listener, Options, Result, quantize
+    from edgeopt.quantization.sensitivity import Sensitivity, sensitivity
     from edgeopt.release.document import Run
     from edgeopt.release.pipeline import run
-    from edgeopt.results import Results
-    from edgeopt.sensitivities import Sensitivity, sensitivity
-    from edgeopt.shrinking import Shrunk, shrink
     from edgeopt.simplification import Simplified, simplify
     from edgeopt.train.distill import Distilled, distill
     from edgeopt.train.export import Exported, export
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 _LAZY = {
     "Inspection": "inspection",
     "inspect": "inspection",
-    "Listener": "options",
-    "Options": "options",
-    "Result": "options",
-    "quantize": "optimize",
-    "Results": "results",
+    "Listener": "listener",
+    "Options": "quantization.options",
+    "Result": "quantization.options",
+    "quantize": "quantization.quantize",
+    "Results": "profiling.results",
     "compare": "profiling.profile",
     "profile": "profiling.profile",
     "self_check": "profiling.profile",
@@ -47,10 +47,10 @@ _LAZY = {
     "distill": "train.distill",
     "Exported": "train.export",
     "export": "train.export",
-    "Sensitivity": "sensitivities",
-    "sensitivity": "sensitivities",
-    "Shrunk": "shrinking",
-    "shrink": "shrinking",
+    "Sensitivity": "quantization.sensitivity",
+    "sensitivity": "quantization.sensitivity",
+    "Shrunk": "pruning.shrink",
+    "shrink": "pruning.shrink",
     "Simplified": "simplification",
     "simplify": "simplification",
 }

@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgeopt import graph, target
+from edgeopt import graph
 from edgeopt.data import Feed, specs
 from edgeopt.errors import EdgeoptError, UsageError, suggestion
-from edgeopt.passes.simplify import simplify
+from edgeopt.hardware import target
+from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import macs, place
 from edgeopt.runtime.probe import Probe, probe
 
@@ -57,7 +58,7 @@ def inspect(
     loaded = graph.load(model)
     form = graph.canonical(loaded)
     feed = made_up_feed(form, dims or {})
-    bytes_ = graph.proto_bytes(form) if graph.size_bytes(form) < graph.PROTOBUF_LIMIT else b""
+    bytes_ = b"" if graph.above_protobuf(form) else graph.proto_bytes(form)
     integer: dict[str, dict[str, int]] = {}
     work = activation_bytes = None
     why = ""

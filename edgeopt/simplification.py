@@ -12,15 +12,14 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import as_samples, readable, specs
 from edgeopt.errors import UsageError, ValidityError
+from edgeopt.files import check_place, staged, temporary_folder
 from edgeopt.inspection import made_up_feed
-from edgeopt.options import Data, check_place
-from edgeopt.passes import simplify as passes
-from edgeopt.report import OutputReport, lowest_sqnr_db
-from edgeopt.runtime.compare import compare, run_all
-from edgeopt.runtime.measure import Latency, interleaved
-from edgeopt.runtime.session import open_session
+from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
+from edgeopt.passes import simplifying as passes
+from edgeopt.quantization.options import Data
+from edgeopt.runtime.measure import PairedLatency, interleaved
+from edgeopt.runtime.session import open_session, run_all
 from edgeopt.runtime.transformer import BACKENDS, fuse
-from edgeopt.staging import staged, temporary_folder
 
 MIN_SQNR_DB = (
     70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
@@ -37,7 +36,7 @@ class Simplified:
     nodes: tuple[int, int]
     size_bytes: tuple[int, int]
     errors: tuple[OutputReport, ...]
-    latency: Latency
+    latency: PairedLatency
 
     @property
     def worst_sqnr_db(self) -> float:

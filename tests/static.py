@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import QParams
-from edgeopt.observers import Statistics
+from edgeopt.graph.plan import Plan
+from edgeopt.hardware.target import Target
+from edgeopt.numbers.grid import QParams
+from edgeopt.numbers.observers import Statistics
 from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.ptq.grids import activation_params, quantization_params, untie
 from edgeopt.ptq.place import place
-from edgeopt.ptq.quantize import activation_params, quantization_params, untie
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.probe import probe
 from edgeopt.runtime.session import Feed, open_session, with_outputs
-from edgeopt.state import Plan
-from edgeopt.target import Target
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 import edgeopt
-from edgeopt import graph, optimize, verify
+from edgeopt import graph
 from edgeopt.errors import CalibrationError, ModelError, UsageError, ValidityError
+from edgeopt.files import staged
+from edgeopt.quantization import check
+from edgeopt.quantization import quantize as command
 from edgeopt.runtime.calibrate import observe
 from edgeopt.runtime.probe import probe
-from edgeopt.staging import staged
 from tests import models, tiny
 from tests.models import STATIC
 
@@ -104,7 +106,7 @@ def test_neighbours_with_the_same_first_letters_are_neither_counted_nor_touched(
 
 @pytest.mark.parametrize(
     ("module", "name", "error"),
-    [(verify, "run_all", ModelError), (verify, "kernels", ModelError), (verify, "compare", ValidityError)],
+    [(check, "run_all", ModelError), (check, "kernels", ModelError), (check, "compare", ValidityError)],
     ids=["run_all", "kernels", "compare"],
 )
 def test_a_refused_candidate_leaves_no_file(
@@ -128,7 +130,7 @@ def test_a_result_that_fails_a_check_is_not_written(tmp_path: Path, monkeypatch:
     def refuse(*_: Any) -> NoReturn:
         raise ValidityError("made to fail")
 
-    monkeypatch.setattr(verify, "compare", refuse)
+    monkeypatch.setattr(check, "compare", refuse)
     with pytest.raises(ValidityError, match="made to fail"):
         edgeopt.quantize(models.dense(), X, output=tmp_path / "q.onnx", **STATIC)
     assert names(tmp_path) == []
@@ -213,11 +215,11 @@ def interrupt(*_: Any, **__: Any) -> NoReturn:
 
 
 PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "prepare": lambda patch: patch.setattr(optimize, "prepare", interrupt),
-    "calibrate": lambda patch: patch.setattr("edgeopt.statics.observe", interrupt),
+    "prepare": lambda patch: patch.setattr(command, "prepare", interrupt),
+    "calibrate": lambda patch: patch.setattr("edgeopt.quantization.static.observe", interrupt),
     "write": lambda patch: patch.setattr(Path, "write_bytes", interrupt),
-    "check": lambda patch: patch.setattr(verify.onnx.checker, "check_model", interrupt),
-    "compare": lambda patch: patch.setattr(verify, "compare", interrupt),
+    "check": lambda patch: patch.setattr(check.onnx.checker, "check_model", interrupt),
+    "compare": lambda patch: patch.setattr(check, "compare", interrupt),
     "move": lambda patch: patch.setattr(Path, "replace", interrupt),
 }
 

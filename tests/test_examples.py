@@ -102,7 +102,7 @@ def test_no_input_of_the_action_is_part_of_a_command() -> None:
 
 
 def test_what_examples_publish_is_what_a_run_writes() -> None:
-    from edgeopt.release import artefacts, manifest
+    from edgeopt.release.evidence import artefacts, manifest
 
     source = Path(artefacts.__file__).read_text() + Path(manifest.__file__).read_text()
     reports = loaded("gitlab.yml")["edgeopt"]["artifacts"]["reports"]

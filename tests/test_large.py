@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import edgeopt
+from edgeopt.hardware.host import free_bytes
 from edgeopt.runtime.session import open_session
-from edgeopt.staging import free_bytes
 
 SIDE, LAYERS = 8192, 9  # 9 matrices of 268 MB
 

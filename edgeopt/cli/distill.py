@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeopt.cli import units
+from edgeopt.cli import parse
 from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
-from edgeopt.options import check_place
+from edgeopt.files import check_place
 
 if TYPE_CHECKING:
-    from edgeopt.options import Result
+    from edgeopt.quantization.options import Result
     from edgeopt.train.distill import Distilled
 
 _NAMED = 8  # initializers of a list that the table shows; JSON has all
@@ -134,9 +134,9 @@ def distill(
 
     given["augment"] = tuple(filter(None, given["augment"].split(",")))
     given["heads"] = tuple(filter(None, given["heads"].split(",")))
-    given["match"] = units.pairs(given["match"], "--match", "logits=output")
-    given["class_axes"] = units.whole(units.pairs(given["class_axes"], "--class-axis", "scores=1"), "--class-axis")
-    given["hints"] = units.pairs(given["hints"], "--hint", "/block3/Add_output_0=/layer4/Add_output_0")
+    given["match"] = parse.pairs(given["match"], "--match", "logits=output")
+    given["class_axes"] = parse.whole(parse.pairs(given["class_axes"], "--class-axis", "scores=1"), "--class-axis")
+    given["hints"] = parse.pairs(given["hints"], "--hint", "/block3/Add_output_0=/layer4/Add_output_0")
     if no_labels and labels is not None:
         raise UsageError("--labels and --no-labels: one of them")
     read = read_as(given)
@@ -201,7 +201,7 @@ def _print(found: Distilled) -> None:
 
 def _quantized(found: Distilled, data: str, path: Path, int8: str, force: bool, read: dict[str, Any]) -> Result:
     """The distilled student in int8, beside it."""
-    from edgeopt.optimize import quantize
+    from edgeopt.quantization.quantize import quantize
 
     with listener() as ears:
         return quantize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from edgeopt.cli.parse import counts, pairs
 from edgeopt.cli.reading import read_as, reading
-from edgeopt.cli.units import counts, pairs
 from edgeopt.errors import UsageError
 
 
@@ -52,7 +52,7 @@ def export(
     parts = {name: text.partition(":") for name, text in texts.items()}
     axes = {name: counts(text, "--dynamic") for name, text in pairs(dynamic, "--dynamic", "x=0").items()}
     try:
-        from edgeopt.options import Options
+        from edgeopt.quantization.options import Options
         from edgeopt.train.export import export as run
     except ImportError as e:
         raise UsageError("export needs torch: pip install 'edgeopt[train]'") from e

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeopt.cli.show import console, decibels, megabytes, printable
-from edgeopt.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
-from edgeopt.stats import NEEDED
+from edgeopt.numbers.intervals import NEEDED
+from edgeopt.profiling.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
 
 FORMATS = ("table", "json", "csv", "markdown")
 _NODES = 20

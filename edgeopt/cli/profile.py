@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeopt.cli import units
+from edgeopt.cli import parse
 from edgeopt.cli.measured import FORMATS, show
 from edgeopt.cli.show import listener
 from edgeopt.errors import UsageError
-from edgeopt.results import Results
+from edgeopt.profiling.results import Results
 
 _LEVELS = ("all", "extended", "basic", "none")
 _UNTRUSTED = 4
@@ -52,19 +52,19 @@ def _shared(command: F) -> F:
 
 def choices(given: dict[str, Any]) -> dict[str, Any]:
     """The fields of `ProfileOptions` that the options give."""
-    dims = units.pairs(given["dims"], "--dim", "seq=128")
+    dims = parse.pairs(given["dims"], "--dim", "seq=128")
     return {
         "providers": given["providers"] or ("cpu",),
-        "threads": units.counts(given["threads"], "--threads"),
-        "batch": units.counts(given["batch"], "--batch") if given["batch"] else (),
-        "dims": {name: units.counts(text, "--dim") for name, text in dims.items()},
-        "inputs": {name: Path(file) for name, file in units.pairs(given["inputs"], "--input", "x=x.npy").items()},
-        "seconds": units.seconds(given["seconds"], "--seconds"),
-        "timeout_s": units.seconds(given["timeout"], "--timeout"),
-        "rate": units.rate(given["rate"]),
-        "session": units.pairs(given["session"], "--session", "session.intra_op.allow_spinning=0"),
-        "plugins": units.pairs(given["plugins"], "--plugin", "MyExecutionProvider=libmine.so"),
-        "margin": units.share(given["margin"], "--margin"),
+        "threads": parse.counts(given["threads"], "--threads"),
+        "batch": parse.counts(given["batch"], "--batch") if given["batch"] else (),
+        "dims": {name: parse.counts(text, "--dim") for name, text in dims.items()},
+        "inputs": {name: Path(file) for name, file in parse.pairs(given["inputs"], "--input", "x=x.npy").items()},
+        "seconds": parse.seconds(given["seconds"], "--seconds"),
+        "timeout_s": parse.seconds(given["timeout"], "--timeout"),
+        "rate": parse.rate(given["rate"]),
+        "session": parse.pairs(given["session"], "--session", "session.intra_op.allow_spinning=0"),
+        "plugins": parse.pairs(given["plugins"], "--plugin", "MyExecutionProvider=libmine.so"),
+        "margin": parse.share(given["margin"], "--margin"),
         **{k: given[k] for k in ("data", "preprocess", "tokenizer", "preset", "processes", "allow_fallback", "level", "freeze_dims", "python")},
     }  # fmt: skip
 
@@ -92,7 +92,7 @@ def profile(
     Example: edgeopt profile model.onnx --provider cpu --threads 1,2 --preset pr --report results.json
     """
     models = models or _project_models()
-    chosen = {**choices(given), "sustained_s": units.seconds(sustained, "--sustained"), "trials": trials}
+    chosen = {**choices(given), "sustained_s": parse.seconds(sustained, "--sustained"), "trials": trials}
     from edgeopt.profiling.profile import profile as run
     from edgeopt.profiling.profile import self_check as check
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import click
 
-from edgeopt import target as targets
 from edgeopt.cli import INTERRUPTED
+from edgeopt.cli.parse import seconds
 from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener, print_report
-from edgeopt.cli.units import seconds
 from edgeopt.errors import UsageError
-from edgeopt.options import EFFORTS, MODES, ROUNDINGS, check_place
-from edgeopt.ranges import RANGES
+from edgeopt.files import check_place
+from edgeopt.hardware import target as targets
+from edgeopt.numbers.ranges import RANGES
+from edgeopt.quantization.options import EFFORTS, MODES, ROUNDINGS
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
@@ -150,7 +151,7 @@ def quantize(
         if report_path.resolve() in {p.resolve() for p in (model, path, Path(calib or model))}:
             raise UsageError(f"--report {report_path}: would overwrite the model, the result or the samples")
     _one_heap()
-    from edgeopt.optimize import quantize as run
+    from edgeopt.quantization.quantize import quantize as run
 
     with listener() as ears:
         result = run(

@@ -12,7 +12,7 @@ import click
 from edgeopt.cli import INTERRUPTED
 from edgeopt.cli.show import listener, printable
 from edgeopt.errors import UsageError
-from edgeopt.staging import staged
+from edgeopt.files import staged
 
 if TYPE_CHECKING:
     from edgeopt.release.document import Run
@@ -34,8 +34,8 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
     Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline, where the
     policy says so; 130 interrupted.
     """
-    from edgeopt.release import project
     from edgeopt.release.pipeline import run as build
+    from edgeopt.release.project import file as project
 
     file = project.find(project_file)
     folder = file.parent / project.load(file).output.folder
@@ -52,7 +52,7 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
 
 def _tell(found: Run) -> None:
     """The variants, the verdict, and under GitHub Actions the gates at their lines."""
-    from edgeopt.release.artefacts import notices
+    from edgeopt.release.evidence.artefacts import notices
 
     _print(found)
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -65,8 +65,8 @@ def _print(found: Run) -> None:
     from rich.table import Table
 
     from edgeopt.cli.show import console
-    from edgeopt.release.metrics import METRICS
-    from edgeopt.release.told import COLUMNS, cell, lines
+    from edgeopt.release.evidence.told import COLUMNS, cell, lines
+    from edgeopt.release.project.metrics import METRICS
 
     columns = [c for c in COLUMNS if any(c in v.metrics for v in found.variants)]
     table = Table("variant", *(METRICS[c].title for c in columns), box=None)
@@ -87,8 +87,9 @@ def gate(results: Path, project_file: Path | None) -> int:
     \b
     Example: edgeopt gate build/edgeopt/results.json
     """
-    from edgeopt.release import document, project
-    from edgeopt.release.judging import judged_again
+    from edgeopt.release import document
+    from edgeopt.release.project import file as project
+    from edgeopt.release.verdict.judging import judged_again
 
     file = project.find(project_file)
     found = judged_again(project.load(file), file, document.load(results))
@@ -111,8 +112,8 @@ def baseline() -> None:
 @_file
 def save(name: str | None, models: bool, project_file: Path | None) -> None:
     """Keep the last run as NAME; the first one becomes current."""
-    from edgeopt.release import baseline as kept
-    from edgeopt.release import project
+    from edgeopt.release.project import file as project
+    from edgeopt.release.verdict import baseline as kept
 
     file = project.find(project_file)
     found = project.load(file)
@@ -125,8 +126,8 @@ def save(name: str | None, models: bool, project_file: Path | None) -> None:
 @_file
 def promote(name: str, project_file: Path | None) -> None:
     """Let regressions be judged against NAME."""
-    from edgeopt.release import baseline as kept
-    from edgeopt.release import project
+    from edgeopt.release.project import file as project
+    from edgeopt.release.verdict import baseline as kept
 
     file = project.find(project_file)
     kept.promote(project.load(file), file.parent, name)
@@ -137,8 +138,8 @@ def promote(name: str, project_file: Path | None) -> None:
 @_file
 def show(project_file: Path | None) -> None:
     """What is kept, and the figures of the current one."""
-    from edgeopt.release import baseline as kept
-    from edgeopt.release import project
+    from edgeopt.release.project import file as project
+    from edgeopt.release.verdict import baseline as kept
 
     file = project.find(project_file)
     found = project.load(file)
@@ -163,8 +164,8 @@ def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
     Example: edgeopt init model.onnx --calib images/
     """
     from edgeopt import graph
-    from edgeopt.options import check_place
-    from edgeopt.release.starter import starter
+    from edgeopt.files import check_place
+    from edgeopt.release.project.starter import starter
 
     check_place(output, force)
     size = graph.size_bytes(graph.load(model))
@@ -199,9 +200,9 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
     \b
     Example: edgeopt report monday/results.json build/edgeopt/results.json -o trend.html
     """
-    from edgeopt.options import check_place
+    from edgeopt.files import check_place
     from edgeopt.release import document
-    from edgeopt.release.page import page
+    from edgeopt.release.evidence.page import page
 
     check_place(output, force)
     if output.resolve() in {r.resolve() for r in results}:
@@ -220,7 +221,7 @@ def verify(folder: Path) -> None:
     \b
     Example: edgeopt verify build/edgeopt
     """
-    from edgeopt.release.manifest import verify as check
+    from edgeopt.release.evidence.manifest import verify as check
 
     for line in check(folder):
         click.echo(line)

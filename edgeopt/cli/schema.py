@@ -15,8 +15,9 @@ def schema(name: str) -> None:
     \b
     Example: edgeopt schema results > results.schema.json
     """
-    from edgeopt import results
-    from edgeopt.release import document, project
+    from edgeopt.profiling import results
+    from edgeopt.release import document
+    from edgeopt.release.project import file
 
-    schemas = {"results": results.schema, "project": project.schema, "run": document.schema}
+    schemas = {"results": results.schema, "project": file.schema, "run": document.schema}
     click.echo(json.dumps(schemas[name](), indent=2))

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from edgeopt.cli.parse import seconds
 from edgeopt.cli.reading import read_as, reading
 from edgeopt.cli.show import listener
-from edgeopt.cli.units import seconds
-from edgeopt.options import check_place
+from edgeopt.files import check_place
 
 _SHOWN = 20
 
@@ -49,8 +49,8 @@ def sensitivity(
     """
     if picture is not None:
         check_place(picture, force=True)
-    from edgeopt.sensitivities import picture as drawn
-    from edgeopt.sensitivities import sensitivity as run
+    from edgeopt.quantization.sensitivity import picture as drawn
+    from edgeopt.quantization.sensitivity import sensitivity as run
 
     with listener() as ears:
         found = run(

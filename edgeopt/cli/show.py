@@ -15,14 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from edgeopt.options import Listener, Result
-    from edgeopt.report import Report
+    from edgeopt.listener import Listener
+    from edgeopt.quantization.options import Result
+    from edgeopt.quantization.report import Report
 
 
 @contextlib.contextmanager
 def listener() -> Iterator[Listener]:
     """Notes and a progress bar on stderr; the bar only on a terminal."""
-    from edgeopt.options import Listener
+    from edgeopt.listener import Listener
 
     terminal = Console(stderr=True, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -51,7 +51,7 @@ def shrink(
             import torch  # noqa: F401
         except ImportError as e:
             raise UsageError("--importance first-order needs torch: pip install 'edgeopt[train]'") from e
-    from edgeopt.shrinking import shrink as run
+    from edgeopt.pruning.shrink import shrink as run
 
     path = output or model.parent / f"{model.stem}.small.onnx"
     with listener() as ears:

@@ -7,8 +7,8 @@ import json
 import click
 from rich.table import Table
 
-from edgeopt import target
 from edgeopt.cli.show import console
+from edgeopt.hardware import target
 
 
 @click.command()

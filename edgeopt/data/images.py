@@ -2,7 +2,7 @@
 crop.
 
 A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or from a
-look at the float model (`edgeopt.optimize`). Decoding is Pillow's.
+look at the float model (`edgeopt.quantization.quantize`). Decoding is Pillow's.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeopt.errors import DataError
+
 Feed = Mapping[str, NDArray[Any]]
 Sample = tuple[str, Callable[[], Feed]]
 
@@ -37,3 +39,28 @@ def specs(model: ir.Model) -> list[InputSpec]:
         )
         for v in model.graph.inputs
     ]
+
+
+def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
+    """Refuse a feed that does not fit the inputs of `model`.
+
+    Raises:
+        DataError: a name that is missing or unknown, another dtype, rank or fixed dimension; names the sample.
+    """
+    inputs = {str(v.name): v for v in model.graph.inputs}
+    missing, unknown = sorted(inputs.keys() - feed.keys()), sorted(feed.keys() - inputs.keys())
+    if missing or unknown:
+        raise DataError(
+            f"{sample}: the model's inputs are {', '.join(inputs)}"
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + (f"; not an input: {', '.join(unknown)}" if unknown else "")
+        )
+    for name, value in inputs.items():
+        array = feed[name]
+        if value.dtype is not None and array.dtype != value.dtype.numpy():
+            raise DataError(f"{sample}: input {name!r} wants {value.dtype.name.lower()}, the sample has {array.dtype}")
+        if value.shape is None:
+            continue
+        want = ["?" if not isinstance(d, int) else d for d in value.shape]
+        if len(want) != array.ndim or any(w not in ("?", d) for w, d in zip(want, array.shape, strict=True)):
+            raise DataError(f"{sample}: input {name!r} wants shape {want}, the sample has {list(array.shape)}")

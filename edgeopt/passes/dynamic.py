@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import INT8_WEIGHT, QParams, choose, quantize
-from edgeopt.ops import bias_of, channel_axis, constant, weight_of
+from edgeopt.graph.ops import bias_of, channel_axis, constant, weight_of
+from edgeopt.numbers.grid import INT8_WEIGHT, QParams, choose, quantize
 from edgeopt.passes.qdq import drop_unused
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import INT8_WEIGHT, choose, quantize
-from edgeopt.ops import constant
+from edgeopt.graph.ops import constant
+from edgeopt.numbers.grid import INT8_WEIGHT, choose, quantize
 from edgeopt.passes.dynamic import own, take_over
 from edgeopt.passes.qdq import drop_unused
 

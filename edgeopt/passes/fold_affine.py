@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import Array
-from edgeopt.ops import bias_of, constant, weight_of
+from edgeopt.graph.ops import bias_of, constant, weight_of
+from edgeopt.numbers.grid import Array
 from edgeopt.passes.qdq import drop_unused
 
 _SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")

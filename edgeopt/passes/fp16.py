@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgeopt.ops import constant
+from edgeopt.graph.ops import constant
 from edgeopt.passes.qdq import drop_unused
 
 LARGEST = 65504.0

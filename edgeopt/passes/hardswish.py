@@ -8,7 +8,7 @@ import math
 
 import onnx_ir as ir
 
-from edgeopt.ops import constant
+from edgeopt.graph.ops import constant
 from edgeopt.passes.qdq import drop_unused
 
 OPSET = 14

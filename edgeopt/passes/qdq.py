@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import STORAGE, QParams, QType, quantize
-from edgeopt.ops import OPS
-from edgeopt.state import Plan
+from edgeopt.graph.ops import OPS
+from edgeopt.graph.plan import Plan
+from edgeopt.numbers.grid import STORAGE, QParams, QType, quantize
 
 Use = tuple[ir.Node, int]  # a reader and the position of its input
 TYPES = {t.name.lower(): t for t in ir.DataType}

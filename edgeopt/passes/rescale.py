@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.ops import constant, weight_of
+from edgeopt.graph.ops import constant, weight_of
 
 Wide = NDArray[np.float64]
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.ops import constant
+from edgeopt.graph.ops import constant
 
 Numbers = Mapping[str, NDArray[np.int64]]
 Known = Mapping[str, list[int | None]]  # the elements of a value, None where they vary

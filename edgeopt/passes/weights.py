@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType, choose
-from edgeopt.ops import constant
+from edgeopt.graph.ops import constant
+from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType, choose
 from edgeopt.passes.qdq import dequantized_constant, drop_unused
 
 INT4_BLOCK = 32

@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.data import Feed, readable, specs
+from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, EdgeoptError, WorkerError
-from edgeopt.options import Listener, Options
-from edgeopt.prepare import samples_of
+from edgeopt.listener import Listener
 from edgeopt.profiling import inputs
+from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.latency import Timing
 from edgeopt.profiling.live import Live, live
 from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
-from edgeopt.profiling.plan import Arm
-from edgeopt.results import Ops, Placement
-from edgeopt.runtime.session import check_feed, finite, open_session
+from edgeopt.profiling.results import Ops, Placement
+from edgeopt.quantization.options import Options
+from edgeopt.quantization.prepare import samples_of
+from edgeopt.runtime.session import finite, open_session
 
 _SAMPLES = 32
 _TRACE_S = 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeopt.errors import ComparabilityError
-from edgeopt.results import Measured, Results
+from edgeopt.profiling.results import Measured, Results
 
 _ENVIRONMENT = ("cpu", "features", "cores", "governor", "system")
 _SETTING = (

@@ -8,8 +8,8 @@ import platform
 import re
 from pathlib import Path
 
-from edgeopt.results import Environment
-from edgeopt.runtime.session import cores
+from edgeopt.hardware.host import cores
+from edgeopt.profiling.results import Environment
 
 _CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _FEATURES = (

@@ -15,16 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import WorkerError
+from edgeopt.numbers.intervals import median_absolute_deviation, median_interval, outliers, percentile, ratio_interval
+from edgeopt.profiling.arms import Arm, Preset
 from edgeopt.profiling.live import Live, live, median
-from edgeopt.profiling.plan import Arm, Preset
-from edgeopt.results import Block, Cold, Latency, Point, Range
-from edgeopt.stats import (
-    median_absolute_deviation,
-    median_interval,
-    outliers,
-    percentile,
-    ratio_interval,
-)
+from edgeopt.profiling.results import Block, Cold, Latency, Point, Range
 
 _CONTENDED = 0.02  # of a block's time that its threads were ready and did not run
 _FEW_RUNS = 3

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import WorkerError
-from edgeopt.profiling.plan import Arm
+from edgeopt.numbers.intervals import steady
+from edgeopt.profiling.arms import Arm
 from edgeopt.runtime.process import Worker, worker
 from edgeopt.runtime.providers import CPU, make_present
-from edgeopt.stats import steady
 
 WINDOW_S = 0.05
 _NO_FALLBACK = "session.disable_cpu_ep_fallback"

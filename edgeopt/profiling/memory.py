@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.live import open_in
-from edgeopt.profiling.plan import Arm
-from edgeopt.results import Memory, Phase
+from edgeopt.profiling.results import Memory, Phase
 from edgeopt.runtime.process import Worker, worker
 
 _RUNS = 10

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.graph import external_files, load
-from edgeopt.prepare import RANDOM
-from edgeopt.profiling.plan import Arm, Preset, arms, preset
+from edgeopt.graph.serialization import external_files, load
+from edgeopt.profiling.arms import Arm, Preset, arms, preset
+from edgeopt.quantization.prepare import RANDOM
 from edgeopt.runtime.providers import parse
 
 LEVELS = ("all", "extended", "basic", "none")

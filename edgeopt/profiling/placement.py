@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from edgeopt.errors import WorkerError
-from edgeopt.results import NodeTime, Ops, Placement, TypeTime
+from edgeopt.profiling.results import NodeTime, Ops, Placement, TypeTime
 from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.providers import CPU
 

@@ -13,20 +13,30 @@ from typing import Any, Literal
 import numpy as np
 
 from edgeopt.errors import UsageError, ValidityError
-from edgeopt.options import Listener
+from edgeopt.files import temporary_folder
+from edgeopt.listener import Listener
+from edgeopt.numbers.intervals import ratio_interval, verdict
+from edgeopt.numbers.scores import compare as output_errors
 from edgeopt.profiling import latency
+from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.cases import Case, cases, first_run
 from edgeopt.profiling.environment import environment
-from edgeopt.profiling.files import Files, write_trace
 from edgeopt.profiling.latency import failing
 from edgeopt.profiling.memory import memory
 from edgeopt.profiling.options import ProfileOptions
-from edgeopt.profiling.plan import Arm
+from edgeopt.profiling.results import (
+    Comparison,
+    Environment,
+    Measured,
+    OutputError,
+    Range,
+    Results,
+    SelfCheck,
+    Setting,
+    Size,
+)
+from edgeopt.profiling.saving import Files, write_trace
 from edgeopt.profiling.size import size
-from edgeopt.results import Comparison, Environment, Measured, OutputError, Range, Results, SelfCheck, Setting, Size
-from edgeopt.runtime.compare import compare as output_errors
-from edgeopt.staging import temporary_folder
-from edgeopt.stats import ratio_interval, verdict
 
 _BUSY = 0.1
 Kind = Literal["profile", "compare", "self-check"]

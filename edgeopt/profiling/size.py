@@ -20,11 +20,11 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.errors import EdgeoptError
-from edgeopt.passes.simplify import simplify
+from edgeopt.files import temporary_folder
+from edgeopt.passes.simplifying import simplify
+from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.live import live
-from edgeopt.profiling.plan import Arm
-from edgeopt.results import Size
-from edgeopt.staging import temporary_folder
+from edgeopt.profiling.results import Size
 
 _CHUNK = 1 << 20
 _SUFFIX = "_kernel_time"
@@ -122,7 +122,7 @@ def _work(model: ir.Model, feeds: Path) -> dict[str, int]:
 
 def _traced(model: ir.Model, feeds: Path) -> dict[int, list[Ran]]:
     """What every node that ran read and wrote, each time, by its number."""
-    if graph.size_bytes(model) > graph.PROTOBUF_LIMIT:
+    if graph.above_protobuf(model):
         raise EdgeoptError("the model is above 2 GB")
     with temporary_folder() as folder:
         graph.write(model, folder / "model.onnx")

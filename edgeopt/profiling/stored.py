@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from edgeopt.errors import ComparabilityError
+from edgeopt.numbers.intervals import Floats, unpaired_ratio_interval, verdict
 from edgeopt.profiling.comparable import refuse_different
-from edgeopt.profiling.files import Files
 from edgeopt.profiling.options import check_margin
 from edgeopt.profiling.profile import peak_ratio, size_ratio
-from edgeopt.results import Comparison, Latency, Measured, Range, Results, load
-from edgeopt.stats import Floats, unpaired_ratio_interval, verdict
+from edgeopt.profiling.results import Comparison, Latency, Measured, Range, Results, load
+from edgeopt.profiling.saving import Files
 
 
 def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report: str | Path | None = None) -> Results:

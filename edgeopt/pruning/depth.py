@@ -20,7 +20,7 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 
 
 @dataclass(frozen=True)
-class Block:
+class ResidualBlock:
     """A residual block: the name of its Add, of x and of y; side: which input is x; layers: how many f has."""
 
     node: str
@@ -30,7 +30,7 @@ class Block:
     layers: int
 
 
-def blocks(model: ir.Model, shapes: Shapes) -> tuple[Block, ...]:
+def blocks(model: ir.Model, shapes: Shapes) -> tuple[ResidualBlock, ...]:
     """The residual blocks of `model` (simplified), in order."""
     found = []
     for node in model.graph:
@@ -42,7 +42,7 @@ def blocks(model: ir.Model, shapes: Shapes) -> tuple[Block, ...]:
         y = str(node.outputs[0].name)
         for side, (x, inner) in enumerate(((a, b), (b, a))):
             if shapes.get(str(x.name)) == shapes.get(str(inner.name)) == shapes.get(y) and (own := _own(x, inner)):
-                found.append(Block(str(node.name), side, str(x.name), y, own))
+                found.append(ResidualBlock(str(node.name), side, str(x.name), y, own))
                 break
     return tuple(found)
 
@@ -68,7 +68,7 @@ def _own(x: ir.Value, inner: ir.Value) -> int:
     return sum(inside and node.op_type in _LAYERS for node, inside in reached.items())
 
 
-def influences(model: ir.Model, found: Sequence[Block], feeds: Sequence[Feed]) -> dict[str, float]:
+def influences(model: ir.Model, found: Sequence[ResidualBlock], feeds: Sequence[Feed]) -> dict[str, float]:
     """1 - cos(x, y) of each block by the name of its Add, the mean over `feeds`."""
     names = list(dict.fromkeys([*(b.x for b in found), *(b.y for b in found)]))
     inputs = {str(v.name) for v in model.graph.inputs}
@@ -88,7 +88,7 @@ def least(influence: Mapping[str, float], depth: float) -> tuple[str, ...]:
     return tuple(sorted(influence, key=lambda n: (influence[n], n))[: len(influence) - keep])
 
 
-def without_blocks(model: ir.Model, found: Sequence[Block], gone: Sequence[str]) -> ir.Model:
+def without_blocks(model: ir.Model, found: Sequence[ResidualBlock], gone: Sequence[str]) -> ir.Model:
     """A clone of `model` in which y is x for the blocks `gone`."""
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}

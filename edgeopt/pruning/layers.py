@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeopt.pruning.moves import same
+from edgeopt.pruning.rearranging import same
 from edgeopt.pruning.tracker import Axes, Tracker, input_of
 from edgeopt.pruning.units import Edit
 

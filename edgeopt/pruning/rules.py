@@ -14,7 +14,7 @@ from edgeopt.pruning.layers import (
     recurrent,
     reduce,
 )
-from edgeopt.pruning.moves import (
+from edgeopt.pruning.rearranging import (
     concat,
     expand,
     gather,

@@ -2,7 +2,7 @@
 
 By norm (Li et al. 2017, arXiv:1608.08710; over all weights that go with a unit, as in DepGraph, Fang et al. 2023,
 arXiv:2301.12900): I_u = mean over the labelled axes of |w_u|_2 / mean_v |w_v|_2. By first order, given gradients: see
-`edgeopt.shrinking`.
+`edgeopt.pruning.shrink`.
 """
 
 from __future__ import annotations

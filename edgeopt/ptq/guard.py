@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.ptq.quantize import PAIR, largest_pair, reduction_rows, within_pairs
+from edgeopt.ptq.grids import PAIR, largest_pair, reduction_rows, within_pairs
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.ops import activations
+from edgeopt.graph.ops import activations
+from edgeopt.graph.plan import Plan
 from edgeopt.runtime.session import Feed, open_session, with_outputs
-from edgeopt.state import Plan
 
 _CLEAN_DB = 60.0
 

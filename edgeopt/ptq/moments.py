@@ -21,8 +21,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.ops import activations, channel_axis, weight_of
-from edgeopt.runtime.session import Feed, cores, open_session, with_outputs
+from edgeopt.graph.ops import activations, channel_axis, weight_of
+from edgeopt.hardware.host import cores
+from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 POSITIONS = 128
 _FEW = 32  # positions where H is small: a depthwise convolution has one of some ten inputs for each channel
@@ -33,7 +34,7 @@ Wide = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Moments:
+class LayerMoments:
     """Of `count` columns; h: [groups, in, in] and x: [groups, in] are sums."""
 
     count: int
@@ -41,15 +42,15 @@ class Moments:
     x: Wide
 
     @staticmethod
-    def of(x: NDArray[np.float32]) -> Moments:
+    def of(x: NDArray[np.float32]) -> LayerMoments:
         """Of columns [n, groups, in]."""
         a = np.ascontiguousarray(x.transpose(1, 0, 2))
         h, sums = a.transpose(0, 2, 1) @ a, np.ones(len(x), np.float32) @ x.reshape(len(x), -1)
-        return Moments(len(x), h.astype(np.float64), sums.reshape(x.shape[1:]).astype(np.float64))
+        return LayerMoments(len(x), h.astype(np.float64), sums.reshape(x.shape[1:]).astype(np.float64))
 
-    def merge(self, other: Moments) -> Moments:
+    def merge(self, other: LayerMoments) -> LayerMoments:
         """Of the columns of both."""
-        return Moments(self.count + other.count, self.h + other.h, self.x + other.x)
+        return LayerMoments(self.count + other.count, self.h + other.h, self.x + other.x)
 
 
 def layers(model: ir.Model, integer: frozenset[str]) -> list[ir.Node]:
@@ -172,16 +173,16 @@ def gather(
     nodes: Sequence[ir.Node],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Moments]:
+) -> dict[str, LayerMoments]:
     """Moments of `nodes` (of `model`) by name, in one pass over the samples."""
-    found: dict[str, Moments] = {}
+    found: dict[str, LayerMoments] = {}
     waiting: list[Mapping[str, NDArray[np.float32]]] = []
     for done, columns_of in enumerate(_columns(model, nodes, samples), 1):
         waiting.append(columns_of)
         if len(waiting) == _TOGETHER or done == len(samples):
             for name in dict.fromkeys(n for c in waiting for n in c):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    new = Moments.of(np.concatenate([c[name] for c in waiting if name in c]))
+                    new = LayerMoments.of(np.concatenate([c[name] for c in waiting if name in c]))
                     found[name] = found[name].merge(new) if name in found else new
             waiting = []
         progress(done, len(samples))

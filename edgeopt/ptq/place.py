@@ -11,7 +11,6 @@ The result is a `state.Plan`.
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.errors import UsageError, suggestion
-from edgeopt.ops import CLAMPS, OPS, activations, bias_of, constant, constants, cost_class, weight_of
+from edgeopt.graph.ops import CLAMPS, OPS, activations, bias_of, constant, constants, cost_class, weight_of
+from edgeopt.graph.plan import Plan
+from edgeopt.hardware.target import OpCost, Target
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe
-from edgeopt.state import Plan
-from edgeopt.target import OpCost, Target
-
-
-def select(models: Sequence[ir.Model], patterns: Sequence[str]) -> frozenset[str]:
-    """Names of the nodes in any of `models` that `patterns` (names, globs or operator types) match.
-
-    Raises:
-        UsageError: a pattern that matches nothing.
-    """
-    nodes = [(str(n.name), n.op_type) for model in models for n in model.graph.all_nodes()]
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = {name for name, op in nodes if op == pattern or name == pattern or fnmatch.fnmatchcase(name, pattern)}
-        if not hits:
-            known = {x for node in nodes for x in node}
-            raise UsageError(f"no node, glob or operator type {pattern!r} in the model{suggestion(pattern, known)}")
-        found |= hits
-    return frozenset(found)
-
 
 _FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # of an included node without a row
 

@@ -19,16 +19,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.grid import QParams
-from edgeopt.ops import activations, bias_of, channel_axis, cost_class, weight_of
+from edgeopt.graph.ops import activations, bias_of, channel_axis, cost_class, weight_of
+from edgeopt.hardware.host import cores
+from edgeopt.hardware.target import Target
+from edgeopt.numbers.grid import QParams
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, error, gptq
-from edgeopt.ptq.moments import Moments, rows, unrows
-from edgeopt.ptq.quantize import bias_params, scale_floor, within_pairs
+from edgeopt.ptq.grids import bias_params, scale_floor, within_pairs
+from edgeopt.ptq.moments import LayerMoments, rows, unrows
 from edgeopt.ptq.stochastic import stochastic
-from edgeopt.runtime.session import cores
-from edgeopt.target import Target
 
 Rounder = Callable[[Wide, Wide, Wide, int], Wide]
 
@@ -60,7 +60,7 @@ ROUNDERS: Mapping[str, Rounder] = {
 def reconstructed(
     model: ir.Model,
     params: Mapping[str, QParams],
-    moments: Mapping[str, Moments],
+    moments: Mapping[str, LayerMoments],
     target: Target,
     rounding: str = "gptq",
 ) -> ir.Model:
@@ -91,7 +91,7 @@ class Aim:
     after: Wide
 
 
-def _own(m: Moments, w: Wide, centred: bool) -> Aim:
+def _own(m: LayerMoments, w: Wide, centred: bool) -> Aim:
     mean = m.x / m.count
     return Aim(w, covariance(m, centred), mean, mean)
 
@@ -123,7 +123,7 @@ def _by_output(scale: NDArray[np.floating], w: Wide) -> Wide:
 
 
 def clipped(
-    model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, Moments], target: Target
+    model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, LayerMoments], target: Target
 ) -> dict[str, QParams]:
     """`params` with weight scales that lose least of what the layers of `model` (untied) give, and biases to match."""
     found = dict(params)
@@ -144,7 +144,7 @@ def clipped(
     return found
 
 
-def covariance(m: Moments, centred: bool) -> Wide:
+def covariance(m: LayerMoments, centred: bool) -> Wide:
     """H of the columns, or of their distance from the mean: [groups, in, in]."""
     h, x = m.h / m.count, m.x / m.count
     return h - x[:, :, None] * x[:, None, :] if centred else h

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeopt.errors import DataError
-from edgeopt.grid import QParams
-from edgeopt.ops import activations
+from edgeopt.graph.ops import activations
+from edgeopt.graph.plan import Plan
+from edgeopt.hardware.host import cores
+from edgeopt.hardware.target import Target
+from edgeopt.numbers.grid import QParams
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.ptq.moments import Sample, columns
 from edgeopt.ptq.reconstruct import Aim, rounded
-from edgeopt.runtime.session import Feed, Session, cores, open_session, with_outputs
-from edgeopt.state import Plan
-from edgeopt.target import Target
+from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
 
 Wide = NDArray[np.float64]
 _RIDGES = tuple(4.0**k for k in range(6, -4, -1))

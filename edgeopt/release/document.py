@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgeopt.errors import DataError
-from edgeopt.results import Range, Results
+from edgeopt.profiling.results import Range, Results
 
 SCHEMA = "edgeopt.run/1"
 RESULTS = "results.json"
@@ -28,7 +28,7 @@ def _figure(given: Any) -> bool:
     return given is not None and not (isinstance(given, float) and not math.isfinite(given))
 
 
-class Histogram(_Model):
+class LayerHistogram(_Model):
     """Values of a layer in float, and the range that its grid covers."""
 
     edges: tuple[float, ...]
@@ -42,10 +42,10 @@ class Layer(_Model):
     name: str
     op: str
     sqnr_db: float
-    histogram: Histogram | None = None
+    histogram: LayerHistogram | None = None
 
 
-class Step(_Model):
+class StepResult(_Model):
     """How a file came to be. cached: it was there already."""
 
     step: Mapping[str, Any]
@@ -64,7 +64,7 @@ class VariantResult(_Model):
     file: str | None = None
     sha256: str | None = None
     error: str | None = None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[StepResult, ...] = ()
     metrics: Mapping[str, float] = {}
     intervals: Mapping[str, Range] = Field(default={}, description="95 % intervals of metrics that have one")
     drops: Mapping[str, Range] = Field(

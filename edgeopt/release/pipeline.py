@@ -15,20 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.options import Listener, check_folder
-from edgeopt.release import artefacts, baseline, publishing
-from edgeopt.release import project as projects
-from edgeopt.release.building import Digests, Known, built, digests, evaluated, exported
-from edgeopt.release.cache import Cache, writing
-from edgeopt.release.checks import check
+from edgeopt.files import check_folder, locked, writing
+from edgeopt.listener import Listener
+from edgeopt.release.build.actions import Context
+from edgeopt.release.build.building import Digests, Known, built, digests, evaluated, exported
+from edgeopt.release.build.cache import Cache
+from edgeopt.release.build.measuring import measured, moved, with_measured
+from edgeopt.release.build.sources import there
 from edgeopt.release.document import Run, VariantResult
-from edgeopt.release.gates import judge
-from edgeopt.release.judging import line_finder
-from edgeopt.release.measuring import measured, moved, with_measured
-from edgeopt.release.names import check_names
-from edgeopt.release.project import FLOAT, PRESETS, Project
-from edgeopt.release.sources import there
-from edgeopt.release.steps import Context
+from edgeopt.release.evidence import artefacts, publishing
+from edgeopt.release.project import file as projects
+from edgeopt.release.project.checks import check
+from edgeopt.release.project.file import FLOAT, PRESETS, Project
+from edgeopt.release.project.names import check_names
+from edgeopt.release.verdict import baseline
+from edgeopt.release.verdict.gates import judge
+from edgeopt.release.verdict.judging import line_finder
 
 CACHE = ".cache"
 
@@ -69,7 +71,7 @@ def run(
         raise UsageError(f"{e}; choose another output.folder in {file}") from e
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with publishing.locked(folder), _importable(home):
+    with locked(folder), _importable(home):
         return _run(found, file, home, listener or Listener(), start)
 
 
@@ -161,7 +163,7 @@ def _timed(document: Run, context: Context, stage: Path) -> Run:
     )
 
 
-def _judged(document: Run, context: Context, stand: baseline.Kept, file: Path) -> Run:
+def _judged(document: Run, context: Context, stand: baseline.KeptBaseline, file: Path) -> Run:
     """`document` with its gates judged, against the baseline `stand`."""
     project, home = context.project, context.root
     files = {v.name: Path(v.file) for v in document.variants if v.file and not v.error and document.profile}

@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from edgeopt.data.source import refuse_many
 from edgeopt.errors import CalibrationError, DataError
-from edgeopt.graph import size_bytes
-from edgeopt.observers import Statistics
+from edgeopt.graph.facts import size_bytes
+from edgeopt.hardware.host import cores
+from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.probe import Probe
-from edgeopt.runtime.session import Feed, Session, cores, open_session, with_outputs
+from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
 
 SUBSAMPLE = 1024  # elements of a tensor and sample that enter the histogram
 Sample = tuple[str, Callable[[], Feed]]

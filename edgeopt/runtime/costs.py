@@ -30,11 +30,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeopt.errors import DataError
-from edgeopt.ops import OPS
+from edgeopt.files import temporary_folder
+from edgeopt.graph.ops import OPS
 from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.probe import Probe
 from edgeopt.runtime.session import Feed, open_session
-from edgeopt.staging import temporary_folder
 
 SCHEMA = "edgeopt.costs/1"
 _ROUNDS = (5, 40)

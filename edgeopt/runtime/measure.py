@@ -22,7 +22,7 @@ _BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
-class Latency:
+class PairedLatency:
     """Of one model: median of block medians in milliseconds; the speed-up over the reference with its 95 % interval."""
 
     latency_ms: float
@@ -53,7 +53,7 @@ def _runs(session: Session, feed: Feed) -> int:
 
 def interleaved(
     sessions: Mapping[str, Session], reference: str, feeds: Mapping[str, Feed], *, seconds: float = 2.0
-) -> dict[str, Latency]:
+) -> dict[str, PairedLatency]:
     """Latency of each session on its feed and its speed-up over the one called `reference`, in about `seconds` a model
     after warm-up; >= 7 rounds.
     """
@@ -70,10 +70,10 @@ def interleaved(
     return {name: _latency(blocks[name], blocks[reference]) for name in names}
 
 
-def _latency(blocks: Sequence[float], reference: Sequence[float]) -> Latency:
+def _latency(blocks: Sequence[float], reference: Sequence[float]) -> PairedLatency:
     ratios = np.log(np.asarray(reference) / np.asarray(blocks))
     low, high = bootstrap_interval(ratios)
-    return Latency(
+    return PairedLatency(
         1e3 * float(np.median(blocks)), float(np.exp(np.median(ratios))), float(np.exp(low)), float(np.exp(high))
     )
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.errors import ValidityError
+from edgeopt.files import staged, temporary_folder
 from edgeopt.runtime.session import ERRORS, Feed, open_session
-from edgeopt.staging import staged, temporary_folder
 
 _FAILURES: tuple[type[BaseException], ...] = (*ERRORS, OSError, SystemExit)
 

@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 
 from edgeopt.errors import UsageError, WorkerError, suggestion
+from edgeopt.files import temporary_folder
 from edgeopt.runtime.process import Worker, worker
-from edgeopt.staging import temporary_folder
 
 _PROBE_S = 60.0
 _TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[1, 4] y) { y = Add(x, x) }'

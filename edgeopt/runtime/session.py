@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgeopt.errors import DataError, ModelError, UsageError
-from edgeopt.graph import write
-from edgeopt.staging import temporary_folder
+from edgeopt.files import temporary_folder
+from edgeopt.graph.serialization import write
+from edgeopt.numbers.scores import Outputs
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (
@@ -128,36 +129,12 @@ def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
     return copy
 
 
-def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
-    """Refuse a feed that does not fit the inputs of `model`.
-
-    Raises:
-        DataError: a name that is missing or unknown, another dtype, rank or fixed dimension; names the sample.
-    """
-    inputs = {str(v.name): v for v in model.graph.inputs}
-    missing, unknown = sorted(inputs.keys() - feed.keys()), sorted(feed.keys() - inputs.keys())
-    if missing or unknown:
-        raise DataError(
-            f"{sample}: the model's inputs are {', '.join(inputs)}"
-            + (f"; missing: {', '.join(missing)}" if missing else "")
-            + (f"; not an input: {', '.join(unknown)}" if unknown else "")
-        )
-    for name, value in inputs.items():
-        array = feed[name]
-        if value.dtype is not None and array.dtype != value.dtype.numpy():
-            raise DataError(f"{sample}: input {name!r} wants {value.dtype.name.lower()}, the sample has {array.dtype}")
-        if value.shape is None:
-            continue
-        want = ["?" if not isinstance(d, int) else d for d in value.shape]
-        if len(want) != array.ndim or any(w not in ("?", d) for w, d in zip(want, array.shape, strict=True)):
-            raise DataError(f"{sample}: input {name!r} wants shape {want}, the sample has {list(array.shape)}")
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def finite(arrays: Iterable[NDArray[Any]]) -> bool:
     """Whether every float in `arrays` is finite."""
     return all(np.isfinite(a).all() for a in arrays if np.issubdtype(a.dtype, np.floating))
+
+
+def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int = 1) -> list[Outputs]:
+    """The outputs for every feed, in order."""
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda item: session.run(item[1]), feeds))

@@ -14,8 +14,9 @@ import sys
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError, UsageError
-from edgeopt.graph import canonical, embedded, load, write
-from edgeopt.staging import temporary_folder
+from edgeopt.files import temporary_folder
+from edgeopt.graph.form import canonical
+from edgeopt.graph.serialization import embedded, load, write
 
 TYPES = (
     "bert",

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from edgeopt.data import Feed, InputSpec, Sample
 from edgeopt.errors import DataError, suggestion
+from edgeopt.hardware.host import free_bytes
 from edgeopt.runtime.session import Feed as AnyFeed
 from edgeopt.runtime.session import finite
-from edgeopt.staging import free_bytes
 from edgeopt.train.spill import Spill, Spilled
 
 _LABEL = "label"

@@ -25,20 +25,21 @@ from torch import nn
 
 from edgeopt import graph
 from edgeopt.errors import ValidityError
-from edgeopt.options import Data, Listener
+from edgeopt.files import staged
+from edgeopt.listener import Listener
+from edgeopt.quantization.options import Data
 from edgeopt.runtime.session import open_session, with_outputs
-from edgeopt.staging import staged
 from edgeopt.train import batches as data_of
 from edgeopt.train import teachers
-from edgeopt.train.choice import Choice
+from edgeopt.train.evaluation import parity_of, scores
 from edgeopt.train.job import Job, check_device, check_peers, check_roles, prepare
 from edgeopt.train.lessons import heads_of, hints_of, lesson_of
 from edgeopt.train.loop import Diverged, Epoch, Progress, fit
-from edgeopt.train.module import OnnxModule, restored
+from edgeopt.train.network.choice import Choice
+from edgeopt.train.network.module import OnnxModule, restored
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
-from edgeopt.train.scores import parity_of, scores
 
 Model = str | Path | bytes | onnx.ModelProto | ir.Model
 

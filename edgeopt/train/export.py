@@ -23,11 +23,12 @@ from torch import nn
 
 from edgeopt import graph
 from edgeopt.data.source import Feed, InputSpec, named, random_samples, readable, specs
+from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, suggestion
-from edgeopt.options import Data, Options, check_place
-from edgeopt.prepare import samples_of
-from edgeopt.runtime.session import Session, check_feed, open_session
-from edgeopt.staging import staged
+from edgeopt.files import check_place, staged
+from edgeopt.quantization.options import Data, Options
+from edgeopt.quantization.prepare import samples_of
+from edgeopt.runtime.session import Session, open_session
 
 TOLERANCE = 1e-3  # of the largest output: float sums in another order
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")

@@ -11,19 +11,22 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgeopt import target
 from edgeopt.data import specs
+from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
-from edgeopt.graph import proto_bytes
-from edgeopt.options import Data, Listener, Options
-from edgeopt.prepare import samples_of
+from edgeopt.graph.serialization import proto_bytes
+from edgeopt.hardware import target
+from edgeopt.hardware.host import cores
+from edgeopt.listener import Listener
 from edgeopt.ptq.guard import guarded
-from edgeopt.runtime.session import Session, check_feed, cores, open_session
+from edgeopt.quantization.options import Data, Options
+from edgeopt.quantization.prepare import samples_of
+from edgeopt.runtime.session import Session, open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses
 from edgeopt.train.batches import Examples
-from edgeopt.train.fake_quant import masters
-from edgeopt.train.module import OnnxModule, write_back
+from edgeopt.train.network.fake_quant import masters
+from edgeopt.train.network.module import OnnxModule, write_back
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_names, matched, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks

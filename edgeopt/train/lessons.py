@@ -15,9 +15,9 @@ from edgeopt.train.attachments import Heads, Hints, check_heads
 from edgeopt.train.batches import Batch
 from edgeopt.train.job import Job
 from edgeopt.train.loop import Lesson
-from edgeopt.train.module import OnnxModule
+from edgeopt.train.network.module import OnnxModule
+from edgeopt.train.network.taps import inner_values
 from edgeopt.train.pairs import matched
-from edgeopt.train.taps import inner_values
 
 
 def _example(job: Job, taps: tuple[str, ...]) -> tuple[Batch, dict[str, Tensor]]:

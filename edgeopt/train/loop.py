@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError, EdgeoptError
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from edgeopt.train.batches import Batch
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.ranks import Ranks
@@ -60,7 +60,7 @@ class Progress:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """What is trained: modules (the student first), their optimizer, and the student's moving average."""
 
     modules: nn.ModuleList
@@ -151,11 +151,13 @@ def fit(
     return progress
 
 
-def _scored(run: Run, score: Callable[[nn.Module], float]) -> float:
+def _scored(run: TrainingRun, score: Callable[[nn.Module], float]) -> float:
     return run.ranks.told([score(run.judged) if run.ranks.first else 0.0])[0]
 
 
-def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ranks: Ranks, identity: str) -> Run:
+def _begin(
+    modules: nn.ModuleList, batch_count: int, options: DistillOptions, ranks: Ranks, identity: str
+) -> TrainingRun:
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -172,7 +174,7 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: DistillOptions, ra
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
     average = copy.deepcopy(modules[0]) if options.ema else None
     progress = Progress(epochs=options.epochs, asked=options.epochs, identity=identity)
-    run = Run(modules, optimizer, average, progress, steps, ranks)
+    run = TrainingRun(modules, optimizer, average, progress, steps, ranks)
     if options.resume and options.checkpoint is not None:
         content = options.checkpoint.read_bytes() if ranks.first and options.checkpoint.is_file() else None
         content = ranks.sent(content)
@@ -189,7 +191,7 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / max(1, total - first))))
 
 
-def _fit_into_minutes(run: Run, epoch_seconds: float, left: float, options: DistillOptions) -> None:
+def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, options: DistillOptions) -> None:
     """As many epochs, and so a warm-up and a cosine as long, as fit into the `left` seconds: forecast after some steps,
     and after every epoch by the time of the last one.
     """
@@ -198,7 +200,7 @@ def _fit_into_minutes(run: Run, epoch_seconds: float, left: float, options: Dist
         run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
 
 
-def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions, begun: float) -> float:
+def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions, begun: float) -> float:
     """One pass, or what of it fits into the minutes since `begun`; the mean loss over all ranks. Every rank takes every step, with
     or without a batch of its own.
     """
@@ -227,13 +229,13 @@ def _epoch(run: Run, lesson: Lesson, examples: Iterator[Batch], options: Distill
     return total / max(1.0, count_all)
 
 
-def _poison(run: Run) -> None:
+def _poison(run: TrainingRun) -> None:
     """A gradient that is no number, which every rank gets to see."""
     parameter = next(p for p in run.modules.parameters() if p.requires_grad)
     parameter.grad = torch.full_like(parameter, math.nan)
 
 
-def _step(run: Run, options: DistillOptions, step: int) -> None:
+def _step(run: TrainingRun, options: DistillOptions, step: int) -> None:
     run.ranks.sum_gradients(p for p in run.modules.parameters() if p.requires_grad)
     norm = nn.utils.clip_grad_norm_([p for p in run.modules.parameters() if p.grad is not None], options.clip)
     if not torch.isfinite(norm):
@@ -247,12 +249,12 @@ def _step(run: Run, options: DistillOptions, step: int) -> None:
                 kept.lerp_(new, 1 - options.ema)
 
 
-def _late(run: Run, seconds: float, options: DistillOptions) -> bool:
+def _late(run: TrainingRun, seconds: float, options: DistillOptions) -> bool:
     """Whether the minutes are over, by the clock of rank 0."""
     return options.minutes is not None and bool(run.ranks.told([float(seconds > 60 * options.minutes)])[0])
 
 
-def _enough(run: Run, options: DistillOptions, seconds: float, listener: Listener) -> bool:
+def _enough(run: TrainingRun, options: DistillOptions, seconds: float, listener: Listener) -> bool:
     progress = run.progress
     if _late(run, seconds, options) and progress.epoch < progress.epochs:
         listener.note(f"stopped after {progress.epoch} epochs: {options.minutes:g} minutes are over")
@@ -267,7 +269,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 
-def _save(run: Run, options: DistillOptions, listener: Listener) -> None:
+def _save(run: TrainingRun, options: DistillOptions, listener: Listener) -> None:
     """Write the log and the checkpoint, each by way of a file beside it; a full disk is told and the run goes on."""
     if not run.ranks.first:
         return
@@ -286,7 +288,7 @@ def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _show(run: Run, folder: Path) -> None:
+def _show(run: TrainingRun, folder: Path) -> None:
     """Add the last epoch to what TensorBoard shows."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -296,7 +298,7 @@ def _show(run: Run, folder: Path) -> None:
             board.add_scalar(name, getattr(line, name), line.epoch)
 
 
-def _write_log(run: Run, path: Path) -> None:
+def _write_log(run: TrainingRun, path: Path) -> None:
     with _part(path).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow([f.name for f in dataclasses.fields(Epoch)])
@@ -304,7 +306,7 @@ def _write_log(run: Run, path: Path) -> None:
     _part(path).replace(path)
 
 
-def _write_state(run: Run, path: Path) -> None:
+def _write_state(run: TrainingRun, path: Path) -> None:
     progress = {**vars(run.progress), "log": [dataclasses.astuple(line) for line in run.progress.log]}
     state = {
         "modules": run.modules.state_dict(),
@@ -321,7 +323,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-def _load(run: Run, content: bytes, path: Path, epochs: int, identity: str) -> None:
+def _load(run: TrainingRun, content: bytes, path: Path, epochs: int, identity: str) -> None:
     """Go on where the checkpoint ended.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgeopt.errors import UsageError
-from edgeopt.options import check_place
+from edgeopt.files import check_place
 from edgeopt.train.options import DistillOptions
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from edgeopt.data.source import BROKEN_ARRAY
 from edgeopt.errors import DataError
+from edgeopt.files import temporary_folder
 from edgeopt.runtime.session import Session
-from edgeopt.staging import temporary_folder
 from edgeopt.train.batches import Batch, Examples, batches
 
 _ALIKE = 0.05  # of an output's size; integers may round otherwise in another batch
@@ -95,7 +95,7 @@ def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(names, feed.values(), strict=True))
 
 
-class Kept:
+class KeptAnswers:
     """Answers by sample, in a memory-mapped file for each output and shape; the system decides what stays in memory."""
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -169,7 +169,7 @@ def _shapes(batch: Batch) -> tuple[Any, ...]:
 
 
 @contextmanager
-def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> Iterator[Kept]:
+def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> Iterator[KeptAnswers]:
     """A store of answers to `examples`: in a temporary folder, or in one inside `cache` that is named for the teacher and
     the samples, so that other teachers and samples never meet its files.
 
@@ -178,7 +178,7 @@ def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> I
     """
     if cache is None:
         with temporary_folder() as folder:
-            yield Kept(folder, len(examples))
+            yield KeptAnswers(folder, len(examples))
         return
     digest = hashlib.sha256(teacher)
     for feed in examples.feeds:
@@ -190,10 +190,10 @@ def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> I
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise DataError(f"--cache {cache}: cannot be used ({e.strerror or e})") from e
-    yield Kept(folder, len(examples))
+    yield KeptAnswers(folder, len(examples))
 
 
-def fixed(session: Session, store: Kept | None, device: str) -> Teacher:
+def fixed(session: Session, store: KeptAnswers | None, device: str) -> Teacher:
     """A teacher that stays as it is; store: None where every view is another one.
 
     An answer is kept by sample where the teacher gives as many rows as it gets samples.

@@ -93,7 +93,7 @@ def test_python_dash_m_quantizes_a_real_model(real: Real) -> None:
 
 def test_json_on_stdout_is_all_of_stdout_and_has_its_schema(real: Real) -> None:
     report = json.loads(real.ended.out)
-    assert report["schema"] == "edgeopt.report/1"
+    assert report["schema"] == "edgeopt.quantization.report/1"
     assert report["output_bytes"] == (real.folder / "digits.int8.onnx").stat().st_size
     assert report["input_bytes"] == (DIGITS / "digits.onnx").stat().st_size
     assert report["outputs"][0]["output"] == "logits"
@@ -280,7 +280,7 @@ def test_an_interrupted_run_is_130_and_leaves_nothing(run: Run, here: Path, monk
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeopt.verify.compare", interrupt)
+    monkeypatch.setattr("edgeopt.quantization.check.compare", interrupt)
     ended = run(*GOOD)
     assert ended.code == 130
     assert "interrupted" in ended.err

@@ -14,7 +14,7 @@ import pytest
 
 import edgeopt
 from edgeopt import graph
-from edgeopt.results import Comparison, Results, load
+from edgeopt.profiling.results import Comparison, Results, load
 from tests import models
 from tests.cli.test_cli import DIGITS, Ended
 from tests.profiling import stubs
@@ -266,10 +266,10 @@ def test_results_of_other_conditions_are_5_and_the_difference_is_named(other: di
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('{"schema": "edgeopt.results/2"}', "edgeopt.results/2"),
-        ('{"schema": "edgeopt.results/1"}', "kind"),
-        ("{}", "edgeopt.results/1"),
-        ("[1]", "edgeopt.results/1"),
+        ('{"schema": "edgeopt.profiling.results/2"}', "edgeopt.profiling.results/2"),
+        ('{"schema": "edgeopt.profiling.results/1"}', "kind"),
+        ("{}", "edgeopt.profiling.results/1"),
+        ("[1]", "edgeopt.profiling.results/1"),
         ("", "not a results file"),
         ("\xff\xfe", "not a results file"),
         ("{" * 5000, "not a results file"),

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from edgeopt.profiling.profile import profile
-from edgeopt.results import Results, load
+from edgeopt.profiling.results import Results, load
 from tests import models
 from tests.cli.test_cli import Ended
 from tests.profiling import stubs

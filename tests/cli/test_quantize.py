@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgeopt.options import ROUNDINGS
+from edgeopt.quantization.options import ROUNDINGS
 from tests import models
 from tests.cli.test_cli import STATIC, Run, here, names, run  # noqa: F401  (fixtures)
 
@@ -102,7 +102,7 @@ def test_an_interrupted_search_is_130_and_leaves_its_best_so_far_and_a_journal_w
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("edgeopt.search.Search.islands", interrupt)
+        patched.setattr("edgeopt.quantization.search.Search.islands", interrupt)
         assert run(*HIGH).code == 130
     assert names(here) == {"model.onnx", "x.npy", "model.int8.onnx", "model.int8.onnx.search.jsonl"}
     ended = run(*HIGH)
@@ -119,7 +119,7 @@ def test_a_search_whose_front_cannot_be_written_at_the_end_says_so_without_a_tra
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("edgeopt.pareto.picture", full)
+    monkeypatch.setattr("edgeopt.quantization.front.picture", full)
     ended = run(*HIGH, "--pareto", "front")
     assert ended.code in (2, 3)
     assert ended.err.splitlines()[-1].startswith("edgeopt: ")

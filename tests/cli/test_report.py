@@ -80,7 +80,7 @@ def test_results_are_never_written_over(argv: list[str], here: Path, run: Run) -
         (["a.json", "none.json"], 3, "none.json"),
         (["."], 3, "not a results file"),
         (["bad.json"], 3, "bad.json"),
-        (["profile.json"], 3, "edgeopt.results/1"),
+        (["profile.json"], 3, "edgeopt.profiling.results/1"),
         (["a.json", "-o", "none/report.html"], 2, "no folder"),
         (["a.json", "-o", "."], 2, "folder"),
     ],
@@ -89,7 +89,7 @@ def test_what_cannot_be_is_refused_with_its_name_and_nothing_is_written(
     argv: list[str], code: int, says: str, here: Path, run: Run
 ) -> None:
     (here / "bad.json").write_text("{")
-    (here / "profile.json").write_text('{"schema": "edgeopt.results/1"}')
+    (here / "profile.json").write_text('{"schema": "edgeopt.profiling.results/1"}')
     before = files(here)
     found = run(*argv)
     assert found.code == code and says in found.err and "Traceback" not in found.err and files(here) == before

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.release import publishing
-from edgeopt.release.manifest import verify
+from edgeopt.files import locked
+from edgeopt.release.evidence.manifest import verify
 from tests import models
 from tests.cli.test_cli import Ended, Run, here, run
 from tests.release.projects import edited
@@ -93,7 +93,7 @@ def test_sigterm_ends_a_run_with_130_in_words_and_the_next_goes_on(file: Path) -
 
 def test_two_runs_at_once_are_told_with_the_process_that_was_first(file: Path, run: Run) -> None:
     OUT.mkdir(parents=True)
-    with publishing.locked(OUT):
+    with locked(OUT):
         found = run("run")
     assert found.code == 2 and f"another run is at work there (process {os.getpid()})" in found.err
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import edgeopt
@@ -173,7 +174,7 @@ def test_a_quantized_model_is_refused_and_nothing_is_written(here: Path, run: Ru
 
 
 def test_a_transformer_of_free_length_is_shrunk_at_the_length_that_is_given(here: Path, run: Run) -> None:
-    onnx.save(edgeopt.graph.ir.to_proto(attention()), here / "text.onnx")
+    onnx.save(ir.to_proto(attention()), here / "text.onnx")
     found = run("text.onnx", "--width", "0.5", "--dim", "S=7", "--format", "json")
     facts = json.loads(found.out)
     assert found.code == 0 and facts["macs"][1] < 0.7 * facts["macs"][0]

@@ -10,12 +10,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgeopt import candidates as modes
-from edgeopt import target as targets
-from edgeopt.grid import INT8_WEIGHT, QParams, quantize
-from edgeopt.ops import channel_axis, weight_of
+from edgeopt.graph.ops import channel_axis, weight_of
+from edgeopt.hardware import target as targets
+from edgeopt.numbers.grid import INT8_WEIGHT, QParams, quantize
 from edgeopt.passes.dynamic import candidates, dynamic
-from edgeopt.ptq.quantize import saturation_floor, weight_params
+from edgeopt.ptq.grids import saturation_floor, weight_params
+from edgeopt.quantization import forms as modes
 from tests import tiny
 from tests.static import kernels_of
 

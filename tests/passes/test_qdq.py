@@ -9,15 +9,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgeopt import target as targets
-from edgeopt.grid import BIAS, INT4_WEIGHT, INT8_WEIGHT, UINT8, QParams, fake_quantize, quantize
+from edgeopt.graph.plan import Plan
+from edgeopt.hardware import target as targets
+from edgeopt.numbers.grid import BIAS, INT4_WEIGHT, INT8_WEIGHT, UINT8, QParams, fake_quantize, quantize
 from edgeopt.passes.qdq import drop_unused, fold_weights, insert_qdq, params_of
 from edgeopt.ptq.place import place
 from edgeopt.runtime.probe import probe
 from edgeopt.runtime.session import Feed
-from edgeopt.state import Plan
 from tests import tiny
-from tests.ptq.test_quantize import convolve
+from tests.ptq.test_grids import convolve
 from tests.static import Static, static
 
 AVX2 = targets.load("cpu-x86-avx2")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph
-from edgeopt.grid import INT4_WEIGHT, INT8_WEIGHT, QParams, fake_quantize
+from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, QParams, fake_quantize
 from edgeopt.passes.qdq import params_of
 from edgeopt.passes.weights import INT4_BLOCK, block_params, weight_only
 from tests import tiny

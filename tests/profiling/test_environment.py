@@ -11,7 +11,7 @@ import pytest
 
 from edgeopt.profiling import environment as module
 from edgeopt.profiling.environment import environment
-from edgeopt.results import Environment
+from edgeopt.profiling.results import Environment
 
 X86 = """processor\t: 0
 vendor_id\t: AuthenticAMD

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph
+from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, UsageError
 from edgeopt.profiling.inputs import generated, index_bound, read_arrays, shapes, write_feeds
-from edgeopt.runtime.session import check_feed
 from tests import tiny
 from tests.models import normal
 

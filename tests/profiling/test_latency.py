@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.errors import WorkerError
+from edgeopt.numbers.intervals import median_interval, outliers, percentile, ratio_interval
+from edgeopt.profiling.arms import PRESETS, Arm, Preset
 from edgeopt.profiling.latency import (
     Timing,
     cold,
@@ -25,9 +27,7 @@ from edgeopt.profiling.latency import (
     series,
     summary,
 )
-from edgeopt.profiling.plan import PRESETS, Arm, Preset
-from edgeopt.results import Block, Latency, Range
-from edgeopt.stats import median_interval, outliers, percentile, ratio_interval
+from edgeopt.profiling.results import Block, Latency, Range
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True)
 PRESET = replace(PRESETS["quick"], precision=0.02)

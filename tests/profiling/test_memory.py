@@ -9,10 +9,10 @@ import onnx
 import pytest
 
 from edgeopt.errors import WorkerError
+from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.inputs import write_feeds
 from edgeopt.profiling.memory import memory
-from edgeopt.profiling.plan import Arm
-from edgeopt.results import Memory, Phase
+from edgeopt.profiling.results import Memory, Phase
 from edgeopt.runtime.providers import parse
 from tests import tiny
 from tests.models import normal

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.errors import UsageError
+from edgeopt.profiling.arms import PRESETS
 from edgeopt.profiling.options import LEVELS, ProfileOptions
-from edgeopt.profiling.plan import PRESETS
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True)
 M = Path("m.onnx")

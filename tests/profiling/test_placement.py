@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 from edgeopt.errors import WorkerError
+from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.inputs import write_feeds
 from edgeopt.profiling.live import live
 from edgeopt.profiling.placement import Trace, ops, placement, read_trace, refuse_fallback
-from edgeopt.profiling.plan import Arm
-from edgeopt.results import Ops
+from edgeopt.profiling.results import Ops
 from edgeopt.runtime.providers import CPU
 from tests import tiny
 

@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from edgeopt.errors import DataError, ModelError, UsageError
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from edgeopt.profiling.cases import cases
 from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.profile import compare, profile
-from edgeopt.results import Comparison, Results, load
+from edgeopt.profiling.results import Comparison, Results, load
 from tests import models
 from tests.models import Ears
 from tests.profiling import stubs

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import edgeopt
-from edgeopt.results import Measured, Results
+from edgeopt.profiling.results import Measured, Results
 from edgeopt.runtime.providers import listed
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,8 +14,8 @@ import pytest
 import edgeopt
 from edgeopt import graph
 from edgeopt.profiling.inputs import write_feeds
+from edgeopt.profiling.results import Size
 from edgeopt.profiling.size import size
-from edgeopt.results import Size
 from tests import tiny
 from tests.models import normal
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import ComparabilityError, DataError, UsageError
-from edgeopt.profiling.stored import compare_stored
-from edgeopt.results import (
+from edgeopt.numbers.intervals import unpaired_ratio_interval
+from edgeopt.profiling.results import (
     Block,
     Comparison,
     Environment,
@@ -26,7 +26,7 @@ from edgeopt.results import (
     Size,
     load,
 )
-from edgeopt.stats import unpaired_ratio_interval
+from edgeopt.profiling.stored import compare_stored
 
 ENVIRONMENT = Environment(
     cpu="Cortex-A72", features=("neon",), cores=4, governor="performance", system="Linux", edgeopt="0.1.0"

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph
-from edgeopt.passes.simplify import simplify
+from edgeopt.passes.simplifying import simplify
 from edgeopt.pruning import width
 from edgeopt.pruning.units import Units
 from edgeopt.runtime.probe import shapes

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeopt import target as targets
+from edgeopt.hardware import target as targets
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.ptq.islands import blame
 from tests import tiny

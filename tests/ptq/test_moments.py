@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeopt.ptq.moments import Moments, columns, gather, layers, parts, rows, size_bytes, unrows
+from edgeopt.ptq.moments import LayerMoments, columns, gather, layers, parts, rows, size_bytes, unrows
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -72,7 +72,7 @@ def test_weights_times_every_row_are_the_outputs_of_a_product(text: str, shape: 
 
 def test_moments_of_parts_add_up_to_the_moments_of_all() -> None:
     x = normal(50, 2, 7)
-    parts, whole = Moments.of(x[:20]).merge(Moments.of(x[20:])), Moments.of(x)
+    parts, whole = LayerMoments.of(x[:20]).merge(LayerMoments.of(x[20:])), LayerMoments.of(x)
     assert parts.count == whole.count == 50
     np.testing.assert_allclose(parts.h, whole.h, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(whole.h[1], x[:, 1].T @ x[:, 1], rtol=1e-4, atol=1e-4)

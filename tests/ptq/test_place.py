@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 
 import edgeopt
-from edgeopt import target as targets
 from edgeopt.errors import UsageError
-from edgeopt.ops import OPS, activations, cost_class
-from edgeopt.ptq.place import macs, place, refusal, select
+from edgeopt.graph.ops import OPS, activations, cost_class
+from edgeopt.graph.plan import Plan
+from edgeopt.graph.select import select
+from edgeopt.hardware import target as targets
+from edgeopt.hardware.target import OpCost, Target
+from edgeopt.ptq.place import macs, place, refusal
 from edgeopt.runtime.probe import Probe, probe
-from edgeopt.state import Plan
-from edgeopt.target import OpCost, Target
 from tests import tiny
 
 AVX2 = targets.load("cpu-x86-avx2")

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeopt import target as targets
-from edgeopt.grid import QParams
-from edgeopt.ops import activations, bias_of, channel_axis, weight_of
-from edgeopt.ptq.moments import Moments, gather, layers, rows
-from edgeopt.ptq.quantize import bias_params, scale_floor
+from edgeopt.graph.ops import activations, bias_of, channel_axis, weight_of
+from edgeopt.hardware import target as targets
+from edgeopt.hardware.target import Target
+from edgeopt.numbers.grid import QParams
+from edgeopt.ptq.grids import bias_params, scale_floor
+from edgeopt.ptq.moments import LayerMoments, gather, layers, rows
 from edgeopt.ptq.reconstruct import ROUNDERS, clipped, reconstructed
 from edgeopt.runtime.session import Feed
-from edgeopt.target import Target
 from tests import tiny
 from tests.models import normal
 from tests.ptq.test_gptq import LIMIT, problem
@@ -48,7 +48,7 @@ NAMES = ("wide", "deep", "apart", "bare", "head")
 BOTH = pytest.mark.parametrize("name", ["cpu-x86-avx2", "cpu-x86-vnni"])
 
 
-def found_for(target: Target) -> tuple[Static, dict[str, Moments]]:
+def found_for(target: Target) -> tuple[Static, dict[str, LayerMoments]]:
     made = static(MODEL, FEEDS, target)
     read = [(str(i), lambda feed=feed: feed) for i, feed in enumerate(FEEDS)]
     return made, gather(made.model, layers(made.model, made.plan.integer), read)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeopt import target as targets
 from edgeopt.errors import DataError
-from edgeopt.ops import bias_of, channel_axis, weight_of
+from edgeopt.graph.ops import bias_of, channel_axis, weight_of
+from edgeopt.hardware import target as targets
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.ptq.moments import gather, layers
 from edgeopt.ptq.reconstruct import ROUNDERS, reconstructed

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt.runtime.measure import Latency
+from edgeopt.runtime.measure import PairedLatency
 from tests.release.projects import clock, steps
 
 __all__ = ["clock", "steps"]
@@ -15,7 +15,7 @@ __all__ = ["clock", "steps"]
 def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a simplify step would time for a second is not timed."""
 
-    def at_once(sessions: Mapping[str, Any], *args: Any, **more: Any) -> dict[str, Latency]:
-        return dict.fromkeys(sessions, Latency(1.0, 1.0, 1.0, 1.0))
+    def at_once(sessions: Mapping[str, Any], *args: Any, **more: Any) -> dict[str, PairedLatency]:
+        return dict.fromkeys(sessions, PairedLatency(1.0, 1.0, 1.0, 1.0))
 
     monkeypatch.setattr("edgeopt.simplification.interleaved", at_once)

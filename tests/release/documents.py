@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.release.document import GateResult, Histogram, Layer, Run, Step, VariantResult
-from edgeopt.results import Block, Measured, Memory, NodeTime, Ops, Phase, Placement, Results, TypeTime
+from edgeopt.profiling.results import Block, Measured, Memory, NodeTime, Ops, Phase, Placement, Results, TypeTime
+from edgeopt.release.document import GateResult, Layer, LayerHistogram, Run, StepResult, VariantResult
 from tests.release.runs import around, measured, run, variant
 
 
-def histogram(seed: int = 0, clip: tuple[float, float] | None = (-2.0, 2.0)) -> Histogram:
+def histogram(seed: int = 0, clip: tuple[float, float] | None = (-2.0, 2.0)) -> LayerHistogram:
     """Of a thousand normal values."""
     counts, edges = np.histogram(np.random.default_rng(seed).standard_normal(1000), 40)
-    return Histogram(edges=tuple(map(float, edges)), counts=tuple(map(int, counts)), clip=clip)
+    return LayerHistogram(edges=tuple(map(float, edges)), counts=tuple(map(int, counts)), clip=clip)
 
 
 def layers(count: int, name: str = "layer") -> tuple[Layer, ...]:
@@ -67,7 +67,7 @@ def made(name: str, at: float, *, nodes: int = 20, layer: str = "layer") -> Vari
         "size.file": 5e6 + at, "size.download": 4e6 + at, "latency.p50": at, "latency.p90": 1.2 * at, "speedup": 20 / at,
         "memory.peak_rss": 1e8, "quant.sqnr": at, "accuracy.agreement": 1 - at / 100,
     }  # fmt: skip
-    step = Step(
+    step = StepResult(
         step={"step": "quantize", "effort": "fast"},
         cached=False,
         seconds=2.0,

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt.options import Listener
-from edgeopt.release import building
-from edgeopt.results import Cold, Comparison, Measured, Memory, Phase, Results
+from edgeopt.listener import Listener
+from edgeopt.profiling.results import Cold, Comparison, Measured, Memory, Phase, Results
+from edgeopt.release.build import building
 from tests import models
 from tests.release.runs import around, measured
 

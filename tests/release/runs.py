@@ -6,9 +6,9 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
+from edgeopt.profiling.results import Environment, Latency, Measured, Range, Results, Setting
 from edgeopt.release.document import Run, VariantResult
-from edgeopt.release.project import Project
-from edgeopt.results import Environment, Latency, Measured, Range, Results, Setting
+from edgeopt.release.project.file import Project
 
 HEAD = """model = "model.onnx"
 [data]

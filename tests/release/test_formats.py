@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.release import artefacts, manifest
 from edgeopt.release.document import GateResult, Run
-from edgeopt.release.gates import Against, judge
-from edgeopt.release.metrics import METRICS
+from edgeopt.release.evidence import artefacts, manifest
+from edgeopt.release.project.metrics import METRICS
+from edgeopt.release.verdict.gates import Against, judge
 from tests import models
 from tests.release.runs import around, project, run, variant
 

@@ -20,15 +20,18 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import DataError, UsageError, ValidityError
-from edgeopt.metric import LIKENESSES
-from edgeopt.options import Listener
-from edgeopt.release import building, checks, publishing, sources
-from edgeopt.release.building import Digests
-from edgeopt.release.cache import Cache, sha256
+from edgeopt.files import locked, sha256
+from edgeopt.listener import Listener
+from edgeopt.quantization.metric import LIKENESSES
+from edgeopt.release.build import building, sources
+from edgeopt.release.build.actions import Context, run_step
+from edgeopt.release.build.building import Digests
+from edgeopt.release.build.cache import Cache
 from edgeopt.release.document import Run
-from edgeopt.release.manifest import verify
-from edgeopt.release.project import Project, load
-from edgeopt.release.steps import Context, run_step
+from edgeopt.release.evidence import publishing
+from edgeopt.release.evidence.manifest import verify
+from edgeopt.release.project import checks
+from edgeopt.release.project.file import Project, load
 from tests import models
 from tests.release.projects import TOML, Clock, Heard, edited, project
 
@@ -74,7 +77,7 @@ def test_a_second_run_rebuilds_nothing_reads_no_sample_and_says_so(
 ) -> None:
     first = edgeopt.run(file)
     assert first.verdict == "pass" and steps == ["simplify", "fp16", "fp16"] and cached(first) == [False] * 3
-    monkeypatch.setattr("edgeopt.release.evaluate.jury", lambda context: pytest.fail("evaluated again"))
+    monkeypatch.setattr("edgeopt.release.build.evaluate.jury", lambda context: pytest.fail("evaluated again"))
     heard = Heard()
     again = edgeopt.run(file, listener=heard.listener)
     assert len(steps) == 3 and cached(again) == [True] * 3
@@ -268,7 +271,7 @@ def test_a_run_that_is_stopped_while_it_publishes_publishes_all_of_it(
 
 def test_two_runs_at_once_on_one_folder_are_told_apart(file: Path) -> None:
     edgeopt.run(file)
-    with publishing.locked(out(file)), pytest.raises(UsageError, match=f"another run is at work.*{os.getpid()}"):
+    with locked(out(file)), pytest.raises(UsageError, match=f"another run is at work.*{os.getpid()}"):
         edgeopt.run(file)
     assert edgeopt.run(file).exit_code == 0
 
@@ -532,7 +535,7 @@ def test_a_quantize_step_reads_measured_costs_and_does_not_add_to_them(
         given.append(costs)
         raise DataError("enough")
 
-    monkeypatch.setattr("edgeopt.optimize.quantize", stopped)
+    monkeypatch.setattr("edgeopt.quantization.quantize.quantize", stopped)
     assert edgeopt.run(file).exit_code == 3
     assert len(given) == 1 and (file.parent / "c.json").read_text() == "{}"
 

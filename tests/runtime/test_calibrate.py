@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt.errors import CalibrationError, DataError
-from edgeopt.observers import Statistics
+from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime import calibrate
 from edgeopt.runtime.calibrate import SUBSAMPLE, Sample, forecast, groups, merge, observe
 from edgeopt.runtime.probe import Probe, probe

@@ -11,12 +11,12 @@ import pytest
 
 from edgeopt import quantize
 from edgeopt.errors import DataError, UsageError
-from edgeopt.ops import OPS
+from edgeopt.graph.ops import OPS
+from edgeopt.hardware.target import load as target_of
 from edgeopt.ptq.place import place
 from edgeopt.runtime import costs
 from edgeopt.runtime.costs import Costs, document, joined, key, load, measured, parsed, save
 from edgeopt.runtime.probe import probe
-from edgeopt.target import load as target_of
 from tests import tiny
 from tests.models import normal
 from tests.static import static

@@ -281,9 +281,9 @@ class Machine:
         self.now += round(seconds * 1e9)
 
 
-def on(machine: Machine, monkeypatch: pytest.MonkeyPatch, *found: object) -> measured.Worker:
+def on(machine: Machine, monkeypatch: pytest.MonkeyPatch, *found: object) -> measured.Server:
     monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter_ns=lambda: machine.now, sleep=machine.sleep))
-    w = measured.Worker()
+    w = measured.Server()
     w.session, w.feeds = machine, list(found or [{}])  # type: ignore[arg-type]
     return w
 
@@ -326,7 +326,7 @@ def test_feeds_take_turns_over_the_blocks(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_new_feeds_begin_at_the_first(tmp_path: Path) -> None:
-    w = measured.Worker()
+    w = measured.Server()
     w.turn = 5
     assert w.feed(feeds(tmp_path, *({"x": np.float32([i])} for i in range(12)))) == {"feeds": 12}
     assert w.turn == 0 and [float(f["x"][0]) for f in w.feeds] == list(range(12))

@@ -13,7 +13,7 @@ from edgeopt import distill, graph
 from edgeopt.data import DataOptions, open_data, specs
 from edgeopt.data.images import load_toml, resolve
 from edgeopt.errors import DataError, EdgeoptError, UsageError
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.train import toys

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgeopt import distill
 from edgeopt.errors import DataError, EdgeoptError, UsageError
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from edgeopt.train import lessons, loop
 from edgeopt.train.loop import Progress, fit
 from edgeopt.train.options import DistillOptions

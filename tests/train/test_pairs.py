@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
 from edgeopt import distill
 from edgeopt.errors import DataError, UsageError
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from edgeopt.train.losses import LOSSES
 from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_order, matched, paired
@@ -27,7 +28,7 @@ def files(folder: Path, student: str, teacher: str) -> dict[str, Path]:
     return {"student_classes": folder / "s.txt", "teacher_classes": folder / "t.txt"}
 
 
-def wired(*outputs: str) -> toys.graph.ir.Model:
+def wired(*outputs: str) -> ir.Model:
     """A model with outputs of these names."""
     body = " ".join(f"{o} = Relu(x)" for o in outputs)
     return tiny.model(f"g (float[N,3] x) => ({', '.join(f'float[N,3] {o}' for o in outputs)}) {{ {body} }}")

@@ -32,7 +32,7 @@ DRIVER = """
 import json, os, shutil, sys
 from pathlib import Path
 from edgeopt import distill, graph
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from tests.train import toys
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 state, early = folder / "state.pt", folder / "early.pt"

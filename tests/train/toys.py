@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.options import Listener
+from edgeopt.listener import Listener
 from tests import tiny
 
 PERCEPTRON = "g (float[N,4] x) => (float[N,{classes}] y) {{ h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b) }}"
@@ -58,7 +59,7 @@ def nodes(model: onnx.ModelProto) -> list[bytes]:
     return found
 
 
-def same_bytes(a: graph.ir.Model, b: graph.ir.Model) -> bool:
+def same_bytes(a: ir.Model, b: ir.Model) -> bool:
     return graph.proto_bytes(a) == graph.proto_bytes(b)
 
 

@@ -42,7 +42,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 _PLUGIN_LIBRARY = "get_library_path"
 
 
-class Worker:
+class Server:
     """One session and its feeds."""
 
     session: Any = None
@@ -249,7 +249,7 @@ def serve() -> None:
     """Answer requests until stdin ends. What providers print goes to stderr, so that stdout holds answers only."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = Worker()
+    worker = Server()
     for line in sys.stdin:
         request = json.loads(line)
         do = request.pop("do")

@@ -1,0 +1,202 @@
+"""Folders to write and check in before anything is put in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeopt.errors import UsageError
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone at the end.
+
+    Raises:
+        UsageError: the disk for temporary files is full.
+    """
+    try:
+        folder = tempfile.mkdtemp(prefix="edgeopt.")
+    except OSError as e:
+        raise UsageError(f"no room for a temporary folder ({e}); set TMPDIR to one with space") from e
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to write and check in; what it holds at the end is moved to the folder of `path`, or
+    removed after an error.
+
+    Raises:
+        UsageError: the folder of `path` cannot be written.
+    """
+    try:
+        _sweep(path)
+        stage = Path(tempfile.mkdtemp(prefix=f"{_prefix(path)}{os.getpid()}.", dir=path.parent))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: {path.parent} cannot be written ({e}); choose another place with -o") from e
+    try:
+        yield stage
+        _move(stage, path)
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be written ({e.strerror or e}); nothing was left there") from e
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def empty(stage: Path) -> None:
+    """Take out what a stage holds, so that nothing of it is moved."""
+    for file in stage.iterdir():
+        file.unlink()
+
+
+def _prefix(path: Path) -> str:
+    owner = hashlib.sha256(f"{platform.node()}/{path.name}".encode()).hexdigest()[:12]
+    return f".{path.name[:40]}.{owner}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove the stages beside `path` of processes of this machine that were killed."""
+    for found in path.parent.iterdir():
+        owner = re.fullmatch(re.escape(_prefix(path)) + r"(\d+)\..+", found.name)
+        if owner is not None and not _alive(int(owner[1])):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _move(stage: Path, path: Path) -> None:
+    """Move what `stage` holds beside `path`, the file called so last; after an error, what is new is taken back."""
+    made: list[Path] = []
+    try:
+        for file in sorted(stage.iterdir(), key=lambda f: f.name == path.name):
+            _sync(file)
+            target = path.parent / file.name
+            if not target.exists():
+                made.append(target)
+            file.replace(target)
+    except BaseException:
+        for target in made:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One run at a time in `folder`; the system lets go when the process ends, however it does."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+            raise UsageError(
+                f"{folder}: another run is at work there (process {owner}); wait for it, or choose another output.folder"
+            ) from e
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def check_folder(path: Path) -> None:
+    """See that the folder `path` is there and can be written to, or can be made.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        there = next(p for p in (path, *path.parents) if _exists(p))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: cannot be a folder ({e})") from e
+    if not there.is_dir():
+        raise UsageError(f"{path}: cannot be a folder ({there} is a file)")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"{path}: cannot be written to")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def check_place(path: Path, force: bool) -> None:
+    """Refuse an output that exists already or has no folder.
+
+    Raises:
+        UsageError: says which.
+    """
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise UsageError(f"{path}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+        if path.exists() and not force:
+            raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: cannot be a file ({e})") from e
+
+
+_BLOCK = 1 << 20
+
+
+def sha256(path: Path) -> str:
+    """Of the file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the system refuses inside is a UsageError in words."""
+    try:
+        yield
+    except OSError as e:
+        raise UsageError(f"{folder}: cannot be written ({e.strerror or e}); what was there is as it was") from e
+
+
+def put(file: Path, text: str) -> None:
+    """Write `text` to `file`, whole or not at all.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    part = file.with_name(f".{file.name[:100]}.{os.getpid()}")
+    try:
+        with writing(file.parent):
+            part.write_text(text, encoding="utf-8")
+            part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,19 @@
+"""Models as graphs: files, canonical form, operator facts, edits, the plan of a quantized model."""
+
+from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, size_bytes
+from edgeopt.graph.form import canonical, raise_opset, typed
+from edgeopt.graph.serialization import embedded, external_files, load, proto_bytes, write
+
+__all__ = [
+    "above_protobuf",
+    "bytes_by_dtype",
+    "canonical",
+    "embedded",
+    "external_files",
+    "load",
+    "proto_bytes",
+    "raise_opset",
+    "size_bytes",
+    "typed",
+    "write",
+]

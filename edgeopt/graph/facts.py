@@ -1,0 +1,34 @@
+"""Sizes and work of a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+PROTOBUF_LIMIT = 2_000_000_000  # bytes
+
+
+def initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def size_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers."""
+    return sum(v.const_value.nbytes for v in initializers(model) if v.const_value is not None)
+
+
+def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
+    """Bytes of initializers by element type, largest first."""
+    sizes: Counter[str] = Counter()
+    for value in initializers(model):
+        if value.const_value is not None:
+            sizes[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    return dict(sizes.most_common())
+
+
+def above_protobuf(model: ir.Model) -> bool:
+    """Whether the weights alone exceed what one protobuf message can hold."""
+    return size_bytes(model) > PROTOBUF_LIMIT

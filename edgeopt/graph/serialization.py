@@ -1,0 +1,177 @@
+"""Models from files and to files; a save cannot leave half a file, a load reads nothing outside the model's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
+
+from edgeopt.errors import ModelError
+from edgeopt.graph.facts import above_protobuf, initializers
+
+MALFORMED = (
+    AssertionError,
+    DecodeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,
+    OverflowError,
+    ir.serde.SerdeError,
+)
+
+
+def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
+    """The model in a file, in bytes, or in memory; external data stay mapped and must lie inside the model's folder.
+
+    Raises:
+        ModelError: not a readable ONNX model, an empty graph, or external data that are missing, too short or outside
+          the model's folder.
+    """
+    if isinstance(source, ir.Model):
+        return source
+    name = "the model in memory"
+    try:
+        if isinstance(source, onnx.ModelProto):
+            model = ir.from_proto(source)
+        elif isinstance(source, bytes):
+            model = ir.from_proto(onnx.load_model_from_string(source))
+        else:
+            name = str(source)
+            model = _load_file(Path(source))
+        _check_tensors(
+            model, None if isinstance(source, onnx.ModelProto | bytes) else Path(source).resolve().parent, name
+        )
+    except MALFORMED as e:
+        text = str(e).splitlines()[0][:200] if str(e) else ""
+        raise ModelError(
+            f"{name}: not a readable ONNX model ({type(e).__name__}: {text}); is it a complete .onnx file?"
+        ) from e
+    _check(model, name)
+    return model
+
+
+def _load_file(path: Path) -> ir.Model:
+    try:
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        return ir.load(path, format="protobuf")
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read ({e.strerror or e})") from e
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Every tensor in the file: initializers and attributes, in sub-graphs and functions too."""
+    for value in initializers(model):
+        if value.const_value is not None:
+            yield value.const_value
+    nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                yield attribute.as_tensor()
+            elif attribute.type == ir.AttributeType.TENSORS and not attribute.is_ref():
+                yield from attribute.as_tensors()
+
+
+def _check_tensors(model: ir.Model, folder: Path | None, name: str) -> None:
+    """Every tensor can be had, and is as large as it says."""
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            if folder is None:
+                raise ModelError(
+                    f"{name}: the data of {tensor.name!r} are in another file ({tensor.location}); give the model's path"
+                )
+            _check_external(tensor, folder, name)
+        elif not isinstance(tensor, ir.StringTensor) and tensor.numpy().shape != tensor.shape.numpy():
+            raise ModelError(f"{name}: the data of {tensor.name!r} do not fill its shape {tensor.shape}")
+
+
+def _check_external(tensor: ir.ExternalTensor, folder: Path, name: str) -> None:
+    try:
+        where = (folder / tensor.location).resolve()
+        inside, there = where.is_relative_to(folder), where.is_file()
+        size = where.stat().st_size if inside and there else 0
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{name}: the data of {tensor.name!r} cannot be read ({e})") from e
+    if not inside:
+        raise ModelError(
+            f"{name}: the data of {tensor.name!r} lie outside the model's folder ({tensor.location}); refused"
+        )
+    if not there:
+        raise ModelError(
+            f"{name}: the data of {tensor.name!r} are missing: {where} (keep the .data file beside the model)"
+        )
+    offset = tensor.offset or 0
+    need = offset + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if offset < 0 or size < need or tensor.nbytes > need - offset:
+        raise ModelError(f"{name}: the data of {tensor.name!r} are cut short: {where} ends before byte {need}")
+
+
+def _check(model: ir.Model, name: str) -> None:
+    if len(model.graph) == 0:
+        raise ModelError(f"{name}: the graph has no nodes; is it an ONNX model?")
+    if not model.graph.outputs:
+        raise ModelError(f"{name}: the graph has no outputs")
+    if not {"", "ai.onnx"} & model.opset_imports.keys():
+        raise ModelError(f"{name}: the model imports no version of the ONNX operators")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What `error` came from in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def proto_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf message, external data pulled in.
+
+    Raises:
+        ModelError: it is larger than protobuf's 2 GB.
+    """
+    external = any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model))
+    with embedded(model) if external else contextlib.nullcontext(model) as whole:
+        try:
+            return bytes(ir.to_proto(whole).SerializeToString(deterministic=True))
+        except (EncodeError, *MALFORMED) as e:
+            raise ModelError(f"the model cannot be written as one protobuf message: {root_cause(e)}") from e
+
+
+@contextlib.contextmanager
+def embedded(model: ir.Model) -> Iterator[ir.Model]:
+    """A clone whose external tensors are in memory, so that it can be written without its data file."""
+    copy = model.clone()
+    for value in initializers(copy):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
+    yield copy
+
+
+def external_files(model: ir.Model) -> list[Path]:
+    """The files beside the model's own that hold its weights."""
+    tensors = (v.const_value for v in initializers(model))
+    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
+
+
+def write(model: ir.Model, path: Path) -> list[Path]:
+    """Write `model` at `path`, weights in `path`.data beside it when it is above 2 GB; the files written, the model
+    last.
+
+    For a file of its own only: never over a file that the model still maps.
+    """
+    if above_protobuf(model):
+        data = path.name + ".data"
+        ir.save(model, path, format="protobuf", external_data=data, size_threshold_bytes=1024)
+        return [path.with_name(data), path]
+    path.write_bytes(proto_bytes(model))
+    return [path]

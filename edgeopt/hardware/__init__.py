@@ -1,0 +1,1 @@
+"""The machine a model is for, and the machine we are on."""

@@ -1,0 +1,14 @@
+"""Callbacks for notes and progress; the library itself prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what goes on: `note` gets lines, `progress` gets (stage, done, total)."""
+
+    note: Callable[[str], None] = lambda line: None
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None

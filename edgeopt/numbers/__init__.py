@@ -1,0 +1,1 @@
+"""Arithmetic of quantization and measurement: grids, observers, ranges, intervals, scores; NumPy only."""

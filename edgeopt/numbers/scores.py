@@ -1,0 +1,93 @@
+"""How far a model's outputs are from the float model's: SQNR, cosine, and top-1 agreement where an output looks like
+class scores.
+
+SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import ValidityError
+
+_MIN_CLASSES = 2
+Outputs = list[NDArray[Any]]
+
+
+def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
+    """Whether one output's samples look like class scores: floats [n, classes], or probabilities over the last axis at
+    every position of a sequence.
+    """
+    first = outputs[0]
+    if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
+        return False
+    return first.ndim == 2 or bool(first.ndim == 3 and first.min() >= 0 and np.allclose(first.sum(-1), 1, atol=1e-3))
+
+
+def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence[Outputs]) -> list[OutputReport]:
+    """The error of every float output over all samples.
+
+    Raises:
+        ValidityError: a shape differs from the float model's, or a value is not finite where the reference's is.
+    """
+    found = []
+    for i, name in enumerate(names):
+        pairs = [(r[i], y[i]) for r, y in zip(reference, result, strict=True)]
+        for r, y in pairs:
+            if r.shape != y.shape:
+                raise ValidityError(f"output {name!r} has shape {list(y.shape)}, the reference gives {list(r.shape)}")
+            if np.issubdtype(y.dtype, np.floating) and not np.isfinite(y[np.isfinite(r)]).all():
+                raise ValidityError(f"output {name!r} is not finite where the reference's is")
+        if pairs and np.issubdtype(pairs[0][0].dtype, np.floating):
+            found.append(_error(name, pairs))
+    return found
+
+
+def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> OutputReport:
+    signal = noise = dot = power = peak = 0.0
+    same = total = 0
+    scores = class_scores([r for r, _ in pairs])
+    for r, y in pairs:
+        mask = np.isfinite(r)
+        a, b = r[mask].astype(np.float64), y[mask].astype(np.float64)
+        signal += float(a @ a)
+        power += float(b @ b)
+        dot += float(a @ b)
+        noise += float((a - b) @ (a - b))
+        peak = max(peak, float(np.abs(a - b).max(initial=0.0)))
+        if scores:
+            same += int((r.argmax(-1) == y.argmax(-1)).sum())
+            total += r.argmax(-1).size
+    sqnr_db = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    cosine = dot / math.sqrt(signal * power) if signal > 0 and power > 0 else float(signal == power)
+    return OutputReport(name, sqnr_db, cosine, peak, same / total if scores and total else None)
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """One output against the float model on held-out samples.
+
+    agreement: share of equal top-1 over the last axis, None where the output is not class scores.
+    """
+
+    output: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    agreement: float | None
+
+
+def lowest_sqnr_db(outputs: Sequence[OutputReport]) -> float:
+    """The lowest SQNR in dB; infinite when every output is exact."""
+    return min((o.sqnr_db for o in outputs), default=math.inf)
+
+
+def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:
+    """The lowest top-1 agreement of the outputs that look like class scores, None if none does."""
+    return min((o.agreement for o in outputs if o.agreement is not None), default=None)

@@ -1,0 +1,236 @@
+"""`shrink(model) -> Shrunk`: a student for those who have none: the same network with narrower layers or fewer blocks.
+
+Importance "norm" needs no data. "first-order" asks data: with y the outputs and r random and normal, the change of y . r
+when unit u goes is to first order sum_{w in u} w d(y . r)/dw; its square, averaged over r, is the squared change of y
+(Molchanov et al. 2019, arXiv:1906.10771, with a random projection in place of a loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.data import Feed, readable, specs
+from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
+from edgeopt.files import check_place, staged, temporary_folder
+from edgeopt.graph.select import select
+from edgeopt.inspection import made_up_feed
+from edgeopt.listener import Listener
+from edgeopt.passes.simplifying import simplify
+from edgeopt.passes.static_sizes import Known, known, static_sizes
+from edgeopt.pruning import depth as deep
+from edgeopt.pruning import width as wide
+from edgeopt.ptq.place import macs
+from edgeopt.quantization.options import Data, Options
+from edgeopt.quantization.prepare import samples_of
+from edgeopt.runtime.probe import probe, shapes, sizes
+from edgeopt.runtime.session import finite, open_session
+
+IMPORTANCE = ("norm", "first-order")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The student and what it lost. parameters, macs: before and after; widths: units before and after by layer; blocks:
+    how influential each residual block was, and which went.
+    """
+
+    model: ir.Model
+    path: Path | None
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    widths: Mapping[str, tuple[int, int]]
+    influence: Mapping[str, float]
+    removed: tuple[str, ...]
+
+
+def shrink(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    *,
+    width: float = 1.0,
+    depth: float = 1.0,
+    data: Data | None = None,
+    importance: str = "norm",
+    keep: Sequence[str] = (),
+    dims: Mapping[str, int] | None = None,
+    samples: int = 64,
+    output: str | Path | None = None,
+    force: bool = False,
+    listener: Listener | None = None,
+    **reading: Any,
+) -> Shrunk:
+    """A smaller network of the same inputs and outputs: `width` of the channels (heads of attention included) of every
+    layer that is free to, `depth` of the residual blocks. It has to be trained (`edgeopt.distill`) before it is of use.
+
+    data: for importance "first-order" and to choose blocks; keep: nodes (names, globs, operators) that stay as they are;
+    reading: `preprocess`, `overrides` and `tokenizer` of `Options`.
+
+    Raises:
+        UsageError: a share that is none, or importance that needs data. ModelError: nothing can go. ValidityError: the
+          result does not run; nothing was written.
+    """
+    path, ears = None if output is None else Path(output), listener or Listener()
+    if path is not None:
+        check_place(path, force)
+        if isinstance(model, str | Path) and Path(model).resolve() == path.resolve():
+            raise UsageError(f"{path}: is the model itself, which the student is to learn from; choose another name")
+    _check(width, depth, importance, data)
+    source = graph.canonical(graph.load(model))
+    _check_weights(source)
+    simple, numbers = _settled(simplify(source), dims or {})
+    options = Options(samples=samples, data_option="--data", **reading)
+    feeds = [made_up_feed(source, dims or {})] if data is None else _feeds(source, data, options, ears)
+    feed = feeds[0]
+    kept = select([simple], keep)
+    result, influence, removed = simple, dict[str, float](), tuple[str, ...]()
+    if depth < 1:
+        result, influence, removed = _shallower(simple, depth, feeds, kept)
+    widths: dict[str, tuple[int, int]] = {}
+    if width < 1:
+        result, widths = _narrowed(result, width, feeds if importance == "first-order" else [], feed, kept, numbers)
+    _write(result, source, feed, path)
+    return Shrunk(
+        model=result,
+        path=path,
+        parameters=(_parameters(simple), _parameters(result)),
+        macs=(_macs(simple, feed), _macs(result, feed)),
+        widths=widths,
+        influence=influence,
+        removed=removed,
+    )
+
+
+def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]:
+    """(`model` with what it computes from fixed sizes folded, so that heads of attention can go where their width is no function
+    of the channels any more; which of the elements of other computed sizes are fixed).
+    """
+    if not any(n.op_type == "Shape" for n in model.graph):
+        return model, {}
+    one = made_up_feed(model, dims)
+    other = made_up_feed(model, {**dims, **_doubled(model, one)})
+    try:
+        found, numbers = sizes(model, one)
+        settled = simplify(static_sizes(model, known(model, numbers, sizes(model, other)[1]), found))
+        return settled, known(settled, sizes(settled, one)[1], sizes(settled, other)[1])
+    except EdgeoptError:
+        return model, {}  # it does not take another size: nothing can be told
+
+
+def _doubled(model: ir.Model, feed: Feed) -> dict[str, int]:
+    """The free dimensions of the inputs, twice as long as in `feed` and odd, so that few sizes are equal by chance."""
+    found = {}
+    for value in model.graph.inputs:
+        for i, d in enumerate(value.shape or ()):
+            if not isinstance(d, int):
+                found[str(d.value) if d.value else f"{value.name}.{i}"] = 2 * feed[str(value.name)].shape[i] + 1
+    return found
+
+
+def _check(width: float, depth: float, importance: str, data: Data | None) -> None:
+    for name, share in (("--width", width), ("--depth", depth)):
+        if not 0 < share <= 1:
+            raise UsageError(f"{name} {share:g}: above 0 and at most 1")
+    if width == depth == 1:
+        raise UsageError("say what shall go: --width 0.5 for half of the channels, --depth 0.5 for half of the blocks")
+    if importance not in IMPORTANCE:
+        raise UsageError(f"--importance {importance}: {' or '.join(IMPORTANCE)}")
+    if importance == "first-order" and data is None:
+        raise UsageError("--importance first-order needs --data")
+
+
+def _check_weights(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        if tensor.dtype == ir.DataType.FLOAT16:
+            raise ModelError(
+                f"weight {name!r} is float16: give the float32 model; edgeopt quantize --mode fp16 comes last"
+            )
+        if not np.isfinite(tensor.numpy()).all():
+            raise ModelError(f"weight {name!r} holds NaN or infinity: train or export the model again")
+
+
+def _feeds(model: ir.Model, data: Data, options: Options, listener: Listener) -> list[Feed]:
+    found, _, told = samples_of(data, specs(model), options, open_session(model))
+    for line in told:
+        listener.note(line)
+    feeds, _ = readable(found[: options.samples])
+    return [feed for _, feed in feeds]
+
+
+def _shallower(
+    model: ir.Model, depth: float, feeds: Sequence[Feed], kept: frozenset[str]
+) -> tuple[ir.Model, dict[str, float], tuple[str, ...]]:
+    """(the model without the blocks that matter least, influence by block, which went)."""
+    found = [b for b in deep.blocks(model, shapes(model, feeds[0])) if b.node not in kept]
+    if not found:
+        raise ModelError("--depth: no residual block (an Add of a value and what layers make of it) was found")
+    influence = deep.influences(model, found, feeds)
+    removed = deep.least(influence, depth)
+    return deep.without_blocks(model, found, removed), influence, removed
+
+
+def _narrowed(
+    model: ir.Model, width: float, feeds: Sequence[Feed], example: Feed, kept: frozenset[str], numbers: Known
+) -> tuple[ir.Model, dict[str, tuple[int, int]]]:
+    units = wide.units_of(model, shapes(model, example), [n for n in model.graph if n.name in kept], numbers)
+    if feeds:
+        from edgeopt.train.first_order import products
+
+        rounds = [wide.by_slices(units, found) for found in products(model, feeds)]
+        scores: Mapping[int, float] = {u: float(np.mean([r[u] for r in rounds])) for u in rounds[0]}
+    else:
+        scores = wide.by_norm(model, units)
+    gone, widths = wide.chosen(units, scores, width)
+    if not gone:
+        raise ModelError("--width: no layer is free to be narrower (inputs and outputs keep their sizes)")
+    return wide.without(model, units, gone), widths
+
+
+def _parameters(model: ir.Model) -> int:
+    return sum(
+        v.const_value.size
+        for v in model.graph.initializers.values()
+        if v.const_value is not None and v.const_value.dtype.is_floating_point()
+    )
+
+
+def _macs(model: ir.Model, feed: Feed) -> int:
+    probes = probe(model, feed)
+    return sum(macs(n, probes) for n in model.graph if n.op_type in _LAYERS)
+
+
+def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> None:
+    """Check that the result is valid, runs, and gives outputs of the same names, types and shapes; then put it in place.
+
+    Raises:
+        ValidityError: it does not.
+    """
+    with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
+        final = stage / (path.name if path is not None else "model.onnx")
+        graph.write(model, final)
+        try:
+            onnx.checker.check_model(str(final), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
+            raise ValidityError(f"the smaller model is not valid ONNX: {e}") from e
+        before = open_session(source)
+        try:
+            after = open_session(final)
+            old, new = (s.run(feed) for s in (before, after))
+        except EdgeoptError as e:
+            raise ValidityError(
+                f"the smaller model does not run ({e}); nothing was written. Layers that it names can stay: --keep"
+            ) from e
+        if before.outputs != after.outputs or [(y.shape, y.dtype) for y in old] != [(y.shape, y.dtype) for y in new]:
+            raise ValidityError("the smaller model has other outputs than the model before; nothing was written")
+        if finite(old) and not finite(new):
+            raise ValidityError("the smaller model's outputs are not finite; nothing was written")

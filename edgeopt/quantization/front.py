@@ -1,0 +1,132 @@
+"""The front of a search: models that no other one beats in both accuracy and speed, as files, a table and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from edgeopt import graph
+from edgeopt.errors import DataError, ValidityError
+from edgeopt.files import check_folder, staged
+from edgeopt.quantization.check import Tried, verify
+from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.search import Attempt
+
+_EQUAL = 1.03
+_TABLE = "pareto.json"
+_FAR_DB = 100.0  # the picture goes no further
+_ABOVE_DB = 3.0
+
+
+def front(points: Sequence[Attempt]) -> list[Attempt]:
+    """Those of `points` that none is better than, the fastest first; speeds within 3 % count as equal, for the clock tells
+    no more.
+    """
+    found: list[Attempt] = []
+    for p in sorted(points, key=lambda p: (p.score, p.sqnr_db, p.speed), reverse=True):
+        if not any(q.speed * _EQUAL >= p.speed for q in found):
+            found.append(p)
+    return sorted(found, key=lambda p: -p.speed)
+
+
+def write_front(job: Job, points: Sequence[Attempt], folder: Path) -> list[Tried]:
+    """Each model of the front checked like any result, in `folder`: NN-name.onnx, pareto.json, pareto.svg.
+
+    The figures are on the held-out samples and against float. A model that fails a check is told and left out.
+    """
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _forget(folder)
+    found: list[tuple[str, Tried]] = []
+    for i, p in enumerate(front(points)):
+        name = f"{i + 1:02d}-{re.sub('[^a-z0-9]+', '-', p.what.lower()).strip('-')[:50]}.onnx"
+        with staged(folder / name) as stage:
+            try:
+                found.append((p.what, verify(job, p.made, stage / name)))
+            except (ValidityError, DataError) as e:
+                job.note(f"pareto: {p.what}: {e}")
+                (stage / name).unlink(missing_ok=True)
+                continue
+    rows = [_row(what, t) for what, t in found]
+    (folder / _TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (folder / "pareto.svg").write_text(picture(rows), encoding="utf-8")
+    for _, t in found:
+        speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x float speed"
+        near = "exact" if t.worst_sqnr_db == math.inf else f"{t.worst_sqnr_db:.1f} dB"
+        job.note(f"pareto: {t.path.name}: {near}{speed}")
+    return [t for _, t in found]
+
+
+def _forget(folder: Path) -> None:
+    """Remove the models of an earlier front, by its table."""
+    try:
+        rows = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        names = [str(row["file"]) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in names:
+        if re.fullmatch(r"\d\d-[a-z0-9-]*\.onnx", name):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _row(what: str, t: Tried) -> dict[str, str | float | None]:
+    latency = t.latency
+    return {
+        "file": t.path.name,
+        "what": what,
+        "sqnr_db": round(t.worst_sqnr_db, 3) if math.isfinite(t.worst_sqnr_db) else None,
+        "agreement": t.agreement,
+        "metric": t.metric,
+        "latency_ms": None if latency is None else latency.latency_ms,
+        "speedup": None if latency is None else latency.speedup,
+        "speedup_low": None if latency is None else latency.speedup_low,
+        "speedup_high": None if latency is None else latency.speedup_high,
+        "size_bytes": graph.size_bytes(t.made.model),
+    }
+
+
+def _levels(rows: Sequence[dict[str, str | float | None]]) -> list[float]:
+    """Where the picture puts rows, in dB; what is exact a little above all others."""
+    given = [math.inf if r["sqnr_db"] is None else float(r["sqnr_db"]) for r in rows]
+    known = [max(-_FAR_DB, min(_FAR_DB, x)) for x in given if x < math.inf]
+    return [max(known, default=0.0) + _ABOVE_DB if x == math.inf else max(-_FAR_DB, min(_FAR_DB, x)) for x in given]
+
+
+def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
+    """SQNR against speed-up with 95 % intervals, an SVG; rows that were not timed stand at 1."""
+    width, height, left, bottom = 640, 400, 60, 350
+    xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
+    levels = _levels(rows)
+    ys = levels or [0.0]
+    x0, x1, y0, y1 = min([*xs, 1.0]) * 0.98, max(xs) * 1.02, min(ys) - 1, max(ys) + 1
+
+    def x(v: float) -> float:
+        return left + (v - x0) / (x1 - x0) * (width - left - 20)
+
+    def y(v: float) -> float:
+        return bottom - (v - y0) / (y1 - y0) * (bottom - 20)
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<path d="M{left} 20V{bottom}H{width - 20}" fill="none" stroke="#888"/>',
+        f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">times as fast as float</text>',
+        f'<text x="16" y="{bottom / 2}" transform="rotate(-90 16 {bottom / 2})" text-anchor="middle">SQNR in dB</text>',
+    ]
+    for v in (x0, (x0 + x1) / 2, x1):
+        lines.append(f'<text x="{x(v):.0f}" y="{bottom + 18}" text-anchor="middle">{v:.2f}</text>')
+    for v in (y0, (y0 + y1) / 2, y1):
+        lines.append(f'<text x="{left - 6}" y="{y(v):.0f}" text-anchor="end">{v:.1f}</text>')
+    for r, db in zip(rows, levels, strict=True):
+        at, level = x(float(r["speedup"] or 1.0)), y(db)
+        low, high = x(float(r["speedup_low"] or 1.0)), x(float(r["speedup_high"] or 1.0))
+        lines += [
+            f'<path d="M{low:.1f} {level:.1f}H{high:.1f}" stroke="#1f4e79"/>',
+            f'<circle cx="{at:.1f}" cy="{level:.1f}" r="5" fill="#1f4e79"><title>{escape(str(r["what"]))}</title></circle>',
+            f'<text x="{at:.1f}" y="{level - 9:.1f}" text-anchor="middle">{escape(str(r["file"])[:2])}{" exact" if r["sqnr_db"] in (None, math.inf) else ""}</text>',
+        ]
+    return "\n".join([*lines, "</svg>", ""])

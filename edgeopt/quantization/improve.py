@@ -1,0 +1,162 @@
+"""What becomes of a first result: a search from it, training through its Q/DQ; each replaces it only if it is better on the
+held-out samples.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeopt.errors import DataError, EdgeoptError, ValidityError
+from edgeopt.files import temporary_folder
+from edgeopt.quantization.check import Tried, verify
+from edgeopt.quantization.front import write_front
+from edgeopt.quantization.judge import Figures, near_enough, nearer
+from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.report import Candidate
+from edgeopt.quantization.search import FASTER, Search
+from edgeopt.quantization.search import start as start_search
+from edgeopt.quantization.static import Made, Statics, Tuning
+
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """kept: the candidate in the stage; sizes: bytes of its files, as they are and deflated; reason: why it; ended: what cut
+    the work short; search: what is still to be put away.
+    """
+
+    kept: Tried
+    reason: str
+    candidates: tuple[Candidate, ...]
+    sizes: tuple[int, int]
+    ended: tuple[str, ...] = ()
+    interrupted: bool = False
+    search: Search | None = None
+
+
+def outcome(kept: Tried, reason: str, candidates: Sequence[Candidate]) -> Outcome:
+    """Of a candidate whose files are alone in their folder."""
+    return Outcome(kept, reason, tuple(candidates), _sizes(kept.path.parent))
+
+
+def _sizes(folder: Path) -> tuple[int, int]:
+    files = sorted(f for f in folder.iterdir() if f.is_file())
+    return sum(f.stat().st_size for f in files), _deflated(files)
+
+
+def _deflated(files: list[Path]) -> int:
+    """Bytes after deflate, as a download or an app package would carry them; streamed."""
+    size = 0
+    for file in files:
+        packer = zlib.compressobj(6)
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                size += len(packer.compress(block))
+        size += len(packer.flush())
+    return size
+
+
+def searched(job: Job, statics: Statics, before: Outcome, path: Path, output: Path | None) -> Outcome:
+    """What a search makes of the static result."""
+    if before.kept.made.plan is None:
+        job.note(f"search: none, since it begins with a static result, and {before.kept.mode} was kept")
+        return before
+    try:
+        search = start_search(job, before.kept.made, statics, output)
+    except DataError as e:
+        job.note(f"search: not possible: {e}")
+        return replace(before, ended=(f"no search: {e}",))
+    if search is None:
+        return before
+    interrupted, ended = False, list[str]()
+    try:
+        search.run()
+    except KeyboardInterrupt:
+        interrupted, ended = True, ["the search was interrupted; the same command goes on with it"]
+        job.note("search: interrupted; the best so far is kept")
+    found = before
+    if search.best.made is not before.kept.made:
+        faster = search.best.speed >= FASTER
+        found = _replaced(job, before, search.best.made, "search", path, faster=faster)
+    if job.metric is not None and not interrupted:
+        ended += _unsteady(job)
+    return replace(found, ended=tuple(ended), interrupted=interrupted, search=search)
+
+
+def put_away(job: Job, found: Outcome) -> None:
+    """The front of what a search tried, for `options.pareto`; its journal is not needed any more, unless it is gone on with."""
+    if found.search is None:
+        return
+    if job.options.pareto is not None:
+        write_front(job, found.search.all_points(), job.options.pareto)
+    if not found.interrupted:
+        found.search.journal.remove()
+
+
+def _unsteady(job: Job) -> list[str]:
+    """What is wrong with the metric, if it does not say of the float model what it said at first."""
+    assert job.metric is not None
+    try:
+        varies = job.metric.varies(job.float_session)
+    except DataError as e:
+        return [str(e)]
+    return [] if varies is None else [f"--eval {varies}"]
+
+
+def trained(job: Job, statics: Statics, before: Outcome, path: Path) -> Outcome:
+    """What training makes of the static result, if it is nearer to float; the report compares it with every effort before."""
+    from edgeopt.quantization import qat
+
+    made = before.kept.made
+    found = _replaced(job, before, qat.trained(job, made), "QAT", path)
+    plain = replace(Tuning.of(job.options), rounding="nearest")
+    if made.tuning in (None, plain):
+        return found
+    return replace(found, candidates=(*found.candidates, _untimed(job, statics, plain, path.name)))
+
+
+def _untimed(job: Job, statics: Statics, tuning: Tuning, name: str) -> Candidate:
+    """A line of the report for a model that is not kept."""
+    mode = "static, weights to the nearest"
+    try:
+        made = statics.made(tuning, mode)
+        if made is None:
+            return Candidate(mode, None, None, "no node in integers")
+        with temporary_folder() as folder:
+            quick = replace(job, options=replace(job.options, measure=False))
+            return verify(quick, made, folder / name).candidate("to compare with")
+    except EdgeoptError as e:
+        return Candidate(mode, None, None, str(e))
+
+
+def _replaced(job: Job, before: Outcome, made: Made, how: str, path: Path, *, faster: bool = False) -> Outcome:
+    """`made` in the place of what was kept, if on the held-out samples it is nearer to float, or, where it is faster, near
+    enough; and no slower than float because of it. Otherwise `path` stays empty.
+    """
+    kept = before.kept
+    try:
+        found = verify(job, replace(made, mode=f"{kept.mode}, then {how}"), path)
+    except (ValidityError, DataError) as e:
+        job.note(f"{how}: {e}")
+        return replace(before, candidates=(*before.candidates, Candidate(how, None, None, str(e))))
+    figures = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
+    job.note(f"{how}: {figures}")
+    ours, theirs = Figures.of(found), Figures.of(kept)
+    better = nearer(job, ours, theirs) or (faster and near_enough(job, ours, theirs))
+    if (found.slower and not kept.slower) or not better:
+        for file in path.parent.iterdir():
+            file.unlink()
+        verdict = "slower than float" if found.slower else f"no nearer to float than before {how}"
+        reason = f"{kept.mode}: {figures} {how}, which was kept"
+        return replace(before, reason=reason, candidates=(*before.candidates, found.candidate(verdict)))
+    lines = [
+        replace(c, verdict=f"before {how}") if c.verdict in ("kept", "asked for") else c for c in before.candidates
+    ]
+    candidates = (*lines, found.candidate("kept"))
+    return replace(
+        before, kept=found, reason=f"{kept.mode}: {figures}", candidates=candidates, sizes=_sizes(path.parent)
+    )

@@ -1,0 +1,180 @@
+"""What a search has tried, a line each in a file beside the output, so that a search that was killed goes on where it was.
+
+The first line names the job by a digest of the float model, the samples and the options; a journal of another job, or one
+that cannot be read, counts for nothing and is written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt.data import readable
+from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.static import Tuning
+from edgeopt.runtime.costs import Costs, document, parsed
+
+_LOOKED_AT = 4  # calibration samples whose content is in the digest; the others by name
+_SUFFIX = ".search.jsonl"
+_FORGET = (
+    "budget_s",
+    "pareto",
+    "metric",
+)  # these change no verdict; a function is known by what it says of the float model
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A `tuning` that was tried against the best at the time, `against`."""
+
+    tuning: Tuning
+    against: Tuning | None
+    what: str
+    verdict: str
+
+    @property
+    def kept(self) -> bool:
+        """Whether it was better."""
+        return self.verdict == "kept"
+
+
+@dataclass
+class Journal:
+    """The entries of one job, and the costs that it measured; path None: in memory only."""
+
+    path: Path | None = None
+    entries: dict[tuple[Tuning, Tuning | None], Verdict] = field(default_factory=dict)
+    costs: Costs | None = None
+
+    def find(self, tuning: Tuning, against: Tuning | None) -> Verdict | None:
+        """What came of `tuning` against `against`."""
+        return self.entries.get((tuning, against))
+
+    def add(self, entry: Verdict) -> None:
+        """Note `entry`, in the file too."""
+        self.entries[entry.tuning, entry.against] = entry
+        self._write(_plain(asdict(entry)))
+
+    def keep(self, costs: Costs | None) -> None:
+        """Note `costs`, so that a search that goes on places nodes as it did."""
+        if costs is not None and costs is not self.costs:
+            self.costs = costs
+            self._write({"costs": document(costs)})
+
+    def _write(self, line: Any) -> None:
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def remove(self) -> None:
+        """Delete the file: the search has ended and its result is written."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def journal_of(output: Path) -> Path:
+    """Where the journal of a search for `output` lies."""
+    return output.with_name(output.name + _SUFFIX)
+
+
+def is_of(job: Job, output: Path) -> bool:
+    """Whether the journal beside `output` is of `job`."""
+    try:
+        with journal_of(output).open(encoding="utf-8", errors="replace") as file:
+            return bool(_read(file.readline()).get("job") == _digest(job))
+    except OSError:
+        return False
+
+
+def journal(job: Job, output: Path | None) -> Journal:
+    """The journal of a search whose result goes to `output`: what is there already, if it is of the
+    same job. A name with no room for the suffix, or a disk without any: in memory only.
+    """
+    if output is None:
+        return Journal()
+    path, key = journal_of(output), _digest(job)
+    try:
+        return _opened(path, key)
+    except OSError:
+        return Journal()
+
+
+def _opened(path: Path, key: str) -> Journal:
+    found = Journal(path)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = text.splitlines()
+    if lines and _read(lines[0]).get("job") == key:
+        for line in lines[1:]:
+            content = _read(line)
+            entry = _entry(content)
+            if entry is not None:
+                found.entries[entry.tuning, entry.against] = entry
+            found.costs = _costs(content) or found.costs
+        if not text.endswith("\n"):  # it was cut off
+            path.write_text(text + "\n", encoding="utf-8")
+    else:
+        path.write_text(json.dumps({"job": key}) + "\n", encoding="utf-8")
+    return found
+
+
+def _digest(job: Job) -> str:
+    digest = hashlib.sha256()
+    for value in job.model.graph.initializers.values():
+        if value.const_value is not None:
+            digest.update(value.const_value.numpy().tobytes())
+    for node in job.model.graph.all_nodes():
+        edges = [v.name if v is not None else "" for v in (*node.inputs, *node.outputs)]
+        digest.update(f"{node.name} {node.op_type} {edges} {sorted(map(str, node.attributes.values()))}".encode())
+    seen, _ = readable(job.calibration[:_LOOKED_AT], total=len(job.calibration))
+    for name, feed in (*job.held, *seen):
+        digest.update(name.encode())
+        for x in feed.values():
+            digest.update(x.tobytes())
+    digest.update(repr([name for name, _ in job.calibration]).encode())
+    options = {k: v for k, v in vars(job.options).items() if k not in _FORGET}
+    metric = None if job.metric is None else (job.metric.name, job.metric.on_float)
+    versions = [importlib.metadata.version(p) for p in ("edgeopt", "onnxruntime")]
+    digest.update(repr((job.target.name, sorted(options.items(), key=lambda item: item[0]), metric, versions)).encode())
+    return digest.hexdigest()
+
+
+def _read(line: str) -> Mapping[str, Any]:
+    """The object in `line`; nothing for a line that was cut off."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _entry(found: Mapping[str, Any]) -> Verdict | None:
+    try:
+        against = found["against"]
+        return Verdict(
+            _tuning(found["tuning"]), None if against is None else _tuning(against), found["what"], found["verdict"]
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _costs(found: Mapping[str, Any]) -> Costs | None:
+    try:
+        return parsed(found["costs"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _tuning(found: Mapping[str, Any]) -> Tuning:
+    sets = {k: frozenset(found[k]) for k in ("floats", "dynamics")}
+    return Tuning(**{**found, **sets, "rules": frozenset((str(v), str(rule)) for v, rule in found["rules"])})
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, frozenset):
+        return sorted(x)
+    return {k: _plain(v) for k, v in x.items()} if isinstance(x, dict) else x

@@ -1,0 +1,137 @@
+"""When a result is good enough: near enough to float, by the user's bars or, without any, by ours, and no slower."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeopt.quantization.check import Tried
+from edgeopt.quantization.prepare import Job
+
+GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either a result is to be improved
+_LOSS_DB = 0.5  # what something faster may lose where no bar was given
+SURE_SQNR_DB = 15.0  # from here on agreement is not asked: an embedding's largest element is no class
+
+
+_SAME = 1e-6  # metrics that differ by less, relatively, are equal
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How near to float something is. score: of the user's metric, 0 without one; agreement: of class scores, None without."""
+
+    score: float
+    sqnr_db: float
+    agreement: float | None
+
+    @staticmethod
+    def of(t: Tried) -> Figures:
+        """Those of a result on the held-out samples."""
+        return Figures(t.metric or 0.0, t.worst_sqnr_db, t.agreement)
+
+
+def meets(job: Job, f: Figures) -> bool | None:
+    """Whether figures meet the bars that the user gave; None where none was given."""
+    options = job.options
+    found: list[bool] = []
+    if job.metric is not None and options.max_drop is not None:
+        found.append(job.metric.on_float - f.score <= options.max_drop)
+    if options.min_sqnr is not None:
+        found.append(f.sqnr_db >= options.min_sqnr)
+    if options.min_agreement is not None:
+        found.append(f.agreement is not None and f.agreement >= options.min_agreement)
+    return all(found) if found else None
+
+
+def nearer(job: Job, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
+    """Whether `f` is nearer to float: by the user's bars, then by the metric, then by SQNR, of which it must win `gain_db`, then by
+    agreement.
+    """
+    ours, theirs = (meets(job, x) is not False for x in (f, than))
+    if ours != theirs:
+        return ours
+    if not math.isclose(f.score, than.score, rel_tol=_SAME, abs_tol=_SAME):
+        return f.score > than.score
+    if f.sqnr_db == than.sqnr_db:  # infinite ones too
+        return gain_db == 0 and (f.agreement or 0.0) > (than.agreement or 0.0)
+    return f.sqnr_db >= than.sqnr_db + gain_db
+
+
+def near_enough(job: Job, f: Figures, to: Figures) -> bool:
+    """Whether something faster is near enough: by the user's bars, else not much further than what it replaces."""
+    asked = meets(job, f)
+    return asked if asked is not None else f.score >= to.score and f.sqnr_db >= to.sqnr_db - _LOSS_DB
+
+
+def close(job: Job, t: Tried) -> bool:
+    """Near enough to float: by the user's bars, else by SQNR, and below `SURE_SQNR_DB` by agreement too where the output looks
+    like class scores.
+    """
+    asked = meets(job, Figures.of(t))
+    if asked is not None:
+        return asked
+    if t.worst_sqnr_db >= SURE_SQNR_DB:
+        return True
+    return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
+
+
+def good(job: Job, t: Tried) -> bool:
+    """Close, and not slower than float."""
+    return close(job, t) and not t.slower
+
+
+def nearest(job: Job, tried: Sequence[Tried]) -> Tried:
+    """The nearest of some results, the first of equals."""
+    best = tried[0]
+    for t in tried[1:]:
+        if nearer(job, Figures.of(t), Figures.of(best)):
+            best = t
+    return best
+
+
+def why_not(job: Job, t: Tried) -> str:
+    """What `t` lacks."""
+    if close(job, t):
+        return "slower than float" if t.slower else "another one is faster"
+    most = job.options.max_drop
+    if job.metric is not None and t.metric is not None and most is not None and job.metric.on_float - t.metric > most:
+        return f"{job.metric.name} falls from {job.metric.on_float:.4g} to {t.metric:.4g}"
+    figures = f"{t.worst_sqnr_db:.1f} dB" + ("" if t.agreement is None else f", agreement {t.agreement:.0%}")
+    return f"too far from float ({figures}; {_bar(job)})"
+
+
+def _bar(job: Job) -> str:
+    options = job.options
+    asked = [f"{options.min_sqnr:g} dB"] if options.min_sqnr is not None else []
+    asked += [f"{options.min_agreement:.0%}"] if options.min_agreement is not None else []
+    return f"the bar is {' and '.join(asked or [f'{GOOD_SQNR_DB:.0f} dB', f'{GOOD_AGREEMENT:.0%}'])}"
+
+
+def line(job: Job, t: Tried) -> str:
+    """`t` in a line."""
+    speed = f", {t.latency.speedup:.2f}x float speed" if t.latency else ""
+    return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if good(job, t) else ' - ' + why_not(job, t)}"
+
+
+def missed(job: Job, t: Tried) -> list[str]:
+    """The demands that `t` does not meet, in words; a search must not end slower than float."""
+    options = job.options
+    speedup = t.latency.speedup if t.latency else None
+    demands = (
+        ("SQNR", "dB", t.worst_sqnr_db, options.min_sqnr),
+        ("agreement", "", t.agreement, options.min_agreement),
+        ("speed-up", "x", speedup, options.min_speedup),
+    )
+    found = [
+        f"{name} {'not known' if value is None else f'{value:.3g}{unit}'} is below {bar:g}{unit}"
+        for name, unit, value, bar in demands
+        if bar is not None and (value is None or value < bar)
+    ]
+    if job.metric is not None and t.metric is not None and options.max_drop is not None:
+        drop = job.metric.on_float - t.metric
+        if drop > options.max_drop:
+            found.append(f"{job.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
+    if options.searches and t.latency is not None and t.latency.speedup_high < 1:
+        found.append(f"slower than float: {t.latency.speedup:.2f}x")
+    return found

@@ -1,0 +1,318 @@
+"""`sensitivity(model, data)`: which nodes lose the accuracy when a model becomes integer, and by what.
+
+For each integer node of the plan, on some samples and against the float model: the noise that the outputs get when it
+alone is quantized, the part of it that its weights make and the part its activations make, and the SQNR that is won when
+it alone stays float. Noise powers of single nodes nearly add up, so a share of their sum is a share of the loss. Weights
+are rounded to the nearest here: this tells what learned rounding has to deal with.
+
+Where one run for each node would take longer than the budget, shares are approximate: of what each node adds to the noise
+that its inputs carry in the model that is quantized as a whole, as if all noise reached the outputs alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.errors import DataError, ModelError, UsageError
+from edgeopt.graph.ops import bias_of, channel_axis, weight_of
+from edgeopt.graph.plan import Plan
+from edgeopt.hardware.host import cores
+from edgeopt.listener import Listener
+from edgeopt.numbers.grid import QParams, fake_quantize
+from edgeopt.numbers.scores import Outputs, class_scores
+from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.shield import shield
+from edgeopt.ptq.grids import activation_params, quantization_params, untie
+from edgeopt.ptq.islands import levels
+from edgeopt.quantization.check import measurable
+from edgeopt.quantization.metric import kl
+from edgeopt.quantization.options import Data, Options
+from edgeopt.quantization.prepare import Job, prepare
+from edgeopt.quantization.static import Statics, Tuning
+from edgeopt.runtime.measure import interleaved
+from edgeopt.runtime.session import Feed, Session, open_session, run_all
+
+SAMPLES = 8
+BUDGET_S = 60.0
+_MEASURED_S = 0.1
+_TRIED = 8  # nodes, before the time of all is forecast
+_LEVELS = 4
+_TOLD = 10  # channels whose weights span more than this are told
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node loses. share: of the noise that all nodes make one by one; weights, activations: of its own noise, None
+    when the budget was over; kl: of class scores against float's when it alone is quantized, in nats; won_db: SQNR that is won when it alone stays float, likewise; float_ms: what an inference then takes longer, None when that cannot be told from 0 or this machine is not the
+    target; spread: largest over median weight range of its channels.
+    """
+
+    name: str
+    op_type: str
+    sqnr_db: float
+    share: float
+    weights: float | None
+    activations: float | None
+    won_db: float | None
+    float_ms: float | None
+    spread: float | None
+    kl: float | None
+
+    def describe(self) -> str:
+        """In plain words."""
+        parts = [f"{self.share:.0%} of the loss" + ("" if self.kl is None else f" (KL {self.kl:.2g})")]
+        if self.weights is not None and self.activations is not None:
+            side = "weights" if self.weights >= self.activations else "activations"
+            parts.append(f"mostly its {side} ({max(self.weights, self.activations):.0%})")
+        if self.spread is not None and self.spread > _TOLD:
+            parts.append(f"its channels' weights span {self.spread:.0f}:1")
+        if self.won_db is not None:
+            told = "" if self.float_ms is None else f"{self.float_ms:+.2f}"
+            cost = " and costs no time" if told.endswith("0.00") else f" and costs {told} ms" if told else ""
+            parts.append(f"left in float it gives {self.won_db:+.1f} dB{cost}")
+        return f"{self.name} ({self.op_type}): {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The nodes, worst first; sqnr_db: with all of them quantized; samples, seconds: what it is based on; complete: whether
+    the budget sufficed for every figure; exact: whether shares come from a run for each node.
+    """
+
+    nodes: tuple[Node, ...]
+    sqnr_db: float
+    samples: int
+    seconds: float
+    complete: bool
+    exact: bool
+
+
+def sensitivity(
+    model: str | Path | bytes | onnx.ModelProto | ir.Model,
+    data: Data,
+    *,
+    budget_s: float = BUDGET_S,
+    samples: int = SAMPLES,
+    listener: Listener | None = None,
+    **choices: Any,
+) -> Sensitivity:
+    """Which nodes of `model` lose accuracy in static int8; `choices` are those of `edgeopt.quantize`.
+
+    budget_s: seconds after which figures are left out: first what single nodes gain in float, then their weights.
+
+    Raises:
+        EdgeoptError: as `edgeopt.quantize`; ModelError also where no node becomes integer.
+    """
+    if samples < 1 or not budget_s >= 0:
+        raise UsageError(f"samples {samples}, budget {budget_s:g} s: at least one sample, and no time below 0")
+    start, ears = time.monotonic(), listener or Listener()
+    options = Options(**{**choices, "mode": "static", "measure": False})
+    trial = _trial(prepare(graph.load(model), data, options, ears), samples)
+    whole, _ = trial.loss(trial.plan.integer)
+    nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
+    alone: dict[ir.Node, float] = {}
+    divergence: dict[ir.Node, float | None] = {}
+    begun = time.monotonic()
+    for i, node in enumerate(nodes):
+        alone[node], divergence[node] = trial.loss(frozenset({str(node.name)}))
+        ears.progress("one node at a time", i + 1, len(nodes))
+        expected = (time.monotonic() - begun) / (i + 1) * len(nodes)
+        if i + 1 < len(nodes) and expected > budget_s and i >= min(_TRIED, len(nodes) - 1):
+            break
+    exact = len(alone) == len(nodes)
+    if not exact:
+        alone = dict(zip(nodes, trial.added(whole), strict=True))
+        ears.note(f"{len(nodes)} nodes would take {expected:.0f} s one by one: shares are approximate (--budget)")
+    total = sum(alone.values()) or 1.0
+    found = tuple(
+        replace(_looked_at(trial, node, alone[node], total, whole, start + budget_s), kl=divergence.get(node))
+        for node in sorted(nodes, key=lambda n: -alone[n])
+    )
+    complete = all(n.won_db is not None for n in found)
+    return Sensitivity(
+        found, _db(trial.signal, whole), len(trial.feeds), round(time.monotonic() - start, 2), complete, exact
+    )
+
+
+def _trial(job: Job, samples: int) -> _Trial:
+    tuning = Tuning.of(job.options)
+    base = Statics(job).ground(tuning)
+    if base is None:
+        raise ModelError("no node becomes integer on this target; name some with --include")
+    model = untie(base.model, base.plan)
+    grids = activation_params(base.plan, base.statistics, job.target, tuning.range_rule)
+    params = quantization_params(model, base.plan, grids, job.target)
+    feeds = [feed for _, feed in job.held[:samples]]
+    if not any(_floats(job.reference[:1])):
+        raise DataError(
+            "no output is a float, so that no node's share of a loss can be told; cut the model before ArgMax"
+        )
+    return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]), measurable(job))
+
+
+def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
+    """`node`, whose noise alone is `own`, with what there is time for."""
+    name = str(node.name)
+    weights = activations = won = ms = None
+    if time.monotonic() < deadline:
+        w, a = (trial.loss(frozenset({name}), side)[0] for side in ("weights", "activations"))
+        weights, activations = w / max(w + a, 1e-30), a / max(w + a, 1e-30)
+    if time.monotonic() < deadline:
+        rest = trial.plan.integer - {name}
+        won = _db(trial.signal, trial.loss(rest)[0]) - _db(trial.signal, whole)
+        ms = trial.longer_ms(rest) if trial.timed else None
+    alone = _db(trial.signal, own)
+    return Node(name, node.op_type, alone, own / total, weights, activations, won, ms, _spread(node), None)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Runs the model with some nodes quantized."""
+
+    model: ir.Model
+    plan: Plan
+    params: Mapping[str, QParams]
+    feeds: Sequence[Feed]
+    reference: Sequence[Outputs]
+    timed: bool
+
+    @property
+    def signal(self) -> float:
+        """Mean power of the float outputs."""
+        return _power(_floats(self.reference))
+
+    def loss(self, integer: frozenset[str], side: str = "both") -> tuple[float, float | None]:
+        """(mean power of what the outputs are off by, KL of class scores) with only `integer` quantized: weights, activations
+        or both.
+        """
+        session = self.session(integer, side)
+        found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
+        noise = [
+            [a - b for a, b in zip(y, r, strict=True)]
+            for y, r in zip(_floats(found), _floats(self.reference), strict=True)
+        ]
+        return _power(noise), -kl(self.reference, found) if self.scored else None
+
+    @property
+    def scored(self) -> bool:
+        """Whether an output looks like class scores."""
+        return any(class_scores([r[i] for r in self.reference]) for i in range(len(self.reference[0])))
+
+    def session(self, integer: frozenset[str], side: str = "both") -> Session:
+        """The model with only `integer` quantized."""
+        plan = self._part(integer)
+        model, params = self.model, {k: p for k, p in self.params.items() if k in self._needed(plan)}
+        constants = {str(v.name) for n in model.graph if n.name in integer for v in (weight_of(n), bias_of(n)) if v}
+        if side == "weights":
+            model = _rounded(model, {k: params[k] for k in constants if k in params})
+        else:
+            kept = {k: p for k, p in params.items() if side == "both" or k not in constants}
+            model = insert_qdq(model, plan, kept)
+            model = shield(fold_weights(model) if side == "both" else model)
+        return open_session(model)
+
+    def longer_ms(self, integer: frozenset[str]) -> float | None:
+        """How many ms more an inference takes with `integer` than with all; None if the 95 % interval holds 0."""
+        sessions = {"all": self.session(self.plan.integer), "part": self.session(integer)}
+        found = interleaved(sessions, "all", dict.fromkeys(sessions, self.feeds[0]), seconds=_MEASURED_S)
+        part = found["part"]
+        if part.speedup_low <= 1 <= part.speedup_high:
+            return None
+        return found["all"].latency_ms * (1 / part.speedup - 1)
+
+    def added(self, whole: float) -> list[float]:
+        """What each integer node adds to the noise `whole`, roughly."""
+        quantized = shield(fold_weights(insert_qdq(self.model, self.plan, self.params)))
+        found = levels(self.model, quantized, self.plan, self.feeds[:_LEVELS])
+        shares = [max(0.0, 10 ** (-after / 10) - 10 ** (-before / 10)) for before, after in found.values()]
+        total = sum(shares) or 1.0
+        return [whole * share / total for share in shares]
+
+    def _part(self, integer: frozenset[str]) -> Plan:
+        clamps = {clamp: node for clamp, node in self.plan.clamps.items() if node in integer}
+        return replace(self.plan, integer=integer, clamps=clamps)
+
+    def _needed(self, plan: Plan) -> set[str]:
+        """The values that keep a grid: what integer nodes read and make."""
+        by_clamp = {node: clamp for clamp, node in plan.clamps.items()}
+        outputs = {str(n.name): str(n.outputs[0].name) for n in self.model.graph if n.outputs}
+        found: set[str] = set()
+        for node in self.model.graph:
+            if node.name in plan.integer:
+                found |= {str(v.name) for v in node.inputs if v is not None}
+                found.add(
+                    outputs[by_clamp[str(node.name)]] if str(node.name) in by_clamp else str(node.outputs[0].name)
+                )
+                found |= {str(v.name) for v in node.outputs[1:]}
+        return found
+
+
+def _rounded(model: ir.Model, params: Mapping[str, QParams]) -> ir.Model:
+    copy = model.clone()
+    for name, p in params.items():
+        value = copy.graph.initializers[name]
+        assert value.const_value is not None
+        value.const_value = ir.tensor(fake_quantize(value.const_value.numpy(), p), name=name)
+    return copy
+
+
+def _floats(outputs: Sequence[Outputs]) -> list[list[np.ndarray]]:
+    """The float outputs of each sample, 0 where they are not finite, as masked scores are."""
+    return [
+        [np.where(np.isfinite(y), y, 0) for y in sample if np.issubdtype(y.dtype, np.floating)] for sample in outputs
+    ]
+
+
+def _power(outputs: Sequence[Sequence[np.ndarray]]) -> float:
+    """The mean square, each output with the weight of one."""
+    return float(np.mean([np.mean(np.square(y, dtype=np.float64)) for sample in outputs for y in sample]))
+
+
+def _db(signal: float, noise: float) -> float:
+    return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))
+
+
+def _spread(node: ir.Node) -> float | None:
+    weight = weight_of(node) if node.op_type in ("Conv", "Gemm", "MatMul") else None
+    if weight is None or weight.const_value is None:
+        return None
+    w = np.moveaxis(weight.const_value.numpy(), channel_axis(node), 0)
+    ranges = np.abs(w.reshape(len(w), -1)).max(1)
+    return float(ranges.max() / max(float(np.median(ranges)), 1e-30))
+
+
+def picture(found: Sensitivity, most: int = 40) -> str:
+    """The worst nodes as bars, an SVG; dark: weights, light: activations."""
+    rows = found.nodes[:most]
+    height = 18 * len(rows) + 40
+    top = max((n.share for n in rows), default=1.0) or 1.0
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="20">share of the loss by node; all quantized: {found.sqnr_db:.1f} dB; dark: weights, light: activations</text>',
+    ]
+    for i, node in enumerate(rows):
+        y, width = 32 + 18 * i, 380 * node.share / top
+        dark = width * (node.weights if node.weights is not None else 0.0)
+        name = node.name if len(node.name) < 44 else f"...{node.name[-40:]}"
+        lines += [
+            f'<text x="10" y="{y + 12}">{_escaped(name)}</text>',
+            f'<rect x="300" y="{y}" width="{dark:.1f}" height="14" fill="#1f4e79"/>',
+            f'<rect x="{300 + dark:.1f}" y="{y}" width="{max(0.0, width - dark):.1f}" height="14" fill="#9dc3e6"/>',
+            f'<text x="{306 + width:.1f}" y="{y + 12}">{node.share:.1%}</text>',
+        ]
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

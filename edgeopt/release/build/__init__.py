@@ -1,0 +1,1 @@
+"""Variants made step by step, kept by their content, evaluated and measured."""

@@ -1,0 +1,230 @@
+"""Variants step by step, and what they are worth by samples; both only where the cache does not have them.
+
+A variant that fails is told and the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.profiling.results import Range
+from edgeopt.release.build import sources
+from edgeopt.release.build.actions import (
+    Context,
+    data_choices,
+    files,
+    import_from_root,
+    models,
+    reads_data,
+    run_step,
+    settings,
+)
+from edgeopt.release.build.cache import Cache, Entry, key
+from edgeopt.release.document import Layer, StepResult, VariantResult
+from edgeopt.release.project.file import FLOAT, Export, Variant, in_order
+
+
+@dataclass(frozen=True)
+class Digests:
+    """Of what all variants share."""
+
+    model: str
+    data: str
+    reading: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an evaluation found out besides the figures of a variant."""
+
+    samples: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def digests(context: Context, cache: Cache) -> Digests:
+    """Of the project's model, its data and how they are read."""
+    return Digests(
+        sources.model_digest(cache, context.model),
+        sources.data_digest(cache, context.project.data.path, context.root),
+        sources.reading_digest(cache, context.project, context.root),
+        sources.versions(),
+    )
+
+
+def exported(context: Context, export: Export, cache: Cache) -> Entry:
+    """The model of an [export], made anew only if its code, shapes, data or versions changed.
+
+    Raises:
+        EdgeoptError: see `edgeopt.export`.
+    """
+    root, path = context.root, context.project.data.path
+    file = root / export.factory
+    given = sources.there(file)
+    code = cache.digest(file) if given else sources.module_digest(cache, export.factory, root)
+    data = sources.data_digest(cache, path, root), sources.reading_digest(cache, context.project, root)
+
+    def make(output: Path) -> Mapping[str, Any]:
+        try:
+            from edgeopt.data.source import named
+            from edgeopt.quantization.options import Options
+            from edgeopt.train.export import export as run
+        except ImportError as e:
+            raise UsageError("[export] needs torch: pip install 'edgeopt[train]'") from e
+        if not given:
+            named(export.factory, "export.factory", root)
+        import_from_root(context, "data.path")
+        found = run(
+            str(file) if given else export.factory,
+            dict(export.inputs),
+            dynamic=export.dynamic,
+            dtypes=export.dtypes,
+            data=context.data,
+            reading=Options(data_option="data.path", **data_choices(context)),
+            output=output,
+            force=True,
+        )
+        return {"summary": str(found)}
+
+    return cache.entry(key("export/2", export.model_dump(mode="json"), code, data, sources.versions()), make)
+
+
+def built(context: Context, cache: Cache, known: Digests) -> list[VariantResult]:
+    """Every variant's file in the cache, in an order in which each comes after its parent; float first. Hashes are of all that is
+    in its entry.
+    """
+    made: dict[str, tuple[Path, str]] = {FLOAT: (context.model, known.model)}
+    found = [
+        VariantResult(name=FLOAT, parent="", file=str(context.model), sha256=sources.fingerprint(context.model)),
+    ]
+    variants = context.project.variants
+    for name in in_order(variants):
+        variant = variants[name]
+        if variant.parent not in made:
+            error = f"{variant.parent} failed"
+            found.append(VariantResult(name=name, parent=variant.parent, error=error))
+            context.listener.note(f"{name}: not made: {error}")
+            continue
+        result = _variant(context, cache, name, variant, made[variant.parent], known)
+        found.append(result)
+        if result.file is not None and result.sha256 is not None:
+            made[name] = Path(result.file), result.sha256
+    return found
+
+
+def _variant(
+    context: Context, cache: Cache, name: str, variant: Variant, start: tuple[Path, str], known: Digests
+) -> VariantResult:
+    (path, digest), steps = start, list[StepResult]()
+    for step in variant.steps:
+        begun = time.perf_counter()
+        context.listener.note(f"{name}: {step.step} ...")
+        try:
+            name_of_entry = key(digest, *_about(step, context, cache, known))
+            entry = cache.entry(name_of_entry, lambda output, s=step, p=path: run_step(s, p, output, context))  # type: ignore[misc]
+        except EdgeoptError as e:
+            context.listener.note(f"{name}: {step.step} failed: {e}")
+            return VariantResult(name=name, parent=variant.parent, error=f"{step.step}: {e}", steps=tuple(steps))
+        steps.append(_told(step, entry, time.perf_counter() - begun))
+        summary = entry.facts.get("summary", "")
+        said = str(summary).removeprefix(f"{step.step}: ")
+        context.listener.note(f"{name}: {step.step}: {'from the cache: ' if entry.cached else ''}{said}")
+        path, digest = entry.path, entry.sha256
+    return VariantResult(name=name, parent=variant.parent, file=str(path), sha256=digest, steps=tuple(steps))
+
+
+def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterable[object]:
+    """All that decides what `step` makes of its input."""
+    read = [sources.model_digest(cache, m) for m in models(step, context)]
+    read += [cache.digest(f) for f in files(step, context).values()]
+    samples = (known.data, known.reading) if reads_data(step) else ()
+    return (settings(step, context), read, samples, known.versions)
+
+
+def _told(step: Any, entry: Entry, seconds: float) -> StepResult:
+    notes = tuple(str(n) for n in entry.facts.get("notes", ()))
+    summary = entry.facts.get("summary")
+    chosen = {k: v for k, v in step.model_dump(mode="json").items() if v not in (None, [], False, {})}
+    said = ((str(summary),) if summary else ()) + notes
+    return StepResult(step=chosen, cached=entry.cached, seconds=round(seconds, 2), notes=said)
+
+
+def evaluated(
+    context: Context, cache: Cache, variants: list[VariantResult], known: Digests
+) -> tuple[list[VariantResult], Known]:
+    """Metrics of every variant; the float model and the samples are only loaded if something is not known yet.
+
+    Raises:
+        EdgeoptError: the float model or the data cannot be used.
+    """
+    about, shared = _judged_by(context, cache, known), list[Any]()
+    found, all_known = [], Known({}, ())
+    for v in variants:
+        if v.file is None or v.error is not None:
+            found.append(v)
+            continue
+        file = Path(v.file)
+        try:
+            value, _ = cache.remembered(key("evaluation/4", v.sha256, about), lambda f=file: _look(context, shared, f))  # type: ignore[misc]
+        except EdgeoptError as e:
+            context.listener.note(f"{v.name}: evaluation failed: {e}")
+            if v.name == FLOAT:
+                raise
+            found.append(v.model_copy(update={"error": f"evaluation: {e}"}))
+            continue
+        found.append(_with(v, value))
+        all_known = Known(value["samples"], tuple(value["notes"]))
+    return found, all_known
+
+
+def _judged_by(context: Context, cache: Cache, known: Digests) -> str:
+    """A digest of all that has a say in figures besides the variant."""
+    project, root = context.project, context.root
+    others = "" if project.data.eval is None else sources.data_digest(cache, project.data.eval, root)
+    own = project.accuracy.eval
+    code = "" if own is None else sources.module_digest(cache, own, root)
+    chosen = project.accuracy.model_dump(), dict(project.profile.dims)
+    return key(known.model, known.data, known.reading, known.versions, others, code, *chosen)
+
+
+def _look(context: Context, shared: list[Any], path: Path) -> Any:
+    """The evaluation of the model at `path` as plain values. shared: the jury, once there is one."""
+    from edgeopt.release.build.evaluate import answers, evaluate, jury, opset
+
+    if not shared:
+        shared.append(jury(context))
+    found = evaluate(shared[0], path)
+    return {
+        "metrics": dict(found.metrics),
+        "intervals": {k: x.model_dump() for k, x in found.intervals.items()},
+        "drops": {k: x.model_dump() for k, x in found.drops.items()},
+        "layers": [x.model_dump() for x in found.layers],
+        "answers": answers(path, context.project.profile.dims),
+        "opset": opset(path),
+        "samples": {"calibration": len(shared[0].job.calibration), "evaluation": len(shared[0].feeds)},
+        "notes": list(shared[0].job.notes),
+    }
+
+
+def _with(v: VariantResult, value: Mapping[str, Any]) -> VariantResult:
+    """`v` with its evaluation; of the float model only what does not compare it with itself."""
+    itself = ("quant.", "accuracy.agreement", "accuracy.cosine") if v.name == FLOAT else ()
+
+    def kept(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: x for k, x in found.items() if not k.startswith(itself)}
+
+    return v.model_copy(
+        update={
+            "metrics": {k: float(x) for k, x in kept(value["metrics"]).items()},
+            "intervals": {k: Range.model_validate(x) for k, x in kept(value["intervals"]).items()},
+            "drops": {} if v.name == FLOAT else {k: Range.model_validate(x) for k, x in value["drops"].items()},
+            "layers": () if v.name == FLOAT else tuple(Layer.model_validate(x) for x in value["layers"]),
+            "answers": tuple(value["answers"]),
+            "opset": value["opset"],
+        }
+    )

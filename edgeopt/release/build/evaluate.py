@@ -1,0 +1,294 @@
+"""How good a variant is, by samples: outputs and inner values against the float model, labels, and a metric of the user's own.
+
+All variants are judged on the same samples: those of `data.eval`, or the ones of `data.path` that do not calibrate.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt import graph
+from edgeopt.data import Feed, readable, specs
+from edgeopt.errors import DataError, EdgeoptError
+from edgeopt.hardware.host import cores
+from edgeopt.inspection import made_up_feed
+from edgeopt.listener import Listener
+from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
+from edgeopt.profiling.results import Range
+from edgeopt.quantization.options import Options
+from edgeopt.quantization.prepare import Job, prepare, samples_of
+from edgeopt.release.build.actions import Context, data_choices, import_from_root
+from edgeopt.release.build.shares import fall, share
+from edgeopt.release.document import Layer, LayerHistogram
+from edgeopt.release.project.names import free_dims
+from edgeopt.runtime.session import Session, open_session, run_all, with_outputs
+
+_MOST = 1000
+_BLOCK = 1 << 20
+_LAYER_SAMPLES = 4
+_SHOWN = 6  # layers whose values are drawn
+_BINS = 40
+_EXACT_DB = 200.0  # said of what has no error at all
+_MAYBE_FLOAT = (ir.DataType.FLOAT, None)  # many files do not say the types of inner values
+_DEQUANTIZED = "_DequantizeLinear_output"
+
+
+@dataclass(frozen=True)
+class _Halved(Session):
+    """A session that takes the float model's feeds; halves: inputs that are fp16 in this model."""
+
+    halves: frozenset[str]
+
+    def run(self, feed: Feed) -> Outputs:
+        """The outputs for one feed, as `Session.run`."""
+        return super().run({k: x.astype(np.float16) if k in self.halves else x for k, x in feed.items()})
+
+
+@dataclass(frozen=True)
+class Jury:
+    """The samples, what the float model answers, and labels [samples] if there are any."""
+
+    job: Job
+    feeds: Sequence[tuple[str, Feed]]
+    reference: Sequence[Outputs]
+    labels: Sequence[int] | None
+
+
+def jury(context: Context) -> Jury:
+    """Of the project.
+
+    Raises:
+        EdgeoptError: the model or the data cannot be used; no labels where they are asked for.
+    """
+    import_from_root(context, "data.path", "data.eval", "accuracy.eval")
+    data, accuracy = context.project.data, context.project.accuracy
+    options = Options(
+        measure=False, samples=data.samples, metric=accuracy.eval, data_option="data.path", **data_choices(context)
+    )
+    job = prepare(graph.load(context.model), context.data, options, Listener())
+    feeds, reference = job.held, job.reference
+    names = [name for name, _ in (*job.held, *job.calibration, *job.rest)]
+    if data.eval is not None:
+        where = data.eval if ":" in data.eval else str(context.root / data.eval)
+        samples, _, _ = samples_of(where, specs(job.source), options, job.float_session)
+        names = [name for name, _ in samples]
+        found, _ = readable(samples[:_MOST])
+        feeds, reference = tuple(found), tuple(run_all(job.float_session, found, workers=cores()))
+    labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
+    return Jury(job, feeds, reference, labels)
+
+
+def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any]) -> list[int]:
+    """Classes by the folder of each sample: a number, or its place among the sorted names of the folders of `everyone`, where
+    there are as many as `scores` of a sample.
+    """
+    if scores.ndim != 2 or not class_scores([scores]):
+        raise DataError("accuracy.labels: the first output gives no class scores, one row a sample")
+    folders, classes = [PurePath(name).parent.name for name in names], scores.shape[-1]
+    if all(f.isdecimal() for f in folders):
+        found = [int(f) for f in folders]
+    else:
+        known = sorted({PurePath(name).parent.name for name in everyone})
+        if len(known) != classes:
+            raise DataError(
+                f"accuracy.labels: {len(known)} folders ({', '.join(known[:3])} ...) for {classes} classes; name folders by class number"
+            )
+        found = [known.index(f) for f in folders]
+    if max(found) >= classes:
+        raise DataError(f"accuracy.labels: folder {max(found)} of {classes} classes; they count from 0")
+    return found
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Of a variant. metrics: by the names that gates use; intervals: of those that are shares of samples; drops: of accuracies,
+    below the float model's; layers: worst first.
+    """
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Range]
+    drops: Mapping[str, Range]
+    layers: Sequence[Layer]
+
+
+def evaluate(j: Jury, path: Path) -> Evaluation:
+    """How good the model at `path` is.
+
+    Raises:
+        EdgeoptError: it does not run, or gives outputs of other shapes.
+    """
+    model = graph.load(path)
+    halves = frozenset(str(v.name) for v in model.graph.inputs if v.dtype == ir.DataType.FLOAT16)
+    session = _opened(path, halves)
+    outputs = run_all(session, j.feeds, workers=cores())
+    errors = compare(session.outputs, j.reference, outputs)
+    found = _sizes([path, *graph.external_files(model)]) | {
+        "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
+        "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
+    }
+    shares, drops = _shares(j, outputs, lowest_agreement(errors))
+    if j.job.metric is not None:
+        found["accuracy.eval"] = j.job.metric(session, j.reference, outputs)
+    layers = _layers(j, model, halves)
+    if layers:
+        found["quant.min_layer_sqnr"] = layers[0].sqnr_db
+    return Evaluation(found | {name: x.value for name, x in shares.items()}, shares, drops, layers)
+
+
+def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tuple[dict[str, Range], dict[str, Range]]:
+    """(accuracies that are shares of samples, how far they are below the float model's), with intervals."""
+    shares, drops = dict[str, Range](), dict[str, Range]()
+    if agreement is not None:
+        rows = [y[0].shape[0] if y[0].ndim == 2 else 1 for y in outputs]  # positions of a sequence are not independent
+        shares["accuracy.agreement"] = x = share(agreement, sum(rows))
+        drops["accuracy.agreement"] = Range(value=1 - x.value, low=1 - x.high, high=1 - x.low)
+    if j.labels is not None:
+        theirs, ours = _hits(outputs, j.labels), _hits(j.reference, j.labels)
+        for name, now in theirs.items():
+            shares[name] = share(float(now.mean()), len(now))
+            drops[name] = fall(int((ours[name] & ~now).sum()), int((now & ~ours[name]).sum()), len(now))
+    return shares, drops
+
+
+def answers(path: Path, dims: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """What the model at `path` answers to `made_up` inputs: shape and first values of each output, None for no number."""
+    session = open_session(path)
+    outputs = session.run(made_up(path, dims or {}))
+    return [
+        {"output": name, "shape": list(y.shape), "first": [_figure(x) for x in y.reshape(-1)[:8].astype(float)]}
+        for name, y in zip(session.outputs, outputs, strict=True)
+        if isinstance(y, np.ndarray) and y.dtype.kind in "fiu"
+    ]
+
+
+def _figure(x: float) -> float | None:
+    return float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+def made_up(path: Path, dims: Mapping[str, int]) -> Feed:
+    """Inputs for the model at `path`, with those of `dims` that it has left free."""
+    model = graph.load(path)
+    free = set(free_dims(model))
+    return made_up_feed(model, {name: size for name, size in dims.items() if name in free})
+
+
+def opset(path: Path) -> int:
+    """Of the standard operators in the model at `path`."""
+    return int(graph.load(path).opset_imports.get("", 0))
+
+
+def _sizes(files: Sequence[Path]) -> dict[str, float]:
+    """Of a model's files, as they are and as a download would pack them."""
+    total = 0
+    for file in files:
+        packer = zlib.compressobj(6)
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                total += len(packer.compress(block))
+        total += len(packer.flush())
+    return {"size.file": float(sum(f.stat().st_size for f in files)), "size.download": float(total)}
+
+
+def _opened(model: ir.Model | Path, halves: frozenset[str]) -> Session:
+    session = open_session(model)
+    return _Halved(session.raw, session.outputs, halves)
+
+
+def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
+    """Whether each sample's class is the best, and among the best five: bool [samples] by metric."""
+    rows = np.concatenate([y[0] for y in outputs])
+    if len(rows) != len(labels):
+        raise DataError("accuracy.labels: a sample holds several rows, and a folder names one class")
+    order = np.argsort(-rows, axis=-1, kind="stable")
+    want = np.asarray(labels)[:, None]
+    return {f"accuracy.top{k}": (order[:, :k] == want).any(1) for k in (1, 5)}
+
+
+def _layers(j: Jury, theirs: ir.Model, halves: frozenset[str]) -> list[Layer]:
+    """SQNR of inner values that both models have, worst first; none where the variant has other values."""
+    ours = j.job.model
+    known = {str(v.name): v for n in theirs.graph for v in n.outputs}
+    pairs = {}
+    for node in ours.graph:
+        for value in node.outputs[:1]:
+            name = str(value.name)
+            twin = next((t for t in (name + _DEQUANTIZED, name) if t in known), None)
+            if twin is not None and value.dtype in _MAYBE_FLOAT and not value.is_graph_output():
+                pairs[name] = (twin, node.op_type)
+    if not pairs:
+        return []
+    try:
+        sessions = (
+            open_session(with_outputs(ours, list(pairs))),
+            _opened(with_outputs(theirs, [t for t, _ in pairs.values()]), halves),
+        )
+        signal, noise = _powers(j, list(pairs), sessions)
+    except EdgeoptError:
+        return []  # a value that this runtime does not let out: no picture, no figure
+    db = {
+        n: min(_EXACT_DB, 10 * math.log10(signal[n] / noise[n])) if noise[n] else _EXACT_DB
+        for n in pairs
+        if signal[n] > 0
+    }
+    worst = sorted(db, key=lambda n: db[n])
+    drawn = _histograms(j, worst[:_SHOWN], {n: _clip(known[pairs[n][0]]) for n in worst[:_SHOWN]})
+    return [Layer(name=n, op=pairs[n][1], sqnr_db=db[n], histogram=drawn.get(n)) for n in worst]
+
+
+def _powers(
+    j: Jury, names: Sequence[str], sessions: tuple[Session, Session]
+) -> tuple[dict[str, float], dict[str, float]]:
+    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for _, feed in j.feeds[:_LAYER_SAMPLES]:
+        for name, r, y in zip(names, sessions[0].run(feed), sessions[1].run(feed), strict=True):
+            if not (_floats(r) and _floats(y) and r.shape == y.shape):
+                continue
+            a, b = r.astype(np.float64), y.astype(np.float64)
+            mask = np.isfinite(a) & np.isfinite(b)
+            signal[name] += float(np.square(a[mask]).sum())
+            noise[name] += float(np.square((a - b)[mask]).sum())
+    return signal, noise
+
+
+def _floats(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype.kind == "f"
+
+
+def _clip(value: ir.Value) -> tuple[float, float] | None:
+    """The range that the grid of a dequantized value covers."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+        return None
+    arrays = [v.const_value.numpy() if v is not None and v.const_value is not None else None for v in node.inputs[1:3]]
+    if arrays[0] is None or arrays[1] is None or arrays[0].size != 1:
+        return None
+    scale, zero, info = float(arrays[0].reshape(-1)[0]), int(arrays[1].reshape(-1)[0]), np.iinfo(arrays[1].dtype)
+    return (info.min - zero) * scale, (info.max - zero) * scale
+
+
+def _histograms(j: Jury, names: Sequence[str], clips: dict[str, Any]) -> dict[str, LayerHistogram]:
+    if not names:
+        return {}
+    session = open_session(with_outputs(j.job.model, list(names)))
+    seen: dict[str, list[np.ndarray]] = {n: [] for n in names}
+    for _, feed in j.feeds[:_LAYER_SAMPLES]:
+        for name, x in zip(names, session.run(feed), strict=True):
+            seen[name].append(x.reshape(-1)[np.isfinite(x.reshape(-1))])
+    found = {}
+    for name, parts in seen.items():
+        values = np.concatenate(parts)
+        if values.size:
+            counts, edges = np.histogram(values, _BINS)
+            found[name] = LayerHistogram(
+                edges=tuple(map(float, edges)), counts=tuple(map(int, counts)), clip=clips[name]
+            )
+    return found

@@ -1,0 +1,117 @@
+"""How a project wants to be measured, and what is read off a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.errors import WorkerError
+from edgeopt.profiling.results import Measured, Range, Results
+from edgeopt.release.build.actions import Context, import_from_root
+from edgeopt.release.document import VariantResult
+from edgeopt.release.project.file import Project
+
+if TYPE_CHECKING:
+    from edgeopt.listener import Listener
+
+REPORT = "profile.json"
+Figures = tuple[dict[str, float], dict[str, Range]]
+
+
+def choices(project: Project, root: Path, preset: str) -> dict[str, Any]:
+    """Keyword arguments of `edgeopt.compare`: providers, threads, dims, and the project's samples as inputs."""
+    p, data = project.profile, project.data
+    samples = root / data.path
+    return {
+        "preset": preset,
+        "providers": p.providers,
+        "threads": p.threads,
+        "dims": {name: (size,) for name, size in p.dims.items()},
+        "data": str(samples) if samples.exists() else None if data.path == "random" else data.path,
+        "preprocess": data.preprocess,
+        "tokenizer": None if data.tokenizer is None else root / data.tokenizer,
+    }
+
+
+def measured(variants: Sequence[VariantResult], context: Context, preset: str, folder: Path) -> Results:
+    """Float and the variants that have a file, interleaved; the document and single inferences are in `folder`."""
+    from edgeopt.profiling.profile import compare, profile
+
+    import_from_root(context, "data.path")
+    paths = [v.file for v in variants if v.file is not None and v.error is None]
+    function = compare if len(paths) > 1 else profile
+    how = choices(context.project, context.root, preset)
+    return function(*paths, report=folder / REPORT, listener=context.listener, **how)
+
+
+def moved(found: Results, places: Mapping[str, str]) -> Results:
+    """`found` with models where they are in the end."""
+    rows = [
+        m.model_copy(
+            update={
+                "setting": m.setting.model_copy(update={"model": places.get(m.setting.model, m.setting.model)}),
+            }
+        )
+        for m in found.measured
+    ]
+    return found.model_copy(update={"measured": tuple(rows)})
+
+
+def with_measured(v: VariantResult, found: Results) -> VariantResult:
+    """`v` with the figures of its first setting, or with why there are none."""
+    m = next((m for m in found.measured if v.file is not None and m.setting.model == v.file), None)
+    if m is None:
+        return v
+    if m.error is not None:
+        return v.model_copy(update={"error": f"profile: {m.error}"})
+    metrics, intervals = figures(m)
+    ratio = next((c.ratio for c in found.comparisons if c.other == m.setting.label), None)
+    if ratio is not None:
+        intervals["speedup"] = inverse(ratio)
+        metrics["speedup"] = intervals["speedup"].value
+    return v.model_copy(update={"metrics": {**v.metrics, **metrics}, "intervals": {**v.intervals, **intervals}})
+
+
+def figures(m: Measured) -> Figures:
+    """Metrics by the names that gates use, and the intervals of those that have one."""
+    found: dict[str, float | None] = {}
+    intervals: dict[str, Range] = {}
+    if m.latency is not None:
+        intervals["latency.p50"] = m.latency.p50_ms
+        found |= {"latency.p50": m.latency.p50_ms.value, "latency.p90": m.latency.p90_ms}
+        found |= {"latency.p99": m.latency.p99_ms}
+    if m.cold is not None:
+        found |= {"cold.session_create": m.cold.create_ms, "cold.first_inference": m.cold.first_ms}
+    if m.memory is not None:
+        found["memory.peak_rss"] = float(max(x.peak_bytes for x in m.memory.arena))
+    if m.placement is not None:
+        found |= {"ep.coverage": m.placement.coverage_nodes, "ep.partitions": float(m.placement.partitions)}
+    return {name: x for name, x in found.items() if x is not None}, intervals
+
+
+def inverse(x: Range) -> Range:
+    """1 / x."""
+    return Range(value=1 / x.value, low=1 / x.high, high=1 / x.low)
+
+
+def again(old: Path, new: Path, how: Mapping[str, Any], listener: Listener) -> dict[str, Range]:
+    """New over old, both measured now and interleaved, by metric; a figure without an interval is what it is. `speedup` is that
+    of the new file over the old one, which is what became of the speed against one float model.
+
+    Raises:
+        EdgeoptError: one of them cannot be measured.
+    """
+    from edgeopt.profiling.profile import compare
+
+    first = {"providers": how["providers"][:1], "threads": how["threads"][:1]}
+    found = compare(old, new, listener=listener, **{**how, **first})
+    for m in found.measured:
+        if m.error is not None:
+            raise WorkerError(m.error)
+    (x, _), (y, _) = (figures(m) for m in found.measured)
+    shares = {name: y[name] / x[name] for name in y if x.get(name, 0.0) > 0}
+    ratios = {name: Range(value=r, low=r, high=r) for name, r in shares.items()}
+    for c in found.comparisons:
+        ratios |= {"latency.p50": c.ratio, "speedup": inverse(c.ratio)}
+    return ratios

@@ -1,0 +1,1 @@
+"""What a run leaves: files, page, charts, manifest."""

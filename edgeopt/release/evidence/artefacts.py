@@ -1,0 +1,221 @@
+"""The evidence of a run as files: for people (summary, report), for pipelines (JUnit, OpenMetrics, annotations), for an
+audit (manifest, ML-BOM). All of them are made from the one document.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from edgeopt.files import put
+from edgeopt.release.document import GateResult, Run
+from edgeopt.release.evidence.manifest import ORT, bom, holds, manifest, shipped
+from edgeopt.release.evidence.page import page
+from edgeopt.release.evidence.told import COLUMNS, cell
+from edgeopt.release.project.file import Project
+from edgeopt.release.project.metrics import METRICS
+
+_MOST_ANNOTATIONS = 8
+_MOST_SUMMARY = 1_000_000  # bytes; GitHub takes a MiB
+FILES = {
+    "results.json", "junit.xml", "summary.md", "metrics.txt", "annotations.txt", "report.html", "bom.json", "manifest.json",
+    "profile.json", "profile.npz",
+}  # fmt: skip
+_COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+
+
+def write(run: Run, project: Project, folder: Path) -> None:
+    """All artefacts of `run` into `folder`, in which its files are, each whole or not at all."""
+    files: dict[str, str] = {
+        "results.json": run.to_json() + "\n",
+        "junit.xml": junit(run),
+        "summary.md": summary(run),
+        "metrics.txt": openmetrics(run),
+        "annotations.txt": "".join(f"{line}\n" for line in notices(run)),
+    }
+    if run.profile is not None:
+        files["profile.json"] = run.profile.to_json() + "\n"
+    if project.output.html:
+        files["report.html"] = page([run])
+    _put(folder, files)
+    if project.output.ort:
+        _convert(run, folder, project.profile.dims)
+    _put(folder, {"bom.json": bom(run, folder), "manifest.json": manifest(run, folder, project.profile.dims)})
+
+
+def tell_github(run: Run) -> None:
+    """Put the summary where GitHub Actions wants it, if this is GitHub Actions."""
+    place = os.environ.get("GITHUB_STEP_SUMMARY")
+    if place:
+        with Path(place).open("a", encoding="utf-8") as file:
+            file.write(summary(run))
+
+
+def _convert(run: Run, folder: Path, dims: Mapping[str, int]) -> None:
+    """Every variant as .ort too, checked on made-up inputs; what is as the last manifest tells is left alone."""
+    from edgeopt.release.build.evaluate import made_up
+    from edgeopt.runtime.ort_format import to_ort
+
+    for v in shipped(run, folder):
+        path = folder / f"{v.name}.onnx"
+        there = all((folder / f"{v.name}{suffix}").is_file() for suffix in ORT)
+        if not there or not holds(v.name, folder, run.versions):
+            to_ort(path, folder, made_up(path, dims))
+
+
+def _put(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        put(folder / name, text)
+
+
+def junit(run: Run) -> str:
+    """A suite a variant, a case a gate; gates that cannot tell are skipped unless the policy fails them, a variant without a
+    file is an error. As the schemas of Ant and of Jenkins' xUnit plugin want it.
+    """
+    suites = ET.Element("testsuites")
+    for name in dict.fromkeys([*(v.name for v in run.variants), *(g.variant for g in run.gates)]):
+        cases = list(_cases(run, name))
+        if cases:
+            suites.append(_suite(run, name, cases, len(suites)))
+    for node in suites.iter():
+        node.text = None if node.text is None else _clean(node.text)
+        for key, value in node.items():
+            node.set(key, _clean(value))
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def _suite(run: Run, name: str, cases: Sequence[ET.Element], number: int) -> ET.Element:
+    counts = {f: str(sum(c.find(tag) is not None for c in cases)) for f, tag in _COUNTED.items()}
+    facts = {
+        "name": name, "package": "edgeopt", "id": str(number), "hostname": "localhost", "time": "0", "tests": str(len(cases)),
+        "timestamp": run.created.split("+")[0],
+    }  # fmt: skip
+    suite = ET.Element("testsuite", facts | counts)
+    properties = ET.SubElement(suite, "properties")
+    for key, value in (("project", run.project), ("preset", run.preset)):
+        ET.SubElement(properties, "property", name=key, value=value)
+    suite.extend(cases)
+    said = (f"{g.metric} {g.bound}: {g.outcome}: {g.message}\n" for g in run.gates if g.variant == name)
+    ET.SubElement(suite, "system-out").text = "".join(said)
+    ET.SubElement(suite, "system-err")
+    return suite
+
+
+def _cases(run: Run, name: str) -> Iterator[ET.Element]:
+    variant = run.variant(name)
+    if variant is not None and variant.error is not None:
+        yield _case(name, "build", "error", variant.error, "error")
+    for g in run.gates:
+        if g.variant == name:
+            yield _case(name, f"{g.metric} {g.bound}", _result(g), g.message, g.outcome)
+
+
+def _case(variant: str, name: str, result: str | None, message: str, kind: str) -> ET.Element:
+    case = ET.Element("testcase", classname=f"edgeopt.{variant}", name=name, time="0")
+    if result is not None:
+        ET.SubElement(case, result, message=message, type=kind)
+    return case
+
+
+def _result(g: GateResult) -> str | None:
+    """JUnit's word for a gate; none says passed."""
+    if g.severity == "fail" and g.outcome != "inconclusive":
+        return "failure"
+    return None if g.outcome in ("pass", "warn") else "skipped"
+
+
+def _clean(text: str) -> str:
+    """Without what XML cannot hold."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def summary(run: Run) -> str:
+    """The verdict, the variants and the gates in Markdown."""
+    columns = [c for c in COLUMNS if any(c in v.metrics for v in run.variants)]
+    width = max(1, len(columns))
+    lines = [
+        f"## {_escaped(run.project)}: {run.verdict}",
+        "",
+        _row("variant", *(METRICS[c].title for c in columns), width=width),
+    ]
+    lines.append("|---" * (width + 1) + "|")
+    for v in run.variants:
+        cells = [cell(v, c) for c in columns] if v.error is None else [v.error]
+        lines.append(_row(v.name, *cells, width=width))
+    if run.gates:
+        lines += ["", "| gate | outcome | |", "|---|---|---|"]
+        lines += [_row(f"{g.variant}: {g.metric} {g.bound}", g.outcome, g.message, width=2) for g in run.gates]
+    lines += ["", *(f"- {_escaped(n)}" for n in run.notes)]
+    if run.profile is not None:
+        lines.append(f"\nMeasured on {run.profile.environment.cpu}, preset {run.preset}; intervals are 95 %.")
+    return "\n".join(lines).encode()[:_MOST_SUMMARY].decode(errors="ignore") + "\n"
+
+
+def _row(first: str, *cells: str, width: int) -> str:
+    """Of a table with `width` columns beside the first."""
+    return "| " + " | ".join(_escaped(c) for c in (first, *cells, *[""] * (width - len(cells)))) + " |"
+
+
+def _escaped(text: str) -> str:
+    """On one line, with no bar that would end a cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def notices(run: Run) -> Iterator[str]:
+    """Workflow commands that GitHub shows at the gate's line of the project file."""
+    file = _property(_in_workspace(run.project_file))
+    worst = [g for g in run.gates if g.severity != "pass"]
+    worst.sort(key=lambda g: (g.severity != "fail", g.line))
+    for g in worst[:_MOST_ANNOTATIONS]:
+        level = "error" if g.severity == "fail" else "warning"
+        yield f"::{level} file={file},line={g.line},title={_property(f'{g.variant}: {g.metric}')}::{_data(g.message)}"
+
+
+def _in_workspace(file: str) -> str:
+    """`file` as GitHub names it: from the root of what was checked out."""
+    workspace = os.environ.get("GITHUB_WORKSPACE")
+    if not workspace:
+        return file
+    path, root = Path(file).resolve(), Path(workspace).resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else file
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def openmetrics(run: Run) -> str:
+    """OpenMetrics text: a family a metric in base units (seconds, bytes, ratios), a sample a variant; gates as 0 or 1."""
+    lines = []
+    for name, row in METRICS.items():
+        having = [v for v in run.variants if name in v.metrics]
+        if not having:
+            continue
+        unit, scale = {"ms": ("_seconds", 1e-3), "bytes": ("_bytes", 1.0), "dB": ("_decibels", 1.0)}.get(
+            row.kind, ("", 1.0)
+        )
+        family = "edgeopt_" + name.replace(".", "_") + unit
+        lines.append(f"# TYPE {family} gauge")
+        if unit:
+            lines.append(f"# UNIT {family} {unit[1:]}")
+        lines.append(f"# HELP {family} {row.title}.")
+        lines += [f"{family}{{{_labels(run, v.name)}}} {v.metrics[name] * scale:.9g}" for v in having]
+    if run.gates:
+        lines += ["# TYPE edgeopt_gate_passed gauge", "# HELP edgeopt_gate_passed Whether the gate passed."]
+        lines += [
+            f'edgeopt_gate_passed{{{_labels(run, g.variant)},metric="{g.metric}",bound="{g.bound}"}} {int(g.outcome in ("pass", "warn"))}'
+            for g in run.gates
+        ]
+    return "\n".join([*lines, "# EOF", ""])
+
+
+def _labels(run: Run, variant: str) -> str:
+    text = run.project.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'project="{text}",variant="{variant}"'

@@ -1,0 +1,252 @@
+"""What was released, for an audit: `manifest.json` (the same bytes for the same inputs), a CycloneDX ML-BOM, and the check of
+a folder against its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgeopt.errors import DataError, ValidityError
+from edgeopt.files import sha256
+from edgeopt.release.build.cache import key
+from edgeopt.release.build.sources import fingerprint
+from edgeopt.release.document import Run, VariantResult
+from edgeopt.release.project.file import FLOAT
+from edgeopt.release.project.metrics import METRICS
+
+MANIFEST = "manifest.json"
+SCHEMA = "edgeopt.manifest/1"
+ORT = (".ort", ".required_operators.config")
+
+
+class _Part(BaseModel):
+    """What a check reads of a manifest; whatever else there is tells people more."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _File(_Part):
+    path: str = Field(pattern=r"^[^/\\]+$")
+    sha256: str
+
+
+class _Answer(_Part):
+    output: str
+    shape: tuple[int, ...]
+    first: tuple[float | None, ...]
+
+
+class _Row(_Part):
+    name: str = Field(pattern=r"^[^/\\]+$")
+    files: tuple[_File, ...] = Field(min_length=1)
+    answers: tuple[_Answer, ...]
+
+
+class _Manifest(_Part):
+    schema_version: Literal["edgeopt.manifest/1"] = Field(alias="schema")
+    versions: Mapping[str, str]
+    dims: Mapping[str, int] = {}
+    variants: tuple[_Row, ...]
+
+
+def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> str:
+    """The variants' files with their hashes, how they came to be, and the figures that no clock has a say in.
+
+    dims: of made-up inputs, where the project says some. ONNX Runtime writes an .ort file in another order of its parts every
+    time, so that its hash is only lasting while the file is.
+    """
+    source = run.model_sha256
+    rows = []
+    for v in shipped(run, folder):
+        steps = [dict(s.step) for s in v.steps]
+        parent = folder / f"{v.parent}.onnx"
+        rows.append(
+            {
+                "name": v.name,
+                "role": "model",
+                "parent": v.parent,
+                "parent_sha256": source if v.parent == FLOAT else fingerprint(parent),
+                "opset": v.opset,
+                "steps": steps,
+                "config_sha256": key(steps),
+                "files": _hashes(folder / f"{v.name}.onnx"),
+                "metrics": {k: round(x, 6) for k, x in sorted(v.metrics.items()) if _lasting(k)},
+                "answers": [dict(x) for x in v.answers],
+            }
+        )
+    found = {
+        "schema": SCHEMA,
+        "project": run.project,
+        "source": {"path": Path(run.model).name, "sha256": source, "files": _hashes(Path(run.model))},
+        "versions": dict(sorted(run.versions.items())),
+        "dims": dict(dims or {}),
+        "verdict": {g.variant + ": " + g.metric + " " + g.bound: g.outcome for g in run.gates if _lasting(g.metric)},
+        "variants": rows,
+    }
+    return json.dumps(found, indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+
+def shipped(run: Run, folder: Path) -> list[VariantResult]:
+    """The variants that have a file in `folder`."""
+    return [v for v in run.variants if v.name != FLOAT and v.error is None and (folder / f"{v.name}.onnx").is_file()]
+
+
+def _files(path: Path) -> list[Path]:
+    """The model at `path`, its data, and what was made of it for minimal builds."""
+    from edgeopt import graph
+
+    more = [path.with_name(f"{path.name.removesuffix('.onnx')}{suffix}") for suffix in ORT]
+    return [path, *graph.external_files(graph.load(path)), *(f for f in more if f.is_file())]
+
+
+def _hashes(path: Path) -> list[dict[str, Any]]:
+    return [{"path": f.name, "sha256": sha256(f), "size_bytes": f.stat().st_size} for f in _files(path)]
+
+
+def _lasting(metric: str) -> bool:
+    """Whether the figure is the same in every run."""
+    return metric.startswith(("size.", "quant.", "accuracy."))
+
+
+def _read(folder: Path) -> _Manifest:
+    """The manifest in `folder`.
+
+    Raises:
+        DataError: there is none, or it is not one.
+    """
+    path = folder / MANIFEST
+    try:
+        return _Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"{folder}: no readable {MANIFEST} ({e})") from e
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise DataError(f"{path}: not valid: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+
+
+def files(folder: Path) -> set[str]:
+    """Names of the files that the manifest in `folder` tells of; none without one."""
+    try:
+        return {f.path for row in _read(folder).variants for f in row.files}
+    except DataError:
+        return set()
+
+
+def holds(name: str, folder: Path, versions: Mapping[str, str]) -> bool:
+    """Whether the files of the variant called `name` are those that the manifest in `folder` tells of, made by `versions`."""
+    try:
+        found = _read(folder)
+    except DataError:
+        return False
+    files = {f.path: f.sha256 for row in found.variants if row.name == name for f in row.files}
+    there = {f.name: sha256(f) for f in _files(folder / f"{name}.onnx")}
+    return found.versions == versions and files == there
+
+
+def verify(folder: Path) -> list[str]:
+    """What holds in `folder`: every file of the manifest has its hash, loads, runs and answers as it did.
+
+    Raises:
+        DataError: no manifest. ValidityError: a file is missing or changed, or answers differently; says which.
+    """
+    from edgeopt.release.build.evaluate import answers
+
+    found = _read(folder)
+    told, wrong = list[str](), list[str]()
+    for row in found.variants:
+        bad = [f"{f.path}: {how}" for f in row.files if (how := _changed(folder / f.path, f.sha256))]
+        wrong += bad
+        told += [f"{f.path}: sha256 holds" for f in row.files]
+        model = f"{row.name}.onnx"
+        if model not in {f.path for f in row.files}:
+            wrong.append(f"{model}: the manifest has no hash of it")
+        elif not bad:
+            now = [_Answer.model_validate(a, strict=False) for a in answers(folder / model, found.dims)]
+            far = _differs(row.answers, now)
+            told.append(f"{model}: runs and answers as it did")
+            wrong += [f"{model}: {far}"] if far else []
+    if wrong:
+        raise ValidityError("; ".join(wrong))
+    return told
+
+
+def _changed(path: Path, digest: str) -> str | None:
+    if not path.is_file():
+        return "missing"
+    return "changed since the manifest was written" if sha256(path) != digest else None
+
+
+def _differs(before: Sequence[_Answer], now: Sequence[_Answer]) -> str | None:
+    """Where answers differ by more than sums in another order explain (and grids of int8 outputs round)."""
+    if [(a.output, a.shape, len(a.first)) for a in before] != [(a.output, a.shape, len(a.first)) for a in now]:
+        return "other outputs than before"
+    for a, b in zip(before, now, strict=True):
+        slack = 0.05 * max((abs(x) for x in a.first if x is not None), default=0.0) + 1e-6
+        if not all(_near(x, y, slack) for x, y in zip(a.first, b.first, strict=True)):
+            return f"output {a.output!r} answers {list(b.first[:3])} where it answered {list(a.first[:3])}"
+    return None
+
+
+def _near(x: float | None, y: float | None, slack: float) -> bool:
+    if x is None or y is None:
+        return x is y
+    return math.isclose(x, y, rel_tol=1e-3, abs_tol=slack)
+
+
+def bom(run: Run, folder: Path) -> str:
+    """A CycloneDX 1.6 ML-BOM: the source model, each variant with its figures and intervals, and the software used."""
+    components: list[dict[str, Any]] = [
+        {
+            "type": "machine-learning-model", "bom-ref": "model:float", "name": Path(run.model).name,
+            "hashes": [{"alg": "SHA-256", "content": sha256(Path(run.model))}],
+        }
+    ]  # fmt: skip
+    made = shipped(run, folder)
+    for v in made:
+        components.append(
+            {
+                "type": "machine-learning-model",
+                "bom-ref": f"model:{v.name}",
+                "name": f"{run.project}-{v.name}",
+                "hashes": [{"alg": "SHA-256", "content": sha256(folder / f"{v.name}.onnx")}],
+                "pedigree": {"ancestors": [{"type": "machine-learning-model", "name": Path(run.model).name}]},
+                "modelCard": {"quantitativeAnalysis": {"performanceMetrics": _performance(v)}},
+            }
+        )
+    components += [
+        {"type": "library", "bom-ref": f"pkg:pypi/{name}@{version}", "name": name, "version": version, "purl": f"pkg:pypi/{name}@{version}"}
+        for name, version in sorted(run.versions.items())
+    ]  # fmt: skip
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, key([c for c in components if "modelCard" not in c], run.model_sha256))
+    found = {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{serial}",
+        "version": 1,
+        "metadata": {
+            "timestamp": run.created,
+            "component": {"type": "application", "bom-ref": "project", "name": run.project},
+        },
+        "components": components,
+        "dependencies": [{"ref": f"model:{v.name}", "dependsOn": [f"model:{v.parent}"]} for v in made],
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _performance(v: VariantResult) -> list[dict[str, Any]]:
+    found = []
+    for name, value in sorted(v.metrics.items()):
+        row: dict[str, Any] = {"type": f"{name} ({METRICS[name].kind})", "value": f"{value:.6g}", "slice": v.name}
+        if name in v.intervals:
+            x = v.intervals[name]
+            row["confidenceInterval"] = {"lowerBound": f"{x.low:.6g}", "upperBound": f"{x.high:.6g}"}
+        found.append(row)
+    return found

@@ -1,0 +1,1 @@
+"""The project file: what is built, measured and demanded."""

@@ -1,0 +1,75 @@
+"""What a project file names outside of itself: files, modules, providers. All of it is looked for before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeopt.errors import UsageError
+from edgeopt.release.build.sources import module_files, there
+from edgeopt.release.project import lines
+from edgeopt.release.project.file import Project
+
+_FILES = ("teacher", "student_classes", "teacher_classes", "costs")
+_LIKENESSES = ("agreement", "cosine", "kl")  # metrics that `edgeopt.quantization.metric` has; a test compares
+Place = tuple[str, ...]
+
+
+def check(project: Project, home: Path, file: Path) -> None:
+    """Refuse what is not there.
+
+    Raises:
+        UsageError: each with its line in `file`.
+    """
+    found = [*_files(project, home), *_data(project, home), *_modules(project, home), *_providers(project)]
+    if found:
+        rows = lines.rows(file)
+        raise UsageError("\n".join(f"{file}:{lines.line_of(rows, at)}: {'.'.join(at)}: {what}" for at, what in found))
+
+
+def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
+    named: dict[Place, Path | None] = {("model",): project.model, ("data", "tokenizer"): project.data.tokenizer}
+    for variant, v in project.variants.items():
+        for i, step in enumerate(v.steps):
+            named |= {("variants", variant, "steps", str(i), key): getattr(step, key, None) for key in _FILES}
+    for at, path in named.items():
+        if path is not None and not (there(home / path) and (home / path).is_file()):
+            yield at, f"{str(path)!r}: no such file in {home}"
+
+
+def _data(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
+    for key, given in (("path", project.data.path), ("eval", project.data.eval)):
+        if given is None or there(home / given) or (given == "random" and key == "path"):
+            continue
+        if ":" not in given:
+            yield ("data", key), f"{given!r}: no such file or folder in {home}"
+        elif not module_files(given, home):
+            yield ("data", key), _no_module(given, home)
+
+
+def _modules(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
+    own, export = project.accuracy.eval, project.export
+    if own is not None and own not in _LIKENESSES and (":" not in own or not module_files(own, home)):
+        yield ("accuracy", "eval"), _no_module(own, home)
+    if export is None or there(home / export.factory):
+        return
+    if ":" not in export.factory or not module_files(export.factory, home):
+        yield ("export", "factory"), _no_module(export.factory, home)
+
+
+def _no_module(given: str, home: Path) -> str:
+    if ":" not in given:
+        return f"{given!r}: write package.module:function"
+    return f"{given!r}: no module {given.partition(':')[0]!r} in {home}, and none is installed"
+
+
+def _providers(project: Project) -> Iterator[tuple[Place, str]]:
+    if project.profile.providers == ("cpu",):
+        return
+    from edgeopt.runtime.providers import parse
+
+    for name in project.profile.providers:
+        try:
+            parse(name)
+        except UsageError as e:
+            yield ("profile", "providers"), str(e).removeprefix("--provider ")

@@ -1,0 +1,343 @@
+"""`edgeopt.toml` (or `[tool.edgeopt]` in pyproject.toml): what a project builds, measures and demands.
+
+Every mistake is told with its line and, for a name that is nearly right, with the name that was meant. The JSON Schema is
+published by `edgeopt schema project`, so that editors complete the file.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AllowInfNan,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from edgeopt.errors import UsageError, suggestion
+from edgeopt.release.document import Level
+from edgeopt.release.project import lines
+from edgeopt.release.project.metrics import metric
+from edgeopt.release.project.quantities import quantity
+from edgeopt.release.project.recipes import STEPS, Count, Names, Numbers, Place, Step, Table
+
+FILE = "edgeopt.toml"
+FLOAT = "float"  # the name of the model as it came
+Preset = Literal["quick", "pr", "release"]
+PRESETS: tuple[str, ...] = get_args(Preset)
+_NEEDS = {  # keys of [accuracy] that metrics are made of
+    "accuracy.top1": ("labels", "true"), "accuracy.top5": ("labels", "true"), "accuracy.eval": ("eval", '"package.module:function"'),
+}  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def _amount(given: Any) -> Any:
+    """`given`, which is to be a quantity; whether its unit fits is seen when the metric is known."""
+    if isinstance(given, bool) or not isinstance(given, int | float | str):
+        raise ValueError(f'a number, or a text with a unit, e.g. "6 MB", not {given!r}')
+    return given
+
+
+Quantity = Annotated[Annotated[float, AllowInfNan()] | str, BeforeValidator(_amount)]
+
+
+class Variant(Table):
+    """A file to ship: steps in order, from the model or from another variant."""
+
+    parent: str = Field(default=FLOAT, alias="from")
+    steps: tuple[Step, ...] = Field(min_length=1, strict=False)
+
+
+class Export(Table):
+    """Make the model from torch first, and compare it with torch on samples of [data] too; see `edgeopt export`."""
+
+    factory: str
+    inputs: Mapping[str, Numbers] = Field(min_length=1)
+    dynamic: Mapping[str, Numbers] = {}
+    dtypes: Mapping[
+        str, Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+    ] = {}
+
+
+class Data(Table):
+    """Samples to calibrate and train with; eval: others to judge by (else what did not calibrate)."""
+
+    path: str = Field(min_length=1)
+    eval: str | None = None
+    samples: Count = 128
+    preprocess: Literal["imagenet", "unit", "signed", "raw255"] | None = None
+    tokenizer: Place | None = None
+
+
+class Profile(Table):
+    """How to measure; gates look at the first provider and the first number of threads."""
+
+    measure: bool = True
+    preset: Preset | None = None
+    providers: Names = Field(default=("cpu",), min_length=1)
+    threads: tuple[Count, ...] = Field(default=(1,), min_length=1, strict=False)
+    dims: Mapping[str, Count] = {}
+
+
+class Accuracy(Table):
+    """More than SQNR, cosine and agreement with float. labels: the folders of the data are classes (top-1, top-5); eval: a
+    metric of your own, `package.module:function`.
+    """
+
+    labels: bool = False
+    eval: str | None = None
+
+
+class Gate(Table):
+    """Bounds of one metric. max_regression: against the baseline, relative; max_drop: against float, absolute."""
+
+    min: Quantity | None = None
+    max: Quantity | None = None
+    warn: Quantity | None = None
+    max_regression: Quantity | None = None
+    max_drop: Quantity | None = None
+
+    @model_validator(mode="after")
+    def _any(self) -> Gate:
+        if not any(getattr(self, name) is not None for name in type(self).model_fields):
+            raise ValueError("a gate without a bound; write min, max, warn, max_regression or max_drop")
+        return self
+
+
+class Policy(Table):
+    """What becomes of gates that cannot tell."""
+
+    inconclusive: Level = "warn"
+    not_measured: Level = "fail"
+    no_baseline: Level = "warn"
+
+
+class Output(Table):
+    """What is written, and where."""
+
+    folder: Place = Path("build/edgeopt")
+    html: bool = True
+    ort: bool = False
+
+
+class Baseline(Table):
+    """The last release, as `edgeopt baseline save` keeps it."""
+
+    folder: Place = Path("edgeopt-baseline")
+
+
+class Project(Table):
+    """The file. gates: by variant name, or "*" for all variants but float, and by metric."""
+
+    name: str = ""
+    model: Place | None = None
+    export: Export | None = None
+    data: Data
+    variants: Mapping[str, Variant] = Field(min_length=1)
+    profile: Profile = Profile()
+    accuracy: Accuracy = Accuracy()
+    gates: Mapping[str, Mapping[str, Gate]] = {}
+    policy: Policy = Policy()
+    baseline: Baseline = Baseline()
+    output: Output = Output()
+
+    @field_validator(
+        "gates", mode="before", json_schema_input_type=Mapping[str, Mapping[str, Gate | Mapping[str, Gate]]]
+    )
+    @classmethod
+    def _flat(cls, found: Any) -> Any:
+        """`size.file = {...}` and `"size.file" = {...}` alike."""
+        if not isinstance(found, dict):
+            return found
+        return {
+            variant: _joined(variant, gates) if isinstance(gates, dict) else gates for variant, gates in found.items()
+        }
+
+    @field_validator("variants")
+    @classmethod
+    def _named(cls, found: Mapping[str, Variant]) -> Mapping[str, Variant]:
+        for name, variant in found.items():
+            if not _NAME.fullmatch(name) or name == FLOAT:
+                raise _mistake(
+                    [name], f"{name!r} cannot be a variant's name: letters, digits, - and _, and not {FLOAT!r}"
+                )
+            known = [FLOAT, *(n for n in found if n != name)]
+            if variant.parent not in known:
+                raise _mistake(
+                    [name, "from"], f"{variant.parent!r}: no such variant{suggestion(variant.parent, known)}"
+                )
+        in_order(found)
+        return found
+
+    @model_validator(mode="after")
+    def _whole(self) -> Project:
+        if (self.model is None) == (self.export is None):
+            raise ValueError('name a model (model = "model.onnx") or an [export], and not both')
+        known = ["*", FLOAT, *self.variants]
+        for variant, gates in self.gates.items():
+            if variant not in known:
+                raise _mistake(["gates", variant], f"no such variant{suggestion(variant, known)}")
+            for name, gate in gates.items():
+                _check_gate(["gates", variant, name], name, gate)
+                need = _NEEDS.get(name)
+                if need is not None and not getattr(self.accuracy, need[0]):
+                    raise _mistake(["gates", variant, name], f"needs accuracy.{need[0]} = {need[1]}")
+        return self
+
+
+def _mistake(place: Sequence[str], message: str) -> PydanticCustomError:
+    """To be raised for what stands at `place`, from where the validator is."""
+    return PydanticCustomError("mistake", "{message}", {"message": message, "place": list(place)})
+
+
+def _joined(variant: str, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Gates by the whole names of their metrics."""
+    found: dict[str, Any] = {}
+    for name, inner in tables.items():
+        nested = isinstance(inner, dict) and inner and all(isinstance(v, dict) for v in inner.values())
+        for whole, gate in {f"{name}.{k}": v for k, v in inner.items()}.items() if nested else ((name, inner),):
+            before = found.get(whole, {})
+            if before and not (isinstance(gate, dict) and isinstance(before, dict) and before.keys().isdisjoint(gate)):
+                raise _mistake([variant, whole], "is there twice")
+            found[whole] = before | gate if before else gate
+    return found
+
+
+def _check_gate(place: list[str], name: str, gate: Gate) -> None:
+    try:
+        row = metric(name)
+    except ValueError as e:
+        raise _mistake(place, str(e)) from e
+    for bound in Gate.model_fields:
+        given = getattr(gate, bound)
+        kind = "share" if bound == "max_regression" else row.kind
+        if given is not None:
+            try:
+                quantity(given, kind)
+            except ValueError as e:
+                raise _mistake([*place, bound], str(e)) from e
+    if gate.max_drop is not None and not name.startswith("accuracy."):
+        raise _mistake([*place, "max_drop"], "of accuracy metrics only; use min, or max_regression against a baseline")
+    wrong = "max" if row.higher else "min"
+    if getattr(gate, wrong) is not None:
+        raise _mistake([*place, wrong], f"{'higher' if row.higher else 'lower'} is better here; bound the other side")
+
+
+def in_order(variants: Mapping[str, Variant]) -> list[str]:
+    """Names such that each comes after the one that it is made from.
+
+    Raises:
+        ValueError: some are made from each other.
+    """
+    done: list[str] = []
+    while len(done) < len(variants):
+        ready = [n for n, v in variants.items() if n not in done and (v.parent == FLOAT or v.parent in done)]
+        if not ready:
+            left = [n for n in variants if n not in done]
+            raise _mistake([left[0], "from"], f"made from each other: {', '.join(left)}")
+        done += ready
+    return done
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of the file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "edgeopt.project/1",
+    } | Project.model_json_schema(by_alias=True)
+
+
+def find(path: Path | None) -> Path:
+    """`path`, or the project file here.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path is not None:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such project file; edgeopt init MODEL writes one")
+        return path
+    for name in (FILE, "pyproject.toml"):
+        file = Path(name)
+        if file.is_file() and _table(file) is not None:
+            return file
+    raise UsageError(f"no {FILE} here; edgeopt init model.onnx --calib images/ writes one")
+
+
+def load(path: Path) -> Project:
+    """The project of `path`; paths in it are relative to its folder.
+
+    Raises:
+        UsageError: not TOML, or a mistake in it; says the line.
+    """
+    table = _table(path)
+    if table is None:
+        raise UsageError(f"{path}: no table [tool.edgeopt]; edgeopt init model.onnx writes a project file of its own")
+    try:
+        return Project.model_validate(table)
+    except ValidationError as e:
+        rows = lines.rows(path)
+        errors = [x for x in e.errors() if x["type"] != "too_short" or not _inside(x["loc"], e.errors())]
+        told = [_told(error, rows, path) for error in errors[:5]]
+        raise UsageError("\n".join(dict.fromkeys(told))) from e
+
+
+def _table(path: Path) -> Any:
+    """What `path` holds of a project; None if there is no table for it."""
+    try:
+        found: Any = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a mark
+    except (OSError, ValueError, RecursionError) as e:
+        raise UsageError(f"{path}: {e}") from e
+    for name in lines.prefix(path):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _inside(loc: Sequence[Any], errors: Sequence[Any]) -> bool:
+    """Whether a mistake further in explains that nothing is left at `loc`."""
+    return any(len(x["loc"]) > len(loc) and tuple(x["loc"][: len(loc)]) == tuple(loc) for x in errors)
+
+
+def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
+    """One mistake: file, line, place, what and what was meant."""
+    loc, context = error["loc"], error.get("ctx", {})
+    tags = [i for i, p in enumerate(loc) if i and isinstance(loc[i - 1], int) and p in STEPS]
+    place = [*(str(p) for i, p in enumerate(loc) if i not in tags), *context.get("place", ())]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = f"no such key{suggestion(place[-1], _fields(loc))}"
+    elif error["type"] == "union_tag_invalid":
+        tag = str(context["tag"])
+        message = f"no step {tag!r}{suggestion(tag, STEPS)} Known: {', '.join(STEPS)}"
+    elif error["type"] == "union_tag_not_found":
+        message = f'a step needs its name, e.g. {{ step = "quantize" }}; known: {", ".join(STEPS)}'
+    where = ".".join(place)
+    return f"{path}:{lines.line_of(rows, place)}: {where + ': ' if where else ''}{message}"
+
+
+_TABLES: Mapping[str, type[Table]] = {
+    "export": Export, "data": Data, "profile": Profile, "accuracy": Accuracy, "policy": Policy, "baseline": Baseline, "output": Output,
+}  # fmt: skip
+
+
+def _fields(loc: Sequence[Any]) -> list[str]:
+    """Keys that can stand where the unknown one at `loc` stands."""
+    model: type[Table] = Project
+    match tuple(loc):
+        case ("variants", _, "steps", int(), str(step), _):
+            model = STEPS[step]
+        case ("variants", _, _):
+            model = Variant
+        case ("gates", _, _, _):
+            model = Gate
+        case (str(table), _):
+            model = _TABLES[table]
+    return [f.alias or name for name, f in model.model_fields.items()]

@@ -1,0 +1,53 @@
+"""What can be gated: one row a metric, its unit and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgeopt.errors import suggestion
+from edgeopt.release.project.quantities import Kind
+
+ACCURACY = "accuracy."
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """A figure of a variant. higher: whether more is better; title: in words."""
+
+    kind: Kind
+    higher: bool
+    title: str
+
+
+METRICS: Mapping[str, MetricRow] = {
+    "size.file": MetricRow("bytes", False, "file size"),
+    "size.download": MetricRow("bytes", False, "download size (deflate)"),
+    "latency.p50": MetricRow("ms", False, "latency, median"),
+    "latency.p90": MetricRow("ms", False, "latency, 90th percentile"),
+    "latency.p99": MetricRow("ms", False, "latency, 99th percentile"),
+    "cold.session_create": MetricRow("ms", False, "session creation"),
+    "cold.first_inference": MetricRow("ms", False, "first inference"),
+    "memory.peak_rss": MetricRow("bytes", False, "peak memory"),
+    "speedup": MetricRow("ratio", True, "speed against the float model"),
+    "quant.sqnr": MetricRow("dB", True, "SQNR of the worst output"),
+    "quant.min_layer_sqnr": MetricRow("dB", True, "SQNR of the worst layer"),
+    "ep.coverage": MetricRow("share", True, "nodes on the provider"),
+    "ep.partitions": MetricRow("count", False, "partitions of the provider"),
+    "accuracy.agreement": MetricRow("share", True, "top-1 agreement with float"),
+    "accuracy.cosine": MetricRow("number", True, "cosine with float"),
+    "accuracy.top1": MetricRow("share", True, "top-1 accuracy"),
+    "accuracy.top5": MetricRow("share", True, "top-5 accuracy"),
+    "accuracy.eval": MetricRow("number", True, "own metric"),
+}
+
+
+def metric(name: str) -> MetricRow:
+    """The row of `name`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METRICS:
+        raise ValueError(f"no metric {name!r}{suggestion(name, METRICS)} Known: {', '.join(METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,1 @@
+"""Gates and baselines: what a run is worth."""

@@ -1,0 +1,197 @@
+"""The release that regressions are judged against: runs that were kept, one of them current.
+
+    FOLDER/NAME/results.json, FOLDER/NAME/VARIANT.onnx (if asked for), FOLDER/current: the name
+
+Times are only compared with those of the same machine and settings; where the models were kept, they are measured again
+beside the new ones, which needs no such trust.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeopt.errors import ComparabilityError, DataError, EdgeoptError, UsageError, suggestion
+from edgeopt.files import put, writing
+from edgeopt.profiling.comparable import refuse_different
+from edgeopt.profiling.results import Range
+from edgeopt.release import document as documents
+from edgeopt.release.document import RESULTS, Run
+from edgeopt.release.project.file import FLOAT, Project
+from edgeopt.release.verdict.gates import Against, clocked
+
+if TYPE_CHECKING:
+    from edgeopt.listener import Listener
+
+CURRENT = "current"
+
+
+@dataclass(frozen=True)
+class KeptBaseline:
+    """The current baseline. run: None where there is none, or none that can be read; problem: why, in words."""
+
+    name: str | None = None
+    run: Run | None = None
+    problem: str | None = None
+
+    @property
+    def known_as(self) -> str | None:
+        """Its name and time: what ratios are noted with."""
+        return None if self.run is None else f"{self.name} {self.run.created}"
+
+
+def save(project: Project, home: Path, name: str | None = None, *, models: bool = False) -> str:
+    """Keep the last run as `name` (its time by default), with its files if `models`; the first one becomes current.
+
+    Raises:
+        UsageError: a bad name, or one that is taken, or a run is at work. DataError: there is no run to keep, or with `models`
+          the files are not those of the run.
+    """
+    from edgeopt.files import locked
+
+    folder, output = home / project.baseline.folder, home / project.output.folder
+    if not (output / RESULTS).is_file():
+        raise DataError(f"{output}: no {RESULTS} to keep; edgeopt run makes it")
+    with locked(output):
+        run = documents.load(output / RESULTS)
+        name = name or re.sub(r"[^0-9T]", "", run.created.split("+")[0])
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == CURRENT:
+            raise UsageError(f"{name!r} cannot be a baseline's name: letters, digits, ., - and _")
+        place = folder / name
+        if place.exists():
+            raise UsageError(f"{place} exists; choose another name, or remove it")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(run, place, output if models else None)
+    if kept(project, home).run is None:
+        promote(project, home, name)
+    return name
+
+
+def _write(run: Run, place: Path, output: Path | None) -> None:
+    """`run` in a new folder `place`, with its files in `output`, whole or not at all."""
+    from edgeopt import graph
+
+    stage = place.with_name(f".{place.name}")
+    shutil.rmtree(stage, ignore_errors=True)
+    try:
+        stage.mkdir()
+        (stage / RESULTS).write_text(run.to_json() + "\n", encoding="utf-8")
+        for source in [] if output is None else _files(run, output):
+            graph.write(graph.load(source), stage / source.name)
+        stage.rename(place)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _files(run: Run, output: Path) -> list[Path]:
+    """The files of `run` in `output`.
+
+    Raises:
+        DataError: one is missing, or is of another run.
+    """
+    from edgeopt.release.build.sources import fingerprint
+
+    found = []
+    for v in run.variants:
+        if v.name != FLOAT and v.error is None:
+            source = output / f"{v.name}.onnx"
+            if not source.is_file() or fingerprint(source) != v.sha256:
+                raise DataError(f"{source}: not the file that {output / RESULTS} tells of; edgeopt run makes both anew")
+            found.append(source)
+    return found
+
+
+def promote(project: Project, home: Path, name: str) -> None:
+    """Let regressions be judged against `name`.
+
+    Raises:
+        UsageError: there is no such baseline.
+    """
+    known = names(project, home)
+    if name not in known:
+        raise UsageError(f"no baseline {name!r}{suggestion(name, known)} Known: {', '.join(known) or 'none'}")
+    put(home / project.baseline.folder / CURRENT, name + "\n")
+
+
+def names(project: Project, home: Path) -> list[str]:
+    """Baselines that were kept."""
+    return sorted(f.parent.name for f in (home / project.baseline.folder).glob(f"*/{RESULTS}"))
+
+
+def kept(project: Project, home: Path) -> KeptBaseline:
+    """The current one; what is wrong with it is told and is no error."""
+    folder = home / project.baseline.folder
+    if not (folder / CURRENT).exists():
+        return KeptBaseline(problem="edgeopt baseline save makes one")
+    try:
+        name = (folder / CURRENT).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as e:
+        return KeptBaseline(
+            problem=f"{folder / CURRENT}: cannot be read ({e}); edgeopt baseline promote NAME writes it anew"
+        )
+    if name not in names(project, home):
+        return KeptBaseline(name, problem=f"{folder / name} is gone; edgeopt baseline promote NAME chooses another")
+    try:
+        return KeptBaseline(name, documents.load(folder / name / RESULTS))
+    except DataError as e:
+        return KeptBaseline(name, problem=f"{e}; edgeopt baseline promote NAME chooses another")
+
+
+def against(
+    project: Project, home: Path, stand: KeptBaseline, run: Run, files: Mapping[str, Path], ears: Listener
+) -> Against:
+    """What the regressions of `run` are judged by; models of the baseline are measured again beside `files`, by variant."""
+    ratios: dict[str, Mapping[str, Range]] = {}
+    for name in dict.fromkeys(variant for variant, _ in _asked(project, run)) if stand.run is not None else ():
+        model = home / project.baseline.folder / str(stand.name) / f"{name}.onnx"
+        if model.is_file() and name in files:
+            found = dict(_again(project, model, files[name], run.preset, home, ears))
+            if stand.run is not None and stand.run.model_sha256 != run.model_sha256:
+                found.pop("speedup", None)  # the two are against different float models
+            ratios |= {name: found} if found else {}
+    return by(project, stand, run, ratios)
+
+
+def by(project: Project, stand: KeptBaseline, run: Run, ratios: Mapping[str, Mapping[str, Range]]) -> Against:
+    """What the regressions of `run` are judged by, `ratios` having been measured again."""
+    if stand.run is None:
+        return Against(problem=stand.problem)
+    stored = any(metric not in ratios.get(variant, {}) for variant, metric in _asked(project, run))
+    return Against(stand.run, ratios, refusal(stand.run, run) if stored else None)
+
+
+def refusal(old: Run, new: Run) -> str | None:
+    """Why times of the two cannot be compared, or None."""
+    if old.profile is None or new.profile is None:
+        return None if new.profile is None else "the baseline was not measured"
+    by_name = [{Path(m.setting.model).stem: m for m in r.profile.measured} for r in (old, new) if r.profile]
+    pairs = [(by_name[0][k], by_name[1][k]) for k in by_name[0] if k in by_name[1]]
+    try:
+        refuse_different(old.profile, new.profile, pairs)
+    except ComparabilityError as e:
+        return str(e).removesuffix("; measure both models in one run: edgeopt compare a.onnx b.onnx")
+    return None
+
+
+def _asked(project: Project, run: Run) -> list[tuple[str, str]]:
+    """(variant, metric) of gates on the regression of what a clock tells."""
+    found = []
+    for v in run.variants:
+        gates = {**(project.gates.get("*", {}) if v.name != FLOAT else {}), **project.gates.get(v.name, {})}
+        found += [(v.name, n) for n, g in gates.items() if clocked(n) and g.max_regression is not None]
+    return found
+
+
+def _again(project: Project, old: Path, new: Path, preset: str, home: Path, ears: Listener) -> Mapping[str, Range]:
+    from edgeopt.release.build.measuring import again, choices
+
+    try:
+        return again(old, new, choices(project, home, preset), ears)
+    except EdgeoptError as e:
+        ears.note(f"baseline: {old.name} cannot be measured again: {e}")
+        return {}

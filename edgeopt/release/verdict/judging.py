@@ -1,0 +1,32 @@
+"""A stored run judged again by the gates as they are now: nothing is built or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeopt.release.document import Run
+from edgeopt.release.project import lines
+from edgeopt.release.project.file import Project
+from edgeopt.release.verdict.baseline import by, kept
+from edgeopt.release.verdict.gates import judge
+
+
+def judged_again(project: Project, file: Path, document: Run) -> Run:
+    """`document` by the gates of `project` (of `file`) as they are now, against the baseline that is current now; what was
+    measured against another baseline does not count.
+    """
+    old = kept(project, file.parent)
+    ratios = document.ratios if document.measured_against == old.known_as else {}
+    return judge(project, document, by(project, old, document, ratios), line_finder(file))
+
+
+def line_finder(file: Path) -> Callable[[str, str, str], int]:
+    """(variant, metric, bound) -> line of the gate in the project file."""
+    rows = lines.rows(file)
+
+    def line(variant: str, metric: str, bound: str) -> int:
+        owner = variant if lines.has(rows, ["gates", variant, metric]) else "*"
+        return lines.line_of(rows, ["gates", owner, metric, bound])
+
+    return line

@@ -1,0 +1,83 @@
+"""What a student is worth, measured in ONNX Runtime on held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeopt.errors import ModelError
+from edgeopt.hardware.host import cores
+from edgeopt.runtime.session import open_session
+from edgeopt.train import batches as data_of
+from edgeopt.train import losses, teachers
+from edgeopt.train.job import Job
+from edgeopt.train.network.module import OnnxModule
+from edgeopt.train.teachers import answers
+
+PARITY = 1e-3  # relative: further from ONNX Runtime than this nothing is trained
+HALF_PARITY = 0.02  # of a float16 student, which is trained in float32
+QUANTIZED_PARITY = 0.05  # a value on the edge between two integers may fall to either side
+
+
+def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
+    """(the teacher's accuracy, what measures a student): accuracy where there are labels, else minus the loss to the
+    teacher's answers, on the held-out samples and in ONNX Runtime.
+    """
+    labels = [b.labels for b in data_of.batches(job.held, job.size) if b.labels is not None]
+    theirs: dict[str, list[np.ndarray]] = {}
+    taught = None
+    if job.ranks.first and job.options.kind != "self":
+        theirs = answers(open_session(job.teacher, threads=cores()), job.held, job.size)
+    if labels and theirs:
+        first = job.pairs[0]
+        taught = _accuracy([first.theirs(torch.from_numpy(y)) for y in theirs[first.teacher]], labels)
+        classes = theirs[first.teacher][0].shape[-1]
+        if taught < 2 / classes and job.options.kind == "offline":
+            job.listener.note(
+                f"the teacher tells only {taught:.1%} of the held-out samples right: are its classes in another order? (--student-classes, --teacher-classes)"
+            )
+
+    def score(module: nn.Module) -> float:
+        assert isinstance(module, OnnxModule)
+        ours = answers(open_session(job.written(module), threads=cores()), job.held, job.size)
+        if labels:
+            return _accuracy([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
+        values = [
+            float(losses.LOSSES[p.loss](p.ours(torch.from_numpy(y)), p.theirs(torch.from_numpy(t)), 1.0, None))
+            for p in job.pairs
+            for y, t in zip(ours[p.student], theirs[p.teacher], strict=True)
+        ]
+        return -sum(values) / len(values)
+
+    return taught, score
+
+
+def _accuracy(answers: list[Tensor], labels: list[Tensor]) -> float:
+    return float((torch.cat([y.argmax(-1) for y in answers]) == torch.cat(labels)).double().mean())
+
+
+def parity_of(job: Job) -> float:
+    """The largest difference between torch and ONNX Runtime on a held-out batch, relative to the output's size.
+
+    Raises:
+        ModelError: above `PARITY`.
+    """
+    batch = next(data_of.batches(job.held, job.size))
+    theirs = open_session(job.student)
+    wanted = teachers.outputs(theirs, batch)
+    with torch.no_grad():
+        ours = job.module.eval()({k: v.to(job.options.device) for k, v in batch.feed.items()})
+    worst = 0.0
+    for name, y in wanted.items():
+        if np.issubdtype(y.dtype, np.floating):
+            size = float(np.abs(y).max()) or 1.0
+            worst = float(np.maximum(worst, np.abs(ours[name].cpu().numpy() - y).max() / size))  # NaN stays
+    limit = QUANTIZED_PARITY if job.options.quantized else HALF_PARITY if job.module.half else PARITY
+    if not worst <= limit:
+        raise ModelError(
+            f"torch and ONNX Runtime differ by {worst:.1e} on this student (the limit is {limit:g}): it cannot be trained faithfully"
+        )
+    return worst

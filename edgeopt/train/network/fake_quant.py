@@ -1,0 +1,152 @@
+"""Quantization-aware form of a QDQ graph: the same nodes, with gradients.
+
+    q = clip(r(x / s) + z),  y = (q - z) s          r rounds forward and is the identity backward
+
+so that dy/dx = 1 inside the grid and 0 outside, and dy/ds = r(x/s) - x/s inside and the clipped value outside: the
+gradient of learned step sizes (Esser et al. 2020, LSQ, arXiv:1902.08153). A step is learned as s_0 e^p, so that it stays
+positive and an optimizer's step is a share of it, which takes the place of LSQ's gradient scale. Integer weights become
+float masters that are quantized on every run; an int32 bias is rounded on the grid s_x s_w as the integer kernel has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgeopt.train.network.torch_ops import along
+
+_BIASED = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}
+_INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32})
+
+
+def rounded(x: Tensor) -> Tensor:
+    """round(x), with the gradient of x."""
+    return x + (torch.round(x) - x).detach()
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
+    """QuantizeLinear whose integers are floats with gradients."""
+    kind = torch.uint8 if zero_point is None else zero_point.dtype
+    limits = torch.iinfo(kind)
+    z = 0 if zero_point is None else along(zero_point.to(x.dtype), x, axis)
+    return torch.clamp(rounded(x / along(scale, x, axis)) + z, limits.min, limits.max)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
+    """DequantizeLinear of such integers, or of real ones."""
+    z = 0 if zero_point is None else along(zero_point.to(torch.float32), q, axis)
+    return (q.to(torch.float32) - z) * along(scale, q, axis)
+
+
+def constant(
+    w: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, limits: tuple[int, int]
+) -> Tensor:
+    """A float master as the integer kernel sees it: quantized within `limits` and back."""
+    z = 0 if zero_point is None else along(zero_point.to(w.dtype), w, axis)
+    s = along(scale, w, axis)
+    return (torch.clamp(rounded(w / s) + z, *limits) - z) * s
+
+
+def bias(b: Tensor, scale: Tensor, zero_point: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor:
+    """A float bias rounded on the grid of the accumulator, whose step is x_scale w_scale; `scale` is what the file says."""
+    s = (x_scale * w_scale).detach().reshape(-1)
+    return rounded(b / s) * s
+
+
+@dataclass(frozen=True)
+class Master:
+    """A float master of an integer initializer. kind: its integers; scale, zero_point: initializers; axis: of scales."""
+
+    node: ir.Node
+    kind: ir.DataType
+    scale: str
+    zero_point: str | None
+    axis: int
+    x_scale: str | None = None
+    w_scale: str | None = None
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the greatest integer."""
+        info = np.iinfo(self.kind.numpy())
+        return int(info.min), int(info.max)
+
+
+def masters(model: ir.Model) -> dict[str, Master]:
+    """The integer initializers of `model` that a DequantizeLinear makes weights of, by name."""
+    found = {}
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        tensor = value.const_value if value is not None else None
+        if value is None or tensor is None or tensor.dtype not in _INTEGERS:
+            continue
+        scale, zero = (str(v.name) if v is not None else None for v in [*node.inputs[1:3], None][:2])
+        made = Master(node, tensor.dtype, str(scale), zero, node.attributes.get_int("axis", 1))
+        found[str(value.name)] = _with_scales(made) if tensor.dtype == ir.DataType.INT32 else made
+    return found
+
+
+def _with_scales(master: Master) -> Master:
+    """A bias with the names of the scales whose product is its step."""
+    for reader, position in master.node.outputs[0].uses():
+        if _BIASED.get(reader.op_type) == position:
+            scales = [_scale_of(v) for v in reader.inputs[:2]]
+            if None not in scales:
+                return Master(master.node, master.kind, master.scale, master.zero_point, master.axis, *scales)
+    return master
+
+
+def _scale_of(value: ir.Value | None) -> str | None:
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or node.inputs[1] is None:
+        return None
+    return str(node.inputs[1].name)
+
+
+def calls(
+    model: ir.Model, found: dict[str, Master], scale_of: Callable[[str], Tensor]
+) -> dict[ir.Node, Callable[..., Any]]:
+    """What each Q/DQ node of `model` calls instead of the op table's function."""
+    replaced: dict[ir.Node, Callable[..., Any]] = {}
+    for node in model.graph:
+        axis = node.attributes.get_int("axis", 1)
+        if node.op_type == "QuantizeLinear":
+            replaced[node] = partial(quantize, axis=axis)
+        elif node.op_type == "DequantizeLinear":
+            replaced[node] = partial(dequantize, axis=axis)
+    for master in found.values():
+        if master.x_scale is not None and master.w_scale is not None:
+            replaced[master.node] = partial(_biased, scale_of, master.x_scale, master.w_scale)
+        else:
+            replaced[master.node] = partial(constant, axis=master.axis, limits=master.limits)
+    return replaced
+
+
+def _biased(
+    scale_of: Callable[[str], Tensor], x: str, w: str, b: Tensor, scale: Tensor, zero_point: Tensor | None = None
+) -> Tensor:
+    return bias(b, scale, zero_point, scale_of(x), scale_of(w))
+
+
+def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, master: Master) -> np.ndarray:
+    """The integers of a float master, as they are written back."""
+    shape = [-1 if i == master.axis % max(1, w.ndim) else 1 for i in range(w.ndim)]
+    s, z = (t.reshape(shape) if t is not None and t.ndim == 1 and t.size > 1 else t for t in (scale, zero_point))
+    q = np.rint(w / s) + (0 if z is None else z.astype(np.float32))
+    return np.clip(q, *master.limits).astype(master.kind.numpy())
+
+
+def step_names(model: ir.Model, found: dict[str, Master]) -> list[str]:
+    """The scales that can be learned: of activations and weights, not of biases, whose step is a product."""
+    names = {
+        str(n.inputs[1].name): None for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1] is not None
+    }
+    names |= {m.scale: None for m in found.values() if m.x_scale is None}
+    return [n for n in names if n in model.graph.initializers]

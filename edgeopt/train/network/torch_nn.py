@@ -1,0 +1,304 @@
+"""ONNX layers as torch functions: convolution, pooling, normalization, products, resizing, recurrence; see `torch_ops`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgeopt.train.network.torch_data import Op, Unsupported, ints
+
+
+def _fitted(
+    x: Tensor,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    auto_pad: str,
+    pads: Sequence[int] | None,
+) -> list[int]:
+    """Pads [begin..., end...] of a convolution or pooling."""
+    n = len(kernel)
+    if auto_pad in ("NOTSET", ""):
+        return list(pads or [0] * 2 * n)
+    if auto_pad == "VALID":
+        return [0] * 2 * n
+    begin, end = [], []
+    for size, k, s, d in zip(x.shape[2:], kernel, strides, dilations, strict=True):
+        total = max(0, (math.ceil(size / s) - 1) * s + (k - 1) * d + 1 - size)
+        small, large = total // 2, total - total // 2
+        begin.append(small if auto_pad == "SAME_UPPER" else large)
+        end.append(large if auto_pad == "SAME_UPPER" else small)
+    return begin + end
+
+
+def _padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> tuple[Tensor, list[int]]:
+    """(x, symmetric padding left to do): asymmetric pads are added here."""
+    n = len(pads) // 2
+    if list(pads[:n]) == list(pads[n:]):
+        return x, list(pads[:n])
+    flat = [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])]
+    return F.pad(x, flat, value=value), [0] * n
+
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_T = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Any = None, group: int = 1, kernel_shape: Any = None,
+         pads: Any = None, strides: Any = None) -> Tensor:  # fmt: skip
+    """Conv."""
+    n = w.ndim - 2
+    strides, dilations = strides or [1] * n, dilations or [1] * n
+    x, padding = _padded(x, _fitted(x, w.shape[2:], strides, dilations, auto_pad, pads))
+    return _CONV[n](x, w, b, strides, padding, dilations, group)
+
+
+def conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Any = None, group: int = 1,
+                   kernel_shape: Any = None, output_padding: Any = None, output_shape: Any = None, pads: Any = None, strides: Any = None) -> Tensor:  # fmt: skip
+    """ConvTranspose; the full output is cropped by the pads, so that they may be asymmetric."""
+    n = w.ndim - 2
+    strides, dilations, extra = strides or [1] * n, dilations or [1] * n, output_padding or [0] * n
+    pads = list(pads or [0] * 2 * n)
+    full = [(x.shape[2 + i] - 1) * strides[i] + (w.shape[2 + i] - 1) * dilations[i] + 1 + extra[i] for i in range(n)]
+    if output_shape or auto_pad.startswith("SAME"):
+        wanted = list(output_shape) if output_shape else [x.shape[2 + i] * strides[i] for i in range(n)]
+        totals = [max(0, f - o) for f, o in zip(full, wanted, strict=True)]
+        small = [t // 2 for t in totals]
+        large = [t - s for t, s in zip(totals, small, strict=True)]
+        pads = small + large if auto_pad == "SAME_UPPER" or not auto_pad.startswith("SAME") else large + small
+        if output_shape and auto_pad != "SAME_UPPER":
+            pads = large + small
+    # torch wants output_padding below the stride or dilation; what is beyond it is zeros and a bias
+    y = _CONV_T[n](x, w, None, strides, 0, 0, group, dilations)
+    if any(extra):
+        y = F.pad(y, [p for i in reversed(range(n)) for p in (0, extra[i])])
+    if output_shape and any(w > f for w, f in zip(output_shape, full, strict=True)):
+        y = F.pad(y, [p for i in reversed(range(n)) for p in (0, max(0, output_shape[i] - full[i]))])
+    for i in range(n):
+        y = y.narrow(2 + i, pads[i], y.shape[2 + i] - pads[i] - pads[n + i])
+    return y if b is None else y + b.reshape(1, -1, *[1] * n)
+
+
+def _ceil_extra(
+    x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]
+) -> list[int]:
+    """What must be added at the end of each axis so that the rounded-up number of windows fits."""
+    n, extra = len(kernel), []
+    for i in range(n):
+        span = x.shape[2 + i] + pads[i] + pads[n + i] - (dilations[i] * (kernel[i] - 1) + 1)
+        out = math.ceil(span / strides[i]) + 1
+        if (out - 1) * strides[i] >= x.shape[2 + i] + pads[i]:
+            out -= 1  # a window must not begin in the end padding
+        extra.append(max(0, (out - 1) * strides[i] - span))
+    return extra
+
+
+def max_pool(x: Tensor, *, kernel_shape: Any, auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Any = None, pads: Any = None, storage_order: int = 0,
+             strides: Any = None) -> Tensor:  # fmt: skip
+    """MaxPool, first output."""
+    n = len(kernel_shape)
+    strides, dilations = strides or [1] * n, dilations or [1] * n
+    pads = _fitted(x, kernel_shape, strides, dilations, auto_pad, pads)
+    if ceil_mode:
+        pads = [
+            *pads[:n],
+            *(p + e for p, e in zip(pads[n:], _ceil_extra(x, kernel_shape, strides, dilations, pads), strict=True)),
+        ]
+    if any(2 * p > k for p, k in zip(pads, list(kernel_shape) * 2, strict=True)) or pads[:n] != pads[n:]:
+        low = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
+        x, pads = F.pad(x, [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])], value=low), [0] * 2 * n
+    if not x.is_floating_point():
+        return _MAX[n](x.double(), kernel_shape, strides, pads[:n], dilations).to(x.dtype)
+    return _MAX[n](x, kernel_shape, strides, pads[:n], dilations)
+
+
+def average_pool(x: Tensor, *, kernel_shape: Any, auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0, dilations: Any = None,
+                 pads: Any = None, strides: Any = None) -> Tensor:  # fmt: skip
+    """AveragePool, as a depthwise convolution with ones over the sum of what counts."""
+    n = len(kernel_shape)
+    strides, dilations = strides or [1] * n, dilations or [1] * n
+    pads = _fitted(x, kernel_shape, strides, dilations, auto_pad, pads)
+    extra = _ceil_extra(x, kernel_shape, strides, dilations, pads) if ceil_mode else [0] * n
+    flat = [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])]
+    tail = [p for i in reversed(range(n)) for p in (0, extra[i])]
+    counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    counted = F.pad(F.pad(counted, flat, value=float(count_include_pad)), tail)
+    window = torch.ones((1, 1, *kernel_shape), dtype=x.dtype, device=x.device)
+    y = F.pad(F.pad(x, flat), tail)
+    total = _CONV[n](y.reshape(-1, 1, *y.shape[2:]), window, None, strides, 0, dilations)
+    count = _CONV[n](counted, window, None, strides, 0, dilations)
+    return (total / count).reshape(*x.shape[:2], *total.shape[2:])
+
+
+def spatial(x: Tensor) -> list[int]:
+    """The axes behind batch and channels."""
+    return list(range(2, x.ndim))
+
+
+def batch_normalization(x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, *, epsilon: float = 1e-5, momentum: float = 0.9,
+                        training_mode: int = 0) -> Tensor:  # fmt: skip
+    """BatchNormalization with its stored statistics."""
+    if training_mode:
+        raise Unsupported("training_mode=1: export the model for inference")
+    return F.batch_norm(x, mean, var, scale, b, False, 0.0, epsilon)
+
+
+def layer_normalization(
+    x: Tensor, scale: Tensor, b: Tensor | None = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    """LayerNormalization, first output."""
+    shape = x.shape[axis % x.ndim :]
+    w = scale.expand(shape) if scale.shape != shape else scale
+    return F.layer_norm(x, shape, w, None if b is None else b.expand(shape), epsilon)
+
+
+def group_normalization(
+    x: Tensor, scale: Tensor, b: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
+) -> Tensor:
+    """GroupNormalization; at opset 18 one scale a group, later one a channel."""
+    if scale.numel() == num_groups and num_groups != x.shape[1]:
+        scale, b = (t.repeat_interleave(x.shape[1] // num_groups) for t in (scale, b))
+    return F.group_norm(x, num_groups, scale, b, epsilon)
+
+
+def instance_normalization(x: Tensor, scale: Tensor, b: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    """InstanceNormalization."""
+    return F.instance_norm(x, None, None, scale, b, True, 0.0, epsilon)
+
+
+def mean_variance_normalization(x: Tensor, *, axes: Sequence[int] = (0, 2, 3)) -> Tensor:
+    """MeanVarianceNormalization."""
+    centred = x - x.mean(list(axes), True)
+    return centred / (centred.square().mean(list(axes), True).sqrt() + 1e-9)
+
+
+def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
+    """LRN."""
+    if size % 2 == 0:
+        raise Unsupported("an even size")  # torch's window is off by one there
+    return F.local_response_norm(x, size, alpha, beta, bias)
+
+
+_GRID = {"linear": "bilinear", "cubic": "bicubic"}  # the names of opset 20 and those before, which are torch's
+
+
+def grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Tensor:  # fmt: skip
+    """GridSample."""
+    return F.grid_sample(x, grid, _GRID.get(mode, mode), padding_mode, bool(align_corners))
+
+
+def gemm(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    """Gemm."""
+    a = a.t() if transA else a
+    if alpha == beta == 1.0 and transB and c is not None and c.ndim == 1:
+        return F.linear(a, b, c)
+    y = a @ (b.t() if transB else b)
+    y = y if alpha == 1.0 else alpha * y
+    return y if c is None else y + (c if beta == 1.0 else beta * c)
+
+
+def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *, antialias: int = 0, axes: Any = None,
+           coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0,
+           keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor") -> Tensor:  # fmt: skip
+    """Resize, nearest and linear, axis by axis."""
+    if mode not in ("nearest", "linear") or antialias or exclude_outside or keep_aspect_ratio_policy != "stretch":
+        raise Unsupported(f"mode {mode}, antialias, exclude_outside or a kept aspect ratio")
+    if coordinate_transformation_mode not in _COORDINATES:
+        raise Unsupported(f"coordinate_transformation_mode {coordinate_transformation_mode}")
+    dims = list(axes) if axes is not None else list(range(x.ndim))
+    given = None if scales is None or not scales.numel() else [float(s) for s in scales.tolist()]
+    for i, d in enumerate(dims):
+        size = x.shape[d]
+        out = math.floor(size * given[i]) if given is not None else int((ints(sizes) or [])[i])
+        scale = given[i] if given is not None else out / size
+        if scale == 1.0 and out == size:
+            continue
+        at = _COORDINATES[coordinate_transformation_mode](torch.arange(out, dtype=torch.float64), scale, size, out)
+        if mode == "nearest":
+            x = x.index_select(d, _NEAREST[nearest_mode](at).clamp(0, size - 1).long().to(x.device))
+            continue
+        low = at.floor()
+        weight = (at - low).to(x.dtype).to(x.device).reshape([-1 if j == d else 1 for j in range(x.ndim)])
+        first, second = (x.index_select(d, i.clamp(0, size - 1).long().to(x.device)) for i in (low, low + 1))
+        x = first * (1 - weight) + second * weight
+    return x
+
+
+_COORDINATES: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
+    "half_pixel": lambda i, s, n, m: (i + 0.5) / s - 0.5,
+    "pytorch_half_pixel": lambda i, s, n, m: (i + 0.5) / s - 0.5 if m > 1 else i * 0,
+    "align_corners": lambda i, s, n, m: i * (n - 1) / (n * s - 1) if m > 1 else i * 0,
+    "asymmetric": lambda i, s, n, m: i / s,
+    "half_pixel_symmetric": lambda i, s, n, m: n / 2 * (1 - m / (n * s)) + (i + 0.5) / s - 0.5,
+}
+_NEAREST: dict[str, Callable[[Tensor], Tensor]] = {
+    "round_prefer_floor": lambda x: torch.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: torch.floor(x + 0.5),
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+}
+
+
+def _gates(t: Tensor, order: Sequence[int], hidden: int) -> Tensor:
+    """The blocks of `hidden` rows of t in another order."""
+    blocks = t.split(hidden, 0)
+    return torch.cat([blocks[i] for i in order])
+
+
+def recurrent(kind: str, gates: Sequence[int]) -> Op:
+    """LSTM, GRU and RNN by torch's kernels; gates: ONNX's order in torch's."""
+
+    def run(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, h: Tensor | None = None, c: Tensor | None = None,
+            p: Tensor | None = None, *, hidden_size: int, direction: str = "forward", layout: int = 0, linear_before_reset: int = 0,
+            activations: Any = None, activation_alpha: Any = None, activation_beta: Any = None, clip: float | None = None,
+            input_forget: int = 0) -> tuple[Tensor, ...]:  # fmt: skip
+        usual = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}[kind]
+        chosen = tuple(str(a).lower() for a in activations or ())
+        if (
+            p is not None
+            or clip is not None
+            or input_forget
+            or (chosen and chosen != usual * (len(chosen) // len(usual)))
+        ):
+            raise Unsupported("peepholes, clip, input_forget or other activations")
+        if kind == "GRU" and not linear_before_reset:
+            raise Unsupported("linear_before_reset=0")
+        x = x.transpose(0, 1) if layout else x
+        if lengths is not None and any(n != x.shape[0] for n in ints(lengths) or []):
+            raise Unsupported("sequences of several lengths in a batch")
+        directions = w.shape[0]
+        weights = []
+        for d in range(directions):
+            weights += [_gates(w[d], gates, hidden_size), _gates(r[d], gates, hidden_size)]
+            if b is not None:
+                weights += [_gates(half, gates, hidden_size) for half in b[d].chunk(2)]
+        zero = x.new_zeros(directions, x.shape[1], hidden_size)
+        states = [zero if s is None else (s.transpose(0, 1) if layout else s).contiguous() for s in (h, c)]
+        x = x.flip(0) if direction == "reverse" else x
+        arguments = (b is not None, 1, 0.0, False, directions == 2, False)
+        if kind == "LSTM":
+            y, *last = torch.lstm(x, states, weights, *arguments)
+        else:
+            y, *last = (torch.gru if kind == "GRU" else torch.rnn_tanh)(x, states[0], weights, *arguments)
+        y = y.flip(0) if direction == "reverse" else y
+        y = y.reshape(x.shape[0], x.shape[1], directions, hidden_size).transpose(1, 2)
+        if layout:
+            return y.permute(2, 0, 1, 3), *(s.transpose(0, 1) for s in last)
+        return y, *last
+
+    return run

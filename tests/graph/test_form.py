@@ -1,0 +1,347 @@
+"""The canonical form, opset and saving: the same numbers as the model before, and never half a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from edgeopt import graph
+from edgeopt.errors import ModelError, UsageError
+from edgeopt.files import staged
+from edgeopt.runtime.session import open_session
+from tests import tiny
+
+SMALL = "g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"
+DENSE = "g (float[N,64] x) => (float[N,64] y) { h = MatMul(x, w)  y = Relu(h) }"
+
+
+def dense(rows: int = 64) -> ir.Model:
+    w = np.random.default_rng(0).standard_normal((rows, 64)).astype(np.float32)
+    return tiny.model(DENSE.replace("N,64] x", f"N,{rows}] x"), w=w)
+
+
+def raw_run(proto: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)
+
+
+# canonical
+
+
+def test_constant_nodes_become_initializers() -> None:
+    text = """g (float[2] x) => (float[2] y) {
+        c = Constant <value = float[2] {1, 2}> ()
+        d = Constant <value_float = 3.0> ()
+        z = Mul(x, c)
+        y = Add(z, d)
+    }"""
+    made = tiny.model(text)
+    assert tiny.operators(made) == ["Mul", "Add"]
+    assert sorted(a.tolist() for a in tiny.weights_of(made).values() if a.ndim) == [[1, 2]]
+    assert tiny.run(made, {"x": np.float32([5, 7])})[0].tolist() == [8, 17]
+
+
+def test_constant_nodes_inside_a_body_are_lifted_too() -> None:
+    text = """g (bool c, float[2] x) => (float[2] y) {
+        y = If (c) <
+            then_branch = t () => (float[2] a) { k = Constant <value = float {10}> ()  a = Add(x, k) },
+            else_branch = e () => (float[2] b) { k2 = Constant <value = float {20}> ()  b = Add(x, k2) }
+        >
+    }"""
+    made = tiny.model(text)
+    assert not any(n.op_type == "Constant" for n in made.graph.all_nodes())
+    for flag, shift in ((True, 10), (False, 20)):
+        (y,) = tiny.run(made, {"c": np.array(flag), "x": np.float32([1, 2])})
+        assert y.tolist() == [1 + shift, 2 + shift]
+
+
+def test_initializers_are_not_inputs() -> None:
+    proto = tiny.proto("g (float[2] x, float[2] w) => (float[2] y) { y = Mul(x, w) }", w=np.float32([3, 4]))
+    made = graph.canonical(graph.load(proto))
+    assert [v.name for v in made.graph.inputs] == ["x"]
+    assert list(made.graph.initializers) == ["w"]
+
+
+def test_functions_are_inlined() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "mine" : 1]>
+    g (float[2] x) => (float[2] y) { y = mine.twice(x) }
+    <domain: "mine", opset_import: ["" : 17]>
+    twice (a) => (b) { b = Add(a, a) }"""
+    made = tiny.model(text)
+    assert tiny.operators(made) == ["Add"] and not made.functions
+    assert set(made.opset_imports) == {""}
+    assert tiny.run(made, {"x": np.float32([1, 2])})[0].tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+def test_a_bogus_dimension_of_an_input_may_vary(dim: int) -> None:
+    proto = tiny.proto(SMALL)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = dim
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    made = graph.canonical(graph.load(proto))
+    assert not isinstance(made.graph.inputs[0].shape[0], int)
+    assert made.graph.inputs[0].shape[1] == 4
+    assert tiny.run(made, {"x": np.ones((3, 4), np.float32)})[0].shape == (3, 4)
+
+
+def test_unused_domains_and_dead_nodes_are_dropped() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1, "elsewhere" : 3]>
+    g (float[2] x) => (float[2] y) { dead = Exp(x)  y = Relu(x) }"""
+    made = tiny.model(text)
+    assert set(made.opset_imports) == {""} and tiny.operators(made) == ["Relu"]
+
+
+def test_the_operators_may_be_imported_under_their_long_name() -> None:
+    made = tiny.model('<ir_version: 9, opset_import: ["ai.onnx" : 17]>' + SMALL)  # the ONNX spec: the same as ""
+    assert made.opset_imports[""] == 17
+
+
+def test_nodes_are_sorted_and_every_node_has_a_name_of_its_own() -> None:
+    proto = tiny.proto("g (float[2] x) => (float[2] y) { a = Relu(x)  b = Relu(a)  y = Add(a, b) }")
+    nodes = list(proto.graph.node)
+    nodes[0].name = nodes[1].name = "same"
+    del proto.graph.node[:]
+    proto.graph.node.extend(reversed(nodes))
+    made = graph.canonical(graph.load(proto))
+    names = [n.name for n in made.graph]
+    assert tiny.operators(made) == ["Relu", "Relu", "Add"]
+    assert all(names) and len(set(names)) == 3
+
+
+def test_canonical_leaves_its_argument_alone_and_is_idempotent() -> None:
+    text = "g (float[2] x) => (float[2] y) { c = Constant <value = float[2] {1, 2}> ()  y = Mul(x, c) }"
+    source = graph.load(tiny.proto(text))
+    before = tiny.frozen(source)
+    once = graph.canonical(source)
+    assert tiny.frozen(source) == before
+    assert tiny.frozen(graph.canonical(once)) == tiny.frozen(once)
+
+
+def test_an_input_that_is_no_tensor_of_numbers_is_refused() -> None:
+    proto = tiny.proto("g (string[2] x) => (string[2] y) { y = Identity(x) }")
+    with pytest.raises(ModelError, match="input 'x'"):
+        graph.canonical(graph.load(proto))
+
+
+@pytest.mark.parametrize("source", [b"", b"nonsense", onnx.ModelProto()])
+def test_what_is_no_model_is_refused(source: bytes | onnx.ModelProto) -> None:
+    with pytest.raises(ModelError, match="the model in memory"):
+        graph.load(source)
+
+
+# opset and types
+
+
+@pytest.mark.parametrize("opset", [9, 11])
+def test_an_old_opset_is_raised_with_the_same_outputs(opset: int) -> None:
+    text = f"""<ir_version: 7, opset_import: ["" : {opset}]>
+    g (float[1,3,8,8] x) => (float[1,5] y, float[1,4,1,1] p) {{
+        c = Conv <pads = [1,1,1,1]> (x, w, b)
+        n = BatchNormalization (c, s, o, m, v)
+        r = Relu(n)
+        q = MaxPool <kernel_shape = [2,2], strides = [2,2]> (r)
+        p = GlobalAveragePool(q)
+        f = Flatten(p)
+        g2 = Gemm (f, dense)
+        u = Unsqueeze <axes = [0]> (g2)
+        z = Squeeze <axes = [0]> (u)
+        y = Softmax(z)
+    }}"""
+    if opset < 11:
+        text = text.replace("Gemm (f, dense)", "Gemm (f, dense, bias)")
+    rng = np.random.default_rng(opset)
+    weights = {
+        "w": rng.standard_normal((4, 3, 3, 3)),
+        "dense": rng.standard_normal((4, 5)),
+        "b": rng.standard_normal(4),
+    }
+    weights |= {"s": rng.uniform(0.5, 1, 4), "o": rng.standard_normal(4), "m": rng.standard_normal(4)}
+    weights |= {"v": rng.uniform(0.5, 1, 4), **({"bias": rng.standard_normal(5)} if opset < 11 else {})}
+    proto = tiny.proto(text, **{k: a.astype(np.float32) for k, a in weights.items()})
+    made = graph.raise_opset(graph.canonical(graph.load(proto)), 13)
+    assert made.opset_imports[""] == 13
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+    feed = {"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)}
+    for y, r in zip(tiny.run(made, feed, level="all"), raw_run(proto, feed), strict=True):
+        np.testing.assert_allclose(y, r, rtol=1e-5, atol=1e-6)  # the same float32 operators, perhaps fused otherwise
+
+
+def test_a_new_opset_is_left_as_it_is() -> None:
+    made = tiny.model(SMALL)
+    assert graph.raise_opset(made, 13) is made
+
+
+def test_an_operator_that_cannot_be_raised_is_named() -> None:
+    text = """<ir_version: 7, opset_import: ["" : 9]>
+    g (float[1,1,2,2] x) => (float[1,1,4,4] y) { y = Upsample(x, s) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32([1, 1, 2, 2]), "s"))
+    made = graph.canonical(graph.load(proto))
+    try:
+        raised = graph.raise_opset(made, 13)
+    except ModelError as e:
+        assert "opset 9" in str(e) and "13" in str(e)
+    else:  # a converter that knows Upsample must give its numbers
+        x = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2)
+        assert np.array_equal(tiny.run(raised, {"x": x})[0], x.repeat(2, 2).repeat(2, 3))
+
+
+def test_typed_gives_every_value_an_element_type() -> None:
+    made = graph.typed(dense())
+    assert {v.dtype for n in made.graph for v in n.outputs} == {ir.DataType.FLOAT}
+
+
+def test_typed_says_where_the_inference_fails() -> None:
+    proto = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 17]>' + DENSE)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 64), np.float32), "w"))
+    with pytest.raises(ModelError, match="MatMul"):
+        graph.typed(graph.canonical(graph.load(proto)))
+
+
+# sizes and saving
+
+
+def test_sizes_are_those_of_the_initializers() -> None:
+    text = "g (float[N,4] x) => (float[N,2] y) { y = Gemm(x, w, b) }"
+    made = tiny.model(text, w=np.ones((4, 2), np.float32), b=np.ones(2, np.float32))
+    assert graph.size_bytes(made) == 40 and graph.bytes_by_dtype(made) == {"float": 40}
+
+
+def test_a_small_model_is_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    assert graph.write(dense(), path) == [path]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert tiny.frozen(graph.load(path)) == tiny.frozen(dense())
+
+
+def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, path = dense(), tmp_path / "m.onnx"
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    (expected,) = tiny.run(made, {"x": x})
+    monkeypatch.setattr("edgeopt.graph.facts.PROTOBUF_LIMIT", 1000)
+    assert graph.write(made, path) == [tmp_path / "m.onnx.data", path]
+    assert path.stat().st_size < 2000 and (tmp_path / "m.onnx.data").stat().st_size >= 64 * 64 * 4
+    onnx.checker.check_model(str(path))
+    assert np.array_equal(open_session(path, level="none").run({"x": x})[0], expected)
+    assert tiny.frozen(graph.load(path)) == tiny.frozen(dense())
+
+
+def test_a_large_model_in_memory_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x = dense(), np.ones((1, 64), np.float32)
+    (expected,) = tiny.run(made, {"x": x})
+    monkeypatch.setattr("edgeopt.graph.facts.PROTOBUF_LIMIT", 1000)
+    assert np.array_equal(tiny.run(made, {"x": x})[0], expected)
+
+
+def mapped(tmp_path: Path) -> Path:
+    """A model file whose weights lie in a data file."""
+    path = tmp_path / "mapped.onnx"
+    onnx.save(ir.to_proto(dense()), path, save_as_external_data=True, location="mapped.bin", size_threshold=0)
+    return path
+
+
+def test_mapped_weights_stay_mapped_and_run(tmp_path: Path) -> None:
+    made = graph.canonical(graph.load(mapped(tmp_path)))
+    assert isinstance(made.graph.initializers["w"].const_value, ir.ExternalTensor)
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    assert np.array_equal(tiny.run(made, {"x": x})[0], tiny.run(dense(), {"x": x})[0])
+
+
+@pytest.mark.parametrize("limit", [1000, 1_000_000])
+def test_a_mapped_model_round_trips_over_its_own_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    path = mapped(tmp_path)
+    source = graph.load(path)
+    monkeypatch.setattr("edgeopt.graph.facts.PROTOBUF_LIMIT", limit)
+    with staged(path) as stage:
+        graph.write(source, stage / path.name)
+    assert np.array_equal(tiny.weights_of(graph.load(path))["w"], tiny.weights_of(dense())["w"])
+    x = np.ones((1, 64), np.float32)
+    assert np.array_equal(open_session(path, level="none").run({"x": x})[0], tiny.run(dense(), {"x": x})[0])
+
+
+def test_embedded_pulls_the_weights_in_and_leaves_the_argument_mapped(tmp_path: Path) -> None:
+    made = graph.load(mapped(tmp_path))
+    with graph.embedded(made) as whole:
+        assert not isinstance(whole.graph.initializers["w"].const_value, ir.ExternalTensor)
+        (tmp_path / "mapped.bin").unlink()
+        assert np.array_equal(tiny.weights_of(whole)["w"], tiny.weights_of(dense())["w"])
+    assert isinstance(made.graph.initializers["w"].const_value, ir.ExternalTensor)
+
+
+@pytest.mark.parametrize("location", ["../outside.bin", "/etc/hostname"])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "in").mkdir()
+    path = mapped(tmp_path / "in")
+    (tmp_path / "outside.bin").write_bytes((tmp_path / "in" / "mapped.bin").read_bytes())
+    proto = onnx.load(path, load_external_data=False)
+    entry = next(e for e in proto.graph.initializer[0].external_data if e.key == "location")
+    entry.value = location
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"outside the model's folder|not a readable"):
+        graph.load(path)
+
+
+def test_missing_and_short_weights_are_refused(tmp_path: Path) -> None:
+    path = mapped(tmp_path)
+    data = tmp_path / "mapped.bin"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cut short"):
+        graph.load(path)
+    data.unlink()
+    with pytest.raises(ModelError, match="missing"):
+        graph.load(path)
+
+
+def test_a_stage_moves_everything_and_the_model_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, moved = tmp_path / "m.onnx", []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, to: (moved.append(self.name), replace(self, to))[1])
+    with staged(path) as stage:
+        for name in ("m.onnx", "m.onnx.data", "a.json", "z.txt"):
+            (stage / name).write_text(name)
+    assert moved[-1] == "m.onnx"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "m.onnx", "m.onnx.data", "z.txt"]
+    assert path.read_text() == "m.onnx"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), ModelError("no"), OSError("disk full")])
+def test_a_stage_leaves_nothing_after_an_error(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_text("old")
+    with pytest.raises(UsageError if isinstance(error, OSError) else type(error)), staged(path) as stage:
+        (stage / "m.onnx").write_text("half")
+        raise error
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"] and path.read_text() == "old"
+
+
+def test_a_folder_that_is_not_there_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"), staged(tmp_path / "nowhere" / "m.onnx"):
+        pytest.fail("the stage was opened")
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    graph.write(dense(), tmp_path / "a.onnx")
+    graph.write(dense(), tmp_path / "b.onnx")
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("change", [graph.typed, lambda m: graph.raise_opset(m, 18)], ids=["typed", "raised"])
+def test_weights_in_a_file_of_their_own_survive_what_goes_through_onnx(change: Any, tmp_path: Path) -> None:
+    w = np.arange(64, dtype=np.float32).reshape(4, 16)
+    made = tiny.proto(
+        '<ir_version: 8, opset_import: ["" : 13]> g (float[N,4] x) => (float[N,16] y) { y = MatMul(x, w) }', w=w
+    )
+    onnx.save(made, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    found = change(graph.canonical(graph.load(tmp_path / "m.onnx")))
+    assert np.array_equal(tiny.weights_of(found)["w"], w)
+    (tmp_path / "elsewhere").mkdir()
+    graph.write(found, tmp_path / "elsewhere" / "m.onnx")
+    x = np.ones((1, 4), np.float32)
+    assert np.array_equal(tiny.run(graph.load(tmp_path / "elsewhere" / "m.onnx"), {"x": x})[0], x @ w)

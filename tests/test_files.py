@@ -1,0 +1,61 @@
+"""Stages: nothing half done is seen, and what a killed process left behind is swept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeopt.files import staged
+
+
+def names(folder: Path) -> set[str]:
+    return {f.name for f in folder.iterdir()}
+
+
+def test_what_a_stage_holds_is_moved_at_the_end_and_not_before(tmp_path: Path) -> None:
+    with staged(tmp_path / "m.onnx") as stage:
+        (stage / "m.onnx").write_bytes(b"whole")
+        (stage / "m.data").write_bytes(b"beside")
+        assert names(tmp_path) == {stage.name}
+    assert names(tmp_path) == {"m.onnx", "m.data"}
+
+
+def test_an_empty_stage_leaves_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"before")
+    with staged(tmp_path / "m.onnx"):
+        pass
+    assert (tmp_path / "m.onnx").read_bytes() == b"before" and names(tmp_path) == {"m.onnx"}
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="halfway"), staged(tmp_path / "m.onnx") as stage:
+        (stage / "m.onnx").write_bytes(b"half")
+        raise ValueError("halfway")
+    assert names(tmp_path) == set()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from edgeopt.files import staged
+with staged(Path(sys.argv[1])) as stage:
+    (stage / "m.onnx").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_run_sweeps_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "m.onnx")], check=False)
+    (left,) = names(tmp_path)
+    assert left.startswith(".m.onnx.")
+    others = {".m.onnx.backup", ".other.onnx.x-1.abc", left.replace(".m.onnx", ".n.onnx")}
+    for name in others:
+        (tmp_path / name).mkdir()
+    with staged(tmp_path / "m.onnx") as mine, staged(tmp_path / "m.onnx") as another:
+        assert names(tmp_path) == {mine.name, another.name, *others}
+        assert str(os.getpid()) in mine.name
+    assert names(tmp_path) == others

@@ -1,0 +1,113 @@
+"""Quantization-aware training: the module computes what the integer kernels do, learns steps by LSQ's gradient, and writes integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+import edgeopt
+from edgeopt import graph
+from edgeopt.errors import ModelError
+from edgeopt.runtime.session import open_session
+from edgeopt.train.network import fake_quant
+from edgeopt.train.network.module import OnnxModule, write_back
+from tests.models import normal
+
+TEACHER = Path(__file__).parents[3] / "calibration_data" / "digits" / "digits.onnx"
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Values like those of the digits, float32 [200, 1, 28, 28]."""
+    return np.clip(normal(200, 1, 28, 28), -0.42, 2.8)
+
+
+@pytest.fixture(scope="module")
+def quantized(images: np.ndarray) -> ir.Model:
+    """The embedded classifier in static int8, every convolution with integers."""
+    made = edgeopt.quantize(TEACHER, images, mode="static", measure=False, include=("Conv", "Gemm"))
+    return graph.canonical(made.model)
+
+
+def test_the_module_gives_what_the_integer_kernels_give(quantized: ir.Model, images: np.ndarray) -> None:
+    module = OnnxModule(quantized, quantized=True)
+    assert len(module.masters) >= 2 * 8  # weights and biases
+    with torch.no_grad():
+        ours = module({"image": torch.from_numpy(images[:32])})["logits"].numpy()
+    theirs = open_session(quantized).run({"image": images[:32]})[0]
+    assert np.array_equal(ours.argmax(1), theirs.argmax(1))
+    # a value on the edge between two integers may fall to either side: a step or two of the output
+    assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
+
+
+def test_without_training_not_a_bit_is_written_differently(quantized: ir.Model) -> None:
+    written = write_back(quantized, OnnxModule(quantized, quantized=True).arrays())
+    assert graph.proto_bytes(written) == graph.proto_bytes(quantized)
+
+
+def test_every_master_and_every_step_has_a_gradient(quantized: ir.Model, images: np.ndarray) -> None:
+    module = OnnxModule(quantized, quantized=True)
+    module({"image": torch.from_numpy(images[:4])})["logits"].square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in module.parameters())
+    assert sum(float(p.grad.abs().sum()) > 0 for p in module.steps) == len(module.steps) > 8
+
+
+def test_the_gradient_of_a_step_is_lsq_s() -> None:
+    x = torch.tensor([-9.0, -1.26, 0.3, 1.01, 40.0], dtype=torch.float64)
+    s, z = torch.tensor(0.1, dtype=torch.float64, requires_grad=True), torch.tensor(100, dtype=torch.uint8)
+    y = (fake_quant.quantize(x, s, z) - 100) * s
+    for i in range(len(x)):
+        (found,) = torch.autograd.grad(y[i], s, retain_graph=True)
+        exact = float(x[i] / s.detach())
+        q = round(exact)
+        # Esser et al. 2020, equation 3: r(x/s) - x/s inside the grid, the clipped value outside
+        want = -100 if q < -100 else 155 if q > 155 else q - exact
+        assert float(found) == pytest.approx(want, abs=1e-9)
+
+
+def test_the_gradient_of_a_value_is_one_inside_the_grid_and_none_outside() -> None:
+    x = torch.tensor([-20.0, 0.33, 50.0], requires_grad=True)
+    y = (fake_quant.quantize(x, torch.tensor(0.1), torch.tensor(100, dtype=torch.uint8)) - 100) * 0.1
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert found.tolist() == pytest.approx([0, 1, 0])
+
+
+def test_a_spoilt_quantized_student_recovers_and_its_bias_steps_stay_products(
+    quantized: ir.Model, images: np.ndarray
+) -> None:
+    rng = np.random.default_rng(0)
+    found = fake_quant.masters(quantized)
+    spoilt = write_back(
+        quantized,
+        {
+            name: np.clip(v.const_value.numpy() + rng.integers(-20, 21, v.const_value.shape.numpy()), -127, 127).astype(
+                np.int8
+            )
+            for name, v in quantized.graph.initializers.items()
+            if name in found and v.const_value is not None and found[name].kind == ir.DataType.INT8
+        },
+    )
+    feeds = [{"image": x[None]} for x in images]
+    made = edgeopt.distill(
+        spoilt, feeds, teacher=TEACHER, quantized=True, temperature=1.0, epochs=4, learning_rate=1e-3
+    )
+    assert made.before < made.after / 2 < 0  # minus the divergence: at least halved
+    values = {n: v.const_value.numpy() for n, v in made.model.graph.initializers.items() if v.const_value is not None}
+    for master in fake_quant.masters(made.model).values():
+        if master.x_scale is not None and master.w_scale is not None:
+            assert np.array_equal(values[master.scale], values[master.x_scale] * values[master.w_scale])
+    assert {values[n].dtype for n in found} == {np.dtype(np.int8), np.dtype(np.int32)}
+
+
+def test_a_quantized_student_needs_the_option_and_a_float_one_refuses_it(
+    quantized: ir.Model, images: np.ndarray
+) -> None:
+    feeds = [{"image": x[None]} for x in images[:10]]
+    with pytest.raises(ModelError, match="--qat"):
+        edgeopt.distill(quantized, feeds, teacher=TEACHER)
+    with pytest.raises(ModelError, match="edgeopt quantize"):
+        edgeopt.distill(TEACHER, feeds, teacher=TEACHER, quantized=True)
