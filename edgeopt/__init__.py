@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeopt.errors import (
     CalibrationError,
@@ -16,12 +16,21 @@ from edgeopt.errors import (
 )
 
 if TYPE_CHECKING:
+    from edgeopt.hardware.target import Target
     from edgeopt.inspection import Inspection, inspect
+    from edgeopt.listener import Listener
+    from edgeopt.options.distill import Distill
+    from edgeopt.options.models import Export, Inspect, Shrink, Simplify
+    from edgeopt.options.profile import Profile, ProfileOne
+    from edgeopt.options.quantize import Quantize, SensitivityOptions
+    from edgeopt.options.quantize import Quantize as Options
+    from edgeopt.options.reading import Preprocess, Reading
     from edgeopt.profiling.profile import compare, profile, self_check
     from edgeopt.profiling.results import Results
     from edgeopt.profiling.stored import compare_stored
     from edgeopt.pruning.shrink import Shrunk, shrink
-    from edgeopt.quantization.quantize import Listener, Options, Result, quantize
+    from edgeopt.quantization.quantize import quantize
+    from edgeopt.quantization.report import Result
     from edgeopt.quantization.sensitivity import Sensitivity, sensitivity
     from edgeopt.release.document import Run
     from edgeopt.release.pipeline import run
@@ -30,28 +39,39 @@ if TYPE_CHECKING:
     from edgeopt.train.export import Exported, export
 
 _LAZY = {
-    "Inspection": "inspection",
-    "inspect": "inspection",
-    "Listener": "listener",
-    "Options": "quantization.options",
-    "Result": "quantization.options",
-    "quantize": "quantization.quantize",
-    "Results": "profiling.results",
-    "compare": "profiling.profile",
-    "profile": "profiling.profile",
-    "self_check": "profiling.profile",
-    "compare_stored": "profiling.stored",
-    "Run": "release.document",
-    "run": "release.pipeline",
+    "Distill": "options.distill",
     "Distilled": "train.distill",
-    "distill": "train.distill",
+    "Export": "options.models",
     "Exported": "train.export",
-    "export": "train.export",
+    "Inspect": "options.models",
+    "Inspection": "inspection",
+    "Listener": "listener",
+    "Preprocess": "options.reading",
+    "Profile": "options.profile",
+    "ProfileOne": "options.profile",
+    "Quantize": "options.quantize",
+    "Reading": "options.reading",
+    "Result": "quantization.report",
+    "Results": "profiling.results",
+    "Run": "release.document",
     "Sensitivity": "quantization.sensitivity",
-    "sensitivity": "quantization.sensitivity",
+    "SensitivityOptions": "options.quantize",
+    "Shrink": "options.models",
     "Shrunk": "pruning.shrink",
-    "shrink": "pruning.shrink",
     "Simplified": "simplification",
+    "Simplify": "options.models",
+    "Target": "hardware.target",
+    "compare": "profiling.profile",
+    "compare_stored": "profiling.stored",
+    "distill": "train.distill",
+    "export": "train.export",
+    "inspect": "inspection",
+    "profile": "profiling.profile",
+    "quantize": "quantization.quantize",
+    "run": "release.pipeline",
+    "self_check": "profiling.profile",
+    "sensitivity": "quantization.sensitivity",
+    "shrink": "pruning.shrink",
     "simplify": "simplification",
 }
 
@@ -60,19 +80,31 @@ __all__ = [
     "CalibrationError",
     "ComparabilityError",
     "DataError",
+    "Distill",
     "Distilled",
     "EdgeoptError",
+    "Export",
     "Exported",
+    "Inspect",
     "Inspection",
     "Listener",
     "ModelError",
     "Options",
+    "Preprocess",
+    "Profile",
+    "ProfileOne",
+    "Quantize",
+    "Reading",
     "Result",
     "Results",
     "Run",
     "Sensitivity",
+    "SensitivityOptions",
+    "Shrink",
     "Shrunk",
     "Simplified",
+    "Simplify",
+    "Target",
     "UsageError",
     "ValidityError",
     "WorkerError",
@@ -92,8 +124,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __dir__() -> list[str]:
+    return __all__
+
+
+def __getattr__(name: str) -> object:
     """Load what needs onnxruntime only when it is asked for."""
+    if name == "Options":  # its name before there was one for every function
+        name = "Quantize"
     if name in _LAZY:
         import importlib
 

@@ -18,10 +18,13 @@ from edgeopt import graph
 from edgeopt.data import Feed, specs
 from edgeopt.errors import EdgeoptError, UsageError, suggestion
 from edgeopt.hardware import target
+from edgeopt.options import takes
+from edgeopt.options.models import Inspect
 from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import macs, place
 from edgeopt.runtime.probe import Probe, probe
 
+Source = str | Path | bytes | onnx.ModelProto | ir.Model
 _SPATIAL, _SEQUENCE = 224, 64  # for dimensions that vary and were not said
 
 
@@ -46,18 +49,16 @@ class Inspection:
     why: str
 
 
-def inspect(
-    model: str | Path | bytes | onnx.ModelProto | ir.Model, *, dims: Mapping[str, int] | None = None
-) -> Inspection:
-    """Facts about `model`; `dims` sets dimensions that vary, by name or as `input.axis` (others are 1 for batches, 224
-    for images, 64 for sequences).
+@takes(Inspect)
+def inspect(model: Source, options: Inspect) -> Inspection:
+    """Facts about `model`; dimensions that vary and have no size are 1 for batches, 224 for images, 64 for sequences.
 
     Raises:
-        ModelError: not readable. UsageError: a name in `dims` that no input has.
+        ModelError: not readable. UsageError: a size of a dimension that no input has.
     """
     loaded = graph.load(model)
     form = graph.canonical(loaded)
-    feed = made_up_feed(form, dims or {})
+    feed = made_up_feed(form, options.dims)
     bytes_ = b"" if graph.above_protobuf(form) else graph.proto_bytes(form)
     integer: dict[str, dict[str, int]] = {}
     work = activation_bytes = None

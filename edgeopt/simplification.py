@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,19 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import as_samples, readable, specs
-from edgeopt.errors import UsageError, ValidityError
+from edgeopt.data import Feed, read, readable, specs
+from edgeopt.errors import ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
 from edgeopt.inspection import made_up_feed
 from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
+from edgeopt.options import takes
+from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
-from edgeopt.quantization.options import Data
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import open_session, run_all
-from edgeopt.runtime.transformer import BACKENDS, fuse
+from edgeopt.runtime.transformer import fuse
 
+Source = str | Path | bytes | onnx.ModelProto | ir.Model
 MIN_SQNR_DB = (
     70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
 )
@@ -44,35 +45,22 @@ class Simplified:
         return lowest_sqnr_db(self.errors)
 
 
-def simplify(
-    model: str | Path | bytes | onnx.ModelProto | ir.Model,
-    *,
-    output: str | Path | None = None,
-    force: bool = False,
-    data: Data | None = None,
-    dims: Mapping[str, int] | None = None,
-    transformer: str | None = None,
-    backend: str = "onnxruntime",
-) -> Simplified:
-    """Fold and fuse `model`; check on `data` (feeds), or on made-up inputs of `dims`, that the outputs are the same.
-
-    transformer: also fuse its blocks into operators that only ONNX Runtime knows ("bert", "vit", ...), by `backend`.
+@takes(Simplify)
+def simplify(model: Source, options: Simplify) -> Simplified:
+    """Fold and fuse `model`; check on samples, or on made-up inputs, that the outputs are the same.
 
     Raises:
         UsageError: the output exists, or a wrong name. ModelError: a pass failed. ValidityError: outputs differ;
           nothing was written.
     """
-    path = None if output is None else Path(output)
+    path, transformer = options.output, options.transformer
     if path is not None:
-        check_place(path, force)
-    if backend not in BACKENDS:
-        raise UsageError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
+        check_place(path, options.force)
     source = graph.canonical(graph.load(model))
     # the fusions look for the patterns of exporters, so they go first
-    fused = source if transformer is None else fuse(source, transformer, backend=backend)
+    fused = source if transformer is None else fuse(source, transformer, backend=options.backend)
     result = fused if transformer is not None else passes.simplify(source)
-    samples = as_samples([made_up_feed(source, dims or {})] if data is None else data, specs(source))  # type: ignore[arg-type]
-    feeds, _ = readable(samples[:_SAMPLES])
+    feeds = _feeds(source, options)
     with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         graph.write(result, final)
@@ -90,3 +78,10 @@ def simplify(
     nodes = (sum(1 for _ in source.graph.all_nodes()), sum(1 for _ in result.graph.all_nodes()))
     before_size = Path(model).stat().st_size if isinstance(model, str | Path) else graph.size_bytes(source)
     return Simplified(result, path, nodes, (before_size, size), errors, latency)
+
+
+def _feeds(model: ir.Model, options: Simplify) -> list[tuple[str, Feed]]:
+    if options.data is None:
+        return [("made up", made_up_feed(model, options.dims))]
+    found = read(options.data, specs(model), options, open_session(model).run)
+    return readable(found.samples[:_SAMPLES])[0]

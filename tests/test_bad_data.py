@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 import edgeopt
-from edgeopt.data import DataOptions, InputSpec, open_data
+from edgeopt.data import InputSpec, open_data
 from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.options.reading import Reading
 from tests import models
 from tests.models import STATIC, Ears
 
@@ -81,7 +82,7 @@ def test_preprocessing_that_cannot_be_is_refused_with_its_field(
     choices: dict[str, Any], named: str, tmp_path: Path
 ) -> None:
     models.pictures(tmp_path, 3)
-    assert named in refused(tmp_path, UsageError, models.convolution(), overrides=choices)
+    assert named in refused(tmp_path, UsageError, models.convolution(), **choices)
 
 
 @pytest.mark.parametrize("content", [b"mean = [", b"meen = [1.0]", b"\xff\xfe", b"mean = 'grey'", b"std = [0.0]"])
@@ -117,7 +118,7 @@ HARM = [garbled, torn, exploding]
 def test_one_bad_image_of_forty_is_skipped_with_a_note(rank: int, harm: Callable[[Path], None], tmp_path: Path) -> None:
     # the samples of ranks 0 and 9 are looked at to detect the preprocessing, 0 is held out, 30 calibrates
     models.pictures(tmp_path, 40)
-    victim = Path(open_data(tmp_path, PICTURE, DataOptions())[rank][0])
+    victim = Path(open_data(tmp_path, PICTURE, Reading())[rank][0])
     harm(victim)
     ears = Ears()
     made = edgeopt.quantize(models.convolution(), tmp_path, listener=ears.listener, **STATIC)
@@ -157,7 +158,7 @@ def test_a_thin_image_does_not_explode_when_its_shorter_side_is_resized(
     Image.new("RGB", (60_000, 1)).save(tmp_path / "line.png")  # 256 / 1 times as large: 15 million x 256
     made = models.convolution()
     try:
-        edgeopt.quantize(made, tmp_path, overrides={"resize": 256}, measure=False)
+        edgeopt.quantize(made, tmp_path, resize=256, measure=False)
     except DataError as e:
         assert "line.png" in str(e)
 
@@ -165,7 +166,7 @@ def test_a_thin_image_does_not_explode_when_its_shorter_side_is_resized(
 def test_a_huge_resize_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_more_than(64_000_000, monkeypatch)
     models.pictures(tmp_path, 3)
-    assert "1000000" in refused(tmp_path, UsageError, models.convolution(), overrides={"resize": 1_000_000})
+    assert "1000000" in refused(tmp_path, UsageError, models.convolution(), resize=1_000_000)
 
 
 # arrays

@@ -12,34 +12,19 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
+from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import console, counts, megabytes
+from edgeopt.options.models import Inspect
 
 if TYPE_CHECKING:
     from edgeopt.inspection import Inspection
 
 
-def dimensions(given: tuple[str, ...]) -> dict[str, int]:
-    """Sizes by name of `NAME=SIZE` options."""
-    found = {}
-    for text in given:
-        name, _, size = text.partition("=")
-        if not size.isdecimal() or int(size) < 1:
-            raise click.BadParameter(f"{text!r}; write NAME=SIZE, e.g. sequence=128", param_hint="--dim")
-        found[name] = int(size)
-    return found
-
-
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--dim",
-    "dims",
-    multiple=True,
-    metavar="NAME=SIZE",
-    help="Size of a dimension that varies (or INPUT.AXIS=SIZE); may be repeated.",
-)
+@options_of(Inspect)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def inspect(model: Path, dims: tuple[str, ...], form: str) -> None:
+def inspect(model: Path, form: str, **given: object) -> None:
     """Show inputs, operators, sizes, and what each target would quantize.
 
     \b
@@ -47,7 +32,7 @@ def inspect(model: Path, dims: tuple[str, ...], form: str) -> None:
     """
     from edgeopt.inspection import inspect as run
 
-    found = run(model, dims=dimensions(dims))
+    found = run(model, chosen(Inspect, given))
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from edgeopt.cli.parse import seconds
-from edgeopt.cli.reading import read_as, reading
+from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
 from edgeopt.files import check_place
+from edgeopt.options.quantize import SensitivityOptions
 
 _SHOWN = 20
 
@@ -20,28 +19,10 @@ _SHOWN = 20
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--calib", required=True, metavar="PATH", help="Samples, as `quantize --calib` reads them.")
-@click.option("--target", default="host", show_default=True, help="Hardware (edgeopt targets).")
-@click.option("--budget", default="60s", show_default=True, metavar="TIME", help="How long it may take, about.")
-@click.option(
-    "--samples", type=click.IntRange(1), default=8, show_default=True, help="Held-out samples that it is measured on."
-)
-@click.option("--exclude", multiple=True, metavar="NODE|GLOB|OP", help="Stay float; may be repeated.")
-@click.option("--include", multiple=True, metavar="NODE|GLOB|OP", help="Become integer even if it does not pay.")
-@reading
+@options_of(SensitivityOptions)
 @click.option("--picture", type=click.Path(path_type=Path), help="Write an SVG.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def sensitivity(
-    model: Path,
-    calib: str,
-    target: str,
-    budget: str,
-    samples: int,
-    exclude: tuple[str, ...],
-    include: tuple[str, ...],
-    picture: Path | None,
-    form: str,
-    **given: Any,
-) -> None:
+def sensitivity(model: Path, calib: str, picture: Path | None, form: str, **given: object) -> None:
     """Which nodes lose the accuracy in int8, by weights or activations, and what leaving each in float gives.
 
     \b
@@ -53,17 +34,7 @@ def sensitivity(
     from edgeopt.quantization.sensitivity import sensitivity as run
 
     with listener() as ears:
-        found = run(
-            model,
-            calib,
-            budget_s=seconds(budget, "--budget") or 0.0,
-            samples=samples,
-            listener=ears,
-            target=target,
-            exclude=exclude,
-            include=include,
-            **read_as(given),
-        )
+        found = run(model, calib, chosen(SensitivityOptions, given, listener=ears))
     if picture is not None:
         picture.write_text(drawn(found), encoding="utf-8")
         click.echo(f"wrote {picture}", err=True)

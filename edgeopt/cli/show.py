@@ -16,8 +16,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from edgeopt.listener import Listener
-    from edgeopt.quantization.options import Result
-    from edgeopt.quantization.report import Report
+    from edgeopt.quantization.report import Report, Result
 
 
 @contextlib.contextmanager

@@ -5,10 +5,9 @@ A folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, .wav, .json
 for.
 """
 
-from edgeopt.data.images import PRESETS, Preprocess
+from edgeopt.data.reading import RANDOM, Data, Samples, read
 from edgeopt.data.screen import Look, look, oddities
 from edgeopt.data.source import (
-    DataOptions,
     Feed,
     InputSpec,
     Sample,
@@ -21,18 +20,19 @@ from edgeopt.data.source import (
 )
 
 __all__ = [
-    "PRESETS",
-    "DataOptions",
+    "RANDOM",
+    "Data",
     "Feed",
     "InputSpec",
     "Look",
-    "Preprocess",
     "Sample",
+    "Samples",
     "as_samples",
     "look",
     "oddities",
     "open_data",
     "random_samples",
+    "read",
     "readable",
     "specs",
     "split",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from edgeopt.errors import DataError, UsageError
 _LONGEST = 160_000  # samples, for models that take any length
 
 
-def read(path: Path, inputs: list[InputSpec]) -> Feed:
+def read(path: Path, inputs: Sequence[InputSpec]) -> Feed:
     """The feed [1, n] or [n] of one .wav.
 
     Raises:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import tomllib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import ValidationError
 
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError
+from edgeopt.options.reading import Preprocess
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 64_000_000
@@ -34,38 +36,6 @@ UNREADABLE = (
 )
 
 
-Side = Annotated[int, Field(ge=1, le=16384)]
-
-
-class Preprocess(BaseModel):
-    """How an image becomes an input. resize, crop: (height, width); a single number resizes the shorter side. None:
-    what the model's input asks for.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    resize: Side | tuple[Side, Side] | None = None
-    crop: tuple[Side, Side] | None = None
-    scale: FiniteFloat = 1 / 255
-    mean: tuple[FiniteFloat, ...] = (0.0,)
-    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...] = (1.0,)
-    layout: Literal["NCHW", "NHWC"] | None = None
-    color: Literal["rgb", "bgr", "gray"] | None = None
-
-    def describe(self) -> str:
-        """One line for people."""
-        parts = [f"{k} {v}" for k, v in self.model_dump(exclude_none=True).items()]
-        return ", ".join(parts)
-
-
-PRESETS: dict[str, Preprocess] = {
-    "imagenet": Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
-    "unit": Preprocess(),
-    "signed": Preprocess(scale=1 / 127.5, mean=(1.0,)),
-    "raw255": Preprocess(scale=1.0),
-}
-
-
 def load_toml(path: Path) -> Preprocess:
     """The recipe in a `preprocess.toml`.
 
@@ -78,7 +48,7 @@ def load_toml(path: Path) -> Preprocess:
         raise UsageError(f"{path}: {e}") from e
 
 
-def image_input(inputs: list[InputSpec]) -> InputSpec | None:
+def image_input(inputs: Sequence[InputSpec]) -> InputSpec | None:
     """The one input that can take an image: rank 4, floats or bytes, 1 or 3 channels."""
     if len(inputs) != 1:
         return None

@@ -15,7 +15,6 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgeopt.data import audio, text
-from edgeopt.data.images import SUFFIXES, Preprocess, check_header, image_input, read_image, resolve
+from edgeopt.data.images import SUFFIXES, check_header, image_input, read_image, resolve
 from edgeopt.data.spec import Feed, InputSpec, Sample, specs
 from edgeopt.errors import DataError, UsageError
+from edgeopt.options.reading import PRESETS, Preprocess, Reading
 
 __all__ = [
-    "DataOptions",
     "Feed",
     "InputSpec",
     "Sample",
@@ -52,17 +51,7 @@ BROKEN_ARRAY = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class DataOptions:
-    """How samples are read: how many calibrate, the image recipe, the tokenizer of text."""
-
-    samples: int = 128
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    tokenizer: Path | None = None
-    option: str = "--calib"  # what errors call it
-
-
-def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
+def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
     """The samples at `source`, in a fixed random order, about twice as many as can be used at the most.
 
     Raises:
@@ -76,22 +65,22 @@ def open_data(source: str | Path, inputs: list[InputSpec], options: DataOptions)
         there = False
     if not there:
         if ":" in str(source) and os.sep not in str(source):
-            return _function(str(source), inputs, options)
-        raise UsageError(f"{options.option} {source}: no such file or folder")
+            return _function(str(source), inputs, reading)
+        raise UsageError(f"{reading.data_option} {source}: no such file or folder")
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    found = _samples(path, files, inputs, options)
+    found = _samples(path, files, inputs, reading)
     if not found:
         raise DataError(
-            f"{options.option} {path}: no images, .npz/.npy, test_data_set_*, .wav, .jsonl, .csv or .txt in it"
+            f"{reading.data_option} {path}: no images, .npz/.npy, test_data_set_*, .wav, .jsonl, .csv or .txt in it"
         )
-    order = np.random.default_rng(0).permutation(len(found))
+    order = np.random.default_rng(reading.sample_seed).permutation(len(found))
     return [found[i] for i in order]
 
 
-def _samples(path: Path, files: list[Path], inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
+def _samples(path: Path, files: list[Path], inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
     kinds = {f.suffix.lower() for f in files}
     if kinds & SUFFIXES:
-        return _images([f for f in files if f.suffix.lower() in SUFFIXES], inputs, options.preprocess)
+        return _images([f for f in files if f.suffix.lower() in SUFFIXES], inputs, _recipe(reading))
     if kinds & _ARRAYS:
         return [s for f in files if f.suffix.lower() in _ARRAYS for s in _arrays(f, inputs)]
     if any(f.name == "input_0.pb" for f in files):
@@ -99,15 +88,21 @@ def _samples(path: Path, files: list[Path], inputs: list[InputSpec], options: Da
     if ".wav" in kinds:
         return [(str(f), partial(audio.read, f, inputs)) for f in files if f.suffix.lower() == ".wav"]
     if kinds & _TEXT:
-        if options.tokenizer is None:
+        if reading.tokenizer is None:
             raise UsageError(
-                f"{options.option} {path}: text needs --tokenizer tokenizer.json (the file that came with the model)"
+                f"{reading.data_option} {path}: text needs --tokenizer tokenizer.json (the file that came with the model)"
             )
-        return text.samples([f for f in files if f.suffix.lower() in _TEXT], options.tokenizer, inputs)
+        return text.samples([f for f in files if f.suffix.lower() in _TEXT], reading.tokenizer, inputs)
     return []
 
 
-def _images(files: list[Path], inputs: list[InputSpec], recipe: Preprocess) -> list[Sample]:
+def _recipe(reading: Reading) -> Preprocess:
+    """The recipe that is said; without one, 0 to 1."""
+    said = reading.preprocess
+    return PRESETS[said] if isinstance(said, str) else said or PRESETS["unit"]
+
+
+def _images(files: list[Path], inputs: Sequence[InputSpec], recipe: Preprocess) -> list[Sample]:
     spec = image_input(inputs)
     if spec is None:
         shapes = ", ".join(f"{s.name} {list(s.shape or [])}" for s in inputs)
@@ -137,7 +132,7 @@ def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) ->
         )
 
 
-def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
+def _arrays(file: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
     """An .npz is one feed by input names; an .npy is one input's samples along axis 0, or one sample if its rank says
     so.
     """
@@ -151,7 +146,7 @@ def _arrays(file: Path, inputs: list[InputSpec]) -> list[Sample]:
     return [(str(file), partial(_npz, file))]
 
 
-def _rows(file: Path, shape: tuple[int, ...], inputs: list[InputSpec]) -> list[Sample]:
+def _rows(file: Path, shape: tuple[int, ...], inputs: Sequence[InputSpec]) -> list[Sample]:
     """Samples of an .npy [samples, ...]; the file is mapped anew for each, so that what was read does not stay resident."""
     spec = _only(inputs, str(file))
     if spec.shape is not None and len(shape) == len(spec.shape) - 1:
@@ -170,7 +165,7 @@ def _whole(file: Path, spec: InputSpec) -> Feed:
     return {spec.name: np.load(file, allow_pickle=False)[None]}
 
 
-def _only(inputs: list[InputSpec], name: str) -> InputSpec:
+def _only(inputs: Sequence[InputSpec], name: str) -> InputSpec:
     if len(inputs) != 1:
         raise DataError(
             f"{name}: one array for inputs {', '.join(s.name for s in inputs)}; give an .npz with these names"
@@ -186,7 +181,7 @@ def _npz(file: Path) -> Feed:
         raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
 
 
-def _protobufs(folder: Path, inputs: list[InputSpec]) -> Feed:
+def _protobufs(folder: Path, inputs: Sequence[InputSpec]) -> Feed:
     feed = {}
     for i, spec in enumerate(inputs):
         file = folder / f"input_{i}.pb"
@@ -201,7 +196,7 @@ def _protobufs(folder: Path, inputs: list[InputSpec]) -> Feed:
 
 
 def as_samples(
-    data: Iterable[Feed | NDArray[Any]] | NDArray[Any], inputs: list[InputSpec], name: str = "sample"
+    data: Iterable[Feed | NDArray[Any]] | NDArray[Any], inputs: Sequence[InputSpec], name: str = "sample"
 ) -> list[Sample]:
     """Samples of feeds or arrays in memory; an array holds samples along axis 0, or is a single one if it has one
     dimension less than the input.
@@ -269,19 +264,21 @@ def _forget(name: str, root: Path) -> None:
     importlib.invalidate_caches()
 
 
-def _function(source: str, inputs: list[InputSpec], options: DataOptions) -> list[Sample]:
-    function = named(source, options.option)
+def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
+    function = named(source, reading.data_option)
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as e:
-        raise UsageError(f"{options.option} {source}: not a function that can be called without arguments ({e})") from e
+        raise UsageError(
+            f"{reading.data_option} {source}: not a function that can be called without arguments ({e})"
+        ) from e
     feeds = function()
     if not isinstance(feeds, Iterable):
-        raise UsageError(f"{options.option} {source}: it gives {feeds!r}, not something that yields feeds")
-    return as_samples(itertools.islice(feeds, options.samples + _HELD_OUT), inputs, source)
+        raise UsageError(f"{reading.data_option} {source}: it gives {feeds!r}, not something that yields feeds")
+    return as_samples(itertools.islice(feeds, reading.samples + _HELD_OUT), inputs, source)
 
 
-def random_samples(inputs: list[InputSpec], count: int) -> list[Sample]:
+def random_samples(inputs: Sequence[InputSpec], count: int) -> list[Sample]:
     """Normal floats and small non-negative integers of the declared shapes (dimensions that vary are 1): for trying out
     only.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edgeopt.errors import DataError, UsageError
 _LONGEST = 128
 
 
-def samples(files: list[Path], tokenizer: Path, inputs: list[InputSpec]) -> list[Sample]:
+def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
     """A sample for each line of .txt, object of .jsonl (`text`, or the first string) and row of .csv (`text`, or the
     first column).
 
@@ -77,7 +78,7 @@ def _string(item: Any, where: str) -> str:
     raise DataError(f"{where}: no text in it; expected a string or an object with a field 'text'")
 
 
-def _encode(line: str, encoder: Any, inputs: list[InputSpec]) -> Feed:
+def _encode(line: str, encoder: Any, inputs: Sequence[InputSpec]) -> Feed:
     encoding = encoder.encode(line)
     columns = {
         "input_ids": encoding.ids,

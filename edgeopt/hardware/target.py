@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import platform
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -70,6 +72,9 @@ class Target(_Facts):
         return QType("int8", -127, 127, symmetric=True)
 
 
+TargetLike = str | Path | Target
+
+
 def _folder() -> Mapping[str, str]:
     files = resources.files("edgeopt.hardware").joinpath("targets")
     return {
@@ -80,26 +85,73 @@ def _folder() -> Mapping[str, str]:
 
 
 def names() -> list[str]:
-    """The targets that `load` knows, `host` first."""
+    """The targets that `load` knows by name, `host` first."""
     return ["host", *_folder()]
 
 
-@functools.cache
-def load(name: str) -> Target:
-    """The target called `name`; `host` is chosen by the features of this machine's CPU.
+def is_file(target: TargetLike) -> bool:
+    """Whether `target` is a file of the user's, not a name and not a `Target`."""
+    return isinstance(target, Path) or (isinstance(target, str) and target.endswith(".toml"))
+
+
+def load(target: TargetLike) -> Target:
+    """The target of that name, in that TOML file, or `target` itself; `host` is chosen by the features of this machine's CPU.
 
     Raises:
-        UsageError: no such target.
+        UsageError: no such target, or a mistake in the file; says the line.
     """
-    if name == "host":
-        return load(host())
+    if isinstance(target, Target):
+        return target
+    if is_file(target):
+        return _read(Path(target))
+    return _named(str(target))
+
+
+@functools.cache
+def _named(name: str) -> Target:
     texts = _folder()
+    if name == "host":
+        return _named(host())
     if name not in texts:
-        raise UsageError(f"no target {name!r}{suggestion(name, names())} Known: {', '.join(names())}")
+        known = ", ".join(names())
+        raise UsageError(f"no target {name!r}{suggestion(name, names())} Known: {known}, or a .toml file of yours")
+    return _parsed(name, texts[name], f"targets/{name}.toml")
+
+
+def _read(path: Path) -> Target:
     try:
-        return Target.model_validate({"name": name, **tomllib.loads(texts[name])})
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as e:
+        raise UsageError(f"target {path}: cannot be read ({e})") from e
+    return _parsed(path.stem, text, str(path))
+
+
+def _parsed(name: str, text: str, place: str) -> Target:
+    try:
+        return Target.model_validate({"name": name, **tomllib.loads(text)})
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{place}: {e}") from e
     except ValidationError as e:
-        raise UsageError(f"targets/{name}.toml: {e}") from e
+        raise UsageError("\n".join(_told(error, text, place) for error in e.errors()[:3])) from e
+
+
+def _told(error: Mapping[str, Any], text: str, place: str) -> str:
+    """A mistake in a target file, with its line and the name that was meant."""
+    loc = [str(part) for part in error["loc"]]
+    model = OpCost if loc[:1] == ["cost"] and len(loc) > 2 else Target
+    known = [f.alias or name for name, f in model.model_fields.items() if name != "name"]
+    unknown = error["type"] == "extra_forbidden"
+    message = f"no such key{suggestion(loc[-1], known)}" if unknown else str(error["msg"])
+    return f"{place}:{_line(text, loc)}: {'.'.join(loc)}: {message}"
+
+
+def _line(text: str, names: Sequence[str]) -> int:
+    """The first line that begins with the last of `names` that begins one; 1 if none does."""
+    for name in reversed(names):
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.match(rf"""\s*(\[[^\]]*)?["']?{re.escape(name)}["']?\s*(=|\])""", line):
+                return number
+    return 1
 
 
 def host() -> str:

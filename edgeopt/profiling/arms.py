@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from edgeopt.errors import UsageError, suggestion
-from edgeopt.runtime.providers import CPU, Requested
+from edgeopt.graph.serialization import external_files, load
+from edgeopt.options.profile import Profile
+from edgeopt.runtime.providers import CPU, Requested, parse
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,6 @@ PRESETS = {
         processes=1, rounds=1, seconds=0.0, precision=0.01, warm_up_s=0.0, block_s=1.0, sustained_s=600.0
     ),
 }
-
-
-def preset(name: str) -> Preset:
-    """The preset called `name`.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if name not in PRESETS:
-        raise UsageError(f"--preset {name}: unknown{suggestion(name, PRESETS)} Known: {', '.join(PRESETS)}")
-    return PRESETS[name]
 
 
 @dataclass(frozen=True)
@@ -111,3 +101,42 @@ def _names(models: Sequence[Path]) -> dict[Path, str]:
     """A short name for each: the file's, or its path where two files share it."""
     stems = [m.stem for m in set(models)]
     return {m: m.stem if stems.count(m.stem) == 1 else str(m) for m in models}
+
+
+def looking(options: Profile) -> Preset:
+    """The preset of `options` with what was chosen apart from it."""
+    chosen = PRESETS[options.preset]
+    if options.seconds is not None:
+        chosen = replace(chosen, seconds=options.seconds)
+    if options.processes is not None:
+        chosen = replace(chosen, processes=options.processes)
+    if options.sustained_s is not None:
+        long = PRESETS["sustained"]
+        chosen = replace(long, sustained_s=options.sustained_s, block_s=min(long.block_s, options.sustained_s / 20))
+    return chosen
+
+
+def files_read(options: Profile, models: Sequence[Path]) -> tuple[Path, ...]:
+    """The files that a measurement of `models` reads."""
+    data = [] if options.data is None else [Path(options.data)]
+    beside = [f for m in models if m.is_file() for f in external_files(load(m))]
+    tokenizer = [] if options.tokenizer is None else [options.tokenizer]
+    return (*models, *beside, *options.inputs.values(), *data, *tokenizer)
+
+
+def wanted(options: Profile, models: Sequence[Path]) -> list[Arm]:
+    """Every combination to measure."""
+    asked = [parse(p, options.plugins) for p in options.providers]
+    requested = [p for i, p in enumerate(asked) if p not in asked[:i]]
+    threads, batches = tuple(dict.fromkeys(options.threads)), tuple(dict.fromkeys(options.batch)) or (None,)
+    return [
+        replace(
+            arm,
+            session=options.session,
+            level=options.level,
+            rate=options.rate,
+            python=options.python,
+            timeout_s=options.timeout_s,
+        )
+        for arm in arms(models, requested, threads, batches, options.dims)
+    ]

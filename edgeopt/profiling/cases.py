@@ -13,22 +13,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt import graph
-from edgeopt.data import Feed, readable, specs
+from edgeopt.data import Feed, read, readable, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, EdgeoptError, WorkerError
 from edgeopt.listener import Listener
+from edgeopt.options.profile import Profile
 from edgeopt.profiling import inputs
 from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.latency import Timing
 from edgeopt.profiling.live import Live, live
-from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
 from edgeopt.profiling.results import Ops, Placement
-from edgeopt.quantization.options import Options
-from edgeopt.quantization.prepare import samples_of
 from edgeopt.runtime.session import finite, open_session
 
-_SAMPLES = 32
 _TRACE_S = 1.0
 _BLOCK = 1 << 20
 
@@ -55,7 +52,7 @@ class Case:
         return self.timing.arm
 
 
-def cases(wanted: Sequence[Arm], options: ProfileOptions, folder: Path, listener: Listener) -> list[Case]:
+def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Listener) -> list[Case]:
     """A case for every arm, feeds written to `folder`.
 
     Raises:
@@ -96,20 +93,19 @@ def _sha256(path: Path, model: ir.Model) -> str:
     return digest.hexdigest()
 
 
-def _feeds(model: ir.Model, arm: Arm, options: ProfileOptions) -> tuple[list[Feed], str]:
+def _feeds(model: ir.Model, arm: Arm, options: Profile) -> tuple[list[Feed], str]:
     if options.data is None:
         given = inputs.read_arrays(options.inputs, model)
         feed, told = inputs.generated(model, inputs.shapes(model, arm.dims, arm.batch, given), given)
         check_feed(feed, model, "--input" if given else "generated input")
         return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
-    reader = Options(samples=_SAMPLES, preprocess=options.preprocess, tokenizer=options.tokenizer, data_option="--data")
-    samples, _, told = samples_of(options.data, specs(model), reader, open_session(model))
-    feeds, problems = readable(samples[:_SAMPLES])
+    found = read(options.data, specs(model), options, open_session(model).run)
+    feeds, problems = readable(found.samples[: options.samples])
     if not feeds:
         raise DataError(f"--data {options.data}: no sample can be read: {next(iter(problems.values()), '')}")
     for name, feed in feeds:
         check_feed(feed, model, name)
-    return [feed for _, feed in feeds], "; ".join([f"{len(feeds)} samples of {options.data}", *told])
+    return [feed for _, feed in feeds], "; ".join([f"{len(feeds)} samples of {options.data}", *found.notes])
 
 
 def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
@@ -122,7 +118,7 @@ def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
     }
 
 
-def first_run(case: Case, options: ProfileOptions, folder: Path, *, keep_outputs: bool) -> None:
+def first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool) -> None:
     """Load and run `case` once with assignment and trace on, in a process that may die of it; a failure is the case's error."""
     t = case.timing
     try:

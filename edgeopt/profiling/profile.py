@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from edgeopt.files import temporary_folder
 from edgeopt.listener import Listener
 from edgeopt.numbers.intervals import ratio_interval, verdict
 from edgeopt.numbers.scores import compare as output_errors
+from edgeopt.options import takes
+from edgeopt.options.profile import Profile, ProfileOne
 from edgeopt.profiling import latency
-from edgeopt.profiling.arms import Arm
+from edgeopt.profiling.arms import Arm, files_read, looking, wanted
 from edgeopt.profiling.cases import Case, cases, first_run
 from edgeopt.profiling.environment import environment
 from edgeopt.profiling.latency import failing
 from edgeopt.profiling.memory import memory
-from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.results import (
     Comparison,
     Environment,
@@ -42,51 +43,43 @@ _BUSY = 0.1
 Kind = Literal["profile", "compare", "self-check"]
 
 
-def profile(
-    *models: str | Path,
-    report: str | Path | None = None,
-    trace: str | Path | None = None,
-    listener: Listener | None = None,
-    **choices: Any,
-) -> Results:
-    """Latency, cold start, memory, size and placement of every setting; the fields of `ProfileOptions` are keyword
-    arguments.
+@takes(ProfileOne).of_many
+def profile(models: Sequence[str | Path], options: ProfileOne) -> Results:
+    """Latency, cold start, memory, size and placement of every setting of `models`.
 
-    report: where to write the document; single inferences go to an .npz beside it. trace: where to write the nodes of a
-    few runs, for ui.perfetto.dev. A setting that fails keeps its error; the others go on.
+    A setting that fails keeps its error; the others go on.
 
     Raises:
         EdgeoptError: a model, an option or the data are no good; nothing was measured.
     """
-    options, paths = ProfileOptions(**choices), [Path(m) for m in models]
-    return _run("profile", paths, options, Files(report, trace, options.reads(paths)), listener or Listener())
+    paths = [Path(m) for m in models]
+    return _run("profile", paths, options, Files(options.report, options.trace, files_read(options, paths)))
 
 
-def compare(
-    *models: str | Path, report: str | Path | None = None, listener: Listener | None = None, **choices: Any
-) -> Results:
+@takes(Profile).of_many
+def compare(models: Sequence[str | Path], options: Profile) -> Results:
     """Every model (or setting) against the first, interleaved in one run; see `profile`.
 
     Raises:
         EdgeoptError: fewer than two settings, or see `profile`.
     """
-    options, paths = ProfileOptions(**choices), [Path(m) for m in models]
-    return _run("compare", paths, options, Files(report, None, options.reads(paths)), listener or Listener())
+    paths = [Path(m) for m in models]
+    return _run("compare", paths, options, Files(options.report, None, files_read(options, paths)))
 
 
-def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, listener: Listener) -> Results:
-    start = time.perf_counter()
+def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Results:
+    start, listener = time.perf_counter(), options.listener
     if not models:
         raise UsageError("no model; e.g. edgeopt profile model.onnx --provider cpu")
-    wanted = options.arms(models)
-    if kind == "compare" and len(wanted) < 2:
+    asked = wanted(options, models)
+    if kind == "compare" and len(asked) < 2:
         raise UsageError(
             "compare needs two models or more, or one model under two settings, e.g. edgeopt compare a.onnx b.onnx"
         )
     here = environment()
     with temporary_folder() as folder:
-        found = cases(wanted, options, folder, listener)
-        notes = _oddities(here, wanted)
+        found = cases(asked, options, folder, listener)
+        notes = _oddities(here, asked)
         for line in notes:
             listener.note(line)
         for i, case in enumerate(found):
@@ -118,11 +111,11 @@ def _run(kind: Kind, models: list[Path], options: ProfileOptions, files: Files, 
     return files.written(document, latency.raw({c.arm.label: c.timing for c in found}))
 
 
-def _oddities(here: Environment, wanted: Sequence[Arm]) -> list[str]:
+def _oddities(here: Environment, asked: Sequence[Arm]) -> list[str]:
     """What makes the times worth less."""
     found = [
         f"{a.label}: the hardware is simulated here; its times say nothing of a device"
-        for a in wanted
+        for a in asked
         if a.provider.simulated
     ]
     if here.pressure is not None and here.pressure > _BUSY:
@@ -134,17 +127,17 @@ def _oddities(here: Environment, wanted: Sequence[Arm]) -> list[str]:
     return found
 
 
-def _time(found: Sequence[Case], options: ProfileOptions, listener: Listener) -> None:
+def _time(found: Sequence[Case], options: Profile, listener: Listener) -> None:
     timings = [c.timing for c in found if c.timing.error is None]
-    looking = options.looking
-    if looking.sustained_s:
+    how = looking(options)
+    if how.sustained_s:
         for t in timings:
-            latency.sustained(t, looking, allow_fallback=options.allow_fallback, progress=listener.progress)
+            latency.sustained(t, how, allow_fallback=options.allow_fallback, progress=listener.progress)
     elif timings:
-        latency.measure(timings, looking, allow_fallback=options.allow_fallback, progress=listener.progress)
+        latency.measure(timings, how, allow_fallback=options.allow_fallback, progress=listener.progress)
 
 
-def _measured(case: Case, options: ProfileOptions, listener: Listener, sizes: dict[object, Size]) -> Measured:
+def _measured(case: Case, options: Profile, listener: Listener, sizes: dict[object, Size]) -> Measured:
     """All about one case; memory and size after the clocks have stopped. sizes: known already, by model and feeds."""
     t, arm = case.timing, case.arm
     used = None
@@ -175,7 +168,7 @@ def _measured(case: Case, options: ProfileOptions, listener: Listener, sizes: di
     return Measured(
         setting=setting,
         error=t.error,
-        latency=latency.summary(t, options.looking),
+        latency=latency.summary(t, looking(options)),
         cold=latency.cold(t),
         memory=used,
         size=sizes[key],
@@ -184,9 +177,7 @@ def _measured(case: Case, options: ProfileOptions, listener: Listener, sizes: di
     )
 
 
-def _comparisons(
-    found: Sequence[Case], measured: Sequence[Measured], options: ProfileOptions
-) -> tuple[Comparison, ...]:
+def _comparisons(found: Sequence[Case], measured: Sequence[Measured], options: Profile) -> tuple[Comparison, ...]:
     first = found[0]
     compared = []
     for case, m in zip(found[1:], measured[1:], strict=True):
@@ -278,19 +269,17 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
     return found, notes
 
 
-def self_check(
-    model: str | Path, *, report: str | Path | None = None, listener: Listener | None = None, **choices: Any
-) -> Results:
-    """`model` against itself, `trials` times: how often this machine cries wolf, and the smallest change it can see."""
-    start = time.perf_counter()
-    options, ears = ProfileOptions(**choices), listener or Listener()
-    files = Files(report, None, options.reads([Path(model)]))
-    arm, *others = options.arms([Path(model)])
+@takes(ProfileOne)
+def self_check(model: str | Path, options: ProfileOne) -> Results:
+    """`model` against itself, `trials` times: the false-alarm rate, and the smallest change that this machine can see."""
+    start, ears = time.perf_counter(), options.listener
+    files = Files(options.report, None, files_read(options, [Path(model)]))
+    arm, *others = wanted(options, [Path(model)])
     if others or options.sustained_s is not None:
         raise UsageError(
             "--self-check takes one setting: no sweep of --threads, --batch, --dim or --provider, and no --sustained"
         )
-    looking = options.looking
+    how = looking(options)
     ratios = []
     here = environment()
     with temporary_folder() as folder:
@@ -299,14 +288,14 @@ def self_check(
         ears.note(f"self-check: the model against itself, {options.trials} times, one after the other")
         for trial in range(options.trials if case.timing.error is None else 0):
             a, b = (latency.Timing(replace(case.arm, label=name), case.timing.feeds) for name in ("A", "A again"))
-            latency.measure([a, b], looking, allow_fallback=options.allow_fallback, progress=_silent, seed=trial)
+            latency.measure([a, b], how, allow_fallback=options.allow_fallback, progress=_silent, seed=trial)
             pairs = latency.paired(a, b)
             case.timing = replace(a, arm=case.arm, error=a.error or b.error)
             if pairs is None or case.timing.error is not None:
                 break
             ratios.append(ratio_interval(*pairs))
             ears.progress("self-check", trial + 1, options.trials)
-        measured = _measured(case, replace(options, preset="quick"), ears, {})
+        measured = _measured(case, options.model_copy(update={"preset": "quick"}), ears, {})
     verdicts = [verdict(r, options.margin) for r in ratios]
     visible = [max(1 / r.low - 1, (1 + options.margin) / r.value - 1) for r in ratios]
     check = SelfCheck(

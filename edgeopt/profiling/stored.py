@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeopt.errors import ComparabilityError
+from edgeopt.errors import ComparabilityError, UsageError
 from edgeopt.numbers.intervals import Floats, unpaired_ratio_interval, verdict
 from edgeopt.profiling.comparable import refuse_different
-from edgeopt.profiling.options import check_margin
 from edgeopt.profiling.profile import peak_ratio, size_ratio
 from edgeopt.profiling.results import Comparison, Latency, Measured, Range, Results, load
 from edgeopt.profiling.saving import Files
@@ -22,7 +21,8 @@ def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report
     Raises:
         DataError: not results files of this version. ComparabilityError: measured under other conditions; says which.
     """
-    check_margin(margin)
+    if not 0 < margin < 1:
+        raise UsageError(f"margin {margin:g}: a share between 0 and 1, e.g. 0.03")
     files = Files(report, None, (Path(a), Path(b)))
     first, second = load(Path(a)), load(Path(b))
     pairs = _pairs(first, second, f"{a}", f"{b}")

@@ -10,30 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import Feed, readable, specs
+from edgeopt.data import Data, Feed, read, readable, specs
 from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
 from edgeopt.graph.select import select
 from edgeopt.inspection import made_up_feed
-from edgeopt.listener import Listener
+from edgeopt.options import takes
+from edgeopt.options.models import Shrink
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
 from edgeopt.ptq.place import macs
-from edgeopt.quantization.options import Data, Options
-from edgeopt.quantization.prepare import samples_of
 from edgeopt.runtime.probe import probe, shapes, sizes
 from edgeopt.runtime.session import finite, open_session
 
-IMPORTANCE = ("norm", "first-order")
+Source = str | Path | bytes | onnx.ModelProto | ir.Model
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -52,50 +50,33 @@ class Shrunk:
     removed: tuple[str, ...]
 
 
-def shrink(
-    model: str | Path | bytes | onnx.ModelProto | ir.Model,
-    *,
-    width: float = 1.0,
-    depth: float = 1.0,
-    data: Data | None = None,
-    importance: str = "norm",
-    keep: Sequence[str] = (),
-    dims: Mapping[str, int] | None = None,
-    samples: int = 64,
-    output: str | Path | None = None,
-    force: bool = False,
-    listener: Listener | None = None,
-    **reading: Any,
-) -> Shrunk:
+@takes(Shrink)
+def shrink(model: Source, options: Shrink) -> Shrunk:
     """A smaller network of the same inputs and outputs: `width` of the channels (heads of attention included) of every
     layer that is free to, `depth` of the residual blocks. It has to be trained (`edgeopt.distill`) before it is of use.
-
-    data: for importance "first-order" and to choose blocks; keep: nodes (names, globs, operators) that stay as they are;
-    reading: `preprocess`, `overrides` and `tokenizer` of `Options`.
 
     Raises:
         UsageError: a share that is none, or importance that needs data. ModelError: nothing can go. ValidityError: the
           result does not run; nothing was written.
     """
-    path, ears = None if output is None else Path(output), listener or Listener()
+    path, dims = options.output, options.dims
     if path is not None:
-        check_place(path, force)
+        check_place(path, options.force)
         if isinstance(model, str | Path) and Path(model).resolve() == path.resolve():
             raise UsageError(f"{path}: is the model itself, which the student is to learn from; choose another name")
-    _check(width, depth, importance, data)
     source = graph.canonical(graph.load(model))
     _check_weights(source)
-    simple, numbers = _settled(simplify(source), dims or {})
-    options = Options(samples=samples, data_option="--data", **reading)
-    feeds = [made_up_feed(source, dims or {})] if data is None else _feeds(source, data, options, ears)
+    simple, numbers = _settled(simplify(source), dims)
+    feeds = [made_up_feed(source, dims)] if options.data is None else _feeds(source, options.data, options)
     feed = feeds[0]
-    kept = select([simple], keep)
+    kept = select([simple], options.keep)
     result, influence, removed = simple, dict[str, float](), tuple[str, ...]()
-    if depth < 1:
-        result, influence, removed = _shallower(simple, depth, feeds, kept)
+    if options.depth < 1:
+        result, influence, removed = _shallower(simple, options.depth, feeds, kept)
     widths: dict[str, tuple[int, int]] = {}
-    if width < 1:
-        result, widths = _narrowed(result, width, feeds if importance == "first-order" else [], feed, kept, numbers)
+    if options.width < 1:
+        looked_at = feeds if options.importance == "first-order" else []
+        result, widths = _narrowed(result, options.width, looked_at, feed, kept, numbers)
     _write(result, source, feed, path)
     return Shrunk(
         model=result,
@@ -134,18 +115,6 @@ def _doubled(model: ir.Model, feed: Feed) -> dict[str, int]:
     return found
 
 
-def _check(width: float, depth: float, importance: str, data: Data | None) -> None:
-    for name, share in (("--width", width), ("--depth", depth)):
-        if not 0 < share <= 1:
-            raise UsageError(f"{name} {share:g}: above 0 and at most 1")
-    if width == depth == 1:
-        raise UsageError("say what shall go: --width 0.5 for half of the channels, --depth 0.5 for half of the blocks")
-    if importance not in IMPORTANCE:
-        raise UsageError(f"--importance {importance}: {' or '.join(IMPORTANCE)}")
-    if importance == "first-order" and data is None:
-        raise UsageError("--importance first-order needs --data")
-
-
 def _check_weights(model: ir.Model) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -159,11 +128,11 @@ def _check_weights(model: ir.Model) -> None:
             raise ModelError(f"weight {name!r} holds NaN or infinity: train or export the model again")
 
 
-def _feeds(model: ir.Model, data: Data, options: Options, listener: Listener) -> list[Feed]:
-    found, _, told = samples_of(data, specs(model), options, open_session(model))
-    for line in told:
-        listener.note(line)
-    feeds, _ = readable(found[: options.samples])
+def _feeds(model: ir.Model, data: Data, options: Shrink) -> list[Feed]:
+    found = read(data, specs(model), options, open_session(model).run)
+    for line in found.notes:
+        options.listener.note(line)
+    feeds, _ = readable(found.samples[: options.samples])
     return [feed for _, feed in feeds]
 
 

@@ -127,7 +127,7 @@ def _untimed(job: Job, statics: Statics, tuning: Tuning, name: str) -> Candidate
         if made is None:
             return Candidate(mode, None, None, "no node in integers")
         with temporary_folder() as folder:
-            quick = replace(job, options=replace(job.options, measure=False))
+            quick = replace(job, options=job.options.model_copy(update={"measure": False}))
             return verify(quick, made, folder / name).candidate("to compare with")
     except EdgeoptError as e:
         return Candidate(mode, None, None, str(e))

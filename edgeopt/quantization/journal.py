@@ -25,6 +25,9 @@ _FORGET = (
     "budget_s",
     "pareto",
     "metric",
+    "listener",
+    "output",
+    "force",
 )  # these change no verdict; a function is known by what it says of the float model
 
 

@@ -8,48 +8,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import ValidationError
 
 from edgeopt import graph
-from edgeopt.data import (
-    PRESETS,
-    DataOptions,
-    Feed,
-    InputSpec,
-    Look,
-    Preprocess,
-    Sample,
-    as_samples,
-    look,
-    oddities,
-    open_data,
-    random_samples,
-    readable,
-    specs,
-    split,
-)
-from edgeopt.data.guess import Guess, guess
-from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
+from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError, suggestion
+from edgeopt.errors import CalibrationError, DataError, ModelError
 from edgeopt.graph.ops import constant
 from edgeopt.graph.select import select
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
 from edgeopt.listener import Listener
-from edgeopt.numbers.scores import Outputs, class_scores
+from edgeopt.numbers.scores import Outputs
+from edgeopt.options.quantize import Quantize
 from edgeopt.passes.simplifying import simplify
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.options import Data, Options
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
-RANDOM = "random"
-_GUESS_SAMPLES = 12
 _FEW = 16
 _LABEL = "label"
 _QUANTIZED = frozenset(
@@ -63,7 +41,7 @@ class Job:
     neither calibrate nor are held out; held: held-out samples with the float model's answers.
     """
 
-    options: Options
+    options: Quantize
     target: Target
     listener: Listener
     source: ir.Model
@@ -93,7 +71,7 @@ class Job:
             self.note(line)
 
 
-def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) -> Job:
+def prepare(source: ir.Model, data: Data, options: Quantize, listener: Listener) -> Job:
     """Everything up to the first candidate.
 
     Raises:
@@ -109,10 +87,9 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
     # names are looked for in the file as given too: what was folded away is no error
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     session = open_session(model, threads=1)
-    inputs = specs(model)
-    samples, recipe, told = samples_of(data, inputs, options, session)
+    given = read(data, specs(model), options, session.run)
     looks: dict[str, Look] = {}
-    checked = [(name, partial(_checked, read, model, name, looks)) for name, read in samples]
+    checked = [(name, partial(_checked, reader, model, name, looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
     rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []
     feeds, problems = readable(held, total=len(calibration) + len(held))
@@ -134,13 +111,13 @@ def prepare(source: ir.Model, data: Data, options: Options, listener: Listener) 
         session,
         exclude,
         include,
-        recipe,
+        given.recipe,
         notes,
         looks,
     )
     if options.metric is not None:
         job = replace(job, metric=metric(options.metric, session, reference))
-    for line in [*told, *_warnings(calibration, feeds, problems)]:
+    for line in [*given.notes, *_warnings(calibration, feeds, problems)]:
         job.note(line)
     job.note_oddities(feeds)
     job.seconds["prepare"] = time.perf_counter() - start
@@ -191,78 +168,6 @@ def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[s
     if name not in looks:
         looks[name] = look(feed)
     return feed
-
-
-def samples_of(
-    data: Data, inputs: list[InputSpec], options: Options, session: Session
-) -> tuple[list[Sample], str, list[str]]:
-    """(samples, the image recipe in words, what to tell the user)."""
-    if not isinstance(data, str | Path):
-        return as_samples(data, inputs), "", []
-    if data == RANDOM:
-        warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
-        return random_samples(inputs, options.samples + 8), "", [warning]
-    path = Path(data)
-    spec = image_input(inputs)
-    if spec is None or not _has_images(path):
-        return (
-            open_data(
-                data, inputs, DataOptions(options.samples, tokenizer=options.tokenizer, option=options.data_option)
-            ),
-            "",
-            [],
-        )
-    recipe, told = _recipe(path, inputs, options, session)
-    resolved = resolve(recipe, spec)
-    samples = open_data(data, inputs, DataOptions(options.samples, resolved, option=options.data_option))
-    return samples, resolved.describe(), [*told, f"images: {resolved.describe()}"]
-
-
-def _has_images(path: Path) -> bool:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return any(f.suffix.lower() in SUFFIXES for f in files)
-
-
-def _recipe(path: Path, inputs: list[InputSpec], options: Options, session: Session) -> tuple[Preprocess, list[str]]:
-    """Flags over the preset over `preprocess.toml` over a look at the float model."""
-    base, told = options.preprocess, list[str]()
-    if isinstance(base, str):
-        if base not in PRESETS:
-            raise UsageError(f"no preset {base!r}{suggestion(base, PRESETS)} Known: {', '.join(PRESETS)}")
-        base = PRESETS[base]
-    _merged(base or PRESETS["unit"], options)
-    beside = next((f for f in (path / "preprocess.toml", path.parent / "preprocess.toml") if f.is_file()), None)
-    if base is None and beside is not None:
-        base, told = load_toml(beside), [f"preprocessing: from {beside}"]
-    if base is None and not {"scale", "mean", "std"} & options.overrides.keys():
-        found = _guess(path, inputs, options, session)
-        base, told = PRESETS[found.preset], [found.describe()]
-    return _merged(base or PRESETS["unit"], options), told
-
-
-def _merged(base: Preprocess, options: Options) -> Preprocess:
-    """`base` with the fields that flags give."""
-    try:
-        return Preprocess.model_validate({**base.model_dump(), **options.overrides})
-    except ValidationError as e:
-        raise UsageError(f"preprocessing: {e}") from e
-
-
-def _guess(path: Path, inputs: list[InputSpec], options: Options, session: Session) -> Guess:
-    spec = image_input(inputs)
-    assert spec is not None
-    answers: dict[str, np.ndarray | None] = {}
-    for name, preset in PRESETS.items():
-        samples = open_data(path, inputs, DataOptions(preprocess=resolve(_merged(preset, options), spec)))
-        feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
-        outputs = run_all(session, feeds, workers=cores())
-        scores = [[y[0] for y in sample_outputs if y.ndim == 2 and class_scores([y])] for sample_outputs in outputs]
-        answers[name] = (
-            np.stack([s[0] for s in scores])
-            if scores and all(scores) and len({s[0].shape for s in scores}) == 1
-            else None
-        )
-    return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit")
 
 
 def _warnings(calibration: list[Sample], held: list[tuple[str, Feed]], problems: Mapping[str, str]) -> list[str]:

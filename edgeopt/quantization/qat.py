@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from edgeopt.data import readable
 from edgeopt.errors import ModelError
+from edgeopt.options.distill import Distill
 from edgeopt.quantization.prepare import Job
 from edgeopt.quantization.static import Made
 
@@ -26,21 +26,17 @@ def trained(job: Job, made: Made) -> Made:
     feeds, problems = readable([*job.calibration, *job.rest])
     for reason in problems.values():
         job.note(f"skipped: {reason}")
-    choices: dict[str, Any] = {
-        "target": job.target.name,
-        "minutes": job.options.qat_minutes,
-        "epochs": job.options.qat_epochs,
-    }
-    found = distill(
-        made.model,
-        [feed for _, feed in feeds],
+    options = Distill(
         teacher=job.model,
         quantized=True,
         labels=False,
         temperature=1.0,
         learning_rate=2e-5,
         batch_size=16,
+        target=job.target,
+        minutes=job.options.qat_minutes,
+        epochs=job.options.qat_epochs,
         listener=replace(job.listener, note=job.note),
-        **choices,
     )
+    found = distill(made.model, [feed for _, feed in feeds], options)
     return replace(made, mode=MODE, model=found.model)

@@ -16,61 +16,53 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import DataError, EdgeoptError, UsageError, ValidityError
+from edgeopt.data.reading import Data
+from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
 from edgeopt.hardware import target
-from edgeopt.listener import Listener
+from edgeopt.options import takes
+from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.forms import dynamic_int8, nothing_to_do, of_mode, weights
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, line, missed, nearest, why_not
-from edgeopt.quantization.options import Data, Options, Result
 from edgeopt.quantization.prepare import Job, prepare
-from edgeopt.quantization.report import Candidate, LatencyReport, MetricReport, Report
+from edgeopt.quantization.report import Candidate, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.search import start as start_search
 from edgeopt.quantization.static import LAST, Made, Statics, Tuning
 
+Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
-def quantize(
-    model: str | Path | bytes | onnx.ModelProto | ir.Model,
-    data: Data,
-    *,
-    output: str | Path | None = None,
-    force: bool = False,
-    listener: Listener | None = None,
-    **choices: Any,
-) -> Result:
-    """Quantize `model` with calibration `data` and check the result against the float model; the fields of `Options`
-    are keyword arguments.
+
+@takes(Quantize)
+def quantize(model: Source, data: Data, options: Quantize) -> Result:
+    """Quantize `model` with calibration `data` and check the result against the float model.
 
     data: a path (images, .npz/.npy, ONNX test data, .wav, text), `package.module:function`, "random", or an iterable of
-    feeds or arrays. output: the file to write; an existing one needs `force`. None: nothing is written, the model is in
-    the result.
+    feeds or arrays.
 
     Raises:
         EdgeoptError: see `edgeopt.errors`; nothing was written.
     """
-    options = Options(**choices)
     start = time.perf_counter()
-    path = None if output is None else Path(output)
+    path = options.output
     journal = path is not None and options.searches and journal_of(path).is_file()
     if path is not None:
-        check_place(path, force or journal)
+        check_place(path, options.force or journal)
     if options.pareto is not None:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
-    job = prepare(graph.load(model), data, options, listener or Listener())
+    job = prepare(graph.load(model), data, options, options.listener)
     resumed = path is not None and journal and is_of(job, path)
     if path is not None:
-        check_place(path, force or resumed)  # what a search left that was cut short is gone on with
+        check_place(path, options.force or resumed)  # what a search left that was cut short is gone on with
     input_bytes = _input_bytes(model, job.source)
     with temporary_folder() as folder:
         done = _done(job, path or folder / "model.onnx", path, resumed)
@@ -254,6 +246,3 @@ def _report(job: Job, done: Outcome, input_bytes: int, start: float) -> Report:
         missed=(*missed(job, kept), *done.ended),
         interrupted=done.interrupted,
     )
-
-
-__all__ = ["EdgeoptError", "Listener", "Options", "Result", "quantize"]

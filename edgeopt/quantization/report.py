@@ -7,7 +7,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
 
 from edgeopt.numbers.scores import OutputReport, lowest_agreement, lowest_sqnr_db
 
@@ -109,3 +112,12 @@ def _plain(x: Any) -> Any:
     if isinstance(x, list | tuple):
         return [_plain(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+@dataclass(frozen=True)
+class Result:
+    """The quantized model, where it was written (None: nowhere), and the evidence."""
+
+    model: ir.Model
+    path: Path | None
+    report: Report

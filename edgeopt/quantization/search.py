@@ -203,7 +203,8 @@ class Search:
             return
         from edgeopt.quantization.qat import trained
 
-        options = replace(self.job.options, qat_minutes=max(0.5, self.left() / 60 - 0.5), qat_epochs=_EPOCHS)
+        minutes = max(0.5, self.left() / 60 - 0.5)
+        options = self.job.options.model_copy(update={"qat_minutes": minutes, "qat_epochs": _EPOCHS})
         job = replace(self.job, options=options, listener=Listener(progress=self.job.listener.progress))
         try:
             self.consider("training through the Q/DQ", trained(job, self.best.made))

@@ -15,35 +15,32 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import DataError, ModelError, UsageError
+from edgeopt.data.reading import Data
+from edgeopt.errors import DataError, ModelError
 from edgeopt.graph.ops import bias_of, channel_axis, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import cores
-from edgeopt.listener import Listener
 from edgeopt.numbers.grid import QParams, fake_quantize
 from edgeopt.numbers.scores import Outputs, class_scores
+from edgeopt.options import takes
+from edgeopt.options.quantize import Placing, Quantize, SensitivityOptions
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.ptq.grids import activation_params, quantization_params, untie
 from edgeopt.ptq.islands import levels
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.metric import kl
-from edgeopt.quantization.options import Data, Options
 from edgeopt.quantization.prepare import Job, prepare
+from edgeopt.quantization.quantize import Source
 from edgeopt.quantization.static import Statics, Tuning
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import Feed, Session, open_session, run_all
 
-SAMPLES = 8
-BUDGET_S = 60.0
 _MEASURED_S = 0.1
 _TRIED = 8  # nodes, before the time of all is forecast
 _LEVELS = 4
@@ -97,27 +94,19 @@ class Sensitivity:
     exact: bool
 
 
-def sensitivity(
-    model: str | Path | bytes | onnx.ModelProto | ir.Model,
-    data: Data,
-    *,
-    budget_s: float = BUDGET_S,
-    samples: int = SAMPLES,
-    listener: Listener | None = None,
-    **choices: Any,
-) -> Sensitivity:
-    """Which nodes of `model` lose accuracy in static int8; `choices` are those of `edgeopt.quantize`.
+@takes(SensitivityOptions)
+def sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensitivity:
+    """Which nodes of `model` lose accuracy in static int8.
 
-    budget_s: seconds after which figures are left out: first what single nodes gain in float, then their weights.
+    Where the budget is over figures are left out: first what single nodes gain in float, then their weights.
 
     Raises:
         EdgeoptError: as `edgeopt.quantize`; ModelError also where no node becomes integer.
     """
-    if samples < 1 or not budget_s >= 0:
-        raise UsageError(f"samples {samples}, budget {budget_s:g} s: at least one sample, and no time below 0")
-    start, ears = time.monotonic(), listener or Listener()
-    options = Options(**{**choices, "mode": "static", "measure": False})
-    trial = _trial(prepare(graph.load(model), data, options, ears), samples)
+    start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
+    shared = options.model_dump(include=set(Placing.model_fields) - {"samples"}, exclude_unset=True)
+    chosen = Quantize(mode="static", measure=False, range_rule=options.range_rule, **shared)
+    trial = _trial(prepare(graph.load(model), data, chosen, ears), options.samples)
     whole, _ = trial.loss(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
     alone: dict[ir.Node, float] = {}

@@ -18,6 +18,7 @@ from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import free_bytes
 from edgeopt.numbers.grid import QParams
 from edgeopt.numbers.observers import Statistics
+from edgeopt.options.quantize import Quantize
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import quantize_embeddings
@@ -32,7 +33,6 @@ from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.refit import refitted
 from edgeopt.ptq.smooth import smoothed
 from edgeopt.quantization.costing import costed
-from edgeopt.quantization.options import Options, Rounding
 from edgeopt.quantization.prepare import Job
 from edgeopt.quantization.report import ActivationReport
 from edgeopt.runtime.calibrate import forecast, observe
@@ -60,7 +60,7 @@ class Tuning:
     """
 
     range_rule: str = "mse"
-    rounding: Rounding = "gptq"
+    rounding: str = "gptq"
     clip_weights: bool = False
     equalize: bool = False
     smooth: float | None = None
@@ -71,7 +71,7 @@ class Tuning:
     rules: frozenset[tuple[str, str]] = frozenset()
 
     @staticmethod
-    def of(options: Options) -> Tuning:
+    def of(options: Quantize) -> Tuning:
         """What `options` ask for."""
         rounding = options.rounding or ("nearest" if options.effort == "fast" else "gptq")
         by_clock = options.costs is not None

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -24,10 +23,11 @@ import torch
 from torch import nn
 
 from edgeopt import graph
+from edgeopt.data.reading import Data
 from edgeopt.errors import ValidityError
 from edgeopt.files import staged
-from edgeopt.listener import Listener
-from edgeopt.quantization.options import Data
+from edgeopt.options import takes
+from edgeopt.options.distill import Distill
 from edgeopt.runtime.session import open_session, with_outputs
 from edgeopt.train import batches as data_of
 from edgeopt.train import teachers
@@ -37,7 +37,6 @@ from edgeopt.train.lessons import heads_of, hints_of, lesson_of
 from edgeopt.train.loop import Diverged, Epoch, Progress, fit
 from edgeopt.train.network.choice import Choice
 from edgeopt.train.network.module import OnnxModule, restored
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
 
@@ -72,26 +71,15 @@ class Distilled:
         return self.after > self.before
 
 
-def distill(
-    student: Model,
-    data: Data,
-    *,
-    teacher: Model | None = None,
-    output: str | Path | None = None,
-    force: bool = False,
-    listener: Listener | None = None,
-    **choices: Any,
-) -> Distilled:
-    """Fine-tune `student` on `data` against `teacher`; the fields of `DistillOptions` are keyword arguments.
-
-    data: as `edgeopt.quantize` takes it. teacher: None with kind "self". output: the file to write, only if it is better.
+@takes(Distill)
+def distill(student: Model, data: Data, options: Distill) -> Distilled:
+    """Fine-tune `student` on `data`, as `edgeopt.quantize` takes it, against a teacher; written only if it is better.
 
     Raises:
         EdgeoptError: see `edgeopt.errors`; nothing was written.
     """
-    options, start = DistillOptions(**choices), time.perf_counter()
-    path = None if output is None else Path(output)
-    check_places(options, path, (student, teacher, data), force=force)
+    start, path, teacher = time.perf_counter(), options.output, options.teacher
+    check_places(options, path, (student, teacher, data), force=options.force)
     check_roles(options, teacher is not None)
     source = graph.load(student)
     small = graph.canonical(source)
@@ -99,7 +87,7 @@ def distill(
     check_device(options.device)
     with ranks(options.device) as here, torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        job = prepare(small, large, data, options, (listener or Listener()) if here.first else Listener(), here)
+        job = prepare(small, large, data, options, here)
         if options.kind == "online":
             more = options.peers if teacher is not None else options.peers[1:]
             job = replace(job, peers=(large, *(graph.canonical(graph.load(p)) for p in more)))
@@ -175,7 +163,7 @@ def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[n
     options = job.options
     if generation and options.checkpoint is not None:
         name = f"{options.checkpoint.name}.{generation + 1}"
-        options = replace(options, checkpoint=options.checkpoint.with_name(name))
+        options = options.model_copy(update={"checkpoint": options.checkpoint.with_name(name)})
     networks = [job.module, *(OnnxModule(m).to(options.device) for m in job.peers)]
     with ExitStack() as stack:
         teach = None

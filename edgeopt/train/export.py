@@ -22,18 +22,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeopt import graph
+from edgeopt.data.reading import Data, read
 from edgeopt.data.source import Feed, InputSpec, named, random_samples, readable, specs
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, suggestion
+from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.files import check_place, staged
-from edgeopt.quantization.options import Data, Options
-from edgeopt.quantization.prepare import samples_of
+from edgeopt.options import takes
+from edgeopt.options.models import Export
 from edgeopt.runtime.session import Session, open_session
 
 TOLERANCE = 1e-3  # of the largest output: float sums in another order
-DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _PICKLES = (".pt", ".pth", ".pkl", ".ckpt")
-_GIVEN = 32
 
 
 @dataclass(frozen=True)
@@ -52,47 +51,35 @@ class Exported:
         return f"largest difference from torch {self.error:.1e} of the largest output ({asked})"
 
 
-def export(
-    source: str,
-    inputs: Mapping[str, Sequence[int]],
-    *,
-    output: str | Path,
-    dynamic: Mapping[str, Sequence[int]] | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    data: Data | None = None,
-    reading: Options | None = None,
-    trust: bool = False,
-    force: bool = False,
-) -> Exported:
+@takes(Export)
+def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) -> Exported:
     """Export what `package.module:factory` returns, or the program in a .pt2 file, and check it against torch.
 
-    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments; dynamic: axes by input that
-    may change; dtypes: of inputs that are not float32 (`DTYPES`). Both are asked for random inputs (normal floats; integers 0
-    and 1, which every vocabulary and mask has) and for up to 32 samples of `data`, read as `reading` says. trust: read pickles
-    (.pt, .pth), which can run code. A .pt2 is read without; but torch evaluates expressions in it, so take none from
-    strangers.
+    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are asked for random
+    inputs (normal floats; integers 0 and 1, which every vocabulary and mask has) and for samples. A .pt2 is read without its
+    pickles; but torch evaluates expressions in it, so take none from strangers.
 
     Raises:
         UsageError: no such factory, or a file that needs `trust`. DataError: samples that do not fit. ModelError: torch
           cannot export it. ValidityError: an output differs; nothing was written.
     """
-    path = Path(output)
-    check_place(path, force)
+    path = options.output
+    check_place(path, options.force)
     if importlib.util.find_spec("onnxscript") is None:
         raise UsageError("export needs onnxscript: pip install 'edgeopt[train]'")
-    free = {name: set(axes) for name, axes in (dynamic or {}).items()}
+    free = {name: set(axes) for name, axes in options.dynamic.items()}
     for name, axes in free.items():
         if name not in inputs or any(not 0 <= a < len(inputs[name]) for a in axes):
             raise UsageError(f"--dynamic {name}={','.join(map(str, sorted(axes)))}: no such input or axis")
-    wanted = _inputs(inputs, dtypes or {})
+    wanted = _inputs(inputs, options.dtypes)
     # torch takes a size of 1 for one that never changes
     example = _values([_sized(s, free.get(s.name, ()), lambda n: max(n, 2)) for s in wanted], 0)
-    module = _module(source, trust)
+    module = _module(source, options.trust)
     with staged(path) as stage:
         file = stage / path.name
         _write(module, _tensors(wanted, example), free, file)
         session = open_session(file)
-        given = [] if data is None else _given(data, reading or Options(data_option="--data"), file, session)
+        given = [] if options.data is None else _given(options.data, options, file, session)
         feeds = [
             _values(wanted, 1),
             _values([_sized(s, free.get(s.name, ()), lambda n: n + 1) for s in wanted], 2),
@@ -106,8 +93,6 @@ def _inputs(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> l
     for name, dtype in dtypes.items():
         if name not in shapes:
             raise UsageError(f"dtype {dtype} of {name}: no such input; there are {', '.join(shapes)}")
-        if dtype not in DTYPES:
-            raise UsageError(f"--input {name}: no type {dtype!r}{suggestion(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
     for name, shape in shapes.items():
         if any(n < 1 for n in shape):
             raise UsageError(f"--input {name}={','.join(map(str, shape))}: sizes are at least 1")
@@ -119,12 +104,11 @@ def _sized(spec: InputSpec, axes: Collection[int], change: Callable[[int], int])
     return replace(spec, shape=tuple(change(n or 0) if i in axes else n for i, n in enumerate(spec.shape or ())))
 
 
-def _given(data: Data, reading: Options, file: Path, session: Session) -> list[Feed]:
+def _given(data: Data, options: Export, file: Path, session: Session) -> list[Feed]:
     model = graph.load(file)
-    samples, _, _ = samples_of(data, specs(model), reading, session)
-    feeds, problems = readable(samples[:_GIVEN])
+    feeds, problems = readable(read(data, specs(model), options, session.run).samples[: options.samples])
     if not feeds:
-        raise DataError(f"{reading.data_option} {data}: no sample can be read: {next(iter(problems.values()), '')}")
+        raise DataError(f"{options.data_option} {data}: no sample can be read: {next(iter(problems.values()), '')}")
     for name, feed in feeds:
         check_feed(feed, model, name)
     return [feed for _, feed in feeds]

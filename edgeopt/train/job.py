@@ -11,23 +11,21 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgeopt.data import specs
+from edgeopt.data import Data, read, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
 from edgeopt.graph.serialization import proto_bytes
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
+from edgeopt.options.distill import Distill
 from edgeopt.ptq.guard import guarded
-from edgeopt.quantization.options import Data, Options
-from edgeopt.quantization.prepare import samples_of
 from edgeopt.runtime.session import Session, open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses
 from edgeopt.train.batches import Examples
 from edgeopt.train.network.fake_quant import masters
 from edgeopt.train.network.module import OnnxModule, write_back
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_names, matched, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks
 from edgeopt.train.teachers import answers, together
@@ -39,7 +37,7 @@ _LOOKED_AT = 4
 class Job:
     """What every kind needs. teacher: the student itself with kind self; size: of a batch."""
 
-    options: DistillOptions
+    options: Distill
     listener: Listener
     ranks: Ranks
     student: ir.Model
@@ -70,9 +68,7 @@ def check_device(device: str) -> None:
         raise UsageError(f"--device {device}: {str(e).splitlines()[0]}") from e
 
 
-def check_roles(options: DistillOptions, teacher: bool) -> None:
-    if options.kind == "self" and teacher:
-        raise UsageError("--kind self has no --teacher")
+def check_roles(options: Distill, teacher: bool) -> None:
     if options.kind == "offline" and not teacher:
         raise UsageError("--kind offline needs --teacher MODEL")
     if options.kind == "online" and not teacher and not options.peers:
@@ -81,9 +77,8 @@ def check_roles(options: DistillOptions, teacher: bool) -> None:
         raise UsageError("--tensorboard needs it: pip install tensorboard")
 
 
-def prepare(
-    student: ir.Model, teacher: ir.Model, data: Data, options: DistillOptions, listener: Listener, here: Ranks
-) -> Job:
+def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, here: Ranks) -> Job:
+    listener = options.listener if here.first else Listener()
     examples = _examples(student, teacher, data, options, listener)
     train, held = (examples.part(i) for i in data_of.divide(len(examples), options.seed))
     limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
@@ -147,25 +142,16 @@ def check_peers(job: Job) -> None:
             same(ours[pair.student][0], theirs[names[pair.student]][0], pair)
 
 
-def _examples(
-    student: ir.Model, teacher: ir.Model, data: Data, options: DistillOptions, listener: Listener
-) -> Examples:
-    reader = Options(
-        samples=options.samples,
-        preprocess=options.preprocess,
-        overrides=options.overrides,
-        tokenizer=options.tokenizer,
-        data_option="--data",
-    )
+def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, listener: Listener) -> Examples:
     ours = specs(student)
     shared = {s.name for s in ours} & {s.name for s in specs(teacher)}
     more = [
         s for s in specs(teacher) if shared and s.name not in shared
     ]  # token types, say, that only the teacher takes
-    samples, _, told = samples_of(data, [*ours, *more], reader, open_session(student))
+    found = read(data, [*ours, *more], options, open_session(student).run)
     names = class_names(options.student_classes) if options.student_classes else ()
-    examples, problems = data_of.read(samples, options.labels, names)
-    for line in [*told, *(f"skipped: {p}" for p in problems.values())]:
+    examples, problems = data_of.read(found.samples, options.labels, names)
+    for line in [*found.notes, *(f"skipped: {p}" for p in problems.values())]:
         listener.note(line)
     for feed in examples.feeds[:1]:
         others = {s.name for s in more}
@@ -192,7 +178,7 @@ def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str,
     return to_tensors(found)
 
 
-def _labelled(examples: Examples, options: DistillOptions, output: torch.Tensor, listener: Listener) -> Examples:
+def _labelled(examples: Examples, options: Distill, output: torch.Tensor, listener: Listener) -> Examples:
     """`examples` without labels that are only names of folders, and not as many as the student has classes."""
     count = len(examples.classes)
     if not count or options.labels is not None or options.student_classes is not None or output.shape[-1] == count:
@@ -204,7 +190,7 @@ def _labelled(examples: Examples, options: DistillOptions, output: torch.Tensor,
     return Examples(examples.feeds, None)
 
 
-def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options: DistillOptions) -> str:
+def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options: Distill) -> str:
     """A digest of what decides a run, so that a checkpoint is not gone on with in another."""
     digest = hashlib.sha256()
     for model in models:
@@ -232,11 +218,15 @@ _FORGET = frozenset(
         "epochs",
         "accumulate",
         "tokenizer",
+        "listener",
+        "teacher",
+        "output",
+        "force",
     }
 )  # what may differ when a run is gone on with, or is checked elsewhere
 
 
-def _check_quantized(student: ir.Model, options: DistillOptions) -> None:
+def _check_quantized(student: ir.Model, options: Distill) -> None:
     found = masters(student)
     dynamic = next((n for n in student.graph if n.op_type in _INTEGER_OPERATORS), None)
     if dynamic is not None:
@@ -259,7 +249,7 @@ _INTEGER_OPERATORS = frozenset(
 def _check_labels(job: Job) -> None:
     labels = [e.labels for e in (job.train, job.held) if e.labels is not None]
     if not labels:
-        if job.options.kind != "offline" or job.options.heads:
+        if job.options.kind != "offline" or job.options.classifiers:
             raise UsageError(
                 f"--kind {job.options.kind} learns from labels too: a folder for each class, an entry 'label' in every .npz, or --labels FILE.csv"
             )

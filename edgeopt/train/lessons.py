@@ -37,7 +37,7 @@ def hints_of(job: Job) -> Hints | None:
 
 
 def heads_of(job: Job) -> Heads | None:
-    names = job.options.heads
+    names = job.options.classifiers
     if not names:
         return None
     if names == ("auto",):

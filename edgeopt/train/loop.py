@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.listener import Listener
+from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.ranks import Ranks
 
 
@@ -96,7 +96,7 @@ def fit(
     epoch_batches: Callable[[int], Iterator[Batch]],
     batch_count: int,
     score: Callable[[nn.Module], float],
-    options: DistillOptions,
+    options: Distill,
     listener: Listener,
     ranks: Ranks,
     identity: str = "",
@@ -155,9 +155,7 @@ def _scored(run: TrainingRun, score: Callable[[nn.Module], float]) -> float:
     return run.ranks.told([score(run.judged) if run.ranks.first else 0.0])[0]
 
 
-def _begin(
-    modules: nn.ModuleList, batch_count: int, options: DistillOptions, ranks: Ranks, identity: str
-) -> TrainingRun:
+def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ranks, identity: str) -> TrainingRun:
     parameters = [p for p in modules.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
@@ -172,7 +170,7 @@ def _begin(
         else torch.optim.SGD(groups, lr=options.rate, momentum=0.9)
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
-    average = copy.deepcopy(modules[0]) if options.ema else None
+    average = copy.deepcopy(modules[0]) if options.average else None
     progress = Progress(epochs=options.epochs, asked=options.epochs, identity=identity)
     run = TrainingRun(modules, optimizer, average, progress, steps, ranks)
     if options.resume and options.checkpoint is not None:
@@ -191,7 +189,7 @@ def _rate(step: int, total: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / max(1, total - first))))
 
 
-def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, options: DistillOptions) -> None:
+def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, options: Distill) -> None:
     """As many epochs, and so a warm-up and a cosine as long, as fit into the `left` seconds: forecast after some steps,
     and after every epoch by the time of the last one.
     """
@@ -200,7 +198,7 @@ def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, optio
         run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
 
 
-def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: DistillOptions, begun: float) -> float:
+def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: Distill, begun: float) -> float:
     """One pass, or what of it fits into the minutes since `begun`; the mean loss over all ranks. Every rank takes every step, with
     or without a batch of its own.
     """
@@ -235,7 +233,7 @@ def _poison(run: TrainingRun) -> None:
     parameter.grad = torch.full_like(parameter, math.nan)
 
 
-def _step(run: TrainingRun, options: DistillOptions, step: int) -> None:
+def _step(run: TrainingRun, options: Distill, step: int) -> None:
     run.ranks.sum_gradients(p for p in run.modules.parameters() if p.requires_grad)
     norm = nn.utils.clip_grad_norm_([p for p in run.modules.parameters() if p.grad is not None], options.clip)
     if not torch.isfinite(norm):
@@ -246,15 +244,15 @@ def _step(run: TrainingRun, options: DistillOptions, step: int) -> None:
     if run.average is not None:
         with torch.no_grad():
             for kept, new in zip(run.average.parameters(), run.modules[0].parameters(), strict=True):
-                kept.lerp_(new, 1 - options.ema)
+                kept.lerp_(new, 1 - options.average)
 
 
-def _late(run: TrainingRun, seconds: float, options: DistillOptions) -> bool:
+def _late(run: TrainingRun, seconds: float, options: Distill) -> bool:
     """Whether the minutes are over, by the clock of rank 0."""
     return options.minutes is not None and bool(run.ranks.told([float(seconds > 60 * options.minutes)])[0])
 
 
-def _enough(run: TrainingRun, options: DistillOptions, seconds: float, listener: Listener) -> bool:
+def _enough(run: TrainingRun, options: Distill, seconds: float, listener: Listener) -> bool:
     progress = run.progress
     if _late(run, seconds, options) and progress.epoch < progress.epochs:
         listener.note(f"stopped after {progress.epoch} epochs: {options.minutes:g} minutes are over")
@@ -269,7 +267,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
 
-def _save(run: TrainingRun, options: DistillOptions, listener: Listener) -> None:
+def _save(run: TrainingRun, options: Distill, listener: Listener) -> None:
     """Write the log and the checkpoint, each by way of a file beside it; a full disk is told and the run goes on."""
     if not run.ranks.first:
         return

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.options.distill import Distill
 from edgeopt.train import losses
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.teachers import widened
 
 _DENSE = 4
@@ -69,7 +69,7 @@ def paired(
     names: Mapping[str, str],
     ours: Mapping[str, Sequence[Tensor]],
     theirs: Mapping[str, Sequence[Tensor]],
-    options: DistillOptions,
+    options: Distill,
 ) -> tuple[Pair, ...]:
     """A pair for each of `names`, with its loss; ours, theirs: values on some batches by name of output.
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from edgeopt.errors import UsageError
 from edgeopt.files import check_place
-from edgeopt.train.options import DistillOptions
+from edgeopt.options.distill import Distill
 
 
-def check_places(options: DistillOptions, output: Path | None, read: Iterable[object], *, force: bool) -> None:
+def check_places(options: Distill, output: Path | None, read: Iterable[object], *, force: bool) -> None:
     """Refuse places that would cost the user a file. read: what is read; only paths count.
 
     Raises:

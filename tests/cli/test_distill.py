@@ -106,7 +106,7 @@ ALONE = ("--kind", "self", *LABELLED)
         ([*LABELLED, "--heads", "h", "--loss", "mse"], 2, "learns from labels"),
         (["--peer", "teacher.onnx"], 2, "--peer goes with --kind online"),
         (["--by", "average"], 2, "--by and --generations go with --kind self"),
-        ([*ALONE, "--by", "itself"], 2, "'itself' is not one of"),
+        ([*ALONE, "--by", "itself"], 2, "--by itself: unknown. Known: "),
         ([*LABELLED, "--kind", "online", "--peer", "gone.onnx"], 3, "gone.onnx: no such file"),
         (["--labels", "gone.csv"], 3, "--labels gone.csv: cannot be read"),
         (["--labels", "names.txt"], 3, "names.txt: line 1 has not two columns"),

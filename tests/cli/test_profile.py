@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -209,7 +208,7 @@ def test_two_models_cannot_be_self_checked(here: Path) -> None:
 def test_without_a_model_edgeopt_toml_names_it(named: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, ...]] = []
 
-    def stub(*models: Path, **_: Any) -> Results:
+    def stub(models: tuple[Path, ...], options: object) -> Results:
         asked.append(models)
         raise KeyboardInterrupt
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import onnx
 import pytest
 
-from edgeopt.quantization.options import ROUNDINGS
+from edgeopt.ptq.reconstruct import ROUNDERS
 from tests import models
 from tests.cli.test_cli import STATIC, Run, here, names, run  # noqa: F401  (fixtures)
 
 GOOD = ("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
 HIGH = (*GOOD, "--effort", "high", "--budget", "20s")
 WAYS = {
-    **{f"--rounding {r}": ("--rounding", r) for r in ROUNDINGS},
+    **{f"--rounding {r}": ("--rounding", r) for r in ROUNDERS},
     "--clip-weights": ("--clip-weights",),
     "--equalize": ("--equalize",),
     "--smooth 0": ("--smooth", "0"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.data import DataOptions, InputSpec, open_data
+from edgeopt.data import InputSpec, open_data
 from edgeopt.errors import DataError
+from edgeopt.options.reading import Reading
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -19,7 +20,7 @@ WAVE = np.arange(-50, 50, dtype=np.int16) * np.int16(300)  # 100 samples of 16 b
 def read(folder: Path, wave: np.ndarray, *shape: int | None, dtype: type = np.float32) -> np.ndarray:
     """What the input w of `shape` gets of a .wav of `wave`."""
     soundfile.write(folder / "a.wav", wave, 16_000, subtype="PCM_16")
-    ((name, reader),) = open_data(folder, [InputSpec("w", np.dtype(dtype), shape)], DataOptions())
+    ((name, reader),) = open_data(folder, [InputSpec("w", np.dtype(dtype), shape)], Reading())
     assert name == str(folder / "a.wav")
     feed = reader()
     assert list(feed) == ["w"]
@@ -69,14 +70,14 @@ def test_waves_are_found_below_and_whatever_their_case(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("a.wav", "deep/b.WAV"):
         soundfile.write(tmp_path / name, WAVE, 16_000, format="WAV")
-    found = open_data(tmp_path, [InputSpec("w", F32, (1, None))], DataOptions())
+    found = open_data(tmp_path, [InputSpec("w", F32, (1, None))], Reading())
     assert sorted(Path(name).name for name, _ in found) == ["a.wav", "b.WAV"]
 
 
 @pytest.mark.parametrize("content", [b"", b"RIFF", b"RIFF\x00\x00\x00\x00WAVEfmt ", b"no wave at all" * 10])
 def test_a_file_that_is_no_wave_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(content)
-    ((_, reader),) = open_data(tmp_path, [InputSpec("w", F32, (1, None))], DataOptions())
+    ((_, reader),) = open_data(tmp_path, [InputSpec("w", F32, (1, None))], Reading())
     with pytest.raises(DataError, match=r"a\.wav"):
         reader()
 
@@ -88,8 +89,6 @@ def test_a_wave_without_a_sample_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_model_of_two_inputs_is_refused_with_their_names(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", WAVE, 16_000)
-    ((_, reader),) = open_data(
-        tmp_path, [InputSpec("wave", F32, (1, None)), InputSpec("rate", F32, (1,))], DataOptions()
-    )
+    ((_, reader),) = open_data(tmp_path, [InputSpec("wave", F32, (1, None)), InputSpec("rate", F32, (1,))], Reading())
     with pytest.raises(DataError, match="wave, rate"):
         reader()

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import edgeopt
-from edgeopt.data import PRESETS, DataOptions, InputSpec, Preprocess, open_data
+from edgeopt.data import InputSpec, open_data
 from edgeopt.data.images import image_input, read_image, resolve
 from edgeopt.errors import UsageError
+from edgeopt.options.reading import PRESETS, Preprocess, Reading
 from tests import models
 from tests.models import STATIC, Ears
 
@@ -148,7 +149,7 @@ def test_a_float16_input_gets_float16(file: Path) -> None:
 )
 def test_a_lossless_format_gives_the_pixels(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", **options)
-    ((name, reader),) = open_data(tmp_path, [RGB], DataOptions(preprocess=Preprocess(scale=1.0)))
+    ((name, reader),) = open_data(tmp_path, [RGB], Reading(preprocess=Preprocess(scale=1.0)))
     assert name == str(tmp_path / f"a.{suffix}")
     assert np.array_equal(reader()["pixels"][0].transpose(1, 2, 0), PIXELS)
 
@@ -156,7 +157,7 @@ def test_a_lossless_format_gives_the_pixels(suffix: str, options: dict[str, Any]
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])
 def test_a_jpeg_gives_what_pillow_decodes(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", quality=95)
-    ((_, reader),) = open_data(tmp_path, [RGB], DataOptions(preprocess=Preprocess(scale=1.0)))
+    ((_, reader),) = open_data(tmp_path, [RGB], Reading(preprocess=Preprocess(scale=1.0)))
     with Image.open(tmp_path / f"a.{suffix}") as image:
         assert np.array_equal(reader()["pixels"][0].transpose(1, 2, 0), np.asarray(image.convert("RGB")))
 
@@ -184,12 +185,12 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path: Path) -> None
 def test_folders_are_read_to_the_bottom(tmp_path: Path) -> None:
     below = [f for folder in ("cat", "dog/young", "dog") for f in models.pictures(tmp_path / folder, 2)]
     (tmp_path / "labels.txt").write_text("no image")
-    found = open_data(tmp_path, [spec(None, 3, 8, 8)], DataOptions())
+    found = open_data(tmp_path, [spec(None, 3, 8, 8)], Reading())
     assert sorted(name for name, _ in found) == sorted(map(str, below))
 
 
 def test_a_single_image_is_one_sample(file: Path) -> None:
-    assert [name for name, _ in open_data(file, [RGB], DataOptions())] == [str(file)]
+    assert [name for name, _ in open_data(file, [RGB], Reading())] == [str(file)]
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: 
     decoded: list[object] = []
     load = Image.Image.load
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: (decoded.append(self), load(self))[1])
-    samples = open_data(tmp_path, [spec(None, 3, 8, 8)], DataOptions())
+    samples = open_data(tmp_path, [spec(None, 3, 8, 8)], Reading())
     assert len(samples) == 5
     assert not decoded
 
@@ -324,12 +325,12 @@ def test_a_recipe_in_python_wins_over_the_file(photos: Path) -> None:
 
 
 def test_a_flag_wins_over_the_preset_and_leaves_the_rest_of_it(photos: Path) -> None:
-    recipe, _ = recipe_of(photos, preprocess="imagenet", overrides={"std": (2.0,)})
+    recipe, _ = recipe_of(photos, preprocess="imagenet", std=(2.0,))
     assert "mean (0.485, 0.456, 0.406), std (2.0,)" in recipe
 
 
 def test_a_flag_wins_over_the_file_and_leaves_the_rest_of_it(photos: Path) -> None:
-    assert "mean (2.0,), std (0.25,)" in recipe_of(photos, overrides={"mean": (2.0,)})[0]
+    assert "mean (2.0,), std (0.25,)" in recipe_of(photos, mean=(2.0,))[0]
 
 
 def test_without_a_word_the_float_model_is_asked_and_it_is_told(photos: Path) -> None:
@@ -341,7 +342,7 @@ def test_without_a_word_the_float_model_is_asked_and_it_is_told(photos: Path) ->
 
 def test_a_flag_for_the_values_needs_no_look_at_the_model(photos: Path) -> None:
     (photos.parent / "preprocess.toml").unlink()
-    recipe, ears = recipe_of(photos, overrides={"scale": 0.5})
+    recipe, ears = recipe_of(photos, scale=0.5)
     assert "scale 0.5, mean (0.0,), std (1.0,)" in recipe
     assert not ears.told("preprocessing: ")
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt.data import DataOptions, InputSpec, as_samples, open_data, random_samples, readable, specs, split
+from edgeopt.data import InputSpec, as_samples, open_data, random_samples, readable, specs, split
 from edgeopt.data.spec import Feed, Sample
 from edgeopt.errors import DataError
+from edgeopt.options.reading import Reading
 from tests import models, tiny
 from tests.models import STATIC
 
@@ -29,7 +30,7 @@ LAW = settings(max_examples=300, deadline=None, derandomize=True)
 
 def opened(source: str | Path, inputs: list[InputSpec] = ROW, **options: int) -> dict[str, Feed]:
     """Feeds by the samples' names."""
-    return {name: read() for name, read in open_data(source, inputs, DataOptions(**options))}
+    return {name: read() for name, read in open_data(source, inputs, Reading(**options))}
 
 
 def same(feed: Feed, **expected: np.ndarray) -> bool:
@@ -89,7 +90,7 @@ def test_an_npy_in_fortran_order_gives_the_same_samples(tmp_path: Path) -> None:
 
 def test_samples_can_be_read_again_and_again(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", X)
-    for _, read in open_data(tmp_path / "a.npy", ROW, DataOptions()):
+    for _, read in open_data(tmp_path / "a.npy", ROW, Reading()):
         first, second = read(), read()
         assert np.array_equal(first["x"], second["x"])
 
@@ -179,7 +180,7 @@ def test_the_order_is_fixed_and_mixes_the_classes(tmp_path: Path) -> None:
         (tmp_path / label).mkdir()
         for i in range(25):
             np.savez(tmp_path / label / f"{i:02}.npz", x=X[:1])
-    first, second = ([name for name, _ in open_data(tmp_path, ROW, DataOptions())] for _ in range(2))
+    first, second = ([name for name, _ in open_data(tmp_path, ROW, Reading())] for _ in range(2))
     assert first == second
     assert len(set(first)) == 100
     assert {Path(name).parent.name for name in first[:20]} == {"a", "b", "c", "d"}

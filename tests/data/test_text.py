@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.data import DataOptions, InputSpec, open_data
+from edgeopt.data import InputSpec, open_data
 from edgeopt.errors import DataError, UsageError
+from edgeopt.options.reading import Reading
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -40,7 +41,7 @@ def ids(name: str, content: str, tokenizer: Path, to: list[InputSpec] | None = N
     folder = tokenizer.parent / "texts"
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(content, encoding="utf-8", newline="")
-    found = open_data(folder, to or inputs(), DataOptions(tokenizer=tokenizer))
+    found = open_data(folder, to or inputs(), Reading(tokenizer=tokenizer))
     assert all(sample.startswith(str(folder / name)) for sample, _ in found)
     ordered = sorted(found, key=lambda sample: int(sample[0].rpartition(":")[2]))
     return [read()["input_ids"][0].tolist() for _, read in ordered]
@@ -95,7 +96,7 @@ def test_unknown_words_are_unknown_tokens(tokenizer: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.int64, np.int32])
 def test_a_fixed_length_is_padded_and_masked(dtype: type, tokenizer: Path) -> None:
     (tokenizer.parent / "a.txt").write_text("cat dog")
-    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs(6, dtype), DataOptions(tokenizer=tokenizer))
+    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs(6, dtype), Reading(tokenizer=tokenizer))
     feed = read()
     assert {k: x.tolist() for k, x in feed.items()} == {
         "input_ids": [[2, 4, 5, 3, 0, 0]],
@@ -125,7 +126,7 @@ def test_a_tokenizer_that_pads_by_itself_is_told_not_to(tokenizer: Path) -> None
 
 def test_a_model_with_fewer_inputs_gets_fewer(tokenizer: Path) -> None:
     (tokenizer.parent / "a.txt").write_text("cat")
-    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs()[:1], DataOptions(tokenizer=tokenizer))
+    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs()[:1], Reading(tokenizer=tokenizer))
     assert list(read()) == ["input_ids"]
 
 
@@ -140,7 +141,7 @@ def test_a_length_that_does_not_hold_the_special_tokens_is_refused(tokenizer: Pa
 def test_text_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("cat")
     with pytest.raises(UsageError, match="--tokenizer"):
-        open_data(tmp_path, inputs(), DataOptions())
+        open_data(tmp_path, inputs(), Reading())
 
 
 def test_an_input_that_is_no_token_is_refused_by_name(tokenizer: Path) -> None:
@@ -169,14 +170,14 @@ def test_a_file_that_is_no_tokenizer_is_refused_by_name(content: str, tmp_path: 
     (tmp_path / "own.json").write_text(content)
     (tmp_path / "a.txt").write_text("cat")
     with pytest.raises(UsageError, match=r"own\.json"):
-        open_data(tmp_path / "a.txt", inputs(), DataOptions(tokenizer=tmp_path / "own.json"))
+        open_data(tmp_path / "a.txt", inputs(), Reading(tokenizer=tmp_path / "own.json"))
 
 
 @pytest.mark.parametrize("place", ["nowhere.json", "."])
 def test_a_tokenizer_that_is_not_there_is_refused_by_name(place: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("cat")
     with pytest.raises(UsageError, match="--tokenizer"):
-        open_data(tmp_path / "a.txt", inputs(), DataOptions(tokenizer=tmp_path / place))
+        open_data(tmp_path / "a.txt", inputs(), Reading(tokenizer=tmp_path / place))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_tokenizer_that_is_not_there_is_refused_by_name(place: str, tmp_path: 
 def test_a_text_that_cannot_be_read_is_refused_by_name(name: str, content: bytes, tokenizer: Path) -> None:
     (tokenizer.parent / name).write_bytes(content)
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
-        open_data(tokenizer.parent / name, inputs(), DataOptions(tokenizer=tokenizer))
+        open_data(tokenizer.parent / name, inputs(), Reading(tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", "\n \n"), ("a.csv", ""), ("a.csv", "text\n"), ("a.jsonl", "")])

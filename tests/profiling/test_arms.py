@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.errors import UsageError
-from edgeopt.profiling.arms import PRESETS, arms, preset
+from edgeopt.profiling.arms import PRESETS, arms
 from edgeopt.runtime.providers import CPU, Requested, parse
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
@@ -82,24 +80,6 @@ def test_files_of_the_same_name_are_told_apart_by_their_path() -> None:
 
 def test_no_model_is_no_setting() -> None:
     assert arms([]) == []
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_found_by_its_name(name: str) -> None:
-    found = preset(name)
-    assert found.processes >= 1 and found.rounds >= 1 and found.block_s > 0
-    assert (found.seconds > 0) != (found.sustained_s > 0)
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"), [("quik", "quick"), ("xyz", None), ("realease", "release"), ("sustain", "sustained"), ("", None)]
-)
-def test_an_unknown_preset_is_refused_with_a_suggestion_and_all_names(name: str, meant: str | None) -> None:
-    with pytest.raises(UsageError) as e:
-        preset(name)
-    assert f"--preset {name}: unknown" in str(e.value)
-    assert (f"did you mean {meant!r}?" in str(e.value)) if meant else ("did you mean" not in str(e.value))
-    assert all(known in str(e.value) for known in PRESETS)
 
 
 def test_each_preset_looks_longer_and_closer_than_the_one_before() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from edgeopt.errors import DataError, ModelError, UsageError
 from edgeopt.listener import Listener
+from edgeopt.options.profile import Profile
+from edgeopt.profiling.arms import wanted
 from edgeopt.profiling.cases import cases
-from edgeopt.profiling.options import ProfileOptions
 from edgeopt.profiling.profile import compare, profile
 from edgeopt.profiling.results import Comparison, Results, load
 from tests import models
@@ -132,8 +133,8 @@ def test_a_model_without_inputs_is_measured(tmp_path: Path) -> None:
 
 def told(model: Path, folder: Path, **choices: object) -> tuple[dict[str, tuple[int, ...]], str, list[str]]:
     """(shapes, what the inputs are, notes) of the only setting, without a measurement."""
-    options, ears = ProfileOptions(**choices), Ears()  # type: ignore[arg-type]
-    (case,) = cases(options.arms([model]), options, folder, ears.listener)
+    options, ears = Profile(**choices), Ears()  # type: ignore[arg-type]
+    (case,) = cases(wanted(options, [model]), options, folder, ears.listener)
     return dict(case.shapes), case.told, ears.notes
 
 
@@ -172,21 +173,21 @@ def test_a_given_array_that_is_not_finite_is_told(value: float, model: Path, tmp
 
 
 def test_every_combination_has_a_label_of_what_differs() -> None:
-    options = ProfileOptions(threads=(1, 2), batch=(1, 4), dims={"S": (3, 5), "T": (7,)})
-    labels = [a.label for a in options.arms([Path("m.onnx")])]
+    options = Profile(threads=(1, 2), batch=(1, 4), dims={"S": (3, 5), "T": (7,)})
+    labels = [a.label for a in wanted(options, [Path("m.onnx")])]
     assert len(labels) == len(set(labels)) == 8
     assert labels[0] == "threads=1 batch=1 S=3"
 
 
 def test_two_files_of_one_name_have_two_labels() -> None:
-    labels = [a.label for a in ProfileOptions().arms([Path("a/m.onnx"), Path("b/m.onnx")])]
+    labels = [a.label for a in wanted(Profile(), [Path("a/m.onnx"), Path("b/m.onnx")])]
     assert labels == ["a/m.onnx", "b/m.onnx"]
 
 
 def test_swept_dimensions_are_the_shapes(tmp_path: Path) -> None:
     file = stubs.saved(tmp_path / "m.onnx", "g (float[B,S] x) => (float[B,S] y) { y = Relu(x) }")
-    options = ProfileOptions(batch=(1, 4), dims={"S": (3, 5)})
-    found = cases(options.arms([file]), options, tmp_path, Listener())
+    options = Profile(batch=(1, 4), dims={"S": (3, 5)})
+    found = cases(wanted(options, [file]), options, tmp_path, Listener())
     assert [c.shapes["x"] for c in found] == [(1, 3), (1, 5), (4, 3), (4, 5)]
 
 
@@ -196,23 +197,23 @@ def test_swept_dimensions_are_the_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "named"),
     [
-        ({"seconds": 0.0}, "--seconds 0"),
-        ({"seconds": float("nan")}, "--seconds nan"),
-        ({"processes": 0}, "--processes 0"),
+        ({"seconds": 0.0}, "seconds 0"),
+        ({"seconds": float("nan")}, "seconds nan"),
+        ({"processes": 0}, "processes 0"),
         ({"threads": ()}, "threads"),
-        ({"threads": (1, 0)}, "--threads 1,0"),
-        ({"batch": (0,)}, "--batch 0"),
-        ({"dims": {"N": (0,)}}, "--dim N"),
-        ({"rate": -1.0}, "--rate -1"),
-        ({"rate": float("nan")}, "--rate nan"),
-        ({"margin": 0.0}, "--margin 0"),
-        ({"margin": float("nan")}, "--margin nan"),
-        ({"sustained_s": 0.0}, "--sustained 0"),
-        ({"trials": 0}, "--trials 0"),
+        ({"threads": (1, 0)}, "threads 0: at least 1"),
+        ({"batch": (0,)}, "batch 0"),
+        ({"dims": {"N": (0,)}}, "dims N 0"),
+        ({"rate": -1.0}, "rate -1"),
+        ({"rate": float("nan")}, "rate nan"),
+        ({"margin": 0.0}, "margin 0"),
+        ({"margin": float("nan")}, "margin nan"),
+        ({"sustained_s": 0.0}, "sustained_s 0"),
+        ({"trials": 0}, "trials 0"),
         ({"preset": "prr"}, "did you mean 'pr'"),
         ({"level": "al"}, "did you mean 'all'"),
         ({"providers": ()}, "provider"),
-        ({"data": "x.npy", "inputs": {"x": Path("x.npy")}}, "--input"),
+        ({"data": "x.npy", "inputs": {"x": Path("x.npy")}}, "leave inputs out"),
     ],
     ids=str,
 )

@@ -160,7 +160,7 @@ def test_the_margin_decides_what_counts_as_a_change(margin: float, verdict: str,
 
 @pytest.mark.parametrize("margin", [0.0, -1.0, 1.0, math.inf, math.nan])
 def test_a_margin_that_is_no_share_is_refused(margin: float, a: Path) -> None:
-    with pytest.raises(UsageError, match="--margin"):
+    with pytest.raises(UsageError, match="margin"):
         compare_stored(a, a, margin=margin)
 
 

@@ -58,7 +58,7 @@ def test_by_first_order_what_the_outputs_do_not_see_goes_first() -> None:
 
 @pytest.mark.parametrize("build", [attention, residual, excited])
 def test_transformers_and_networks_with_norms_and_gates_shrink(build: Any) -> None:
-    found = shrink(build(), width=0.5, dims={"S": 5} if build is attention else None)
+    found = shrink(build(), width=0.5, dims={"S": 5} if build is attention else {})
     assert found.parameters[1] < 0.8 * found.parameters[0] and found.widths
 
 
@@ -71,12 +71,12 @@ def test_blocks_are_chosen_by_data() -> None:
     ("choices", "message"),
     [
         ({}, "say what shall go"),
-        ({"width": 0.0}, "--width 0: above 0"),
+        ({"width": 0.0}, "width 0: above 0"),
         ({"width": 1.5}, "at most 1"),
-        ({"depth": -1.0}, "--depth -1"),
-        ({"width": float("nan")}, "--width nan"),
-        ({"width": 0.5, "importance": "first-order"}, "needs --data"),
-        ({"width": 0.5, "importance": "second"}, "norm or first-order"),
+        ({"depth": -1.0}, "depth -1"),
+        ({"width": float("nan")}, "width nan"),
+        ({"width": 0.5, "importance": "first-order"}, "needs data"),
+        ({"width": 0.5, "importance": "second"}, "Known: norm, first-order"),
         ({"width": 0.5, "keep": ("Convv",)}, "did you mean"),
         ({"width": 0.5, "keep": ("*",)}, "no layer is free"),
         ({"depth": 0.5, "keep": ("*",)}, "no residual block"),

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from edgeopt import graph, quantize
 from edgeopt.errors import UsageError, ValidityError
 from edgeopt.listener import Listener
+from edgeopt.options.quantize import Quantize
 from edgeopt.quantization import front as front_module
 from edgeopt.quantization.front import front, picture, write_front
-from edgeopt.quantization.options import Options
 from edgeopt.quantization.prepare import Job, prepare
 from edgeopt.quantization.search import Attempt
 from edgeopt.quantization.static import Made, Statics, Tuning
@@ -110,7 +110,7 @@ def test_of_equals_there_is_one() -> None:
 
 def job_of(model: bytes, **choices: Any) -> tuple[Job, Ears]:
     ears = Ears()
-    options = Options(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
+    options = Quantize(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
     return prepare(graph.load(model), FEEDS, options, ears.listener), ears
 
 
@@ -270,7 +270,7 @@ def test_a_front_of_what_has_no_search_is_refused_or_at_least_told(mode: str, tm
     try:
         found = searched(tmp_path, mode=mode, pareto=tmp_path / "front", include=())
     except UsageError as e:
-        assert "--pareto" in str(e)
+        assert "pareto goes with effort high" in str(e)
         return
     assert any("pareto" in n for n in found.report.notes) or (tmp_path / "front" / "pareto.json").exists()
 
@@ -282,7 +282,7 @@ def test_a_job_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_without_listening_the_front_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = Options(mode="static", include=("Gemm",), measure=False)
+    options = Quantize(mode="static", include=("Gemm",), measure=False)
     job = prepare(graph.load(chain()), FEEDS, options, Listener())
     write_front(job, front_of(job)[:1], tmp_path)
     out, err = capfd.readouterr()

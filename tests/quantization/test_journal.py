@@ -17,8 +17,8 @@ from edgeopt import graph
 from edgeopt.data import Feed
 from edgeopt.files import temporary_folder
 from edgeopt.listener import Listener
+from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.journal import Journal, Verdict, journal
-from edgeopt.quantization.options import Options
 from edgeopt.quantization.prepare import Job, prepare
 from edgeopt.quantization.static import Tuning
 from edgeopt.runtime.costs import Costs
@@ -47,7 +47,7 @@ ENTRIES = [
 
 
 def job_of(model: bytes = b"", feeds: list[Feed] = FEEDS, **choices: Any) -> Job:
-    options = Options(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
+    options = Quantize(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
     return prepare(graph.load(model or dense()), feeds, options, Listener())
 
 
@@ -170,7 +170,9 @@ def test_the_journal_of_another_job_counts_for_nothing_and_is_written_anew(case:
 def test_a_longer_budget_and_a_front_are_the_same_job(output: Path, tmp_path: Path) -> None:
     job = job_of(budget_s=77.0, effort="normal")
     assert entries(journal(job, output)) == set(ENTRIES)
-    assert entries(journal(replace(job, options=replace(job.options, budget_s=5.0)), output)) == set(ENTRIES)
+    assert entries(journal(replace(job, options=job.options.model_copy(update={"budget_s": 5.0})), output)) == set(
+        ENTRIES
+    )
 
 
 # what becomes of a file

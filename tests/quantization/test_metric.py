@@ -91,7 +91,7 @@ def test_what_is_no_metric_is_refused_in_words(metric: Any, message: str) -> Non
     "choices", [{"max_drop": 0.1}, {"max_drop": -1.0, "metric": fails}, {"max_drop": math.nan, "metric": fails}]
 )
 def test_a_bar_without_a_metric_or_below_zero_is_refused(choices: dict[str, Any]) -> None:
-    with pytest.raises(EdgeoptError, match="--max-drop"):
+    with pytest.raises(EdgeoptError, match="max_drop"):
         quantize(chain(), FEEDS, **STATIC, **choices)
 
 

@@ -90,7 +90,7 @@ def test_training_that_makes_it_worse_leaves_the_static_result(monkeypatch: pyte
 
 
 def test_a_result_that_is_not_static_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--qat trains a static result, not --mode dynamic"):
+    with pytest.raises(UsageError, match="qat trains a static result, not mode dynamic"):
         edgeopt.quantize(
             DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "q.onnx", **{**QAT, "mode": "dynamic"}
         )

@@ -15,10 +15,10 @@ from edgeopt import graph, quantize
 from edgeopt.data import Feed
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
 from edgeopt.listener import Listener
+from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import front
 from edgeopt.quantization.journal import journal, journal_of
-from edgeopt.quantization.options import Options
 from edgeopt.quantization.prepare import Job, prepare
 from edgeopt.quantization.report import Report
 from edgeopt.quantization.search import Attempt, Search, start
@@ -66,7 +66,7 @@ def test_without_time_the_first_result_stands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("choices", "message"), [({"effort": "hi"}, "did you mean 'high'"), ({"budget_s": 0.0}, "--budget 0")]
+    ("choices", "message"), [({"effort": "hi"}, "did you mean 'high'"), ({"budget_s": 0.0}, "budget_s 0: above 0")]
 )
 def test_a_wrong_choice_is_refused(choices: dict[str, object], message: str) -> None:
     with pytest.raises(EdgeoptError, match=message):
@@ -77,7 +77,7 @@ def test_a_wrong_choice_is_refused(choices: dict[str, object], message: str) -> 
 
 
 def job_of(model: bytes | None = None, feeds: Any = FEEDS, listener: Listener | None = None, **choices: Any) -> Job:
-    options = Options(
+    options = Quantize(
         **{"mode": "static", "include": ("Gemm",), "measure": False, "samples": 48, "budget_s": 30.0, **choices}
     )
     return prepare(graph.load(model or chain()), feeds, options, listener or Listener())
@@ -148,7 +148,7 @@ def test_what_is_nearer_and_no_slower_is_kept(
 def test_what_is_faster_is_kept_while_it_is_near_enough(
     options: dict[str, Any], new: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = begun(replace(JOB, options=replace(JOB.options, **options)))
+    search = begun(replace(JOB, options=JOB.options.model_copy(update=options)))
     search.best = Attempt("first", search.first, 0.0, 20.0, 1.0)
     monkeypatch.setattr(search, "_point", figures(search, new=new))
     assert search.consider("new", replace(search.first), faster=True) == verdict
@@ -295,7 +295,7 @@ def test_many_moves_that_are_a_little_slower_do_not_add_up(search: Search, monke
 def test_the_users_bars_decide_how_far_a_faster_model_may_be(
     options: dict[str, Any], figures: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = begun(replace(JOB, options=replace(JOB.options, **options)))
+    search = begun(replace(JOB, options=JOB.options.model_copy(update=options)))
     monkeypatch.setattr(search, "_point", lambda what, made: Attempt(what, made, *figures))
     assert search.consider("new", replace(search.first), faster=True) == verdict
 
@@ -485,7 +485,7 @@ def test_a_move_that_was_kept_is_made_again_and_one_that_was_not_is_only_told(tm
 def test_the_users_bars_go_before_everything_else(
     best: Any, new: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = begun(replace(JOB, options=replace(JOB.options, min_agreement=0.9)))
+    search = begun(replace(JOB, options=JOB.options.model_copy(update={"min_agreement": 0.9})))
     search.best = Attempt("first", search.first, *best)
     monkeypatch.setattr(search, "_point", lambda what, made: Attempt(what, made, *new))
     assert search.consider("new", replace(search.first)) == verdict

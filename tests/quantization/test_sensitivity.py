@@ -108,7 +108,7 @@ def test_without_a_float_output_it_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("choices", [{"samples": 0}, {"samples": -3}, {"budget_s": -1.0}, {"budget_s": float("nan")}])
 def test_choices_that_cannot_be_are_refused(choices: dict[str, float]) -> None:
-    with pytest.raises(EdgeoptError, match="at least one sample"):
+    with pytest.raises(EdgeoptError, match="at least"):
         sensitivity(chain(), FEEDS, include=("Gemm",), **choices)  # type: ignore[arg-type]
 
 

@@ -14,8 +14,8 @@ from edgeopt import graph, quantize
 from edgeopt.errors import EdgeoptError
 from edgeopt.listener import Listener
 from edgeopt.numbers.ranges import RANGES
+from edgeopt.options.quantize import Quantize
 from edgeopt.ptq.reconstruct import ROUNDERS
-from edgeopt.quantization.options import ROUNDINGS, Options
 from edgeopt.quantization.prepare import Job, prepare
 from edgeopt.quantization.static import LAST, MOVES, Statics, Tuning
 from edgeopt.runtime.calibrate import observe
@@ -29,15 +29,11 @@ FEEDS = [{"x": normal(2, 16, seed=i)} for i in range(20)]
 
 
 def job_of(model: bytes, feeds: Any = FEEDS, **choices: Any) -> Job:
-    options = Options(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
+    options = Quantize(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
     return prepare(graph.load(model), feeds, options, Listener())
 
 
 # tunings
-
-
-def test_the_roundings_that_can_be_chosen_are_those_there_are() -> None:
-    assert set(ROUNDINGS) == set(ROUNDERS)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +47,13 @@ def test_the_roundings_that_can_be_chosen_are_those_there_are() -> None:
     ],
 )
 def test_the_rounding_goes_by_effort_where_none_is_asked_for(choices: Mapping[str, Any], rounding: str) -> None:
-    assert Tuning.of(Options(**choices)).rounding == rounding
+    assert Tuning.of(Quantize(**choices)).rounding == rounding
 
 
 def test_a_tuning_takes_what_the_options_ask_for() -> None:
-    found = Tuning.of(Options(range_rule="minmax", clip_weights=True, equalize=True, smooth=0.25, refit=True))
+    found = Tuning.of(Quantize(range_rule="minmax", clip_weights=True, equalize=True, smooth=0.25, refit=True))
     assert found == Tuning("minmax", "gptq", True, True, 0.25, True, frozenset(), False)
-    assert Tuning.of(Options(costs=Path("board.json"))).measured
+    assert Tuning.of(Quantize(costs=Path("board.json"))).measured
 
 
 @pytest.mark.parametrize("move", [*MOVES, *LAST], ids=lambda m: m[0])
@@ -65,7 +61,7 @@ def test_a_move_changes_fields_of_a_tuning_to_values_that_options_take(move: tup
     what, changes = move
     assert what and changes
     assert changes.keys() <= {f.name for f in fields(Tuning)}
-    Options(**changes)
+    Quantize(**changes)
     assert changes.get("range_rule", "mse") in RANGES
     assert replace(Tuning(rounding="nearest"), **changes) != Tuning(rounding="nearest")
     hash(replace(Tuning(), **changes))
@@ -85,7 +81,7 @@ def test_all_moves_are_different() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"rounding": r} for r in ROUNDINGS),
+        *({"rounding": r} for r in ROUNDERS),
         {"clip_weights": True},
         {"clip_weights": True, "rounding": "nearest"},
         {"equalize": True},
@@ -109,7 +105,7 @@ def test_every_tuning_is_near_the_float_model_and_says_what_it_is(changes: Mappi
     assert tiny.frozen(job.model) == before
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("rounding", ROUNDERS)
 def test_a_model_made_twice_has_the_same_bytes(rounding: Any) -> None:
     made = [Statics(job_of(chain())).made(Tuning(rounding=rounding, clip_weights=True)) for _ in range(2)]
     assert made[0] is not None and made[1] is not None
@@ -118,8 +114,8 @@ def test_a_model_made_twice_has_the_same_bytes(rounding: Any) -> None:
 
 def test_each_rounding_gives_other_weights() -> None:
     statics = Statics(job_of(chain()))
-    found = {r: statics.made(Tuning(rounding=r)) for r in ROUNDINGS}
-    assert len({tiny.frozen(m.model) for m in found.values() if m is not None}) == len(ROUNDINGS)
+    found = {r: statics.made(Tuning(rounding=r)) for r in ROUNDERS}
+    assert len({tiny.frozen(m.model) for m in found.values() if m is not None}) == len(ROUNDERS)
 
 
 def test_what_several_tunings_need_is_found_once() -> None:

@@ -527,7 +527,8 @@ def test_a_quantize_step_reads_measured_costs_and_does_not_add_to_them(
     edited(file, ('step = "fp16" }', 'step = "quantize", costs = "c.json" }'))
     given: list[Path] = []
 
-    def stopped(*args: Any, costs: Path | None = None, **more: Any) -> Any:
+    def stopped(source: Any, data: Any, options: Any) -> Any:
+        costs = options.costs
         if costs is None:
             raise DataError("another step")
         assert costs.read_text() == "{}"
@@ -542,13 +543,13 @@ def test_a_quantize_step_reads_measured_costs_and_does_not_add_to_them(
 
 def test_a_distill_step_hands_all_its_settings_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
+    from edgeopt.options.distill import Distill
     from edgeopt.train import distill
-    from edgeopt.train.options import DistillOptions
 
-    seen: list[tuple[Any, DistillOptions]] = []
+    seen: list[tuple[Any, Distill]] = []
 
-    def stopped(student: Any, data: Any, *, teacher: Any, output: Any, listener: Any, **more: Any) -> Any:
-        seen.append((teacher, DistillOptions(**more)))
+    def stopped(student: Any, data: Any, options: Distill) -> Any:
+        seen.append((options.teacher, options))
         raise DataError("enough")
 
     monkeypatch.setattr(distill, "distill", stopped)

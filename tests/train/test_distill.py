@@ -10,10 +10,11 @@ import onnx
 import pytest
 
 from edgeopt import distill, graph
-from edgeopt.data import DataOptions, open_data, specs
+from edgeopt.data import open_data, specs
 from edgeopt.data.images import load_toml, resolve
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.listener import Listener
+from edgeopt.options.reading import Reading
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.train import toys
@@ -45,7 +46,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
     """500 digits with their labels."""
     inputs = specs(graph.canonical(graph.load(TEACHER)))
     recipe = resolve(load_toml(ROOT / "preprocess.toml"), inputs[0])
-    samples = open_data(ROOT / "test", inputs, DataOptions(preprocess=recipe))
+    samples = open_data(ROOT / "test", inputs, Reading(preprocess=recipe))
     return [{**read(), "label": np.array([int(Path(name).parent.name)])} for name, read in sorted(samples)]
 
 
@@ -137,13 +138,13 @@ def test_outputs_of_other_shapes_are_refused(feeds: list[dict[str, np.ndarray]])
     ("choices", "message"),
     [
         ({}, "needs --teacher"),
-        ({"teacher": TEACHER, "kind": "self"}, "has no --teacher"),
+        ({"teacher": TEACHER, "kind": "self"}, "has no teacher"),
         ({"teacher": TEACHER, "kind": "online"}, "learns from labels"),
         ({"teacher": TEACHER, "loss": "kdd"}, "did you mean 'kd'"),
         ({"teacher": TEACHER, "kind": "ofline"}, "did you mean 'offline'"),
         ({"teacher": TEACHER, "match": {"logit": "logits"}}, "did you mean 'logits'"),
-        ({"teacher": TEACHER, "epochs": 0}, "--epochs 0"),
-        ({"teacher": TEACHER, "resume": True}, "--checkpoint"),
+        ({"teacher": TEACHER, "epochs": 0}, "epochs 0: at least 1"),
+        ({"teacher": TEACHER, "resume": True}, "resume needs checkpoint"),
         ({"teacher": TEACHER, "augment": ("flop",)}, "did you mean 'flip'"),
         ({"teacher": TEACHER, "freeze": ("*",)}, "no float weights"),
     ],

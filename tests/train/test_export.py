@@ -17,9 +17,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError  # noqa: E402
+from edgeopt.options.models import DTYPES  # noqa: E402
 from edgeopt.release.project.file import Export  # noqa: E402
 from edgeopt.runtime.session import open_session  # noqa: E402
-from edgeopt.train.export import DTYPES, Exported, export  # noqa: E402
+from edgeopt.train.export import Exported, export  # noqa: E402
 from tests.models import normal  # noqa: E402
 
 _NUMBERS = itertools.count()

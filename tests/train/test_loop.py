@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from edgeopt import distill
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.listener import Listener
+from edgeopt.options.distill import Distill
 from edgeopt.train import lessons, loop
 from edgeopt.train.loop import Progress, fit
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.ranks import Ranks
 from tests.train import toys
 
@@ -55,7 +55,7 @@ def fitted(
     def batches(epoch: int) -> Iterator[Any]:
         yield from range(STEPS)
 
-    options = DistillOptions(**{"epochs": 5, "learning_rate": 0.2, "weight_decay": 0.0, **choices})
+    options = Distill(**{"epochs": 5, "learning_rate": 0.2, "weight_decay": 0.0, **choices})
     modules = nn.ModuleList([module])
     return fit(modules, lesson, batches, STEPS, lambda m: -distance(m).item(), options, Listener(note=note), Ranks())
 
@@ -264,7 +264,7 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
             seen.append(i)
             yield i
 
-    options = DistillOptions(minutes=0.5, epochs=3, learning_rate=0.2)
+    options = Distill(minutes=0.5, epochs=3, learning_rate=0.2)
     modules = nn.ModuleList([module])
     found = fit(
         modules, lambda batch, average: distance(module), batches, 1000, lambda m: -distance(m).item(), options, Listener(), Ranks()

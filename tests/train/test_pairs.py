@@ -13,8 +13,8 @@ import torch
 from edgeopt import distill
 from edgeopt.errors import DataError, UsageError
 from edgeopt.listener import Listener
+from edgeopt.options.distill import Distill
 from edgeopt.train.losses import LOSSES
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.pairs import Pair, class_order, matched, paired
 from tests import tiny
 from tests.train import toys
@@ -74,8 +74,8 @@ def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
         class_order(*found.values())
     with pytest.raises(DataError, match="gone: cannot be read as class names"):
         class_order(tmp_path / "gone", found["student_classes"])
-    with pytest.raises(UsageError, match="--student-classes and --teacher-classes go together"):
-        DistillOptions(student_classes=found["student_classes"])
+    with pytest.raises(UsageError, match="student_classes and teacher_classes go together"):
+        Distill(student_classes=found["student_classes"])
 
 
 def reordered(order: list[int], extra: int = 0) -> onnx.ModelProto:
@@ -130,10 +130,10 @@ def test_outputs_that_nothing_pairs_are_refused() -> None:
 
 def test_only_a_relative_loss_compares_other_sizes_and_only_of_as_many_samples() -> None:
     ours, theirs = {"y": [torch.zeros(4, 5)]}, {"y": [torch.zeros(4, 8)]}
-    assert paired({"y": "y"}, ours, theirs, DistillOptions(loss="similarity"))[0].loss == "similarity"
+    assert paired({"y": "y"}, ours, theirs, Distill(loss="similarity"))[0].loss == "similarity"
     for loss in ("kd", "cosine", "mse"):
         with pytest.raises(UsageError, match="cannot be compared"):
-            paired({"y": "y"}, ours, theirs, DistillOptions(loss=loss))
+            paired({"y": "y"}, ours, theirs, Distill(loss=loss))
 
 
 def test_embeddings_of_another_size_come_closer_in_what_they_find_alike() -> None:
@@ -157,8 +157,8 @@ def test_the_classes_of_a_picture_are_put_in_order_along_its_channels(shape: tup
 
 def test_the_axis_of_the_classes_is_as_told_and_makes_them_classes() -> None:
     theirs = {"y": [torch.from_numpy(toys.normal(i, 4, 5, 9)) for i in range(2)]}
-    (plain,) = paired({"y": "y"}, theirs, theirs, DistillOptions())
-    (told,) = paired({"y": "y"}, theirs, theirs, DistillOptions(class_axes={"y": 1}))
+    (plain,) = paired({"y": "y"}, theirs, theirs, Distill())
+    (told,) = paired({"y": "y"}, theirs, theirs, Distill(class_axes={"y": 1}))
     assert (plain.loss, told.loss) == ("mse", "kd")
     y = theirs["y"][0]
     assert torch.equal(told.ours(y), y.movedim(1, -1)) and torch.equal(plain.ours(y), y)
@@ -172,26 +172,26 @@ def test_the_axis_of_the_classes_is_as_told_and_makes_them_classes() -> None:
 def test_an_axis_that_cannot_hold_classes_is_refused(axis: int) -> None:
     theirs = {"y": [torch.zeros(4, 5, 9)]}
     with pytest.raises(UsageError, match=rf"--class-axis y={axis}: the output is \[4, 5, 9\]; from 1"):
-        paired({"y": "y"}, theirs, theirs, DistillOptions(class_axes={"y": axis}))
+        paired({"y": "y"}, theirs, theirs, Distill(class_axes={"y": axis}))
     with pytest.raises(UsageError, match="--class-axis: no output 'z' is compared"):
-        paired({"y": "y"}, theirs, theirs, DistillOptions(class_axes={"z": 1}))
+        paired({"y": "y"}, theirs, theirs, Distill(class_axes={"z": 1}))
 
 
 def test_a_teacher_of_more_classes_gives_probabilities_though_those_of_the_student_are_not_all(tmp_path: Path) -> None:
     found = files(tmp_path, "a\nb\nc", "a\nb\nc\nd\ne\n")
     theirs = {"y": [torch.softmax(torch.from_numpy(toys.normal(i, 4, 5)), -1) for i in range(3)]}
-    (pair,) = paired({"y": "y"}, {"y": [torch.zeros(4, 3)]}, theirs, DistillOptions(**found))
+    (pair,) = paired({"y": "y"}, {"y": [torch.zeros(4, 3)]}, theirs, Distill(**found))
     assert pair.loss == "probabilities"
 
 
 def test_outputs_that_hold_whole_numbers_are_not_compared_and_refused_where_they_are_asked_for() -> None:
     values = {"y": [torch.zeros(4, 3)], "ids": [torch.zeros(4, dtype=torch.int64)]}
     same_names = {"y": "y", "ids": "ids"}
-    assert [p.student for p in paired(same_names, values, values, DistillOptions(loss="mse"))] == ["y"]
+    assert [p.student for p in paired(same_names, values, values, Distill(loss="mse"))] == ["y"]
     with pytest.raises(UsageError, match=r"--match ids=ids: .*no numbers to learn"):
-        paired({"ids": "ids"}, values, values, DistillOptions(match={"ids": "ids"}))
+        paired({"ids": "ids"}, values, values, Distill(match={"ids": "ids"}))
     with pytest.raises(UsageError, match="no output holds numbers"):
-        paired({"ids": "ids"}, values, values, DistillOptions())
+        paired({"ids": "ids"}, values, values, Distill())
 
 
 def test_a_student_that_also_gives_the_index_of_its_class_learns_its_scores() -> None:

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from edgeopt.errors import UsageError
+from edgeopt.options.distill import Distill
 from edgeopt.train.distill import distill
-from edgeopt.train.options import DistillOptions
 from edgeopt.train.places import check_places, checkpoints
 from tests.train import toys
 
@@ -32,14 +32,14 @@ def test_what_is_read_is_not_written_over(option: str, name: str, here: Path) ->
     before = {f: f.read_bytes() for f in here.iterdir() if f.is_file()}
     read = (here / "student.onnx", str(here / "teacher.onnx"), here / "data.npy")
     choices: dict[str, Any] = {} if option == "output" else {option: here / name}
-    options = DistillOptions(labels=here / "labels.csv", **choices)
+    options = Distill(labels=here / "labels.csv", **choices)
     with pytest.raises(UsageError, match="is read by this run"):
         check_places(options, here / name if option == "output" else None, read, force=True)
     assert {f: f.read_bytes() for f in before} == before
 
 
 def test_two_files_in_one_place_are_refused(here: Path) -> None:
-    options = DistillOptions(checkpoint=here / "a", log=here / "a")
+    options = Distill(checkpoint=here / "a", log=here / "a")
     with pytest.raises(UsageError, match="is what --checkpoint writes"):
         check_places(options, None, (), force=False)
 

@@ -14,8 +14,12 @@ from edgeopt.errors import UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target as targets
 from edgeopt.listener import Listener
+from edgeopt.options.distill import Distill
+from edgeopt.options.models import Shrink, Simplify
+from edgeopt.options.quantize import Quantize
+from edgeopt.options.reading import Reading
 from edgeopt.release.build.sources import there
-from edgeopt.release.project import recipes
+from edgeopt.release.project.checks import FILES
 from edgeopt.release.project.file import Project
 
 Facts = Mapping[str, Any]
@@ -40,35 +44,38 @@ def run_step(step: Any, source: Path, output: Path, context: Context) -> Facts:
     """
     if reads_data(step):
         import_from_root(context, "data.path")
-    return _RUN[type(step)](step, source, output, context)
+    return _RUN[step.step](step, source, output, context)
 
 
 def settings(step: Any, context: Context) -> Mapping[str, Any]:
     """All that decides what `step` makes of a model, besides the files that it reads, data and versions."""
     found: dict[str, Any] = dict(step.model_dump(mode="json"))
-    if isinstance(step, recipes.Quantize | recipes.Distill):
+    if "target" in found and not targets.is_file(step.target):
         found["target"] = targets.load(step.target).name
-    if isinstance(step, recipes.Distill):
+    if step.step == "distill":
         found["labels"] = context.project.accuracy.labels
-    if isinstance(step, recipes.Simplify):
+    if step.step == "simplify":
         found["dims"] = dict(context.project.profile.dims)
     return found
 
 
 def reads_data(step: Any) -> bool:
     """Whether the samples have a say in what `step` makes."""
-    return not isinstance(step, recipes.Simplify)
+    return bool(step.step != "simplify")
 
 
 def models(step: Any, context: Context) -> list[Path]:
     """Models that `step` reads besides its input."""
-    teacher = _teacher(step, context) if isinstance(step, recipes.Distill) else None
+    teacher = _teacher(step, context) if step.step == "distill" else None
     return [] if teacher is None else [teacher]
 
 
 def files(step: Any, context: Context) -> dict[str, Path]:
-    """Other files that `step` reads, by the key that names them."""
-    given = {key: getattr(step, key, None) for key in ("costs", "student_classes", "teacher_classes")}
+    """Other files that `step` reads, by the option that names them."""
+    given = {key: getattr(step, key, None) for key in FILES}
+    target = getattr(step, "target", None)
+    if target is not None and targets.is_file(target):
+        given["target"] = target
     return {key: context.root / path for key, path in given.items() if path is not None}
 
 
@@ -85,34 +92,36 @@ def import_from_root(context: Context, *options: str) -> None:
             named(sources[option], option, context.root)
 
 
-def data_choices(context: Context) -> dict[str, Any]:
-    """How the project says that samples are read."""
-    data = context.project.data
-    tokenizer = None if data.tokenizer is None else context.root / data.tokenizer
-    return {"preprocess": data.preprocess, "tokenizer": tokenizer}
+def data_choices(project: Project, root: Path) -> dict[str, Any]:
+    """How `project` says that samples are read, by the options' names."""
+    data = project.data
+    given = data.model_dump(include=set(Reading.model_fields), exclude_unset=True)
+    return given | ({"tokenizer": root / data.tokenizer} if data.tokenizer is not None else {})
 
 
-def _simplify(step: recipes.Simplify, source: Path, output: Path, context: Context) -> Facts:
+def _chosen(step: Any, context: Context, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What `step` and the project choose; paths are those of the root."""
+    reading = {k: v for k, v in data_choices(context.project, context.root).items() if k != "samples"}
+    own = {k: v for k, v in step.choices().items() if k not in FILES}
+    return {**reading, **own, **files(step, context), "listener": context.listener, "data_option": "data.path", **more}
+
+
+def _simplify(step: Any, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.simplification import simplify
 
-    found = simplify(source, output=output, dims=context.project.profile.dims or None)
+    options = Simplify(**step.choices(), output=output, dims=context.project.profile.dims)
+    found = simplify(source, options)
     return {"summary": f"{found.nodes[0]} -> {found.nodes[1]} nodes"}
 
 
-def _quantized(source: Path, output: Path, context: Context, **choices: Any) -> Facts:
+def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.quantization.quantize import quantize
 
-    result = quantize(
-        source,
-        context.data,
-        output=output,
-        listener=context.listener,
-        samples=context.project.data.samples,
-        data_option="data.path",
-        **data_choices(context),
-        **choices,
-    )
-    r = result.report
+    with temporary_folder() as folder:  # quantize adds to the file of costs, and a build must not change what it reads
+        given = files(step, context).get("costs")
+        costs = {} if given is None else {"costs": Path(shutil.copy(given, folder / "costs.json"))}
+        more = {"output": output, "samples": context.project.data.samples, **costs}
+        r = quantize(source, context.data, Quantize(**_chosen(step, context, more))).report
     sqnr = "exact" if math.isinf(r.worst_sqnr_db) else f"{r.worst_sqnr_db:.1f} dB"
     return {
         "summary": f"{r.mode}: {sqnr} on {r.samples['held_out']} held-out samples",
@@ -123,56 +132,31 @@ def _quantized(source: Path, output: Path, context: Context, **choices: Any) -> 
     }
 
 
-def _quantize(step: recipes.Quantize, source: Path, output: Path, context: Context) -> Facts:
-    choices = step.model_dump(exclude={"step", "costs"})
-    with temporary_folder() as folder:  # quantize adds to the file of costs, and a build must not change what it reads
-        given = files(step, context).get("costs")
-        costs = None if given is None else Path(shutil.copy(given, folder / "costs.json"))
-        return _quantized(source, output, context, costs=costs, **choices)
-
-
-def _fp16(step: recipes.Fp16, source: Path, output: Path, context: Context) -> Facts:
-    return _quantized(source, output, context, mode="fp16", measure=False, **step.model_dump(exclude={"step"}))
-
-
-def _weights(step: recipes.Weights, source: Path, output: Path, context: Context) -> Facts:
-    return _quantized(source, output, context, mode="weights", measure=False, **step.model_dump(exclude={"step"}))
-
-
-def _shrink(step: recipes.Shrink, source: Path, output: Path, context: Context) -> Facts:
+def _shrink(step: Any, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.pruning.shrink import shrink
 
-    found = shrink(
-        source, width=step.width, depth=step.depth, keep=step.keep, output=output, data=context.data, **data_choices(context)
-    )  # fmt: skip
+    options = Shrink(**_chosen(step, context, {"output": output, "data": context.data}))
+    found = shrink(source, options)
     return {
         "summary": f"{found.parameters[0]} -> {found.parameters[1]} parameters, {found.macs[0]} -> {found.macs[1]} MACs"
     }
 
 
-def _teacher(step: recipes.Distill, context: Context) -> Path | None:
+def _teacher(step: Any, context: Context) -> Path | None:
     if step.kind == "self":
         return None
     return context.model if step.teacher is None else context.root / step.teacher
 
 
-def _distill(step: recipes.Distill, source: Path, output: Path, context: Context) -> Facts:
+def _distill(step: Any, source: Path, output: Path, context: Context) -> Facts:
     try:
         from edgeopt.train.distill import distill
     except ImportError as e:
         raise UsageError("a distill step needs torch: pip install 'edgeopt[train]'") from e
 
-    choices = step.model_dump(exclude={"step", "teacher"}) | files(step, context)
-    found = distill(
-        source,
-        context.data,
-        teacher=_teacher(step, context),
-        output=output,
-        labels=context.project.accuracy.labels or False,
-        listener=context.listener,
-        **data_choices(context),
-        **choices,
-    )
+    labels = context.project.accuracy.labels or False
+    more = {"teacher": _teacher(step, context), "output": output, "labels": labels}
+    found = distill(source, context.data, Distill(**_chosen(step, context, more)))
     if not output.is_file():
         raise UsageError(
             f"distill: nothing was better than its input ({found.metric} {found.before:.4g}); more epochs, another learning_rate, or leave the step out"
@@ -180,11 +164,11 @@ def _distill(step: recipes.Distill, source: Path, output: Path, context: Context
     return {"summary": f"{found.metric} {found.before:.4g} -> {found.after:.4g}"}
 
 
-_RUN: Mapping[type, Callable[[Any, Path, Path, Context], Facts]] = {
-    recipes.Simplify: _simplify,
-    recipes.Quantize: _quantize,
-    recipes.Fp16: _fp16,
-    recipes.Weights: _weights,
-    recipes.Shrink: _shrink,
-    recipes.Distill: _distill,
+_RUN: Mapping[str, Callable[[Any, Path, Path, Context], Facts]] = {
+    "simplify": _simplify,
+    "quantize": _quantize,
+    "fp16": _quantize,
+    "weights": _quantize,
+    "shrink": _shrink,
+    "distill": _distill,
 }

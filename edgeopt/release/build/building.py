@@ -72,7 +72,7 @@ def exported(context: Context, export: Export, cache: Cache) -> Entry:
     def make(output: Path) -> Mapping[str, Any]:
         try:
             from edgeopt.data.source import named
-            from edgeopt.quantization.options import Options
+            from edgeopt.options.models import Export as ExportOptions
             from edgeopt.train.export import export as run
         except ImportError as e:
             raise UsageError("[export] needs torch: pip install 'edgeopt[train]'") from e
@@ -82,12 +82,15 @@ def exported(context: Context, export: Export, cache: Cache) -> Entry:
         found = run(
             str(file) if given else export.factory,
             dict(export.inputs),
-            dynamic=export.dynamic,
-            dtypes=export.dtypes,
-            data=context.data,
-            reading=Options(data_option="data.path", **data_choices(context)),
-            output=output,
-            force=True,
+            ExportOptions(
+                **{k: v for k, v in data_choices(context.project, context.root).items() if k != "samples"},
+                data_option="data.path",
+                dynamic=export.dynamic,
+                dtypes=export.dtypes,
+                data=context.data,
+                output=output,
+                force=True,
+            ),
         )
         return {"summary": str(found)}
 

@@ -17,15 +17,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt import graph
-from edgeopt.data import Feed, readable, specs
+from edgeopt.data import Feed, read, readable, specs
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.hardware.host import cores
 from edgeopt.inspection import made_up_feed
 from edgeopt.listener import Listener
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
+from edgeopt.options.quantize import Quantize
 from edgeopt.profiling.results import Range
-from edgeopt.quantization.options import Options
-from edgeopt.quantization.prepare import Job, prepare, samples_of
+from edgeopt.quantization.prepare import Job, prepare
 from edgeopt.release.build.actions import Context, data_choices, import_from_root
 from edgeopt.release.build.shares import fall, share
 from edgeopt.release.document import Layer, LayerHistogram
@@ -71,15 +71,15 @@ def jury(context: Context) -> Jury:
     """
     import_from_root(context, "data.path", "data.eval", "accuracy.eval")
     data, accuracy = context.project.data, context.project.accuracy
-    options = Options(
-        measure=False, samples=data.samples, metric=accuracy.eval, data_option="data.path", **data_choices(context)
+    options = Quantize(
+        measure=False, metric=accuracy.eval, data_option="data.path", **data_choices(context.project, context.root)
     )
     job = prepare(graph.load(context.model), context.data, options, Listener())
     feeds, reference = job.held, job.reference
     names = [name for name, _ in (*job.held, *job.calibration, *job.rest)]
     if data.eval is not None:
         where = data.eval if ":" in data.eval else str(context.root / data.eval)
-        samples, _, _ = samples_of(where, specs(job.source), options, job.float_session)
+        samples = read(where, specs(job.source), options, job.float_session.run).samples
         names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
         feeds, reference = tuple(found), tuple(run_all(job.float_session, found, workers=cores()))

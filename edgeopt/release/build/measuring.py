@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.errors import WorkerError
 from edgeopt.profiling.results import Measured, Range, Results
-from edgeopt.release.build.actions import Context, import_from_root
+from edgeopt.release.build.actions import Context, data_choices, import_from_root
 from edgeopt.release.document import VariantResult
 from edgeopt.release.project.file import Project
 
@@ -29,8 +29,7 @@ def choices(project: Project, root: Path, preset: str) -> dict[str, Any]:
         "threads": p.threads,
         "dims": {name: (size,) for name, size in p.dims.items()},
         "data": str(samples) if samples.exists() else None if data.path == "random" else data.path,
-        "preprocess": data.preprocess,
-        "tokenizer": None if data.tokenizer is None else root / data.tokenizer,
+        **{k: v for k, v in data_choices(project, root).items() if k != "samples"},
     }
 
 

@@ -10,7 +10,7 @@ from edgeopt.release.build.sources import module_files, there
 from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
 
-_FILES = ("teacher", "student_classes", "teacher_classes", "costs")
+FILES = ("teacher", "student_classes", "teacher_classes", "costs")  # options that name files
 _LIKENESSES = ("agreement", "cosine", "kl")  # metrics that `edgeopt.quantization.metric` has; a test compares
 Place = tuple[str, ...]
 
@@ -31,7 +31,7 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     named: dict[Place, Path | None] = {("model",): project.model, ("data", "tokenizer"): project.data.tokenizer}
     for variant, v in project.variants.items():
         for i, step in enumerate(v.steps):
-            named |= {("variants", variant, "steps", str(i), key): getattr(step, key, None) for key in _FILES}
+            named |= {("variants", variant, "steps", str(i), key): getattr(step, key, None) for key in FILES}
     for at, path in named.items():
         if path is not None and not (there(home / path) and (home / path).is_file()):
             yield at, f"{str(path)!r}: no such file in {home}"

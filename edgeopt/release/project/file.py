@@ -10,24 +10,25 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AllowInfNan,
     BeforeValidator,
     Field,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.options.reading import Reading
 from edgeopt.release.document import Level
 from edgeopt.release.project import lines
 from edgeopt.release.project.metrics import metric
 from edgeopt.release.project.quantities import quantity
-from edgeopt.release.project.recipes import STEPS, Count, Names, Numbers, Place, Step, Table
+from edgeopt.release.project.recipes import STEPS, Count, Names, Numbers, Place, Step, Table, mistake, reading_fields
 
 FILE = "edgeopt.toml"
 FLOAT = "float"  # the name of the model as it came
@@ -67,14 +68,19 @@ class Export(Table):
     ] = {}
 
 
-class Data(Table):
+class _Data(Table):
     """Samples to calibrate and train with; eval: others to judge by (else what did not calibrate)."""
 
     path: str = Field(min_length=1)
     eval: str | None = None
-    samples: Count = 128
-    preprocess: Literal["imagenet", "unit", "signed", "raw255"] | None = None
-    tokenizer: Place | None = None
+
+
+if TYPE_CHECKING:
+
+    class Data(_Data, Reading):
+        """With the options of reading."""
+else:
+    Data = create_model("Data", __base__=_Data, __doc__=_Data.__doc__, **reading_fields())
 
 
 class Profile(Table):
@@ -166,14 +172,12 @@ class Project(Table):
     def _named(cls, found: Mapping[str, Variant]) -> Mapping[str, Variant]:
         for name, variant in found.items():
             if not _NAME.fullmatch(name) or name == FLOAT:
-                raise _mistake(
+                raise mistake(
                     [name], f"{name!r} cannot be a variant's name: letters, digits, - and _, and not {FLOAT!r}"
                 )
             known = [FLOAT, *(n for n in found if n != name)]
             if variant.parent not in known:
-                raise _mistake(
-                    [name, "from"], f"{variant.parent!r}: no such variant{suggestion(variant.parent, known)}"
-                )
+                raise mistake([name, "from"], f"{variant.parent!r}: no such variant{suggestion(variant.parent, known)}")
         in_order(found)
         return found
 
@@ -184,18 +188,13 @@ class Project(Table):
         known = ["*", FLOAT, *self.variants]
         for variant, gates in self.gates.items():
             if variant not in known:
-                raise _mistake(["gates", variant], f"no such variant{suggestion(variant, known)}")
+                raise mistake(["gates", variant], f"no such variant{suggestion(variant, known)}")
             for name, gate in gates.items():
                 _check_gate(["gates", variant, name], name, gate)
                 need = _NEEDS.get(name)
                 if need is not None and not getattr(self.accuracy, need[0]):
-                    raise _mistake(["gates", variant, name], f"needs accuracy.{need[0]} = {need[1]}")
+                    raise mistake(["gates", variant, name], f"needs accuracy.{need[0]} = {need[1]}")
         return self
-
-
-def _mistake(place: Sequence[str], message: str) -> PydanticCustomError:
-    """To be raised for what stands at `place`, from where the validator is."""
-    return PydanticCustomError("mistake", "{message}", {"message": message, "place": list(place)})
 
 
 def _joined(variant: str, tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def _joined(variant: str, tables: Mapping[str, Any]) -> dict[str, Any]:
         for whole, gate in {f"{name}.{k}": v for k, v in inner.items()}.items() if nested else ((name, inner),):
             before = found.get(whole, {})
             if before and not (isinstance(gate, dict) and isinstance(before, dict) and before.keys().isdisjoint(gate)):
-                raise _mistake([variant, whole], "is there twice")
+                raise mistake([variant, whole], "is there twice")
             found[whole] = before | gate if before else gate
     return found
 
@@ -215,7 +214,7 @@ def _check_gate(place: list[str], name: str, gate: Gate) -> None:
     try:
         row = metric(name)
     except ValueError as e:
-        raise _mistake(place, str(e)) from e
+        raise mistake(place, str(e)) from e
     for bound in Gate.model_fields:
         given = getattr(gate, bound)
         kind = "share" if bound == "max_regression" else row.kind
@@ -223,12 +222,12 @@ def _check_gate(place: list[str], name: str, gate: Gate) -> None:
             try:
                 quantity(given, kind)
             except ValueError as e:
-                raise _mistake([*place, bound], str(e)) from e
+                raise mistake([*place, bound], str(e)) from e
     if gate.max_drop is not None and not name.startswith("accuracy."):
-        raise _mistake([*place, "max_drop"], "of accuracy metrics only; use min, or max_regression against a baseline")
+        raise mistake([*place, "max_drop"], "of accuracy metrics only; use min, or max_regression against a baseline")
     wrong = "max" if row.higher else "min"
     if getattr(gate, wrong) is not None:
-        raise _mistake([*place, wrong], f"{'higher' if row.higher else 'lower'} is better here; bound the other side")
+        raise mistake([*place, wrong], f"{'higher' if row.higher else 'lower'} is better here; bound the other side")
 
 
 def in_order(variants: Mapping[str, Variant]) -> list[str]:
@@ -242,7 +241,7 @@ def in_order(variants: Mapping[str, Variant]) -> list[str]:
         ready = [n for n, v in variants.items() if n not in done and (v.parent == FLOAT or v.parent in done)]
         if not ready:
             left = [n for n in variants if n not in done]
-            raise _mistake([left[0], "from"], f"made from each other: {', '.join(left)}")
+            raise mistake([left[0], "from"], f"made from each other: {', '.join(left)}")
         done += ready
     return done
 

@@ -1,18 +1,26 @@
-"""What a step of a variant can be: its table in the project file.
-
-Choices are written down here, so that the schema tells them and nothing is imported for it; a test compares them with the
-tables that they are from.
-"""
+"""What a step of a variant can be: its table in the project file, made from the options of the function of that name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import functools
+import operator
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, create_model, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
-from edgeopt.errors import UsageError
+from edgeopt.options.declare import PYTHON_ONLY, Options, called, flag_of, in_words
+from edgeopt.options.declare import Table as Known
+from edgeopt.options.distill import Distill
+from edgeopt.options.models import Shrink, Simplify
+from edgeopt.options.quantize import Quantize
+from edgeopt.options.reading import Reading
 
 
 class Table(BaseModel):
@@ -21,122 +29,123 @@ class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _known_target(name: str) -> str:
-    from edgeopt.hardware import target  # with NumPy: only where a target is named
-
-    try:
-        target.load(name)
-    except UsageError as e:
-        raise ValueError(str(e)) from e
-    return name
-
-
 Place = Annotated[Path, Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Target = Annotated[str, AfterValidator(_known_target)]
 
 
-class Simplify(Table):
-    """Fewer nodes, the same numbers."""
-
-    step: Literal["simplify"]
-
-
-class Quantize(Table):
-    """int8 with calibration; see `edgeopt quantize`."""
-
-    step: Literal["quantize"]
-    mode: Literal["auto", "static", "dynamic"] = "auto"
-    effort: Literal["fast", "normal", "high"] = "normal"
-    target: Target = "host"
-    range_rule: Literal["mse", "minmax", "percentile", "entropy"] = Field(default="mse", alias="range")
-    rounding: Literal["nearest", "gptq", "adaround", "best", "stochastic"] | None = None
-    clip_weights: bool = False
-    equalize: bool = False
-    smooth: float | None = Field(default=None, ge=0, le=1)
-    refit: bool = False
-    exclude: Names = ()
-    include: Names = ()
-    budget_s: float | None = Field(default=None, gt=0)
-    costs: Place | None = Field(default=None, description="measured times that place nodes; read, and not added to")
-    qat: bool = False
+def mistake(place: Sequence[str], message: str) -> PydanticCustomError:
+    """To be raised for what stands at `place`, from where the validator is."""
+    return PydanticCustomError("mistake", "{message}", {"message": message, "place": list(place)})
 
 
-class Fp16(Table):
-    """Half precision."""
+class StepTable(Table):
+    """A step that is a function's options. chosen: their model; fixed: what the step's name says of them."""
 
-    step: Literal["fp16"]
-    keep: Names = ()
-    io_types: Literal["keep", "fp16"] = "keep"
+    chosen: ClassVar[type[Options]]
+    fixed: ClassVar[Mapping[str, Any]]
+    step: str
 
-
-class Weights(Table):
-    """Weights alone in integers."""
-
-    step: Literal["weights"]
-    bits: Literal[4, 8] = 8
-    exclude: Names = ()
-
-
-class Shrink(Table):
-    """Fewer channels or blocks; to be distilled."""
-
-    step: Literal["shrink"]
-    width: float = Field(default=1.0, gt=0, le=1)
-    depth: float = Field(default=1.0, gt=0, le=1)
-    keep: Names = ()
-
-
-class Distill(Table):
-    """Better weights by the answers of a teacher (the project's model unless another is named), or by its own with kind "self";
-    see `edgeopt distill`.
-    """
-
-    step: Literal["distill"]
-    kind: Literal["offline", "self"] = "offline"
-    teacher: Place | None = None
-    by: Literal["generations", "average", "heads"] = "generations"
-    generations: Count = 1
-    heads: Names = ()
-    loss: Literal["auto", "kd", "dkd", "dist", "mse", "cosine", "bce", "probabilities", "similarity"] = "auto"
-    temperature: float = Field(default=2.0, gt=0)
-    alpha: Share = 0.9
-    match: Mapping[str, str] = {}
-    class_axes: Mapping[str, int] = {}
-    hints: Mapping[str, str] = {}
-    hint_weight: float = Field(default=1.0, gt=0)
-    student_classes: Place | None = None
-    teacher_classes: Place | None = None
-    epochs: Count = 20
-    minutes: float | None = Field(default=None, gt=0)
-    patience: int = Field(default=0, ge=0)
-    batch_size: Count = 32
-    accumulate: Count = 1
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float | None = Field(default=None, gt=0)
-    warm_up: Share = 0.05
-    clip: float = Field(default=1.0, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    ema: Share = 0.0
-    augment: Annotated[tuple[Literal["flip", "crop", "mixup"], ...], Field(strict=False)] = ()
-    freeze: Names = ()
-    train: Names = ()
-    samples: Count = 1_000_000
-    quantized: bool = Field(default=False, alias="qat", description="the input is int8: trained through its Q/DQ")
-    target: Target = "host"
-    seed: int = 0
+    def choices(self) -> dict[str, Any]:
+        """What the table says, by the options' field names."""
+        return {**self.model_dump(exclude={"step"}, exclude_unset=True), **self.fixed}
 
     @model_validator(mode="after")
-    def _whole(self) -> Distill:
-        if self.kind == "self" and self.teacher is not None:
-            raise ValueError('kind = "self" has no teacher but the model itself: leave teacher out')
+    def _together(self) -> StepTable:
+        given = {"data": "data.path"} if "data" in self.chosen.model_fields else {}
+        try:
+            self.chosen.model_validate({**given, **self.choices()})
+        except ValidationError as e:
+            first = re.match(r"\{(\w+)\}", str(e.errors()[0]["msg"]).removeprefix("Value error, "))
+            place = [called(self.chosen, first[1], "project file")] if first else []
+            raise mistake(place, in_words(self.chosen, e, "project file")) from e
         return self
 
 
-Step = Annotated[Simplify | Quantize | Fp16 | Weights | Shrink | Distill, Field(discriminator="step")]
+class Python(Table):
+    """A function of yours, `State -> State`, or of a model file to a model file: see docs/python.md."""
+
+    step: Literal["python"]
+    call: str = Field(
+        pattern=r"^[\w.]+:\w+$", description="package.module:function, looked for beside the project file"
+    )
+
+
+def _annotation(annotation: Any) -> Any:
+    """`annotation` as TOML writes it: paths are texts, tuples are arrays, a target is a name or a file."""
+    if annotation is Path:
+        return Place
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[(_annotation(parts[0]), *parts[1:])]
+    if origin is tuple:
+        inner = tuple(p if p is Ellipsis else _annotation(p) for p in parts)
+        return Annotated[tuple[inner], Field(strict=False)]  # type: ignore[valid-type]
+    if origin in (Union, UnionType):
+        kept = [p for p in parts if not (isinstance(p, type) and issubclass(p, BaseModel))]
+        if str in kept and Path in kept:
+            kept.remove(Path)
+        return functools.reduce(operator.or_, [_annotation(p) for p in kept])
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return Mapping[parts[0], _annotation(parts[1])]  # type: ignore[valid-type, misc]
+    return annotation
+
+
+def _field(name: str, field: FieldInfo) -> tuple[Any, FieldInfo]:
+    """The option `field` as a key of a table."""
+    found, flag = copy.copy(field), flag_of(field)
+    found.annotation = _annotation(Path | None if field.annotation is Any else field.annotation)
+    found.metadata = [m for m in field.metadata if m is not SkipValidation]
+    if flag.key:
+        found.alias = found.validation_alias = found.serialization_alias = flag.key
+    table = next((m for m in field.metadata if isinstance(m, Known)), None)
+    if table is not None:
+        found.json_schema_extra = functools.partial(_enumerated, table, field.default is None)
+    return found.annotation, found
+
+
+def _enumerated(table: Known, optional: bool, schema: dict[str, Any]) -> None:
+    schema["enum"] = [*table.names(), *([None] if optional else [])]
+
+
+def table_of(
+    name: str,
+    options: type[Options],
+    keep: Iterable[str] | None = None,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+) -> type[StepTable]:
+    """The table of step `name`, with the options that a step has, or with those in `keep`."""
+    reading = set(Reading.model_fields) - ({"samples"} if options is Distill else set())
+    kept = set(keep) if keep is not None else {n for n, f in options.model_fields.items() if _in_steps(n, f, reading)}
+    fields = {n: _field(n, f) for n, f in options.model_fields.items() if n in kept}
+    made: type[StepTable] = create_model(  # type: ignore[call-overload]
+        name.capitalize(), __base__=StepTable, __doc__=options.__doc__, step=(Literal[name], ...), **fields
+    )
+    made.chosen, made.fixed = options, fixed or {}
+    return made
+
+
+def _in_steps(name: str, field: FieldInfo, reading: set[str]) -> bool:
+    return flag_of(field).step and name not in reading
+
+
 STEPS: Mapping[str, type[Table]] = {
-    "simplify": Simplify, "quantize": Quantize, "fp16": Fp16, "weights": Weights, "shrink": Shrink, "distill": Distill,
-}  # fmt: skip
+    "simplify": table_of("simplify", Simplify, ["transformer", "backend"]),
+    "quantize": table_of("quantize", Quantize),
+    "fp16": table_of("fp16", Quantize, ["keep", "exclude", "io_types"], fixed={"mode": "fp16", "measure": False}),
+    "weights": table_of("weights", Quantize, ["bits", "exclude"], fixed={"mode": "weights", "measure": False}),
+    "shrink": table_of("shrink", Shrink),
+    "distill": table_of("distill", Distill),
+    "python": Python,
+}
+if TYPE_CHECKING:
+    Step = StepTable
+else:
+    Step = Annotated[functools.reduce(operator.or_, STEPS.values()), Field(discriminator="step")]
+
+
+def reading_fields() -> dict[str, tuple[Any, FieldInfo]]:
+    """The options of reading as keys of [data]."""
+    return {n: _field(n, f) for n, f in Reading.model_fields.items() if flag_of(f) != PYTHON_ONLY}

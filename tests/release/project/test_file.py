@@ -13,12 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.data import PRESETS
 from edgeopt.errors import UsageError
-from edgeopt.numbers.ranges import RANGES
 from edgeopt.release.project import file as projects
-from edgeopt.release.project.file import Data, Project, find, in_order, load, schema
-from edgeopt.release.project.recipes import Distill, Quantize
+from edgeopt.release.project.file import Project, find, in_order, load, schema
 from edgeopt.release.project.starter import starter
 from tests.release.schemas import mistakes
 
@@ -32,6 +29,14 @@ eval = "held_out"
 samples = 64
 preprocess = "unit"
 tokenizer = "tokenizer.json"
+sample_seed = 1
+resize = 256
+crop = [224, 224]
+scale = 0.5
+mean = [0.5]
+std = [0.25]
+layout = "NCHW"
+color = "rgb"
 
 [variants.weights]
 steps = [{ step = "weights", bits = 8, exclude = ["a"] }]
@@ -41,6 +46,8 @@ from = "small"
 
 [[variants.fp16.steps]]
 step = "simplify"
+transformer = "bert"
+backend = "onnxruntime"
 
 [[variants.fp16.steps]]
 step = "fp16"
@@ -48,7 +55,11 @@ keep = ["Softmax"]
 io_types = "keep"
 
 [variants.small]
-steps = [{ step = "shrink", width = 0.5, depth = 1.0 }, { step = "distill", epochs = 3, batch_size = 4, learning_rate = 0.1, minutes = 1.5, seed = 3, teacher = "big.onnx", loss = "auto" }]
+steps = [{ step = "shrink", width = 0.5, depth = 1.0, importance = "norm", dims = { batch = 2 } }, { step = "distill", epochs = 3, batch_size = 4, learning_rate = 0.1, minutes = 1.5, seed = 3, teacher = "big.onnx", loss = "auto", hints = { inner = "other" }, hint_weight = 1.5 }]
+
+[[variants.own.steps]]
+step = "python"
+call = "mine:step"
 
 [variants.again]
 from = "small"
@@ -63,8 +74,6 @@ temperature = 2.5
 alpha = 0.5
 match = { logits = "output" }
 class_axes = { logits = 1 }
-hints = { inner = "other" }
-hint_weight = 1.5
 student_classes = "a.txt"
 teacher_classes = "b.txt"
 patience = 2
@@ -100,6 +109,11 @@ include = ["Conv"]
 budget_s = 60.0
 costs = "costs.json"
 qat = false
+qat_minutes = 5.0
+qat_epochs = 2
+bits = 8
+keep = ["Softmax"]
+io_types = "keep"
 
 [profile]
 measure = false
@@ -153,6 +167,7 @@ FREE = {
     "again",
     "logits",
     "inner",
+    "own",
 }  # names that are the user's own
 
 
@@ -517,19 +532,6 @@ def test_a_byte_order_mark_as_windows_editors_write_it_is_taken(tmp_path: Path) 
     file = tmp_path / "edgeopt.toml"
     file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
     assert load(file) == Project.model_validate(tomllib.loads(MINIMAL))
-
-
-def test_choices_are_those_of_the_tables_that_they_are_from() -> None:
-    losses = pytest.importorskip("edgeopt.train.losses").LOSSES
-    for table, field, known in ((Quantize, "range_rule", RANGES), (Data, "preprocess", PRESETS), (Distill, "loss", ["auto", *losses])):  # fmt: skip
-        told = table.model_json_schema(by_alias=False)["properties"][field]
-        assert set(next(x["enum"] for x in (told, *told.get("anyOf", ())) if "enum" in x)) == set(known)
-
-
-def test_what_a_distill_step_does_by_default_is_what_distill_does() -> None:
-    options = pytest.importorskip("edgeopt.train.options").DistillOptions()
-    own = {"step", "teacher"}
-    assert all(getattr(options, n) == f.default for n, f in Distill.model_fields.items() if n not in own)
 
 
 def test_a_step_that_learns_from_itself_has_no_teacher(tmp_path: Path) -> None:

@@ -1,0 +1,96 @@
+"""The one way to samples: from what people have (files, functions, arrays) to feeds that fit a model's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.data.guess import Guess, guess
+from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
+from edgeopt.data.source import as_samples, open_data, random_samples, readable
+from edgeopt.data.spec import Feed, InputSpec, Sample
+from edgeopt.hardware.host import cores
+from edgeopt.numbers.scores import Outputs, class_scores
+from edgeopt.options.reading import PRESETS, Preprocess, Reading
+
+RANDOM = "random"
+Data = str | Path | Iterable[Feed | NDArray[Any]]
+Run = Callable[[Feed], Outputs]
+_GUESS_SAMPLES = 12
+_SPARE = 8  # random samples beyond those that calibrate
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a source."""
+
+    samples: list[Sample]
+    recipe: str = ""  # how an image became an input, in words
+    notes: tuple[str, ...] = ()  # what a user should know of them
+
+
+def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
+    """The samples of `data` for a model's `inputs`.
+
+    run: the float model, asked under each preset where nothing says how images become inputs.
+
+    Raises:
+        UsageError, DataError: see `edgeopt.data.source.open_data`.
+    """
+    if not isinstance(data, str | Path):
+        return Samples(as_samples(data, inputs))
+    if data == RANDOM:
+        warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
+        return Samples(random_samples(inputs, reading.samples + _SPARE), notes=(warning,))
+    spec = image_input(inputs)
+    if spec is None or not _has_images(Path(data)):
+        return Samples(open_data(data, inputs, reading))
+    recipe, notes = _recipe(Path(data), inputs, reading, run)
+    resolved = resolve(recipe, spec)
+    samples = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
+    return Samples(samples, resolved.describe(), (*notes, f"images: {resolved.describe()}"))
+
+
+def _has_images(path: Path) -> bool:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return any(f.suffix.lower() in SUFFIXES for f in files)
+
+
+def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> tuple[Preprocess, list[str]]:
+    """(what is said over the preset over `preprocess.toml` over a look at the float model, what to tell of it)."""
+    said = reading.preprocess
+    base, notes = PRESETS[said] if isinstance(said, str) else said, list[str]()
+    beside = next((f for f in (path / "preprocess.toml", path.parent / "preprocess.toml") if f.is_file()), None)
+    if base is None and beside is not None:
+        base, notes = load_toml(beside), [f"preprocessing: from {beside}"]
+    if base is None and not {"scale", "mean", "std"} & reading.model_fields_set:
+        found = _guess(path, inputs, reading, run)
+        base, notes = PRESETS[found.preset], [found.describe()]
+    return _merged(base or PRESETS["unit"], reading), notes
+
+
+def _merged(base: Preprocess, reading: Reading) -> Preprocess:
+    """`base` with the fields that were said."""
+    return Preprocess.model_validate({**base.recipe(), **reading.recipe(only_given=True)})
+
+
+def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Guess:
+    spec = image_input(inputs)
+    assert spec is not None
+    answers: dict[str, NDArray[Any] | None] = {}
+    for name, preset in PRESETS.items():
+        recipe = resolve(_merged(preset, reading), spec)
+        samples = open_data(path, inputs, reading.model_copy(update={"preprocess": recipe}))
+        feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
+        with ThreadPoolExecutor(cores()) as pool:
+            outputs = list(pool.map(run, [feed for _, feed in feeds]))
+        scores = [[y[0] for y in of_sample if y.ndim == 2 and class_scores([y])] for of_sample in outputs]
+        alike = scores and all(scores) and len({s[0].shape for s in scores}) == 1
+        answers[name] = np.stack([s[0] for s in scores]) if alike else None
+    return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit")

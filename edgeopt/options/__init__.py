@@ -1,0 +1,6 @@
+"""Every option, declared once: the library, the command line, the project file, its schema and the docs read these models."""
+
+from edgeopt.options.declare import Flag, Options, takes
+from edgeopt.options.reading import PRESETS, Preprocess, Reading
+
+__all__ = ["PRESETS", "Flag", "Options", "Preprocess", "Reading", "takes"]

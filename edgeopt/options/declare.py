@@ -1,0 +1,301 @@
+"""How an option is declared: a field of an `Options` model. Its type says what it takes, `Field` its default, bounds and text,
+`Flag` how it is written where the field's own name and type do not say so.
+
+Three faces show it: an argument in Python (`range_rule`), a flag on the command line (`--range`), a key in a project file
+(`range`). An error names the option as the face does; rules about several options write `{name}` for that.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    cast,
+    get_args,
+    overload,
+)
+
+from pydantic import BaseModel, ConfigDict, SkipValidation, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from edgeopt.errors import UsageError, suggestion
+from edgeopt.listener import Listener
+from edgeopt.options.texts import Text
+
+Face = Literal["python", "command line", "project file"]
+_MOST = 3  # errors that are told of one call
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How an option is written. name: on the command line, with dashes; key: in a project file; both are made of the field's name where
+    empty. text: of a value that is more than a word or a number; example: of a NAME=VALUE; cli, step: whether the command line and
+    a step of a project file have it.
+    """
+
+    name: str = ""
+    text: Text | None = None
+    key: str = ""
+    short: str = ""
+    example: str = ""
+    cli: bool = True
+    step: bool = True
+
+
+PYTHON_ONLY = Flag(cli=False, step=False)
+NO_STEP = Flag(step=False)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The known names of an option: the keys of a table, `module:NAME`, which is not imported before one is given."""
+
+    place: str
+
+    def names(self) -> tuple[str, ...]:
+        """The keys, in their order."""
+        module, _, name = self.place.partition(":")
+        return tuple(getattr(importlib.import_module(module), name))
+
+
+def known_names(field: FieldInfo) -> tuple[str, ...]:
+    """The names that `field` can take; empty where it is no choice among names."""
+    table = next((m for m in field.metadata if isinstance(m, Table)), None)
+    return table.names() if table is not None else _literals(field.annotation)
+
+
+def _literals(annotation: Any) -> tuple[str, ...]:
+    """Strings of the Literals in `annotation`, the items of a tuple and the parts of a union looked into."""
+    return tuple(dict.fromkeys(a for a in _leaves(annotation) if isinstance(a, str)))
+
+
+def _leaves(annotation: Any) -> Iterable[Any]:
+    if getattr(annotation, "__origin__", None) is Literal:
+        return get_args(annotation)
+    return (leaf for part in get_args(annotation) if not isinstance(part, Flag | Table) for leaf in _leaves(part))
+
+
+def flag_of(field: FieldInfo) -> Flag:
+    """The `Flag` of `field`, or one that says nothing."""
+    return next((m for m in field.metadata if isinstance(m, Flag)), Flag())
+
+
+def called(options: type[BaseModel], name: str, face: Face) -> str:
+    """The field `name` of `options` as `face` has it."""
+    flag = flag_of(options.model_fields[name]) if name in options.model_fields else Flag()
+    if face == "command line":
+        return flag.name or f"--{name.replace('_', '-')}"
+    return flag.key or name if face == "project file" else name
+
+
+if TYPE_CHECKING:
+    _Base = BaseModel
+else:
+
+    class _Told(type(BaseModel)):
+        """A call of the class raises UsageError in words; `model_validate`, which other faces use, does not go this way."""
+
+        def __call__(cls, *args: object, **kwargs: object) -> BaseModel:
+            try:
+                return super().__call__(*args, **kwargs)
+            except ValidationError as e:
+                raise UsageError(in_words(cls, e, "python")) from e
+
+    class _Base(BaseModel, metaclass=_Told):
+        """With errors in words."""
+
+
+class Options(_Base):
+    """Options of one function, frozen."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], face: Face) -> Self:
+        """The options `given` by field name; an error names them as `face` does.
+
+        Raises:
+            UsageError: an unknown name, a value that cannot be, or options that do not go together.
+        """
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as e:
+            raise UsageError(in_words(cls, e, face)) from e
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            table = next((m for m in field.metadata if isinstance(m, Table)), None)
+            if table is not None and value is not None and value not in (names := table.names()):
+                raise ValueError(f"{{{name}}} {value!r}: unknown{suggestion(value, names)} Known: {', '.join(names)}")
+        return self
+
+    def changed(self) -> dict[str, Any]:
+        """What was chosen otherwise than the default, as plain values for a report."""
+        kept = {
+            name
+            for name, field in type(self).model_fields.items()
+            if flag_of(field) != PYTHON_ONLY and getattr(self, name) != field.get_default(call_default_factory=True)
+        }
+        return self.model_dump(mode="json", include=kept)
+
+
+Output = Annotated[Path | None, Flag(short="-o", step=False)]
+Force = Annotated[bool, NO_STEP]
+Callbacks = Annotated[Listener, SkipValidation, PYTHON_ONLY]
+
+
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def in_words(options: type[BaseModel], error: ValidationError, face: Face) -> str:
+    """What is wrong with options, each named as `face` has it: a line for each, three at the most."""
+    found: dict[str, str] = {}
+    for x in error.errors():
+        place = str(x["loc"][0]) if x["loc"] else str(x["msg"])
+        found.setdefault(place, _in_words(options, x, face))
+    return "\n".join(list(found.values())[:_MOST])
+
+
+def _in_words(options: type[BaseModel], error: Mapping[str, Any], face: Face) -> str:
+    told = str(error["msg"]).removeprefix("Value error, ")
+    message = re.sub(r"\{(\w+)\}", lambda m: called(options, m[1], face), told)
+    if not error["loc"] or message != told:
+        return message
+    name, value = str(error["loc"][0]), error["input"]
+    if error["type"] == "extra_forbidden":
+        return f"no option {name!r}{suggestion(name, [called(options, n, face) for n in options.model_fields])}"
+    field = options.model_fields[name]
+    key = f" {error['loc'][1]}" if len(error["loc"]) > 1 and _is_mapping(field) else ""
+    words = f"{called(options, name, face)}{key} {f'{value:g}' if isinstance(value, float) else value}"
+    known = known_names(field)
+    if error["type"] == "literal_error" and known:
+        return f"{words}: unknown{suggestion(str(value), known)} Known: {', '.join(known)}"
+    bounds = {kind: getattr(m, kind) for m in field.metadata for kind in _BOUNDS if getattr(m, kind, None) is not None}
+    bounds = bounds or {k: x for k, x in error.get("ctx", {}).items() if k in _BOUNDS}  # of an item
+    if bounds and isinstance(value, int | float):
+        if {"ge", "le"} <= bounds.keys():
+            return f"{words}: from {bounds['ge']:g} to {bounds['le']:g}"
+        return f"{words}: {' and '.join(f'{_BOUNDS[kind]} {bound:g}' for kind, bound in bounds.items())}"
+    return f"{words}: {message[:1].lower()}{message[1:]}"
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    return getattr(field.annotation, "__origin__", None) is Mapping
+
+
+P = ParamSpec("P")
+A = TypeVar("A")
+B = TypeVar("B")
+O = TypeVar("O", bound=Options)  # noqa: E741
+R = TypeVar("R")
+A_in = TypeVar("A_in", contravariant=True)
+B_in = TypeVar("B_in", contravariant=True)
+O_in = TypeVar("O_in", contravariant=True)
+R_out = TypeVar("R_out", covariant=True)
+
+
+class OfOne(Protocol[A_in, O_in, P, R_out]):
+    """A function of one thing and its options: as one value, or as keyword arguments."""
+
+    @overload
+    def __call__(self, a: A_in, options: O_in, /) -> R_out: ...
+    @overload
+    def __call__(self, a: A_in, /, *args: P.args, **kwargs: P.kwargs) -> R_out: ...
+
+
+class OfTwo(Protocol[A_in, B_in, O_in, P, R_out]):
+    """A function of two things and its options."""
+
+    @overload
+    def __call__(self, a: A_in, b: B_in, options: O_in, /) -> R_out: ...
+    @overload
+    def __call__(self, a: A_in, b: B_in, /, *args: P.args, **kwargs: P.kwargs) -> R_out: ...
+
+
+class OfMany(Protocol[A_in, O_in, P, R_out]):
+    """A function of one thing or several and its options."""
+
+    @overload
+    def __call__(self, a: Sequence[A_in], options: O_in, /) -> R_out: ...
+    @overload
+    def __call__(self, a: A_in | Sequence[A_in], /, *args: P.args, **kwargs: P.kwargs) -> R_out: ...
+    @overload
+    def __call__(self, a: A_in, b: A_in, /, *args: P.args, **kwargs: P.kwargs) -> R_out: ...
+    @overload
+    def __call__(self, a: A_in, b: A_in, c: A_in, /, *args: P.args, **kwargs: P.kwargs) -> R_out: ...
+    @overload
+    def __call__(self, a: A_in, b: A_in, c: A_in, d: A_in, /, *args: P.args, **kwargs: P.kwargs) -> R_out: ...
+
+
+@dataclass(frozen=True)
+class takes(Generic[P, O]):
+    """Decorator of a function whose last parameter is an `options` model: its fields become keyword arguments, which
+    type checkers and IDEs see; an `options` value in their place is taken too.
+    """
+
+    options: Callable[P, O]
+
+    @overload
+    def __call__(self, function: Callable[[A, O], R]) -> OfOne[A, O, P, R]: ...
+    @overload
+    def __call__(self, function: Callable[[A, B, O], R]) -> OfTwo[A, B, O, P, R]: ...
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        return _called_with(function, cast(type[Options], self.options))
+
+    def of_many(self, function: Callable[[Sequence[A], O], R]) -> OfMany[A, O, P, R]:
+        """The same for a function of several things, which are its arguments."""
+        found = _called_with(lambda things, options: function(things, options), cast(type[Options], self.options))
+
+        @functools.wraps(function)
+        def call(*things: Any, **given: Any) -> R:
+            options = (things[-1],) if things and isinstance(things[-1], Options) else ()
+            rest = things[: len(things) - len(options)]
+            several = len(rest) == 1 and isinstance(rest[0], Sequence) and not isinstance(rest[0], str)
+            return cast(R, found(tuple(rest[0]) if several else rest, *options, **given))
+
+        return cast(OfMany[A, O, P, R], call)
+
+
+def _called_with(function: Callable[..., Any], options: type[Options]) -> Callable[..., Any]:
+    names = list(inspect.signature(function).parameters)[:-1]
+
+    @functools.wraps(function)
+    def call(*things: Any, **given: Any) -> Any:
+        if len(things) < len(names):
+            missing = [n for n in names[len(things) :] if n not in given]
+            if missing:
+                raise UsageError(f"{function.__name__}() lacks its argument {missing[0]!r}")
+            things = (*things, *(given.pop(n) for n in names[len(things) :]))
+        chosen = things[len(names) :] or ((given.pop("options"),) if "options" in given else ())
+        if not chosen:
+            return function(*things, options.of(given, "python"))
+        if len(chosen) > 1 or given or not isinstance(chosen[0], options):
+            raise UsageError(f"{function.__name__}() takes one {options.__name__}, or its fields as keyword arguments")
+        return function(*things[: len(names)], chosen[0])
+
+    kinds = inspect.Parameter
+    own = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in names]
+    fields = [
+        kinds(name, kinds.KEYWORD_ONLY, default=f.get_default(call_default_factory=True), annotation=f.annotation)
+        for name, f in options.model_fields.items()
+    ]
+    call.__signature__ = inspect.Signature([*own, *fields])  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,89 @@
+"""The options of the functions that make a model of another: `simplify`, `shrink` and `export`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, SkipValidation, model_validator
+
+from edgeopt.listener import Listener
+from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, Flag, Force, Options, Output
+from edgeopt.options.quantize import Nodes
+from edgeopt.options.reading import Reading
+from edgeopt.options.texts import Text, whole, whole_numbers
+
+Samples = Annotated[str | Path | Iterable[Any] | None, SkipValidation, Flag(text=Text("PATH", str), step=False)]
+Sizes = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Flag("--dim", Text("SIZE", whole), example="seq=128")]
+Dtype = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+
+
+class Simplify(Reading):
+    """Options of `simplify`."""
+
+    output: Output = Field(default=None, description="File to write. [default: MODEL.simple.onnx]")
+    force: Force = Field(default=False, description="Overwrite the output.")
+    data: Samples = Field(default=None, description="Samples to check on. [default: made up]")
+    dims: Sizes = Field(default={}, description="Sizes of dimensions that vary, for the check.")
+    transformer: Annotated[str | None, Flag(text=Text("TYPE", str))] = Field(
+        default=None,
+        description="Fuse transformer blocks too (bert, vit, gpt2 ...); the file is for ONNX Runtime only.",
+    )
+    backend: Literal["onnxruntime", "onnxruntime-tools"] = Field(default="onnxruntime", description="Who fuses them.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.backend != "onnxruntime" and self.transformer is None:
+            raise ValueError(f"{{backend}} {self.backend} fuses transformers: say which with {{transformer}} TYPE")
+        return self
+
+
+class Shrink(Reading):
+    """Options of `shrink`."""
+
+    output: Output = Field(default=None, description="File to write. [default: MODEL.small.onnx]")
+    force: Force = Field(default=False, description="Overwrite the output.")
+    width: float = Field(default=1.0, gt=0, le=1, description="Share of the channels and attention heads that stay.")
+    depth: float = Field(default=1.0, gt=0, le=1, description="Share of the residual blocks that stay.")
+    data: Samples = Field(default=None, description="Samples, as `quantize --calib` reads them, to choose by.")
+    importance: Literal["norm", "first-order"] = Field(
+        default="norm", description="What decides which channels go: their weights, or the outputs' change."
+    )
+    keep: Nodes = Field(default=(), description="Layers that stay as they are.")
+    samples: int = Field(default=64, ge=1, description="How many samples are looked at.")
+    dims: Sizes = Field(default={}, description="Sizes of dimensions that vary.")
+    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.width == self.depth == 1:
+            raise ValueError(
+                "say what shall go: {width} 0.5 for half of the channels, {depth} 0.5 for half of the blocks"
+            )
+        if self.importance == "first-order" and self.data is None:
+            raise ValueError("{importance} first-order needs {data}")
+        return self
+
+
+class Export(Reading):
+    """Options of `export`."""
+
+    output: Annotated[Path, Flag(short="-o", step=False)] = Field(description="File to write.")
+    force: Force = Field(default=False, description="Overwrite the output.")
+    dynamic: Annotated[Mapping[str, tuple[int, ...]], Flag(text=Text("AXES", whole_numbers), example="x=0")] = Field(
+        default={}, description="Axes of an input that may change."
+    )
+    dtypes: Annotated[Mapping[str, Dtype], PYTHON_ONLY] = Field(
+        default={}, description="Types of inputs that are not float32."
+    )
+    data: Samples = Field(default=None, description="Samples to compare with torch on, besides random inputs.")
+    samples: int = Field(default=32, ge=1, description="How many of them.")
+    trust: Annotated[bool, NO_STEP] = Field(default=False, description="Read pickles (.pt, .pth), which can run code.")
+
+
+class Inspect(Options):
+    """Options of `inspect`."""
+
+    dims: Sizes = Field(default={}, description="Sizes of dimensions that vary, by name or as INPUT.AXIS.")

@@ -1,0 +1,152 @@
+"""The options of `quantize` and `sensitivity`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, SkipValidation, model_validator
+
+from edgeopt.errors import UsageError
+from edgeopt.hardware.target import TargetLike, load
+from edgeopt.listener import Listener
+from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, Flag, Force, Output, Table
+from edgeopt.options.reading import Reading
+from edgeopt.options.texts import SIZE, TIME, Text
+
+_SEARCH_S, _REPAIR_S = 600.0, 60.0
+Bits = Literal[4, 8]
+
+
+def _known(target: TargetLike) -> TargetLike:
+    try:
+        load(target)
+    except UsageError as e:
+        raise ValueError(str(e)) from e
+    return target
+
+
+Targeted = Annotated[TargetLike, AfterValidator(_known)]
+Nodes = Annotated[tuple[str, ...], Flag(text=Text("NODE|GLOB|OP", str))]
+
+
+class Placing(Reading):
+    """Where a model may compute in integers."""
+
+    target: Targeted = Field(default="host", description="Hardware: a name (edgeopt targets), or a TOML file of yours.")
+    exclude: Nodes = Field(default=(), description="Nodes that stay float.")
+    include: Nodes = Field(default=(), description="Nodes that become integer even if it does not pay.")
+
+
+class Quantize(Placing):
+    """Options of `quantize`. Without a bar of the user's a result has to be close to float by edgeopt's own."""
+
+    output: Output = Field(default=None, description="File to write. [default: MODEL.int8.onnx]")
+    force: Force = Field(default=False, description="Overwrite the output.")
+    mode: Literal["auto", "static", "dynamic", "fp16", "weights"] = Field(
+        default="auto", description="auto: static, else what is close and no slower."
+    )
+    effort: Literal["fast", "normal", "high"] = Field(
+        default="normal",
+        description="fast: round weights to the nearest; normal: by what layers read (GPTQ), biases too; high: with more samples, "
+        "and a search.",
+    )
+    budget_s: Annotated[float | None, Flag("--budget", TIME)] = Field(
+        default=None,
+        gt=0,
+        description="Of a search [default: 10m], or of the repair of what misses its bar [default: 1m].",
+    )
+    costs: Path | None = Field(
+        default=None,
+        description="Place nodes by the measured times in this file; what it lacks is measured here and added.",
+    )
+    pareto: Annotated[Path | None, NO_STEP] = Field(
+        default=None, description="Folder for the models of the search that no other beats in both accuracy and speed."
+    )
+    samples: Annotated[int, NO_STEP] = Field(
+        default=128, ge=1, description="Samples to calibrate with; others are held out."
+    )
+    range_rule: Annotated[str, Table("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
+        default="mse", description="How ranges are chosen."
+    )
+    rounding: Annotated[str | None, Table("edgeopt.ptq.reconstruct:ROUNDERS")] = Field(
+        default=None, description="How weights are rounded. [default: gptq, nearest with --effort fast]"
+    )
+    clip_weights: bool = Field(default=False, description="Scales of weights by what layers give, not by the peak.")
+    equalize: bool = Field(default=False, description="Cross-layer equalization before all else.")
+    smooth: Annotated[float | None, Flag(text=Text("ALPHA", float))] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="SmoothQuant: 0 leaves all ranges in the activations, 1 moves all to the weights.",
+    )
+    refit: bool = Field(default=False, description="Weights fitted to what layers read in integers, one by one; slow.")
+    keep: Nodes = Field(default=(), description="Nodes that stay float32 in fp16 mode.")
+    bits: Bits = Field(default=8, description="Of --mode weights.")
+    io_types: Literal["keep", "fp16"] = Field(default="keep", description="Inputs and outputs of --mode fp16.")
+    max_ram: Annotated[int | None, Flag(text=SIZE, step=False)] = Field(
+        default=None, ge=1, description="For calibration, e.g. 2G. [default: half of the free memory]"
+    )
+    qat: bool = Field(default=False, description="Train the static result on through its Q/DQ (needs torch).")
+    qat_minutes: float | None = Field(default=10.0, gt=0, description="How long, at the most.")
+    qat_epochs: int = Field(default=4, ge=1, description="How many epochs, at the most.")
+    measure: Annotated[bool, NO_STEP] = Field(default=True, description="Time the result against float.")
+    metric: Annotated[
+        str | Callable[[Any], float] | None,
+        SkipValidation,
+        Flag("--eval", Text("MODULE:FUNCTION", str), step=False),
+    ] = Field(
+        default=None,
+        description="Your metric, a function of run(feed), higher is better; or agreement, cosine or kl with float.",
+    )
+    max_drop: Annotated[float | None, Flag(text=Text("X", float), step=False)] = Field(
+        default=None, ge=0, description="Exit 1 when that metric falls by more."
+    )
+    min_sqnr: Annotated[float | None, Flag(text=Text("DB", float), step=False)] = Field(
+        default=None, description="Exit 1 when an output is further from float."
+    )
+    min_agreement: Annotated[float | None, Flag(text=Text("SHARE", float), step=False)] = Field(
+        default=None, le=1, description="Exit 1 when top-1 agrees less often."
+    )
+    min_speedup: Annotated[float | None, Flag(text=Text("X", float), step=False)] = Field(
+        default=None, description="Exit 1 when it is not so much faster."
+    )
+    data_option: Annotated[str, PYTHON_ONLY] = Field(default="--calib", description="What errors call the samples.")
+    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+
+    @property
+    def search_s(self) -> float:
+        """Seconds for a search, or for the repair of a result that misses its bar."""
+        return self.budget_s if self.budget_s is not None else _SEARCH_S if self.effort == "high" else _REPAIR_S
+
+    @property
+    def searches(self) -> bool:
+        """Whether a static result is where a search begins."""
+        return self.effort == "high" and self.mode in ("auto", "static")
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.qat and self.mode not in ("auto", "static"):
+            raise ValueError(f"{{qat}} trains a static result, not {{mode}} {self.mode}")
+        if self.pareto is not None and not self.searches:
+            raise ValueError(
+                "{pareto} goes with {effort} high and {mode} static or auto: it is the front of what the search tried"
+            )
+        if self.max_drop is not None and self.metric is None:
+            raise ValueError("{max_drop} goes with {metric} package.module:function (or agreement, cosine, kl)")
+        return self
+
+
+class SensitivityOptions(Placing):
+    """Options of `sensitivity`."""
+
+    samples: int = Field(default=8, ge=1, description="Held-out samples that it is measured on.")
+    budget_s: Annotated[float, Flag("--budget", TIME)] = Field(
+        default=60.0, ge=0, description="How long it may take, about; then figures are left out."
+    )
+    range_rule: Annotated[str, Table("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
+        default="mse", description="How ranges are chosen."
+    )
+    data_option: Annotated[str, PYTHON_ONLY] = Field(default="--calib", description="What errors call the samples.")
+    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")

@@ -1,0 +1,148 @@
+"""What people write on a command line, as values: `10m`, `30/s`, `3%`, `2G`, `1,2`, `224x224`. A text that is none raises
+ValueError, which says what to write.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_BYTES = {"k": 1e3, "m": 1e6, "g": 1e9}
+
+
+@dataclass(frozen=True)
+class Text:
+    """How a value is written on a command line: its metavar, how it is read, how a default is shown; whole: one text holds all
+    the items of a tuple, so that the option is not repeated.
+    """
+
+    metavar: str
+    read: Callable[[str], Any]
+    show: Callable[[Any], str] = str
+    whole: bool = False
+
+
+def seconds(text: str) -> float:
+    """Seconds of `500ms`, `30s`, `10m`, or of a plain number."""
+    found = re.fullmatch(r"([\d.]+)\s*(ms|s|min|m|h)?", text.strip())
+    number = _number(found[1]) if found else None
+    if found is None or number is None:
+        raise ValueError(f"{text!r} is no time; write 30s, 10m or 500ms")
+    return number * _SECONDS[found[2] or "s"]
+
+
+def rate(text: str) -> float:
+    """Inferences a second of `30/s` or `30`."""
+    number = _number(text.strip().removesuffix("/s"))
+    if number is None or number <= 0:
+        raise ValueError(f"{text!r} is no rate; write 30/s")
+    return number
+
+
+def share(text: str) -> float:
+    """The share of `3%` or `0.03`."""
+    number = _number(text.strip().removesuffix("%"))
+    if number is None:
+        raise ValueError(f"{text!r} is no share; write 3% or 0.03")
+    return number / 100 if text.strip().endswith("%") else number
+
+
+def size(text: str) -> int:
+    """Bytes of `2G`, `500MB` or `1000000`."""
+    number = text.strip().lower().removesuffix("b").removesuffix("i")
+    try:
+        found = int(float(number[:-1]) * _BYTES[number[-1]] if number[-1:] in _BYTES else float(number))
+    except (ValueError, OverflowError) as e:
+        raise ValueError(f"{text!r} is no size; write 500MB or 2G") from e
+    if found < 1:
+        raise ValueError(f"{text!r}: at least a byte")
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Whole numbers of `1,2,4`, each once."""
+    return tuple(dict.fromkeys(whole_numbers(text)))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers of `1,3,224,224`, as they stand."""
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdecimal() for p in parts):
+        raise ValueError(f"{text!r}; write numbers, e.g. 1,2,4")
+    return tuple(int(p) for p in parts)
+
+
+def whole(text: str) -> int:
+    """A whole number, which may be below 0."""
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise ValueError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Finite numbers of `0.485,0.456,0.406`."""
+    try:
+        found = tuple(float(x) for x in text.split(","))
+    except ValueError as e:
+        raise ValueError(f"{text!r} is no list of numbers") from e
+    if not all(math.isfinite(x) for x in found):
+        raise ValueError(f"{text!r}: finite numbers")
+    return found
+
+
+def sides(text: str) -> tuple[int, int]:
+    """(height, width) of `224x224` or `224`."""
+    parts = [p.strip() for p in text.replace("x", ",").split(",")]
+    if len(parts) > len(("height", "width")) or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise ValueError(f"{text!r}; write 224 or 224x224")
+    return int(parts[0]), int(parts[-1])
+
+
+def side_or_sides(text: str) -> int | tuple[int, int]:
+    """The shorter side of `256`, or (height, width) of `256x192`."""
+    found = sides(text)
+    return found[0] if "x" not in text and "," not in text else found
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names of `flip,crop`."""
+    return tuple(filter(None, (p.strip() for p in text.split(","))))
+
+
+def pairs(given: Sequence[str], example: str) -> dict[str, str]:
+    """Values by name of repeated `NAME=VALUE`."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ValueError(f"{text!r}; write NAME=VALUE, e.g. {example}")
+        if name in found:
+            raise ValueError(f"{name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _time(x: float) -> str:
+    return f"{x / 60:g}m" if x >= 60 and x % 60 == 0 else f"{x:g}s"
+
+
+TIME = Text("TIME", seconds, _time)
+RATE = Text("N/s", rate, lambda x: f"{x:g}/s")
+SHARE = Text("SHARE", share, lambda x: f"{x:.0%}")
+SIZE = Text("SIZE", size)
+COUNTS = Text("N[,N]", counts, lambda x: ",".join(map(str, x)), whole=True)
+NUMBERS = Text("R,G,B", numbers, lambda x: ",".join(f"{v:g}" for v in x), whole=True)
+SIDES = Text("HxW", sides, lambda x: f"{x[0]}x{x[1]}", whole=True)
+SIDE = Text("S|HxW", side_or_sides, whole=True)
+NAMES = Text("NAME[,NAME]", names, ",".join, whole=True)
