@@ -1,4 +1,4 @@
-"""Folders to write and check in before anything is put in its place."""
+"""Where files may go, and how they get there whole: stages to write and check in, replacements, locks, hashes, packed sizes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 from edgeopt.errors import UsageError
 
@@ -169,13 +171,35 @@ def check_place(path: Path, force: bool) -> None:
 _BLOCK = 1 << 20
 
 
-def sha256(path: Path) -> str:
-    """Of the file's bytes."""
+def sha256(*paths: Path) -> str:
+    """Of the bytes of the files, one after the other."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+    for block in _blocks(paths):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def _blocks(paths: Iterable[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                yield block
+
+
+class Packer(Protocol):
+    """A compressor of the standard library."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def packed_bytes(paths: Iterable[Path], packer: Callable[[], Packer] = zlib.compressobj) -> int:
+    """Bytes of the files as a download or an app package carries them, each deflated (or by another `packer`); streamed."""
+    total = 0
+    for path in paths:
+        one = packer()
+        total += sum(len(one.compress(block)) for block in _blocks([path])) + len(one.flush())
+    return total
 
 
 @contextlib.contextmanager
@@ -187,16 +211,27 @@ def writing(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder}: cannot be written ({e.strerror or e}); what was there is as it was") from e
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place at the end, whole or not at all.
+
+    Raises:
+        OSError: the system refuses; what was there is as it was.
+    """
+    part = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def put(file: Path, text: str) -> None:
     """Write `text` to `file`, whole or not at all.
 
     Raises:
         UsageError: it cannot be written.
     """
-    part = file.with_name(f".{file.name[:100]}.{os.getpid()}")
-    try:
-        with writing(file.parent):
-            part.write_text(text, encoding="utf-8")
-            part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(file.parent), replacing(file) as part:
+        part.write_text(text, encoding="utf-8")

@@ -10,22 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import Feed, specs
-from edgeopt.errors import EdgeoptError, UsageError, suggestion
+from edgeopt.data import specs
+from edgeopt.data.made_up import feed_for
+from edgeopt.errors import EdgeoptError
+from edgeopt.files import packed_bytes
+from edgeopt.graph.ops import macs_of
 from edgeopt.hardware import target
 from edgeopt.options import takes
 from edgeopt.options.models import Inspect
 from edgeopt.passes.simplifying import simplify
-from edgeopt.ptq.place import macs, place
-from edgeopt.runtime.probe import Probe, probe
+from edgeopt.ptq.place import place
+from edgeopt.runtime.probe import Probe, probe, shapes
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
-_SPATIAL, _SEQUENCE = 224, 64  # for dimensions that vary and were not said
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,17 @@ def inspect(model: Source, options: Inspect) -> Inspection:
     """
     loaded = graph.load(model)
     form = graph.canonical(loaded)
-    feed = made_up_feed(form, options.dims)
-    bytes_ = b"" if graph.above_protobuf(form) else graph.proto_bytes(form)
+    feed = feed_for(form, options.dims)
+    files = [Path(model), *graph.external_files(loaded)] if isinstance(model, str | Path) else []
+    bytes_ = b"" if files or graph.above_protobuf(form) else graph.proto_bytes(form)
     integer: dict[str, dict[str, int]] = {}
     work = activation_bytes = None
     why = ""
     try:
         simple = simplify(form)
         probes = probe(simple, feed)
-        work = sum(macs(n, probes) for n in simple.graph if n.op_type in ("Conv", "Gemm", "MatMul"))
+        ran = shapes(simple, feed)
+        work = sum(macs_of(n, ran) for n in simple.graph)
         activation_bytes = sum(
             4 * probes[str(v.name)].size for n in simple.graph for v in n.outputs if str(v.name) in probes
         )
@@ -81,8 +84,8 @@ def inspect(model: Source, options: Inspect) -> Inspection:
         parameters=sum(
             v.const_value.size for g in form.graphs() for v in g.initializers.values() if v.const_value is not None
         ),
-        file_bytes=Path(model).stat().st_size if isinstance(model, str | Path) else len(bytes_),
-        download_bytes=len(zlib.compress(bytes_, 6)),
+        file_bytes=sum(f.stat().st_size for f in files) if files else len(bytes_),
+        download_bytes=packed_bytes(files) if files else len(zlib.compress(bytes_)),
         bytes_by_dtype=graph.bytes_by_dtype(form),
         shapes={name: x.shape for name, x in feed.items()},
         activation_bytes=activation_bytes,
@@ -104,35 +107,3 @@ def _describe(value: ir.Value) -> str:
 
 def _dim(d: int | ir.SymbolicDim) -> str:
     return str(d) if isinstance(d, int) else d.value or "?"
-
-
-def made_up_feed(model: ir.Model, dims: Mapping[str, int]) -> Feed:
-    """Normal floats and ones for the inputs of `model` (canonical); see `inspect` for `dims`."""
-    rng = np.random.default_rng(0)
-    free = [(v, i, d) for v in model.graph.inputs for i, d in enumerate(v.shape or ()) if not isinstance(d, int)]
-    names = {d.value for _, _, d in free if d.value} | {f"{v.name}.{i}" for v, i, _ in free}
-    for name in dims:
-        if name not in names:
-            raise UsageError(
-                f"--dim {name}: no input has it{suggestion(name, [str(n) for n in names])} Known: {', '.join(sorted(map(str, names))) or 'none'}"
-            )
-    for name, size in dims.items():
-        if size < 1:
-            raise UsageError(f"--dim {name}={size}: at least 1")
-    feed = {}
-    for value, spec in zip(model.graph.inputs, specs(model), strict=True):
-        rank = len(value.shape or ())
-        shape = [dims.get(f"{spec.name}.{i}") or _size(d, i, rank, dims) for i, d in enumerate(value.shape or ())]
-        floats = np.issubdtype(spec.dtype, np.floating)
-        feed[spec.name] = np.asarray(rng.standard_normal(shape) if floats else np.ones(shape)).astype(spec.dtype)
-    return feed
-
-
-def _size(d: int | ir.SymbolicDim, axis: int, rank: int, dims: Mapping[str, int]) -> int:
-    if isinstance(d, int):
-        return d
-    if d.value in dims:
-        return dims[str(d.value)]
-    if axis == 0:
-        return 1
-    return _SPATIAL if rank == 4 else _SEQUENCE

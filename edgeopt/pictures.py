@@ -125,7 +125,7 @@ def bars(rows: Sequence[Bar], label: str, *, at: float = 228, length: float = 33
         body.append(text(at - 8, y + 12, row.name, anchor="end", title=row.title))
         for share, kind in row.parts:
             width = length * min(1.0, max(0.0, share))
-            if width:
+            if width or len(row.parts) == 1:
                 body.append(
                     f'<rect class="{kind}" x="{x:.1f}" y="{y}" width="{max(1.0, width):.1f}" height="15" rx="2"/>'
                 )

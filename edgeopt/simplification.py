@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Feed, read, readable, specs
+from edgeopt.data.made_up import feed_for
 from edgeopt.errors import ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
-from edgeopt.inspection import made_up_feed
 from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
 from edgeopt.options import takes
 from edgeopt.options.models import Simplify
@@ -82,6 +82,6 @@ def simplify(model: Source, options: Simplify) -> Simplified:
 
 def _feeds(model: ir.Model, options: Simplify) -> list[tuple[str, Feed]]:
     if options.data is None:
-        return [("made up", made_up_feed(model, options.dims))]
+        return [("made up", feed_for(model, options.dims))]
     found = read(options.data, specs(model), options, open_session(model).run)
     return readable(found.samples[:_SAMPLES])[0]

@@ -11,8 +11,6 @@ import sys
 
 import click
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # layers are worked on side by side; more threads in each only spin
-
 from edgeopt import __version__
 from edgeopt.errors import EdgeoptError
 

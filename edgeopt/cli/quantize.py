@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from pathlib import Path
 
 import click
@@ -14,15 +12,6 @@ from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
 from edgeopt.files import check_place
 from edgeopt.options.quantize import Quantize
-
-_M_ARENA_MAX = -8  # of mallopt(3)
-
-
-def _one_heap() -> None:
-    """Let all threads share glibc's one heap: with a heap for each, memory grows with the samples by what each cannot reuse."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-
 
 _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 
@@ -55,7 +44,6 @@ def quantize(model: Path, calib: str | None, random: bool, report_path: Path | N
             check_place(report_path, force=True)
             if report_path.resolve() in {p.resolve() for p in (model, path, Path(calib or model))}:
                 raise UsageError(f"--report {report_path}: would overwrite the model, the result or the samples")
-        _one_heap()
         from edgeopt.quantization.quantize import quantize as run
 
         result = run(model, calib if calib is not None else "random", options.model_copy(update={"output": path}))

@@ -5,6 +5,7 @@ A folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, .wav, .json
 for.
 """
 
+from edgeopt.data.made_up import random_samples
 from edgeopt.data.reading import RANDOM, Data, Samples, read
 from edgeopt.data.screen import Look, look, oddities
 from edgeopt.data.source import (
@@ -13,7 +14,6 @@ from edgeopt.data.source import (
     Sample,
     as_samples,
     open_data,
-    random_samples,
     readable,
     specs,
     split,

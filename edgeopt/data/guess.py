@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.numbers.scores import as_probabilities
+
 _CLEAR = 0.1  # nats between the best and the second
 
 
@@ -41,15 +43,6 @@ class Guess:
         return f"preprocessing: took '{self.preset}', under which the float model knows most of the samples: {table}"
 
 
-def probabilities(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Softmax over the last axis; `logits` [n, classes] that are already probabilities stay as they are."""
-    x = logits.astype(np.float64)
-    if x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3):
-        return x
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
-
-
 def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(-(p * np.log(np.maximum(p, 1e-12))).sum(-1))
 
@@ -58,7 +51,7 @@ def information(logits: NDArray[Any]) -> tuple[float, float]:
     """(I in nats, mean confidence) of `logits` [n, classes]; minus infinity when a value is not finite."""
     if not np.isfinite(logits).all():
         return -np.inf, 0.0
-    p = probabilities(logits)
+    p = as_probabilities(logits)
     return float(_entropy(p.mean(0)) - _entropy(p).mean()), float(p.max(-1).mean())
 
 

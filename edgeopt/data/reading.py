@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from edgeopt.data.guess import Guess, guess
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
-from edgeopt.data.source import as_samples, open_data, random_samples, readable
+from edgeopt.data.made_up import random_samples
+from edgeopt.data.source import as_samples, open_data, readable
 from edgeopt.data.spec import Feed, InputSpec, Sample
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.scores import Outputs, class_scores

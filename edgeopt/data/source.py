@@ -36,7 +36,6 @@ __all__ = [
     "Sample",
     "as_samples",
     "open_data",
-    "random_samples",
     "readable",
     "specs",
     "split",
@@ -276,23 +275,6 @@ def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> lis
     if not isinstance(feeds, Iterable):
         raise UsageError(f"{reading.data_option} {source}: it gives {feeds!r}, not something that yields feeds")
     return as_samples(itertools.islice(feeds, reading.samples + _HELD_OUT), inputs, source)
-
-
-def random_samples(inputs: Sequence[InputSpec], count: int) -> list[Sample]:
-    """Normal floats and small non-negative integers of the declared shapes (dimensions that vary are 1): for trying out
-    only.
-    """
-
-    def feed(seed: int) -> Feed:
-        rng = np.random.default_rng(seed)
-        made: dict[str, NDArray[Any]] = {}
-        for spec in inputs:
-            shape = [d or 1 for d in spec.shape or ()]
-            floats = np.issubdtype(spec.dtype, np.floating)
-            made[spec.name] = (rng.standard_normal(shape) if floats else rng.integers(0, 2, shape)).astype(spec.dtype)
-        return made
-
-    return [(f"random[{i}]", partial(feed, i)) for i in range(count)]
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:

@@ -1,46 +1,66 @@
-"""What quantization must know of each ONNX operator, as one table.
+"""What is known of each ONNX operator, as one table.
 
-`inputs` names the activation inputs that take a grid (`ALL` for variadic operators); `weight` and `bias` are the
-positions of the constants. `same_grid` says that the operator only moves or selects data: its output holds values of
-its input, so both share one grid and ONNX Runtime drops the Q/DQ pair. `clamp` marks activations that a grid can take
-over when its range lies inside theirs.
+`inputs` names the activation inputs that take a grid (`ALL` for variadic operators; none: no integer form); `weights` are the
+positions of the weights, of which integer kernels take the first, and `bias` that of the bias. `moves` says that the operator
+only moves or selects data: its output holds values of its input, so both share one grid and ONNX Runtime drops the Q/DQ
+pair. `clamp` marks activations that a grid can take over when its range lies inside theirs.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 ALL: tuple[int, ...] = tuple(range(64))
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Op:
-    """The quantization rule of one operator type."""
+    """One operator type. channels: axis of the weights that counts outputs, None where attributes or the rank decide; gates: of a
+    recurrent layer; float_output: the integer kernel may give a float result, so no output grid is needed.
+    """
 
-    inputs: tuple[int, ...] = (0,)
-    weight: int | None = None
+    inputs: tuple[int, ...] = ()
+    weights: tuple[int, ...] = ()
     bias: int | None = None
-    same_grid: bool = False
-    float_output: bool = False  # the integer kernel may give a float result, so no output grid is needed
+    channels: int | None = None
+    gates: int = 0
+    moves: bool = False
+    clamp: bool = False
+    float_output: bool = False
+
+    @property
+    def weight(self) -> int | None:
+        """The position of the weight that integer kernels take."""
+        return self.weights[0] if self.weights and self.inputs else None
 
 
-_MOVE = Op(same_grid=True)
+_MOVE = Op(inputs=(0,), moves=True)
+_UNARY = Op(inputs=(0,))
 
 OPS: dict[str, Op] = {
-    "Conv": Op(weight=1, bias=2),
-    "Gemm": Op(weight=1, bias=2, float_output=True),
-    "MatMul": Op(weight=1, float_output=True),
+    "Conv": Op(inputs=(0,), weights=(1,), bias=2, channels=0),
+    "ConvTranspose": Op(weights=(1,), bias=2, channels=1),
+    "Gemm": Op(inputs=(0,), weights=(1,), bias=2, float_output=True),
+    "MatMul": Op(inputs=(0,), weights=(1,), float_output=True),
+    "LSTM": Op(weights=(1, 2), channels=1, gates=4),
+    "GRU": Op(weights=(1, 2), channels=1, gates=3),
+    "RNN": Op(weights=(1, 2), channels=1, gates=1),
     "Add": Op(inputs=(0, 1)),
     "Mul": Op(inputs=(0, 1)),
     "Concat": Op(inputs=ALL),
     "Where": Op(inputs=(1, 2)),
-    "GlobalAveragePool": Op(),
-    "AveragePool": Op(),
-    "LeakyRelu": Op(),
-    "Sigmoid": Op(),
-    "Softmax": Op(),
+    "GlobalAveragePool": _UNARY,
+    "AveragePool": _UNARY,
+    "LeakyRelu": _UNARY,
+    "Sigmoid": _UNARY,
+    "Softmax": _UNARY,
+    "Relu": Op(clamp=True),
+    "Clip": Op(clamp=True),
     "MaxPool": _MOVE,
     "Reshape": _MOVE,
     "Flatten": _MOVE,
@@ -55,8 +75,19 @@ OPS: dict[str, Op] = {
     "DepthToSpace": _MOVE,
     "Resize": _MOVE,
 }
+_NONE = Op()
+CLAMPS = frozenset(name for name, op in OPS.items() if op.clamp)
+LAYERS = frozenset(name for name, op in OPS.items() if op.weights)  # products with weights
+PRODUCTS = frozenset(name for name in LAYERS if OPS[name].inputs)  # those that have an integer form
+# integer operators that ONNX Runtime makes of a layer, and the position of their weight
+_INTEGER = {
+    "ConvInteger": ("Conv", 1), "QLinearConv": ("Conv", 3), "MatMulInteger": ("MatMul", 1), "QLinearMatMul": ("MatMul", 3),
+}  # fmt: skip
 
-CLAMPS = frozenset({"Relu", "Clip"})
+
+def rule(node: ir.Node) -> Op:
+    """The row of `node`; one that says nothing for what is not in the table."""
+    return OPS.get(node.op_type, _NONE) if node.domain in ("", "ai.onnx") else _NONE
 
 
 def constant(value: ir.Value | None) -> bool:
@@ -68,45 +99,77 @@ def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, value) of the inputs of `node` that take an activation grid (a type that the file does not state
     may be float).
     """
-    rule, floats = OPS[node.op_type], (ir.DataType.FLOAT, None)
+    taken, floats = rule(node).inputs, (ir.DataType.FLOAT, None)
     return [
         (i, v)
         for i, v in enumerate(node.inputs)
-        if v is not None and i in rule.inputs and not constant(v) and v.dtype in floats
+        if v is not None and i in taken and not constant(v) and v.dtype in floats
     ]
 
 
 def constants(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, value) of the constant operands of element-wise operators, which need a grid of their own."""
-    rule = OPS[node.op_type]
-    if rule.weight is not None or rule.same_grid:
+    op = rule(node)
+    if op.weights or op.moves:
         return []
-    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and i in rule.inputs and constant(v)]
+    return [(i, v) for i, v in enumerate(node.inputs) if v is not None and i in op.inputs and constant(v)]
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
     """The constant weight of a Conv, Gemm or MatMul, or None when it is computed at run time."""
-    position = OPS[node.op_type].weight if node.op_type in OPS else None
+    position = rule(node).weight
     value = node.inputs[position] if position is not None else None
     return value if constant(value) else None
 
 
 def bias_of(node: ir.Node) -> ir.Value | None:
     """The constant bias of a Conv or Gemm, or None."""
-    position = OPS[node.op_type].bias if node.op_type in OPS else None
+    position = rule(node).bias if rule(node).inputs else None
     value = node.inputs[position] if position is not None and len(node.inputs) > position else None
     return value if constant(value) else None
 
 
-def channel_axis(node: ir.Node) -> int:
-    """The axis of the weight of `node` that counts output channels."""
-    if node.op_type == "Conv":
-        return 0
+def channel_axis(node: ir.Node, position: int | None = None) -> int:
+    """The axis of a weight of `node` that counts output channels: of the one at `position`, or of the first."""
+    op = rule(node)
+    if op.channels is not None:
+        return op.channels
     if node.op_type == "Gemm":
         return 0 if node.attributes.get_int("transB", 0) else 1
-    weight = weight_of(node)
+    weight = node.inputs[op.weights[0] if position is None else position]
     assert weight is not None and weight.const_value is not None
     return len(weight.const_value.shape) - 1
+
+
+def macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:
+    """Multiply-accumulates of `node` from the shapes of its inputs and of its first output; 0 of what is no product."""
+    op, weight = _INTEGER.get(node.op_type, (node.op_type, 1))
+    if len(inputs) <= weight or not inputs[0]:
+        return 0
+    size, x, w = math.prod(output), inputs[0], inputs[weight]
+    if op == "Conv":
+        return size * math.prod(w[1:])
+    if op == "ConvTranspose":
+        return math.prod(x) * math.prod(w[1:])
+    if op == "MatMul":
+        return size * x[-1]
+    if op == "Gemm":
+        return size * x[0 if node.attributes.get_int("transA", 0) else 1]
+    gates = OPS[op].gates if op in OPS else 0
+    if not gates or len(x) != 3:
+        return 0
+    sequence, batch, features = x
+    directions, rows = w[0], w[1]
+    return sequence * batch * directions * rows * (features + rows // gates)
+
+
+def macs_of(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
+    """Multiply-accumulates of `node` in a run in which values had `shapes`; 0 where it did not run."""
+    out = shapes.get(str(node.outputs[0].name))
+    there = [v for v in node.inputs if v is not None]
+    inputs = [v.const_value.shape.numpy() if v.const_value is not None else shapes.get(str(v.name)) for v in there]
+    known = [x for x in inputs if x is not None]
+    return 0 if out is None or len(known) < len(inputs) else macs(node, known, out)
 
 
 def cost_class(node: ir.Node) -> str:
@@ -118,7 +181,7 @@ def cost_class(node: ir.Node) -> str:
     """
     if node.op_type == "Resize":
         return "Resize.nearest" if node.attributes.get_string("mode", "nearest") == "nearest" else "Resize"
-    if OPS[node.op_type].weight is None:
+    if rule(node).weight is None:
         return node.op_type
     weight = weight_of(node)
     if weight is None or weight.const_value is None:

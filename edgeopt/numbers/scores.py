@@ -20,6 +20,20 @@ _MIN_CLASSES = 2
 Outputs = list[NDArray[Any]]
 
 
+def are_probabilities(x: NDArray[Any]) -> bool:
+    """Whether `x` [..., classes] is not negative and sums to 1 over the last axis."""
+    return bool(x.size and x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3))
+
+
+def as_probabilities(x: NDArray[Any]) -> NDArray[np.float64]:
+    """The softmax of `x` [..., classes] over the last axis; what is probabilities already stays as it is."""
+    wide = x.astype(np.float64)
+    if are_probabilities(wide):
+        return wide
+    e = np.exp(wide - wide.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
 def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
     """Whether one output's samples look like class scores: floats [n, classes], or probabilities over the last axis at
     every position of a sequence.
@@ -27,7 +41,7 @@ def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
     first = outputs[0]
     if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
         return False
-    return first.ndim == 2 or bool(first.ndim == 3 and first.min() >= 0 and np.allclose(first.sum(-1), 1, atol=1e-3))
+    return first.ndim == 2 or (first.ndim == 3 and are_probabilities(first))
 
 
 def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence[Outputs]) -> list[OutputReport]:

@@ -11,13 +11,15 @@ request, becomes ONNX Runtime's DynamicQuantizeLSTM, whose weights are quantized
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, drop_unused, initializer, take_over
+from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import bias_of, channel_axis, constant, weight_of
 from edgeopt.numbers.grid import INT8_WEIGHT, QParams, choose, quantize
-from edgeopt.passes.qdq import drop_unused
 
 
 def candidates(model: ir.Model, *, lstm: bool = False) -> list[ir.Node]:
@@ -51,73 +53,64 @@ def dynamic(model: ir.Model, params: Mapping[str, QParams], nodes: frozenset[str
     name.
     """
     copy = model.clone()
-    quantized: dict[tuple[ir.Value | None, int], tuple[ir.Value, ...]] = {}
+    writer = _Writer(copy, Names(copy), params)
     for node in tuple(copy.graph.all_nodes()):
         if node.name in nodes and _product(node):
-            _replace(copy, node, params, quantized)
+            writer.replace(node)
         elif node.name in nodes and _lstm(node):
-            _replace_lstm(copy, node)
+            _replace_lstm(copy, writer.names, node)
     drop_unused(copy)
     return copy
 
 
-def own(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of `model` called `name`."""
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+@dataclass
+class _Writer:
+    """The nodes of one model that several products share: integers of a weight read along one axis, an input in integers."""
 
+    model: ir.Model
+    names: Names
+    params: Mapping[str, QParams]
+    weights: dict[str, tuple[ir.Value, ir.Value, ir.Value]] = field(default_factory=dict)
+    inputs: dict[tuple[ir.Value | None, int], tuple[ir.Value, ...]] = field(default_factory=dict)
 
-def _replace(
-    model: ir.Model,
-    node: ir.Node,
-    params: Mapping[str, QParams],
-    quantized: dict[tuple[ir.Value | None, int], tuple[ir.Value, ...]],
-) -> None:
-    weight, name, graph = weight_of(node), str(node.name), node.graph
-    assert weight is not None and weight.const_value is not None and graph is not None
-    p = params[str(weight.name)]
-    w = weight.const_value.numpy()
-    transpose = channel_axis(node) == 0
-    key = f"{weight.name}_{'t' if transpose else 'n'}"
-    if f"{key}_int8" not in model.graph.initializers:
-        q = quantize(w, p)
-        own(model, f"{key}_int8", np.ascontiguousarray(q.T if transpose else q))
-        own(model, f"{key}_scale", p.scale)
-        own(model, f"{key}_zero", np.zeros(p.scale.shape, np.int8))
-    wq, ws, wz = (model.graph.initializers[f"{key}_{part}"] for part in ("int8", "scale", "zero"))
-    x, new = node.inputs[0], []
-    if (x, id(graph)) not in quantized:
-        dql = ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3, name=f"{name}_DynamicQuantizeLinear")
-        for value, part in zip(dql.outputs, ("uint8", "scale", "zero"), strict=True):
-            value.name = f"{name}_x_{part}"
-        quantized[x, id(graph)] = tuple(dql.outputs)
-        new.append(dql)
-    xq, xs, xz = quantized[x, id(graph)]
-    product = ir.Node("", "MatMulInteger", [xq, wq, xz, wz], name=f"{name}_MatMulInteger")
-    cast = ir.Node("", "Cast", [product.outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT.value)], name=f"{name}_Cast")
-    scale = ir.Node("", "Mul", [xs, ws], name=f"{name}_Scale")
-    result = ir.Node("", "Mul", [cast.outputs[0], scale.outputs[0]], name=f"{name}_Mul")
-    new += [product, cast, scale, result]
-    bias = bias_of(node)
-    if bias is not None:
-        result = ir.Node("", "Add", [result.outputs[0], bias], name=f"{name}_Add")
-        new.append(result)
-    for made in new:
-        for i, value in enumerate(made.outputs):
-            value.name = value.name or f"{made.name}_{i}"
-    graph.insert_before(node, new)
-    take_over(graph, node, result.outputs[0])
+    def replace(self, node: ir.Node) -> None:
+        """Put the dynamic form in the place of the product `node`."""
+        name, graph, names = str(node.name), node.graph, self.names
+        assert graph is not None
+        wq, ws, wz = self._weight(node)
+        x, new = node.inputs[0], list[ir.Node]()
+        if (x, id(graph)) not in self.inputs:
+            outputs = [f"{name}_x_{part}" for part in ("uint8", "scale", "zero")]
+            new.append(make(names, "DynamicQuantizeLinear", [x], f"{name}_DynamicQuantizeLinear", outputs=outputs))
+            self.inputs[x, id(graph)] = tuple(new[0].outputs)
+        xq, xs, xz = self.inputs[x, id(graph)]
+        to_float = [ir.AttrInt64("to", ir.DataType.FLOAT.value)]
+        product = make(names, "MatMulInteger", [xq, wq, xz, wz], f"{name}_MatMulInteger")
+        cast = make(names, "Cast", [product.outputs[0]], f"{name}_Cast", to_float)
+        scale = make(names, "Mul", [xs, ws], f"{name}_Scale")
+        result = make(names, "Mul", [cast.outputs[0], scale.outputs[0]], f"{name}_Mul")
+        new += [product, cast, scale, result]
+        bias = bias_of(node)
+        if bias is not None:
+            result = make(names, "Add", [result.outputs[0], bias], f"{name}_Add")
+            new.append(result)
+        graph.insert_before(node, new)
+        take_over(graph, node, result.outputs[0])
 
-
-def take_over(graph: ir.Graph | ir.Function, node: ir.Node, value: ir.Value) -> None:
-    """Let `value` stand for the output of `node`, name included, and remove `node`."""
-    old = node.outputs[0]
-    name, value.type, value.shape = old.name, old.type, old.shape
-    old.replace_all_uses_with(value, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    value.name = name
+    def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """(integers [in, out], scales, zero points) of the weight of `node`."""
+        weight = weight_of(node)
+        assert weight is not None and weight.const_value is not None
+        transpose = channel_axis(node) == 0
+        key = f"{weight.name}_{'t' if transpose else 'n'}"
+        if key not in self.weights:
+            p = self.params[str(weight.name)]
+            q = quantize(weight.const_value.numpy(), p)
+            arrays = (np.ascontiguousarray(q.T if transpose else q), p.scale, np.zeros(p.scale.shape, np.int8))
+            parts = zip(("int8", "scale", "zero"), arrays, strict=True)
+            first, second, third = (initializer(self.model, self.names, f"{key}_{part}", x) for part, x in parts)
+            self.weights[key] = first, second, third
+        return self.weights[key]
 
 
 def _saturation(w: np.ndarray) -> float:
@@ -126,7 +119,7 @@ def _saturation(w: np.ndarray) -> float:
     return max(float(np.maximum(pairs, 0).sum(1).max()), float(np.maximum(-pairs, 0).sum(1).max())) / INT8_WEIGHT.qmax
 
 
-def _replace_lstm(model: ir.Model, node: ir.Node) -> None:
+def _replace_lstm(model: ir.Model, names: Names, node: ir.Node) -> None:
     inputs = list(node.inputs) + [None] * (8 - len(node.inputs))
     extra: list[ir.Value | None] = []
     for i, part in ((1, "W"), (2, "R")):
@@ -137,8 +130,9 @@ def _replace_lstm(model: ir.Model, node: ir.Node) -> None:
         peak = np.maximum(np.abs(w).max(axis=(1, 2)), [INT8_WEIGHT.qmax * _saturation(d) for d in w])
         p = choose(0.0, peak, INT8_WEIGHT, 0)
         name = f"{node.name}_{part}"
-        inputs[i] = own(model, f"{name}_int8", np.ascontiguousarray(quantize(w, p)))
-        extra += [own(model, f"{name}_scale", p.scale), own(model, f"{name}_zero", np.zeros(p.scale.shape, np.int8))]
+        inputs[i] = initializer(model, names, f"{name}_int8", np.ascontiguousarray(quantize(w, p)))
+        zero = np.zeros(p.scale.shape, np.int8)
+        extra += [initializer(model, names, f"{name}_{part}", x) for part, x in (("scale", p.scale), ("zero", zero))]
     keep = [a for a in node.attributes.values() if a.name != "layout"]
     new = ir.Node(
         "com.microsoft",

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, drop_unused, initializer, take_over
+from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import constant
 from edgeopt.numbers.grid import INT8_WEIGHT, choose, quantize
-from edgeopt.passes.dynamic import own, take_over
-from edgeopt.passes.qdq import drop_unused
 
 _SMALLEST = 65536  # elements; a smaller table is not worth three more nodes
 
@@ -19,9 +19,10 @@ _SMALLEST = 65536  # elements; a smaller table is not worth three more nodes
 def quantize_embeddings(model: ir.Model, exclude: frozenset[str] = frozenset()) -> ir.Model:
     """A clone whose large float32 tables [rows, width] behind a Gather on axis 0 are int8 per row; nodes in `exclude` keep theirs."""
     copy = model.clone()
+    names, known = Names(copy), dict[str, list[ir.Value]]()
     for node in tuple(copy.graph.all_nodes()):
         if node.name not in exclude and _embedding(node):
-            _replace(copy, node)
+            _replace(copy, names, known, node)
     drop_unused(copy)
     return copy
 
@@ -39,20 +40,20 @@ def _embedding(node: ir.Node) -> bool:
     return bool(np.isfinite(table.const_value.numpy()).all())
 
 
-def _replace(model: ir.Model, node: ir.Node) -> None:
+def _replace(model: ir.Model, names: Names, known: dict[str, list[ir.Value]], node: ir.Node) -> None:
     (table, ids), name = node.inputs, str(node.name)
     assert table is not None and table.const_value is not None and node.graph is not None
-    w = table.const_value.numpy()
     key = f"{table.name}_rows"
-    if f"{key}_int8" not in model.graph.initializers:
+    if key not in known:
+        w = table.const_value.numpy()
         p = choose(0.0, np.abs(w).max(axis=1), INT8_WEIGHT, 0)
-        own(model, f"{key}_int8", quantize(w, p))
-        own(model, f"{key}_scale", p.scale[:, None])
-    rows = ir.Node("", "Gather", [model.graph.initializers[f"{key}_int8"], ids], name=f"{name}_rows")
-    scale = ir.Node("", "Gather", [model.graph.initializers[f"{key}_scale"], ids], name=f"{name}_scale")
-    cast = ir.Node("", "Cast", [rows.outputs[0]], [ir.AttrInt64("to", ir.DataType.FLOAT.value)], name=f"{name}_cast")
-    result = ir.Node("", "Mul", [cast.outputs[0], scale.outputs[0]], name=f"{name}_scaled")
-    for made in (rows, scale, cast, result):
-        made.outputs[0].name = f"{made.name}_0"
+        arrays = {"int8": quantize(w, p), "scale": p.scale[:, None]}
+        known[key] = [initializer(model, names, f"{key}_{part}", x) for part, x in arrays.items()]
+    integers, scales = known[key]
+    to_float = [ir.AttrInt64("to", ir.DataType.FLOAT.value)]
+    rows = make(names, "Gather", [integers, ids], f"{name}_rows")
+    scale = make(names, "Gather", [scales, ids], f"{name}_scale")
+    cast = make(names, "Cast", [rows.outputs[0]], f"{name}_cast", to_float)
+    result = make(names, "Mul", [cast.outputs[0], scale.outputs[0]], f"{name}_scaled")
     node.graph.insert_before(node, [rows, scale, cast, result])
     take_over(node.graph, node, result.outputs[0])

@@ -14,9 +14,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, drop_unused, initializer
 from edgeopt.graph.ops import bias_of, constant, weight_of
 from edgeopt.numbers.grid import Array
-from edgeopt.passes.qdq import drop_unused
 
 _SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")
 
@@ -24,12 +24,13 @@ _SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")
 def fold_affine(model: ir.Model) -> ir.Model:
     """A clone with every foldable Mul, Div, Add and Sub of a constant next to a Conv gone."""
     copy = model.clone()
+    names = Names(copy)
     changed = True
     while changed:
         changed = False
         for node in tuple(copy.graph):
             if node.graph is not None and node.op_type == "Conv" and not node.domain and _foldable(node):
-                changed |= _fold_behind(copy, node) or _fold_before(copy, node)
+                changed |= _fold_behind(copy, names, node) or _fold_before(copy, names, node)
     drop_unused(copy)
     return copy
 
@@ -65,7 +66,7 @@ def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array 
     return np.asarray(c, np.float32).reshape(-1)
 
 
-def _fold_behind(model: ir.Model, conv: ir.Node) -> bool:
+def _fold_behind(model: ir.Model, names: Names, conv: ir.Node) -> bool:
     out = conv.outputs[0]
     uses = tuple(out.uses())
     if len(uses) != 1 or out.is_graph_output() or uses[0].node.graph is not conv.graph or uses[0].node.domain:
@@ -77,9 +78,9 @@ def _fold_behind(model: ir.Model, conv: ir.Node) -> bool:
     if c is None or not np.isfinite(c).all():
         return False
     if node.op_type in _SCALES:
-        _set(model, conv, w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c)
+        _set(model, names, conv, w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c)
     else:
-        _set(model, conv, w, b + c)
+        _set(model, names, conv, w, b + c)
     name, old = node.outputs[0].name, node.outputs[0]
     out.type, out.shape = old.type or out.type, old.shape or out.shape
     old.replace_all_uses_with(out, replace_graph_outputs=True)
@@ -88,7 +89,7 @@ def _fold_behind(model: ir.Model, conv: ir.Node) -> bool:
     return True
 
 
-def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
+def _fold_before(model: ir.Model, names: Names, conv: ir.Node) -> bool:
     source = conv.inputs[0]
     node = source.producer() if source is not None else None
     if source is None or node is None or node.domain or node.op_type not in _SCALES + _SHIFTS:
@@ -108,9 +109,15 @@ def _fold_before(model: ir.Model, conv: ir.Node) -> bool:
         w.shape[0], w.shape[1], *[1] * (w.ndim - 2)
     )
     if node.op_type in _SCALES:
-        _set(model, conv, w * inputs, b)
+        _set(model, names, conv, w * inputs, b)
     elif _unpadded(conv):
-        _set(model, conv, w, b + (w * inputs).sum(axis=tuple(range(1, w.ndim)), dtype=np.float64).astype(np.float32))
+        _set(
+            model,
+            names,
+            conv,
+            w,
+            b + (w * inputs).sum(axis=tuple(range(1, w.ndim)), dtype=np.float64).astype(np.float32),
+        )
     else:
         return False
     conv.replace_input_with(0, value)
@@ -143,16 +150,15 @@ def _numbers(conv: ir.Node) -> tuple[Array, Array]:
     )
 
 
-def _set(model: ir.Model, conv: ir.Node, w: Array, b: Array) -> None:
+def _set(model: ir.Model, names: Names, conv: ir.Node, w: Array, b: Array) -> None:
     """Give `conv` weights and a bias of its own."""
     for i, (part, array) in enumerate((("weight", w), ("bias", b)), 1):
-        name = f"{conv.name}_{part}_folded"
-        tensor = ir.Tensor(np.ascontiguousarray(array, dtype=np.float32), name=name)
-        if name in model.graph.initializers:
-            model.graph.initializers[name].const_value = tensor
+        content = np.ascontiguousarray(array, dtype=np.float32)
+        old = conv.inputs[i] if len(conv.inputs) > i else None
+        if old is not None and str(old.name).startswith(f"{conv.name}_{part}_folded") and len(old.uses()) == 1:
+            old.const_value = ir.Tensor(content, name=old.name)
             continue
-        value = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=tensor.shape, const_value=tensor)
-        model.graph.register_initializer(value)
+        value = initializer(model, names, f"{conv.name}_{part}_folded", content)
         if len(conv.inputs) <= i:
             conv.resize_inputs(i + 1)
         conv.replace_input_with(i, value)

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, drop_unused, initializer
+from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import constant
-from edgeopt.passes.qdq import drop_unused
 
 LARGEST = 65504.0
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -59,6 +60,7 @@ def fp16(
             were_single.add(node.outputs[i])
             node.outputs[i].type = ir.TensorType(_HALF)
     casts: dict[tuple[int, int], ir.Value] = {}
+    names = Names(copy)
     for node in tuple(copy.graph.all_nodes()):
         if node.op_type == "Cast" and not node.domain:
             continue
@@ -67,9 +69,9 @@ def fp16(
             if value is not None and (value.dtype == _SINGLE or value in were_single):
                 wanted = _HALF if i in half_inputs else _SINGLE
                 if value.dtype != wanted:
-                    node.replace_input_with(i, _as(copy, value, wanted, node, casts))
+                    node.replace_input_with(i, _as(copy, names, value, wanted, node, casts))
     for graph in copy.graphs():
-        _fix_outputs(graph, were_single, keep_types=io_keep or graph is not copy.graph)
+        _fix_outputs(graph, names, were_single, keep_types=io_keep or graph is not copy.graph)
     copy.graph.sort()
     drop_unused(copy)
     return copy
@@ -139,7 +141,12 @@ def _too_large(value: ir.Value | None, peaks: Mapping[str, float]) -> bool:
 
 
 def _as(
-    model: ir.Model, value: ir.Value, wanted: ir.DataType, reader: ir.Node, casts: dict[tuple[int, int], ir.Value]
+    model: ir.Model,
+    names: Names,
+    value: ir.Value,
+    wanted: ir.DataType,
+    reader: ir.Node,
+    casts: dict[tuple[int, int], ir.Value],
 ) -> ir.Value:
     """`value` as `wanted`: a converted constant, or a Cast in the reader's graph."""
     graph = reader.graph
@@ -150,18 +157,16 @@ def _as(
         name = f"{value.name}_{wanted.name.lower()}" + ("" if is_constant or graph is model.graph else f"_{len(casts)}")
         if is_constant:
             assert value.const_value is not None
-            tensor = ir.Tensor(value.const_value.numpy().astype(wanted.numpy()), name=name)
-            casts[key] = ir.Value(name=name, type=ir.TensorType(wanted), shape=tensor.shape, const_value=tensor)
-            model.graph.register_initializer(casts[key])
+            casts[key] = initializer(model, names, name, value.const_value.numpy().astype(wanted.numpy()), wanted)
         else:
-            node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", wanted.value)], name=f"{name}_Cast")
-            node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(wanted), value.shape
-            graph.append(node)
-            casts[key] = node.outputs[0]
+            cast = make(names, "Cast", [value], f"{name}_Cast", [ir.AttrInt64("to", wanted.value)], outputs=[name])
+            cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(wanted), value.shape
+            graph.append(cast)
+            casts[key] = cast.outputs[0]
     return casts[key]
 
 
-def _fix_outputs(graph: ir.Graph, were_single: set[ir.Value], *, keep_types: bool) -> None:
+def _fix_outputs(graph: ir.Graph, names: Names, were_single: set[ir.Value], *, keep_types: bool) -> None:
     """Graph outputs that became float16 are cast back under their own name."""
     if not keep_types:
         return
@@ -171,9 +176,11 @@ def _fix_outputs(graph: ir.Graph, were_single: set[ir.Value], *, keep_types: boo
             graph.outputs[i] = restored[value]
         elif value.dtype == _HALF and not value.is_initializer() and value in were_single:
             name = str(value.name)
-            value.name = f"{name}_float16"
-            node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", _SINGLE.value)], name=f"{name}_Cast")
+            value.name = names.value(f"{name}_float16")
+            names.release(name)
+            to_float = [ir.AttrInt64("to", _SINGLE.value)]
+            node = make(names, "Cast", [value], f"{name}_Cast", to_float, outputs=[name])
             out = node.outputs[0]
-            out.name, out.type, out.shape = name, ir.TensorType(_SINGLE), value.shape
+            out.type, out.shape = ir.TensorType(_SINGLE), value.shape
             graph.append(node)
             graph.outputs[i] = restored[value] = out

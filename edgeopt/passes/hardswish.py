@@ -1,5 +1,5 @@
-"""Recognise HardSwish where exporters wrote it out: x clip(x + 3, 0, 6) / 6 in any order of its factors, or x
-HardSigmoid(x; 1/6, 1/2).
+"""Recognise HardSwish where exporters wrote it out: the factors of x clip(x + 3, 0, 6) / 6 in any order and grouping, or
+x HardSigmoid(x; 1/6, 1/2).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import math
 
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, drop_unused, remove
 from edgeopt.graph.ops import constant
-from edgeopt.passes.qdq import drop_unused
 
 OPSET = 14
 
@@ -19,16 +19,17 @@ def fuse_hardswish(model: ir.Model) -> ir.Model:
     if model.opset_imports[""] < OPSET:
         return model
     copy = model.clone()
+    names = Names(copy)
     for node in tuple(copy.graph):
         x = _input_of(node) if node.graph is not None else None
         if x is None:
             continue
-        fused = ir.Node("", "HardSwish", [x], name=f"{node.name}_HardSwish")
+        fused = ir.Node("", "HardSwish", [x], name=names.node(f"{node.name}_HardSwish"))
         out, old = fused.outputs[0], node.outputs[0]
         name, out.type, out.shape = old.name, old.type, old.shape
         copy.graph.insert_after(node, fused)
         old.replace_all_uses_with(out, replace_graph_outputs=True)
-        _remove(copy.graph, node)
+        remove(copy.graph, node)
         out.name = name
     drop_unused(copy)
     return copy
@@ -51,25 +52,35 @@ def _split(node: ir.Node | None, op_type: str) -> tuple[ir.Value, float] | None:
     return None
 
 
+def _scaled(node: ir.Node | None) -> tuple[ir.Value, float] | None:
+    """(x, c) of `node` = x c or x / (1 / c) with a constant number c."""
+    divided = _split(node, "Div")
+    if divided is not None:
+        return (divided[0], 1 / divided[1]) if divided[1] else None
+    return _split(node, "Mul")
+
+
 def _gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
-    """(x, c) if `value` is c times HardSigmoid(x; 1/6, 1/2) for c = 6 (a clip) or 1."""
+    """(x, c) if `value` is c times HardSigmoid(x; 1/6, 1/2): 1 of the operator, 6 of clip(x + 3, 0, 6), or what a factor makes of
+    these.
+    """
     node = value.producer() if value is not None else None
     if node is None or node.domain or not _private(node):
         return None
     if node.op_type == "HardSigmoid" and node.inputs[0] is not None:
         slope, offset = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
         return (node.inputs[0], 1.0) if math.isclose(slope, 1 / 6, rel_tol=1e-5) and offset == 0.5 else None
-    if (
-        node.op_type != "Clip"
-        or len(node.inputs) != 3
-        or (_number(node.inputs[1]), _number(node.inputs[2])) != (0.0, 6.0)
-    ):
+    scaled = _scaled(node)
+    if scaled is not None:
+        inner = _gate(scaled[0])
+        return (inner[0], inner[1] * scaled[1]) if inner is not None else None
+    bounds = (_number(node.inputs[1]), _number(node.inputs[2])) if len(node.inputs) == 3 else None
+    if node.op_type != "Clip" or bounds != (0.0, 6.0) or node.inputs[0] is None:
         return None
-    shifted = node.inputs[0].producer() if node.inputs[0] is not None else None
+    shifted = node.inputs[0].producer()
     found = _split(shifted, "Add")
-    return (
-        (found[0], 6.0) if shifted is not None and _private(shifted) and found is not None and found[1] == 3.0 else None
-    )
+    plain = shifted is not None and _private(shifted) and found is not None and found[1] == 3.0
+    return (found[0], 6.0) if plain and found is not None else None
 
 
 def _private(node: ir.Node) -> bool:
@@ -82,35 +93,20 @@ def _product(node: ir.Node | None) -> tuple[ir.Value, float] | None:
         return None
     for x, g in (node.inputs, reversed(tuple(node.inputs))):
         found = _gate(g)
+        scaled = _scaled(x.producer()) if found is not None and x is not None and found[0] is not x else None
         if found is not None and found[0] is x:
             return found
+        if found is not None and scaled is not None and scaled[0] is found[0]:
+            return found[0], found[1] * scaled[1]
     return None
 
 
 def _input_of(node: ir.Node) -> ir.Value | None:
     """x if `node` gives HardSwish(x)."""
     found = _product(node)
-    if found is not None:
-        return found[0] if found[1] == 1.0 else None
-    for op_type, factor in (("Div", 6.0), ("Mul", 1 / 6)):
-        outer = _split(node, op_type)
+    if found is None:
+        outer = _scaled(node)
         inner = outer[0].producer() if outer is not None else None
-        if outer is None or inner is None or not math.isclose(outer[1], factor, rel_tol=1e-6) or not _private(inner):
-            continue
-        found = _product(inner)
-        if found is not None and found[1] == 6.0:
-            return found[0]
-    return None
-
-
-def _remove(graph: ir.Graph, node: ir.Node) -> None:
-    """Remove `node` and what only it read."""
-    inputs = [v.producer() for v in node.inputs if v is not None]
-    graph.remove(node, safe=True)
-    for producer in inputs:
-        if (
-            producer is not None
-            and producer.graph is graph
-            and not any(v.uses() or v.is_graph_output() for v in producer.outputs)
-        ):
-            _remove(graph, producer)
+        product = _product(inner) if inner is not None and _private(inner) else None
+        found = (product[0], product[1] * outer[1]) if product is not None and outer is not None else None
+    return found[0] if found is not None and math.isclose(found[1], 1.0, rel_tol=1e-6) else None

@@ -19,14 +19,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.graph.ops import constant, weight_of
+from edgeopt.graph.ops import PRODUCTS, channel_axis, constant, weight_of
 
 Wide = NDArray[np.float64]
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
 _POOLS = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 )  # over what comes after the channels
-_LAYERS = frozenset({"Conv", "Gemm", "MatMul"})
 _NORMALIZATIONS = frozenset({"LayerNormalization", "BatchNormalization"})
 _BY_CHANNEL = {"Add": 1, "Mul": 0}  # with a constant along the channels; 1: the constant is divided too
 
@@ -69,13 +68,13 @@ def _boundary(producer: ir.Node) -> Boundary | None:
 
 def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
     """(the constant that makes the channels of `node`, its axis of channels) where dividing it divides them."""
-    if node.op_type in _LAYERS:
+    if node.op_type in PRODUCTS:
         weight = weight_of(node)
         if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or _scaled(node):
             return None
         if weight is None or weight.const_value is None or len(weight.const_value.shape) < 2:
             return None
-        return weight, _out_axis(node)
+        return weight, channel_axis(node)
     if node.op_type in _NORMALIZATIONS:
         ours = [v for v in node.inputs[1:3] if v is not None]
         plain = all(_own(v) and v.const_value is not None and len(v.const_value.shape) == 1 for v in ours)
@@ -108,16 +107,6 @@ def _scaled(node: ir.Node) -> bool:
     )
 
 
-def _out_axis(node: ir.Node) -> int:
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return len(weight.const_value.shape) - 1
-
-
 @dataclass
 class _Walk:
     """From a producer to the layers that read it."""
@@ -137,7 +126,7 @@ class _Walk:
     def _use(self, node: ir.Node, position: int) -> bool:
         if node.graph is not self.producer.graph or len(node.outputs) != 1:
             return False
-        if node.op_type in _LAYERS:
+        if node.op_type in PRODUCTS:
             return self._read(node, position)
         if node.op_type in _HOMOGENEOUS or (node.op_type in _POOLS and self.axis == 1):
             return self.follow(node.outputs[0])
@@ -166,7 +155,7 @@ class _Walk:
             return False
         assert weight is not None and weight.const_value is not None
         shape, group = weight.const_value.shape.numpy(), node.attributes.get_int("group", 1)
-        size = shape[1] * group if node.op_type == "Conv" else shape[len(shape) - 1 - _out_axis(node)]
+        size = shape[1] * group if node.op_type == "Conv" else shape[len(shape) - 1 - channel_axis(node)]
         if size != self.channels or (node.op_type != "Conv" and len(shape) != 2):
             return False
         self.readers.append(node)
@@ -195,7 +184,7 @@ def by_input(node: ir.Node, w: NDArray[np.floating]) -> NDArray[np.floating]:
     if node.op_type == "Conv":
         group = node.attributes.get_int("group", 1)
         return w.reshape(group, w.shape[0] // group, w.shape[1], -1)
-    return (w if _out_axis(node) == 0 else w.T)[None, :, :, None]
+    return (w if channel_axis(node) == 0 else w.T)[None, :, :, None]
 
 
 def read(node: ir.Node) -> Wide:

@@ -11,17 +11,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, initializer
+from edgeopt.graph.edit import node as make
+from edgeopt.graph.ops import CLAMPS
+
 _TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
-_PASSED = frozenset({"Relu", "Clip"})
 _LARGEST = 2.0**31 - 1
 
 
 def shield(model: ir.Model) -> ir.Model:
     """A clone of `model` (with Q/DQ) in which float nodes between integer ones have a bias that protects them."""
     copy = model.clone()
+    names = Names(copy)
     for node in tuple(copy.graph):
         if node.op_type in _TAKEN and _exposed(node):
-            _protect(copy, node)
+            _protect(copy, names, node)
     copy.graph.sort()
     return copy
 
@@ -41,11 +45,11 @@ def _exposed(node: ir.Node) -> bool:
         node = uses[0].node
         if node.op_type == "QuantizeLinear":
             return True
-        if node.op_type not in _PASSED:
+        if node.op_type not in CLAMPS:
             return False
 
 
-def _protect(model: ir.Model, node: ir.Node) -> None:
+def _protect(model: ir.Model, names: Names, node: ir.Node) -> None:
     old = node.inputs[2] if len(node.inputs) > 2 else None
     b = (
         old.const_value.numpy()
@@ -54,18 +58,10 @@ def _protect(model: ir.Model, node: ir.Node) -> None:
     )
     scale = np.float32(max(float(np.abs(b).max(initial=0.0)) / (_LARGEST / 2), float(np.finfo(np.float32).tiny)))
     name = f"{node.name}_bias"
-    values = []
-    for part, array in (("integers", np.rint(b / scale).astype(np.int32)), ("scale", np.asarray(scale))):
-        tensor = ir.tensor(array, name=f"{name}_{part}")
-        values.append(
-            ir.Value(
-                name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor
-            )
-        )
-        model.graph.register_initializer(values[-1])
-    made = ir.Node("", "DequantizeLinear", values, name=f"{name}_DequantizeLinear")
-    made.outputs[0].name, made.outputs[0].shape = f"{name}_float", ir.Shape(b.shape)
-    made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    parts = {"integers": np.rint(b / scale).astype(np.int32), "scale": np.asarray(scale)}
+    values = [initializer(model, names, f"{name}_{part}", x) for part, x in parts.items()]
+    made = make(names, "DequantizeLinear", values, f"{name}_DequantizeLinear", outputs=[f"{name}_float"])
+    made.outputs[0].shape, made.outputs[0].type = ir.Shape(b.shape), ir.TensorType(ir.DataType.FLOAT)
     model.graph.insert_before(node, made)
     if len(node.inputs) < 3:
         node.resize_inputs(3)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeopt.graph.edit import Names, initializer
 from edgeopt.graph.ops import constant
 
 Numbers = Mapping[str, NDArray[np.int64]]
@@ -93,6 +94,7 @@ _SELECTS: Mapping[str, Callable[[ir.Node, Fixed], Fixed]] = {"Slice": _slice, "G
 def static_sizes(model: ir.Model, numbers: Known, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
     """A clone of `model` with constants in the place of what is all known; `model` itself where nothing is."""
     copy, changed = model.clone(), False
+    names = Names(copy)
     for node in list(copy.graph):
         found = [numbers.get(str(v.name), [None]) for v in node.outputs]
         if (
@@ -101,17 +103,9 @@ def static_sizes(model: ir.Model, numbers: Known, shapes: Mapping[str, tuple[int
             and None not in found[0]
             and not node.outputs[0].is_graph_output()
         ):
-            _constant(copy, node, np.array(found[0], np.int64).reshape(shapes[str(node.outputs[0].name)]))
+            out = node.outputs[0]
+            content = np.array(found[0], np.int64).reshape(shapes[str(out.name)])
+            out.replace_all_uses_with(initializer(copy, names, f"{out.name}/fixed", content))
+            copy.graph.remove(node, safe=True)
             changed = True
     return copy if changed else model
-
-
-def _constant(model: ir.Model, node: ir.Node, content: NDArray[np.int64]) -> None:
-    """Put `content` in the place of the only output of `node`."""
-    out = node.outputs[0]
-    name = f"{out.name}/fixed"
-    tensor = ir.tensor(content, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(content.shape), const_value=tensor)
-    model.graph.register_initializer(value)
-    out.replace_all_uses_with(value)
-    model.graph.remove(node, safe=True)

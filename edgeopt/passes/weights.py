@@ -10,68 +10,55 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.ops import constant
+from edgeopt.graph.edit import Names, drop_unused, initializer, node, take_over
+from edgeopt.graph.ops import channel_axis, constant, rule
 from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType, choose
-from edgeopt.passes.qdq import dequantized_constant, drop_unused
+from edgeopt.passes.qdq import dequantized_constant
 
 INT4_BLOCK = 32
 _SMALLEST = 256  # elements; below this a scale costs more than it saves
-_POSITIONS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (1,), "LSTM": (1, 2), "GRU": (1, 2)}
-_CHANNELS = {"Conv": 0, "ConvTranspose": 1, "LSTM": 1, "GRU": 1}
-
-
-def _axis(node: ir.Node, rank: int) -> int:
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return _CHANNELS.get(node.op_type, rank - 1)
 
 
 def weight_only(model: ir.Model, bits: int, exclude: frozenset[str] = frozenset()) -> ir.Model:
-    """A clone whose large float32 weights of Conv, ConvTranspose, Gemm, MatMul, LSTM and GRU are integers of `bits`
+    """A clone whose large float32 weights of layers are integers of `bits`
     (8, or 4 for MatMul [K, N] with K in whole blocks); nodes in `exclude` read floats.
     """
     copy = model.clone()
-    for node in tuple(copy.graph.all_nodes()):
-        if node.domain or node.name in exclude:
+    names = Names(copy)
+    for layer in tuple(copy.graph.all_nodes()):
+        if layer.domain or layer.name in exclude:
             continue
-        for i in _POSITIONS.get(node.op_type, ()):
-            value = node.inputs[i]
+        for i in rule(layer).weights:
+            value = layer.inputs[i]
             if value is not None and _large(value):
                 assert value.const_value is not None
-                p = _params(value.const_value.numpy(), node, bits)
+                p = _params(value.const_value.numpy(), layer, i, bits)
                 # readers of one weight along one axis share its integers, each graph with a DequantizeLinear of its own
-                dequantized_constant(copy, value, p, [(node, i)], f"{value.name}_{p.axis}", owner=f"_{node.name}")
-    for node in tuple(copy.graph.all_nodes()):
-        if node.op_type == "DequantizeLinear" and node.attributes.get_int("block_size", 0) == 0:
-            _multiplied(copy, node)
+                name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
+                dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner)
+    for dequantize in tuple(copy.graph.all_nodes()):
+        if dequantize.op_type == "DequantizeLinear" and dequantize.attributes.get_int("block_size", 0) == 0:
+            _multiplied(copy, names, dequantize)
     copy.graph.sort()
     drop_unused(copy)
     return copy
 
 
-def _multiplied(model: ir.Model, dequantize: ir.Node) -> None:
+def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
     """Put Cast and Mul in the place of a DequantizeLinear of int8 along one axis, zero point 0; the graph stays unsorted."""
     q, scale = dequantize.inputs[:2]
-    out, graph = dequantize.outputs[0], dequantize.graph
+    _out, graph = dequantize.outputs[0], dequantize.graph
     if q is None or scale is None or graph is None or q.dtype != ir.DataType.INT8 or not constant(q):
         return
     assert q.const_value is not None and scale.const_value is not None
     axis, rank = dequantize.attributes.get_int("axis", 1), len(q.const_value.shape)
     s = scale.const_value.numpy().reshape([-1 if i == axis % rank else 1 for i in range(rank)])
-    name = f"{scale.name}_broadcast"
-    if name not in model.graph.initializers:
-        tensor = ir.tensor(s, name=name)
-        model.graph.register_initializer(
-            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(s.shape), const_value=tensor)
-        )
-    cast = ir.Node("", "Cast", [q], [ir.AttrInt64("to", int(ir.DataType.FLOAT))], name=f"{dequantize.name}_Cast")
-    cast.outputs[0].name = f"{cast.name}_output"
-    mul = ir.Node("", "Mul", [cast.outputs[0], model.graph.initializers[name]], name=f"{dequantize.name}_Mul")
+    spread = initializer(model, names, f"{scale.name}_broadcast", s)
+    to_float = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
+    cast = node(names, "Cast", [q], f"{dequantize.name}_Cast", to_float, outputs=[f"{dequantize.name}_Cast_output"])
+    mul = node(names, "Mul", [cast.outputs[0], spread], f"{dequantize.name}_Mul")
     graph.extend([cast, mul])
-    name = str(out.name)
-    out.replace_all_uses_with(mul.outputs[0])
-    graph.remove(dequantize, safe=True)
-    mul.outputs[0].name, mul.outputs[0].type, mul.outputs[0].shape = name, out.type, out.shape
+    take_over(graph, dequantize, mul.outputs[0])
 
 
 def _large(value: ir.Value) -> bool:
@@ -81,10 +68,10 @@ def _large(value: ir.Value) -> bool:
     return bool(np.isfinite(tensor.numpy()).all())
 
 
-def _params(w: Array, node: ir.Node, bits: int) -> QParams:
-    if bits == 4 and node.op_type == "MatMul" and w.ndim == 2 and w.shape[0] % INT4_BLOCK == 0:
+def _params(w: Array, layer: ir.Node, position: int, bits: int) -> QParams:
+    if bits == 4 and layer.op_type == "MatMul" and w.ndim == 2 and w.shape[0] % INT4_BLOCK == 0:
         return block_params(w.reshape(w.shape[0] // INT4_BLOCK, INT4_BLOCK, w.shape[1]), INT4_WEIGHT)
-    axis = _axis(node, w.ndim)
+    axis = channel_axis(layer, position)
     peak = np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
     return choose(0.0, peak, INT8_WEIGHT, axis)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt import graph
-from edgeopt.data import Feed, read, readable, specs
+from edgeopt.data import Feed, made_up, read, readable, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, EdgeoptError, WorkerError
+from edgeopt.files import sha256
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
 from edgeopt.profiling import inputs
@@ -27,7 +27,6 @@ from edgeopt.profiling.results import Ops, Placement
 from edgeopt.runtime.session import finite, open_session
 
 _TRACE_S = 1.0
-_BLOCK = 1 << 20
 
 
 @dataclass
@@ -59,7 +58,7 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
         ModelError, UsageError, DataError: a model, a dimension or the data are no good.
     """
     models = {arm.model: graph.canonical(graph.load(arm.model)) for arm in wanted}
-    digests = {path: _sha256(path, model) for path, model in models.items()}
+    digests = {path: sha256(path, *graph.external_files(model)) for path, model in models.items()}
     found = []
     read: dict[object, tuple[list[Feed], str, Path]] = {}
     for i, arm in enumerate(wanted):
@@ -83,20 +82,10 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
     return found
 
 
-def _sha256(path: Path, model: ir.Model) -> str:
-    """Of the file and its external data."""
-    digest = hashlib.sha256()
-    for file in [path, *graph.external_files(model)]:
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _feeds(model: ir.Model, arm: Arm, options: Profile) -> tuple[list[Feed], str]:
     if options.data is None:
         given = inputs.read_arrays(options.inputs, model)
-        feed, told = inputs.generated(model, inputs.shapes(model, arm.dims, arm.batch, given), given)
+        feed, told = made_up.generated(model, made_up.shapes(model, arm.dims, arm.batch, given), given)
         check_feed(feed, model, "--input" if given else "generated input")
         return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
     found = read(options.data, specs(model), options, open_session(model).run)

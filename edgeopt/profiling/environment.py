@@ -8,7 +8,7 @@ import platform
 import re
 from pathlib import Path
 
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, cpu_features, cpu_name, memory_bytes, proc, proc_field
 from edgeopt.profiling.results import Environment
 
 _CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
@@ -20,18 +20,17 @@ _FEATURES = (
 
 def environment() -> Environment:
     """Of this machine, now."""
-    info = _read(Path("/proc/cpuinfo"))
-    flags = set(_field(info, "flags").split()) | set(_field(info, "Features").split())
+    flags = cpu_features()
     return Environment(
-        cpu=_field(info, "model name") or platform.processor() or platform.machine(),
+        cpu=cpu_name(),
         features=tuple(f for f in _FEATURES if f in flags),
         cores=cores(),
         governor=_read(_CPU / "scaling_governor").strip() or None,
-        mhz=_mhz(info),
+        mhz=_mhz(),
         virtual=_virtual(flags),
         load=tuple(round(x, 2) for x in os.getloadavg()) if hasattr(os, "getloadavg") else (),
         pressure=_pressure(),
-        memory_bytes=_memory(),
+        memory_bytes=memory_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         edgeopt=importlib.metadata.version("edgeopt"),
     )
@@ -44,20 +43,15 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _field(info: str, name: str) -> str:
-    found = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", info, re.MULTILINE)
-    return found[1].strip() if found else ""
-
-
-def _mhz(info: str) -> float | None:
+def _mhz() -> float | None:
     khz = _read(_CPU / "scaling_cur_freq").strip()
-    text = _field(info, "cpu MHz")
+    text = proc_field(proc("cpuinfo"), "cpu MHz")
     return int(khz) / 1e3 if khz.isdigit() else float(text) if text else None
 
 
-def _virtual(flags: set[str]) -> str | None:
+def _virtual(flags: frozenset[str]) -> str | None:
     found = []
-    if Path("/.dockerenv").exists() or re.search("docker|kubepods|containerd|lxc", _read(Path("/proc/1/cgroup"))):
+    if Path("/.dockerenv").exists() or re.search("docker|kubepods|containerd|lxc", proc("1/cgroup")):
         found.append("container")
     if "hypervisor" in flags:
         found.append("virtual machine")
@@ -65,10 +59,5 @@ def _virtual(flags: set[str]) -> str | None:
 
 
 def _pressure() -> float | None:
-    found = re.search(r"some avg10=([\d.]+)", _read(Path("/proc/pressure/cpu")))
+    found = re.search(r"some avg10=([\d.]+)", proc("pressure/cpu"))
     return float(found[1]) / 100 if found else None
-
-
-def _memory() -> int | None:
-    found = re.search(r"MemTotal:\s*(\d+)", _read(Path("/proc/meminfo")))
-    return int(found[1]) * 1024 if found else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,8 @@ from edgeopt.errors import WorkerError
 from edgeopt.profiling.results import NodeTime, Ops, Placement, TypeTime
 from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.providers import CPU
+from edgeopt.runtime.trace import KernelRun, kernel_runs, read_events
 
-_SUFFIX = "_kernel_time"
 _NESTING = frozenset({"If", "Loop", "Scan"})
 _COLD_RUNS = 2
 TRACED_RUNS = 12
@@ -51,47 +50,34 @@ def read_trace(path: Path) -> Trace:
     Raises:
         WorkerError: it is no trace.
     """
-    try:
-        events = [event for event in json.loads(path.read_text(encoding="utf-8")) if isinstance(event, dict)]
-    except (OSError, ValueError) as error:
-        raise WorkerError(f"ONNX Runtime's trace {path} cannot be read: {error}") from error
+    events = read_events(path)
     runs = sorted((e["ts"], e["dur"]) for e in events if e.get("name") == "model_run")[_COLD_RUNS:]
     nodes: dict[str, _Seen] = {}
-    timed = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(_SUFFIX)]
+    timed = kernel_runs(events)
     for index, (start, duration) in enumerate(runs):
-        inside = [e for e in timed if start <= e["ts"] <= start + duration]
-        for e, own_us in _own_times(inside):
-            name = e["name"].removesuffix(_SUFFIX)
-            args = e["args"]
-            key = f"{name} #{args.get('node_index', '')}"
-            seen = nodes.setdefault(key, _Seen(args.get("op_name", "?"), args.get("provider", "?"), _shapes(args)))
-            seen.us[index] += own_us
+        inside = [r for r in timed if start <= r.start_us <= start + duration]
+        for r, own_us in _own_times(inside):
+            shapes = ", ".join("x".join(map(str, s)) or "scalar" for _, s in r.shapes("input_type_shape"))
+            key = f"{r.name} #{r.args.get('node_index', '')}"
+            nodes.setdefault(key, _Seen(r.op, r.provider, shapes)).us[index] += own_us
     return Trace(nodes, [d for _, d in runs], events)
 
 
-def _own_times(events: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+def _own_times(runs: Sequence[KernelRun]) -> list[tuple[KernelRun, float]]:
     """Every node with its time less that of the nodes in its body, which the time of an If, Loop or Scan includes.
 
     Times are cut to whole microseconds, so a body may seem to end after its node.
     """
-    own = {id(e): float(e["dur"]) for e in events}
-    around: list[dict[str, Any]] = []
-    for e in sorted(events, key=lambda e: (e["ts"], -e["dur"], e["args"].get("op_name") not in _NESTING)):
-        start, end = e["ts"], e["ts"] + e["dur"]
-        while around and not (
-            start < around[-1]["ts"] + around[-1]["dur"] or end <= around[-1]["ts"] + around[-1]["dur"]
-        ):
+    own = {id(r): r.us for r in runs}
+    around: list[KernelRun] = []
+    for r in sorted(runs, key=lambda r: (r.start_us, -r.us, r.op not in _NESTING)):
+        while around and not (r.start_us < around[-1].end_us or r.end_us <= around[-1].end_us):
             around.pop()
         if around:
-            own[id(around[-1])] -= e["dur"]
-        if e["args"].get("op_name") in _NESTING:
-            around.append(e)
-    return [(e, max(0.0, own[id(e)])) for e in events]
-
-
-def _shapes(args: Mapping[str, Any]) -> str:
-    shapes = [s for entry in args.get("input_type_shape", []) for s in entry.values()]
-    return ", ".join("x".join(map(str, s)) or "scalar" for s in shapes)
+            own[id(around[-1])] -= r.us
+        if r.op in _NESTING:
+            around.append(r)
+    return [(r, max(0.0, own[id(r)])) for r in runs]
 
 
 def ops(trace: Trace) -> Ops | None:

@@ -7,10 +7,8 @@ only dequantized for its consumer: what counts is what an executor has to keep.
 
 from __future__ import annotations
 
-import json
 import lzma
 import math
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +18,14 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.errors import EdgeoptError
-from edgeopt.files import temporary_folder
+from edgeopt.files import packed_bytes, temporary_folder
+from edgeopt.graph.ops import macs
 from edgeopt.passes.simplifying import simplify
 from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.live import live
 from edgeopt.profiling.results import Size
+from edgeopt.runtime.trace import kernel_runs, read_events
 
-_CHUNK = 1 << 20
-_SUFFIX = "_kernel_time"
 _ALIASES = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DequantizeLinear"})
 _IN_PLACE = frozenset(
     {
@@ -36,8 +34,6 @@ _IN_PLACE = frozenset(
     }
 )  # fmt: skip
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _BYTES = {
     "float16": 2,
     "bfloat16": 2,
@@ -62,8 +58,8 @@ def size(path: Path, model: ir.Model, feeds: Path | None, *, xz: bool) -> Size:
     files = [path, *graph.external_files(model)]
     facts: dict[str, Any] = {
         "file_bytes": sum(f.stat().st_size for f in files),
-        "deflate_bytes": _packed(files, zlib.compressobj(6)),
-        "xz_bytes": _packed(files, lzma.LZMACompressor()) if xz else None,
+        "deflate_bytes": packed_bytes(files),
+        "xz_bytes": packed_bytes(files, lzma.LZMACompressor) if xz else None,
         "weights_by_dtype": graph.bytes_by_dtype(model),
         "weights_by_op": _by_op(model),
         "parameters": sum(t.size for t in _tensors(model)),
@@ -78,16 +74,6 @@ def size(path: Path, model: ir.Model, feeds: Path | None, *, xz: bool) -> Size:
 
 def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
     return [v.const_value for g in model.graphs() for v in g.initializers.values() if v.const_value is not None]
-
-
-def _packed(files: Sequence[Path], packer: Any) -> int:
-    """Bytes of `files` together through a compressor."""
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(_CHUNK):
-                total += len(packer.compress(block))
-    return total + len(packer.flush())
 
 
 def _by_op(model: ir.Model) -> dict[str, int]:
@@ -116,7 +102,7 @@ def _work(model: ir.Model, feeds: Path) -> dict[str, int]:
         "activations": sum(elements for elements, _ in stored.values()),
         "activation_bytes": sum(size for _, size in stored.values()),
         "peak_activation_bytes": _peak(numbered, {v: size for v, (_, size) in stored.items()}),
-        "macs": sum(_macs(node, *ran) for i, node in enumerate(nodes) for ran in traced.get(i, ())),
+        "macs": sum(_macs(node, ran) for i, node in enumerate(nodes) for ran in traced.get(i, ())),
     }
 
 
@@ -131,18 +117,12 @@ def _traced(model: ir.Model, feeds: Path) -> dict[int, list[Ran]]:
         with live(arm, profile=str(folder / "trace")) as started:
             started.worker.ask("feed", path=str(feeds))
             started.worker.ask("block", runs=1)
-            events = json.loads(Path(started.worker.ask("trace")["path"]).read_text(encoding="utf-8"))
+            runs = kernel_runs(read_events(Path(started.worker.ask("trace")["path"])))
     found: dict[int, list[Ran]] = {}
-    for e in events:
-        name = e.get("name", "").removesuffix(_SUFFIX)
-        if e.get("cat") == "Node" and name[:1] == "n" and name[1:].isdecimal():
-            ran = _typed(e["args"], "input_type_shape"), _typed(e["args"], "output_type_shape")
-            found.setdefault(int(name[1:]), []).append(ran)
+    for r in runs:
+        if r.name[:1] == "n" and r.name[1:].isdecimal():
+            found.setdefault(int(r.name[1:]), []).append((r.shapes("input_type_shape"), r.shapes("output_type_shape")))
     return found
-
-
-def _typed(args: Mapping[str, Any], key: str) -> Shapes:
-    return [(kind, shape) for entry in args.get(key, []) for kind, shape in entry.items()]
 
 
 def _stored(
@@ -242,23 +222,6 @@ def _body_nodes(node: ir.Node) -> list[ir.Node]:
     return [n for g in _bodies(node) for n in g.all_nodes()]
 
 
-def _macs(node: ir.Node, inputs: Shapes, outputs: Shapes) -> int:
-    """Multiply-accumulates, from the shapes that a run had."""
-    op = node.op_type
-    if not outputs or len(inputs) < 2:
-        return 0
-    out = math.prod(outputs[0][1])
-    weight = inputs[_WEIGHT.get(op, 1)][1] if len(inputs) > _WEIGHT.get(op, 1) else ()
-    if op in ("Conv", "ConvInteger", "QLinearConv"):
-        return out * math.prod(weight[1:])
-    if op == "ConvTranspose":
-        return math.prod(inputs[0][1]) * math.prod(weight[1:])
-    if op in ("MatMul", "MatMulInteger", "QLinearMatMul"):
-        return out * (inputs[0][1][-1] if inputs[0][1] else 1)
-    if op == "Gemm":
-        return out * inputs[0][1][0 if node.attributes.get_int("transA", 0) else 1]
-    if op in _GATES and len(inputs[0][1]) == 3:
-        sequence, batch, features = inputs[0][1]
-        directions, rows = weight[0], weight[1]
-        return sequence * batch * directions * rows * (features + rows // _GATES[op])
-    return 0
+def _macs(node: ir.Node, ran: Ran) -> int:
+    inputs, outputs = ([shape for _, shape in shapes] for shapes in ran)
+    return macs(node, inputs, outputs[0]) if outputs else 0

@@ -13,10 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgeopt.graph.ops import LAYERS
 from edgeopt.pruning.units import Shapes
 from edgeopt.runtime.session import Feed, open_session, with_outputs
-
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def _own(x: ir.Value, inner: ir.Value) -> int:
 
     if inner is x or not comes(inner):
         return 0
-    return sum(inside and node.op_type in _LAYERS for node, inside in reached.items())
+    return sum(inside and node.op_type in LAYERS for node, inside in reached.items())
 
 
 def influences(model: ir.Model, found: Sequence[ResidualBlock], feeds: Sequence[Feed]) -> dict[str, float]:

@@ -17,22 +17,21 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, read, readable, specs
+from edgeopt.data.made_up import feed_for
 from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
+from edgeopt.graph.ops import macs_of
 from edgeopt.graph.select import select
-from edgeopt.inspection import made_up_feed
 from edgeopt.options import takes
 from edgeopt.options.models import Shrink
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
-from edgeopt.ptq.place import macs
-from edgeopt.runtime.probe import probe, shapes, sizes
+from edgeopt.runtime.probe import shapes, sizes
 from edgeopt.runtime.session import finite, open_session
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def shrink(model: Source, options: Shrink) -> Shrunk:
     source = graph.canonical(graph.load(model))
     _check_weights(source)
     simple, numbers = _settled(simplify(source), dims)
-    feeds = [made_up_feed(source, dims)] if options.data is None else _feeds(source, options.data, options)
+    feeds = [feed_for(source, dims)] if options.data is None else _feeds(source, options.data, options)
     feed = feeds[0]
     kept = select([simple], options.keep)
     result, influence, removed = simple, dict[str, float](), tuple[str, ...]()
@@ -95,8 +94,8 @@ def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]
     """
     if not any(n.op_type == "Shape" for n in model.graph):
         return model, {}
-    one = made_up_feed(model, dims)
-    other = made_up_feed(model, {**dims, **_doubled(model, one)})
+    one = feed_for(model, dims)
+    other = feed_for(model, {**dims, **_doubled(model, one)})
     try:
         found, numbers = sizes(model, one)
         settled = simplify(static_sizes(model, known(model, numbers, sizes(model, other)[1]), found))
@@ -174,8 +173,8 @@ def _parameters(model: ir.Model) -> int:
 
 
 def _macs(model: ir.Model, feed: Feed) -> int:
-    probes = probe(model, feed)
-    return sum(macs(n, probes) for n in model.graph if n.op_type in _LAYERS)
+    ran = shapes(model, feed)
+    return sum(macs_of(n, ran) for n in model.graph)
 
 
 def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> None:

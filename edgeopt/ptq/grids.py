@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.edit import Names, initializer
 from edgeopt.graph.ops import activations, bias_of, channel_axis, constants, cost_class, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.target import Target
@@ -139,27 +140,25 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
     bias is [channels].
     """
     copy = model.clone()
+    names = Names(copy)
     for node in copy.graph:
         if node.name not in plan.integer:
             continue
         weight, bias = weight_of(node), bias_of(node)
         for value in (weight, *(v for _, v in constants(node))):
             if value is not None and value.const_value is not None and len(tuple(value.uses())) > 1:
-                _own(copy, node, value, value.const_value.numpy())
+                _own(copy, names, node, value, value.const_value.numpy())
         if weight is not None and weight.const_value is not None and bias is not None and bias.const_value is not None:
             b = bias.const_value.numpy()
             channels = (int(weight.const_value.shape.numpy()[channel_axis(node)]),)
             if b.shape != channels or len(tuple(bias.uses())) > 1:
-                _own(copy, node, bias, np.broadcast_to(b.reshape(-1), channels))
+                _own(copy, names, node, bias, np.broadcast_to(b.reshape(-1), channels))
     return copy
 
 
-def _own(model: ir.Model, node: ir.Node, value: ir.Value, array: Array) -> None:
+def _own(model: ir.Model, names: Names, node: ir.Node, value: ir.Value, array: Array) -> None:
     """Let `node` read `array` from an initializer of its own in place of `value`."""
-    name = f"{value.name}_{node.name}"
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=name)
-    own = ir.Value(name=name, type=value.type, shape=tensor.shape, const_value=tensor)
-    model.graph.register_initializer(own)
+    own = initializer(model, names, f"{value.name}_{node.name}", np.ascontiguousarray(array))
     for i, v in enumerate(node.inputs):
         if v is value:
             node.replace_input_with(i, own)

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph.ops import PRODUCTS
 from edgeopt.ptq.grids import PAIR, largest_pair, reduction_rows, within_pairs
-
-_PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 def unguarded(model: ir.Model) -> list[str]:
@@ -35,7 +34,7 @@ def guarded(model: ir.Model) -> ir.Model:
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, int]]:
     """(product, its int8 weight, the integers, the axis of their channels); depthwise kernels add in 32 bits."""
     for node in model.graph:
-        value = node.inputs[1] if node.op_type in _PRODUCTS else None
+        value = node.inputs[1] if node.op_type in PRODUCTS else None
         dequantize = value.producer() if value is not None else None
         weight = dequantize.inputs[0] if dequantize is not None and dequantize.op_type == "DequantizeLinear" else None
         if dequantize is None or weight is None or weight.const_value is None:

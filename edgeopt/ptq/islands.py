@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgeopt.graph.ops import activations
 from edgeopt.graph.plan import Plan
+from edgeopt.passes.qdq import dequantized_names
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 _CLEAN_DB = 60.0
@@ -41,7 +42,8 @@ def levels(
         - {str(v.name) for v in model.graph.inputs}
     )
     known = {str(v.name) for n in quantized.graph for v in n.outputs}
-    twin = {v: next((x for x in (f"{v}_DequantizeLinear_output", v) if x in known), None) for v in watched}
+    read = dequantized_names(quantized)
+    twin = {v: read.get(v) or (v if v in known else None) for v in watched}
     shown = [v for v in watched if twin[v] is not None]
     float_session = open_session(with_outputs(model, shown))
     integer_session = open_session(with_outputs(quantized, [str(twin[v]) for v in shown]))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.ops import CLAMPS, OPS, activations, bias_of, constant, constants, cost_class, weight_of
+from edgeopt.graph.ops import CLAMPS, activations, bias_of, constant, constants, cost_class, macs_of, rule, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.target import OpCost, Target
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
@@ -28,27 +28,12 @@ from edgeopt.runtime.probe import Probe
 _FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # of an included node without a row
 
 
-def macs(node: ir.Node, probes: Mapping[str, Probe]) -> int:
-    """Multiply-accumulates of a Conv, Gemm or MatMul on the probed sample; 0 for others."""
-    name = str(node.outputs[0].name)
-    if name not in probes:
-        return 0
-    size = probes[name].size
-    weight = weight_of(node)
-    if node.op_type == "Conv" and weight is not None and weight.const_value is not None:
-        return size * math.prod(weight.const_value.shape.numpy()[1:])
-    if node.op_type in ("Gemm", "MatMul") and node.inputs[0] is not None and str(node.inputs[0].name) in probes:
-        shape = probes[str(node.inputs[0].name)].shape
-        return size * (shape[0] if node.attributes.get_int("transA", 0) else shape[-1])
-    return 0
-
-
 def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
     """Why `node` can never be integer, or None."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
+    if not rule(node).inputs:
         return "no integer kernel for this operator"
     weight = weight_of(node)
-    if OPS[node.op_type].weight is not None and weight is None:
+    if rule(node).weight is not None and weight is None:
         return "the weight is computed at run time"
     if (
         node.op_type == "MatMul"
@@ -61,7 +46,7 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
         return "weights are not finite"
     if weight is not None and weight.dtype != ir.DataType.FLOAT:
         return "weights are not float32"
-    bias = OPS[node.op_type].bias
+    bias = rule(node).bias
     if (
         bias is not None
         and len(node.inputs) > bias
@@ -98,7 +83,7 @@ def _bias_along_columns(gemm: ir.Node) -> bool:
 
 def _clamp_of(node: ir.Node) -> ir.Node | None:
     """The Relu or Clip behind `node` that a grid can take over: the only consumer, with 0 inside its bounds."""
-    if OPS[node.op_type].same_grid or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+    if rule(node).moves or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
     uses = tuple(node.outputs[0].uses())
     if len(uses) != 1 or uses[0].idx != 0 or uses[0].node.op_type not in CLAMPS or uses[0].node.graph is not node.graph:
@@ -174,7 +159,7 @@ class _Prices:
         found = self.costs.of(node, probes) if self.costs is not None else None
         if found is None or not math.isfinite(found[1]):  # an included node without a kernel
             row = self.target.cost.get(cost_class(node), _FREE)
-            work, size = macs(node, probes), sum(probes[str(v.name)].size for v in node.outputs)
+            work, size = macs_of(node, _shapes(node, probes)), sum(probes[str(v.name)].size for v in node.outputs)
             found = _linear(row.float_ps, work, size), _linear(row.int_ps, work, size)
         return found[0], found[1] * (1 + self.target.margin)
 
@@ -185,6 +170,11 @@ class _Prices:
         quantize, dequantize, layout = known or (target.quantize_ps, target.dequantize_ps, target.layout_ps)
         more = layout if image else 0.0
         return (quantize + more) * value.size, (dequantize + more) * value.size
+
+
+def _shapes(node: ir.Node, probes: Mapping[str, Probe]) -> dict[str, tuple[int, ...]]:
+    values = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None]
+    return {name: probes[name].shape for name in values if name in probes}
 
 
 def _linear(row: tuple[float, float], work: int, size: int) -> float:
@@ -226,7 +216,7 @@ def _cut(
             network.add_edge(crossing, start, round(quantize))
             for end in ends:
                 network.add_edge(end, crossing, INFINITE)
-        if producer is not None and (value is not producer.outputs[0] or not OPS[producer.op_type].float_output):
+        if producer is not None and (value is not producer.outputs[0] or not rule(producer).float_output):
             crossing = network.add_node()
             network.add_edge(start, crossing, round(dequantize))
             stays = len(users) < len(tuple(value.uses())) or value.is_graph_output()
@@ -248,18 +238,18 @@ def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str]) 
             continue
         for _, value in activations(node):
             grids.setdefault(str(value.name), str(value.name))
-        rule = OPS[node.op_type]
+        op = rule(node)
         outputs = list(node.outputs)
         uses = tuple(node.outputs[0].uses())
         if len(uses) == 1 and str(uses[0].node.name) in clamps:
             outputs = [uses[0].node.outputs[0]]
         for out in outputs:
             needed = (
-                not rule.float_output
+                not op.float_output
                 or any(str(u.node.name) in integer for u in out.uses())
                 or out is not node.outputs[0]
             )
             if needed:
                 first = activations(node)[0][1]
-                grids[str(out.name)] = grids[str(first.name)] if rule.same_grid else str(out.name)
+                grids[str(out.name)] = grids[str(first.name)] if op.moves else str(out.name)
     return grids

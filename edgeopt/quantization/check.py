@@ -9,12 +9,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import Feed
 from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
@@ -87,8 +85,7 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
             raise ValidityError(f"{made.mode}: sums can saturate on {job.target.name} in {', '.join(saturating[:3])}")
     try:
         session, made_of = _loaded(job, made.model, path)
-        feeds = [(name, _adapted(feed, made.model)) for name, feed in job.held]
-        outputs = run_all(session, feeds, workers=cores())
+        outputs = run_all(session, job.held, workers=cores())
     except EdgeoptError as e:
         raise ValidityError(f"{made.mode}: the result does not run: {e}") from e
     errors = tuple(compare(session.outputs, job.reference, outputs))
@@ -97,7 +94,7 @@ def verify(job: Job, made: Made, path: Path) -> Tried:
     latency, float_ms = None, math.nan
     if job.options.measure and measurable(job):
         sessions = {"float": job.float_session, "result": session}
-        found = interleaved(sessions, "float", {"float": job.held[0][1], "result": feeds[0][1]}, seconds=SECONDS)
+        found = interleaved(sessions, "float", dict.fromkeys(sessions, job.held[0][1]), seconds=SECONDS)
         latency, float_ms = found["result"], found["float"].latency_ms
         job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
     score = None if job.metric is None else job.metric(session, job.reference, outputs)
@@ -125,9 +122,3 @@ def _options(job: Job) -> dict[str, str]:
     """
     saturating_here = target.load("host").saturates and not job.target.saturates
     return {**job.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}
-
-
-def _adapted(feed: Feed, model: ir.Model) -> Feed:
-    """`feed` in the element types of the inputs of `model` (fp16 inputs take float16)."""
-    types = {str(v.name): v.dtype for v in model.graph.inputs}
-    return {name: x.astype(np.float16) if types.get(name) == ir.DataType.FLOAT16 else x for name, x in feed.items()}

@@ -6,12 +6,13 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from edgeopt import graph
 from edgeopt.errors import DataError, ValidityError
 from edgeopt.files import check_folder, staged
+from edgeopt.pictures import WIDE, Axes, svg, text
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.prepare import Job
 from edgeopt.quantization.search import Attempt
@@ -98,35 +99,17 @@ def _levels(rows: Sequence[dict[str, str | float | None]]) -> list[float]:
 
 def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
     """SQNR against speed-up with 95 % intervals, an SVG; rows that were not timed stand at 1."""
-    width, height, left, bottom = 640, 400, 60, 350
-    xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
     levels = _levels(rows)
+    xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
     ys = levels or [0.0]
-    x0, x1, y0, y1 = min([*xs, 1.0]) * 0.98, max(xs) * 1.02, min(ys) - 1, max(ys) + 1
-
-    def x(v: float) -> float:
-        return left + (v - x0) / (x1 - x0) * (width - left - 20)
-
-    def y(v: float) -> float:
-        return bottom - (v - y0) / (y1 - y0) * (bottom - 20)
-
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<path d="M{left} 20V{bottom}H{width - 20}" fill="none" stroke="#888"/>',
-        f'<text x="{width / 2}" y="{height - 10}" text-anchor="middle">times as fast as float</text>',
-        f'<text x="16" y="{bottom / 2}" transform="rotate(-90 16 {bottom / 2})" text-anchor="middle">SQNR in dB</text>',
-    ]
-    for v in (x0, (x0 + x1) / 2, x1):
-        lines.append(f'<text x="{x(v):.0f}" y="{bottom + 18}" text-anchor="middle">{v:.2f}</text>')
-    for v in (y0, (y0 + y1) / 2, y1):
-        lines.append(f'<text x="{left - 6}" y="{y(v):.0f}" text-anchor="end">{v:.1f}</text>')
+    axes = Axes(min([*xs, 1.0]) * 0.98, max(xs) * 1.02, min(ys) - 1, max(ys) + 1, bottom=340)
+    body = [*axes.down(), *axes.across(), *axes.named("times as fast as float", "SQNR in dB")]
     for r, db in zip(rows, levels, strict=True):
-        at, level = x(float(r["speedup"] or 1.0)), y(db)
-        low, high = x(float(r["speedup_low"] or 1.0)), x(float(r["speedup_high"] or 1.0))
-        lines += [
-            f'<path d="M{low:.1f} {level:.1f}H{high:.1f}" stroke="#1f4e79"/>',
-            f'<circle cx="{at:.1f}" cy="{level:.1f}" r="5" fill="#1f4e79"><title>{escape(str(r["what"]))}</title></circle>',
-            f'<text x="{at:.1f}" y="{level - 9:.1f}" text-anchor="middle">{escape(str(r["file"])[:2])}{" exact" if r["sqnr_db"] in (None, math.inf) else ""}</text>',
+        low, at, high = (float(r[k] or 1.0) for k in ("speedup_low", "speedup", "speedup_high"))
+        exact = " exact" if r["sqnr_db"] in (None, math.inf) else ""
+        body += [
+            axes.whisker(low, high, db),
+            f'<circle class="bubble" cx="{axes.x(at):.1f}" cy="{axes.y(db):.1f}" r="5"><title>{escape(str(r["what"]))}</title></circle>',
+            text(axes.x(at), axes.y(db) - 9, f"{str(r['file'])[:2]}{exact}", kind="name", anchor="middle"),
         ]
-    return "\n".join([*lines, "</svg>", ""])
+    return svg(WIDE, axes.bottom + 46, "SQNR against speed", body, alone=True) + "\n"

@@ -4,13 +4,12 @@ held-out samples.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
-from edgeopt.files import temporary_folder
+from edgeopt.files import packed_bytes, temporary_folder
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import write_front
 from edgeopt.quantization.judge import Figures, near_enough, nearer
@@ -19,8 +18,6 @@ from edgeopt.quantization.report import Candidate
 from edgeopt.quantization.search import FASTER, Search
 from edgeopt.quantization.search import start as start_search
 from edgeopt.quantization.static import Made, Statics, Tuning
-
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,19 +42,7 @@ def outcome(kept: Tried, reason: str, candidates: Sequence[Candidate]) -> Outcom
 
 def _sizes(folder: Path) -> tuple[int, int]:
     files = sorted(f for f in folder.iterdir() if f.is_file())
-    return sum(f.stat().st_size for f in files), _deflated(files)
-
-
-def _deflated(files: list[Path]) -> int:
-    """Bytes after deflate, as a download or an app package would carry them; streamed."""
-    size = 0
-    for file in files:
-        packer = zlib.compressobj(6)
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                size += len(packer.compress(block))
-        size += len(packer.flush())
-    return size
+    return sum(f.stat().st_size for f in files), packed_bytes(files)
 
 
 def searched(job: Job, statics: Statics, before: Outcome, path: Path, output: Path | None) -> Outcome:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeopt.data.source import named
 from edgeopt.errors import DataError, UsageError, suggestion
-from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement
+from edgeopt.numbers.scores import Outputs, are_probabilities, as_probabilities, class_scores, compare, lowest_agreement
 from edgeopt.runtime.session import Session
 
 Run = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
@@ -53,15 +53,10 @@ def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
 def _divergence(r: NDArray[Any], y: NDArray[Any]) -> float:
     """Mean KL over the last axis of probabilities, or of scores by way of their softmax, as `r` looks."""
     p, q = (np.maximum(x.astype(np.float64), np.finfo(np.float32).min) for x in (r, y))  # masked classes are -inf
-    if not (p.min() >= 0 and np.allclose(p.sum(-1), 1, atol=1e-3)):
-        p, q = _softmax(p), _softmax(q)
+    if not are_probabilities(p):
+        p, q = as_probabilities(p), as_probabilities(q)
     p, q = (np.maximum(x, _TINY) for x in (p, q))
     return float(np.mean((p * (np.log(p) - np.log(q))).sum(-1)))
-
-
-def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
 
 
 def _names(reference: Sequence[Outputs]) -> list[str]:

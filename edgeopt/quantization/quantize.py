@@ -25,6 +25,7 @@ from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
 from edgeopt.hardware import target
+from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.check import Tried, measurable, verify
@@ -59,6 +60,13 @@ def quantize(model: Source, data: Data, options: Quantize) -> Result:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
+    with numeric_work():
+        return _quantized(model, data, options, start)
+
+
+def _quantized(model: Source, data: Data, options: Quantize, start: float) -> Result:
+    path = options.output
+    journal = path is not None and options.searches and journal_of(path).is_file()
     job = prepare(graph.load(model), data, options, options.listener)
     resumed = path is not None and journal and is_of(job, path)
     if path is not None:

@@ -24,13 +24,14 @@ from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, ModelError
 from edgeopt.graph.ops import bias_of, channel_axis, weight_of
 from edgeopt.graph.plan import Plan
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, numeric_work
 from edgeopt.numbers.grid import QParams, fake_quantize
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options import takes
 from edgeopt.options.quantize import Placing, Quantize, SensitivityOptions
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
+from edgeopt.pictures import Bar, bars, shortened
 from edgeopt.ptq.grids import activation_params, quantization_params, untie
 from edgeopt.ptq.islands import levels
 from edgeopt.quantization.check import measurable
@@ -103,6 +104,11 @@ def sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensi
     Raises:
         EdgeoptError: as `edgeopt.quantize`; ModelError also where no node becomes integer.
     """
+    with numeric_work():
+        return _sensitivity(model, data, options)
+
+
+def _sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
     shared = options.model_dump(include=set(Placing.model_fields) - {"samples"}, exclude_unset=True)
     chosen = Quantize(mode="static", measure=False, range_rule=options.range_rule, **shared)
@@ -282,26 +288,11 @@ def _spread(node: ir.Node) -> float | None:
 
 def picture(found: Sensitivity, most: int = 40) -> str:
     """The worst nodes as bars, an SVG; dark: weights, light: activations."""
-    rows = found.nodes[:most]
-    height = 18 * len(rows) + 40
-    top = max((n.share for n in rows), default=1.0) or 1.0
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        f'<text x="10" y="20">share of the loss by node; all quantized: {found.sqnr_db:.1f} dB; dark: weights, light: activations</text>',
-    ]
-    for i, node in enumerate(rows):
-        y, width = 32 + 18 * i, 380 * node.share / top
-        dark = width * (node.weights if node.weights is not None else 0.0)
-        name = node.name if len(node.name) < 44 else f"...{node.name[-40:]}"
-        lines += [
-            f'<text x="10" y="{y + 12}">{_escaped(name)}</text>',
-            f'<rect x="300" y="{y}" width="{dark:.1f}" height="14" fill="#1f4e79"/>',
-            f'<rect x="{300 + dark:.1f}" y="{y}" width="{max(0.0, width - dark):.1f}" height="14" fill="#9dc3e6"/>',
-            f'<text x="{306 + width:.1f}" y="{y + 12}">{node.share:.1%}</text>',
-        ]
-    return "\n".join([*lines, "</svg>", ""])
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    top = max((n.share for n in found.nodes[:most]), default=1.0) or 1.0
+    rows = []
+    for node in found.nodes[:most]:
+        length, weights = node.share / top, node.weights if node.weights is not None else 0.0
+        parts = [(length * weights, "bar"), (length * (1 - weights), "bar light")]
+        rows.append(Bar(shortened(node.name, 44), parts, f"{node.share:.1%}", title=node.describe()))
+    label = f"share of the loss by node; all quantized: {found.sqnr_db:.1f} dB; dark: weights, light: activations"
+    return bars(rows, label, at=320, alone=True) + "\n"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import re
 import time
 from collections import defaultdict
@@ -30,16 +29,18 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeopt.errors import DataError
-from edgeopt.files import temporary_folder
-from edgeopt.graph.ops import OPS
+from edgeopt.files import replacing, temporary_folder
+from edgeopt.graph.ops import rule
+from edgeopt.hardware.host import cpu_name
 from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.probe import Probe
 from edgeopt.runtime.session import Feed, open_session
+from edgeopt.runtime.trace import kernel_runs, read_events
 
 SCHEMA = "edgeopt.costs/1"
 _ROUNDS = (5, 40)
 _SECONDS = 3.0  # for the rounds of one model
-_SUFFIX = re.compile(r"(_kernel_time|_token_\d+|_nchwc|_nhwc)+$")
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
 _PS = 1e6  # in a microsecond
 _CHAIN = (64, 28)  # channels and side of the images that the crossing is measured on
 
@@ -61,16 +62,7 @@ class Costs:
 
 def here() -> str:
     """What decides times: processor, ONNX Runtime, threads."""
-    return f"{_processor()}, onnxruntime {ort.__version__}, 1 thread"
-
-
-def _processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    found = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.machine()
+    return f"{cpu_name()}, onnxruntime {ort.__version__}, 1 thread"
 
 
 def key(node: ir.Node, probes: Mapping[str, Probe]) -> str:
@@ -107,10 +99,10 @@ def measured(
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for node in nodes:
         name = str(node.name)
-        if OPS[node.op_type].weight is not None and not (name in of_float and name in of_integer):
+        if rule(node).weight is not None and not (name in of_float and name in of_integer):
             continue  # fused with others in one of the forms: the table knows better
         kinds = {kind(op) for op in of_integer.get(name, {})}
-        missing = kinds == {"float"} and not OPS[node.op_type].same_grid
+        missing = kinds == {"float"} and not rule(node).moves
         ours = math.inf if missing else sum(of_integer.get(name, {}).values())
         times[key(node, probes)].append((sum(of_float.get(name, {}).values()), ours))
     means = {k: (_mean(a for a, _ in v), _mean(b for _, b in v)) for k, v in times.items()}
@@ -134,14 +126,13 @@ def profiled(models: Sequence[ir.Model], feed: Feed) -> list[Events]:
             for session in sessions:
                 session.run(feed)
             rounds += 1
-        return [_read(Path(s.raw.end_profiling())) for s in sessions]
+        return [_medians(Path(s.raw.end_profiling())) for s in sessions]
 
 
-def _read(path: Path) -> Events:
+def _medians(trace: Path) -> Events:
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in json.loads(path.read_text(encoding="utf-8")):
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            found[event["name"], event["args"]["op_name"]].append(_PS * event["dur"])
+    for run in kernel_runs(read_events(trace)):
+        found[run.name, run.op].append(_PS * run.us)
     return {name: median(times) for name, times in found.items()}
 
 
@@ -245,10 +236,9 @@ def document(costs: Costs) -> dict[str, object]:
 
 
 def save(costs: Costs, path: Path) -> None:
-    """Write `costs`, by way of a file beside it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document(costs), indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Write `costs`, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(document(costs), indent=1) + "\n", encoding="utf-8")
 
 
 def joined(known: Costs, new: Costs) -> Costs:

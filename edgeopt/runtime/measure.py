@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from edgeopt.numbers.intervals import median_interval
 from edgeopt.runtime.session import Feed, Session
 
 _BLOCK_S = 0.02
 _WARM_UP_S = 0.1
-_BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -72,15 +71,5 @@ def interleaved(
 
 def _latency(blocks: Sequence[float], reference: Sequence[float]) -> PairedLatency:
     ratios = np.log(np.asarray(reference) / np.asarray(blocks))
-    low, high = bootstrap_interval(ratios)
-    return PairedLatency(
-        1e3 * float(np.median(blocks)), float(np.exp(np.median(ratios))), float(np.exp(low)), float(np.exp(high))
-    )
-
-
-def bootstrap_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile-bootstrap interval of the median of `values` [rounds]."""
-    rng = np.random.default_rng(seed)
-    medians = np.median(values[rng.integers(0, len(values), (_BOOTSTRAP, len(values)))], axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return float(low), float(high)
+    found = median_interval([ratios]).exp()
+    return PairedLatency(1e3 * float(np.median(blocks)), found.value, found.low, found.high)

@@ -46,10 +46,13 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model; `outputs` in the order that `run` returns them."""
+    """A loaded model; `outputs` in the order that `run` returns them; halves: inputs that are float16, for which it takes float32
+    too.
+    """
 
     raw: ort.InferenceSession
     outputs: tuple[str, ...]
+    halves: frozenset[str] = frozenset()
 
     def run(self, feed: Feed) -> list[NDArray[Any]]:
         """The outputs for one feed.
@@ -58,10 +61,15 @@ class Session:
             DataError: the runtime refused the feed or failed on it.
         """
         try:
-            return list(self.raw.run(list(self.outputs), dict(feed)))
+            return list(self.raw.run(list(self.outputs), self._fitting(feed)))
         except ERRORS as e:
             shapes = ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items())
             raise DataError(f"the model failed on a sample ({shapes}): {e}") from e
+
+    def _fitting(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        if not self.halves:
+            return dict(feed)
+        return {k: x.astype(np.float16) if k in self.halves and x.dtype == np.float32 else x for k, x in feed.items()}
 
 
 @functools.cache
@@ -106,7 +114,8 @@ def open_session(
         raise UsageError(f"no room for a temporary file ({e}); set TMPDIR to a folder with space") from e
     except ERRORS as e:
         raise ModelError(f"ONNX Runtime refuses the model: {e}") from e
-    return Session(raw, tuple(o.name for o in raw.get_outputs()))
+    halves = frozenset(i.name for i in raw.get_inputs() if i.type == "tensor(float16)")
+    return Session(raw, tuple(o.name for o in raw.get_outputs()), halves)
 
 
 def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.InferenceSession:

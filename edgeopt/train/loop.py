@@ -7,7 +7,6 @@ there are, and so how long the cosine is. Several ranks train as one process wou
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import dataclasses
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError, EdgeoptError
+from edgeopt.files import replacing
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
@@ -277,13 +277,7 @@ def _save(run: TrainingRun, options: Distill, listener: Listener) -> None:
         try:
             write(run, path)
         except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError when it cannot write
-            with contextlib.suppress(OSError):
-                _part(path).unlink()
             listener.note(f"{path} cannot be written ({str(e).splitlines()[0][:120]}); what it held before is kept")
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(path.name + ".part")
 
 
 def _show(run: TrainingRun, folder: Path) -> None:
@@ -297,11 +291,10 @@ def _show(run: TrainingRun, folder: Path) -> None:
 
 
 def _write_log(run: TrainingRun, path: Path) -> None:
-    with _part(path).open("w", newline="", encoding="utf-8") as stream:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow([f.name for f in dataclasses.fields(Epoch)])
         writer.writerows(dataclasses.astuple(line) for line in run.progress.log)
-    _part(path).replace(path)
 
 
 def _write_state(run: TrainingRun, path: Path) -> None:
@@ -312,8 +305,8 @@ def _write_state(run: TrainingRun, path: Path) -> None:
         "average": run.average.state_dict() if run.average is not None else None,
         "progress": progress,
     }
-    torch.save(state, _part(path))
-    _part(path).replace(path)
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 _BROKEN = (

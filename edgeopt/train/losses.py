@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgeopt.errors import UsageError
+from edgeopt.numbers.scores import are_probabilities
 
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 _ALIKE = 0.05
@@ -136,8 +137,7 @@ def guess(teacher: list[Tensor], told: bool = False) -> str:
     rows = [_rows(t).float() for t in teacher]
     classes = teacher[0].ndim == 2 and rows[0].shape[-1] > 1
     if all(x.min() >= 0 and x.max() <= 1 for x in rows):
-        whole = all(torch.allclose(x.sum(-1), torch.ones(len(x)), atol=1e-3) for x in rows)
-        return "probabilities" if whole else "bce"
+        return "probabilities" if all(are_probabilities(x.numpy()) for x in rows) else "bce"
     if told:
         return "kd"
     unit = all(torch.allclose(x.norm(dim=-1), torch.ones(len(x)), atol=1e-3) for x in rows)

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from edgeopt.data.guess import guess, information, probabilities
+from edgeopt.data.guess import guess, information
+from edgeopt.numbers.scores import as_probabilities
 
 CLASSES = 8
 
@@ -18,13 +19,13 @@ def sure(answers: list[int], strength: float = 40.0) -> np.ndarray:
 
 
 def test_probabilities_are_a_softmax_that_does_not_overflow() -> None:
-    p = probabilities(np.float32([[0, math.log(3)], [1e4, -1e4]]))
+    p = as_probabilities(np.float32([[0, math.log(3)], [1e4, -1e4]]))
     np.testing.assert_allclose(p, [[0.25, 0.75], [1, 0]], rtol=1e-6)  # log 3 in float32
 
 
 def test_probabilities_stay_as_they_are() -> None:
     p = np.float32([[0.1, 0.9], [0.5, 0.5]])
-    assert np.array_equal(probabilities(p), p.astype(np.float64))
+    assert np.array_equal(as_probabilities(p), p.astype(np.float64))
 
 
 def test_sure_and_different_answers_hold_the_most_information() -> None:

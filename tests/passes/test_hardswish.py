@@ -18,6 +18,11 @@ SPELT = {
         ("x, three", "three, x"), ("x, g1", "g1, x"), ("Div(m, six)", "Mul(m, sixth)", "Mul(sixth, m)")
     )
 }
+SPELT |= {
+    "the gate divided": f"{GATE.format('x, three')}  d = Div(g1, six)  y = Mul(x, d)",
+    "the gate multiplied": f"{GATE.format('x, three')}  d = Mul(sixth, g1)  y = Mul(d, x)",
+    "the input divided": f"{GATE.format('x, three')}  d = Div(x, six)  y = Mul(d, g1)",
+}
 SPELT["a HardSigmoid"] = "h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)  y = Mul(x, h)"
 SPELT["a HardSigmoid first"] = "h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)  y = Mul(h, x)"
 OTHERS = {

@@ -13,9 +13,10 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph
+from edgeopt.data.made_up import generated, index_bound, shapes
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, UsageError
-from edgeopt.profiling.inputs import generated, index_bound, read_arrays, shapes, write_feeds
+from edgeopt.profiling.inputs import read_arrays, write_feeds
 from tests import tiny
 from tests.models import normal
 

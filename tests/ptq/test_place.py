@@ -11,13 +11,13 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import UsageError
-from edgeopt.graph.ops import OPS, activations, cost_class
+from edgeopt.graph.ops import OPS, activations, cost_class, macs_of
 from edgeopt.graph.plan import Plan
 from edgeopt.graph.select import select
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import OpCost, Target
-from edgeopt.ptq.place import macs, place, refusal
-from edgeopt.runtime.probe import Probe, probe
+from edgeopt.ptq.place import place, refusal
+from edgeopt.runtime.probe import Probe, probe, shapes
 from tests import tiny
 
 AVX2 = targets.load("cpu-x86-avx2")
@@ -51,7 +51,7 @@ def clamp_of(node: ir.Node) -> ir.Node | None:
     """The Relu that the output grid of `node` takes over when `node` is integer."""
     uses = tuple(node.outputs[0].uses())
     alone = len(uses) == 1 and uses[0].node.op_type == "Relu" and not node.outputs[0].is_graph_output()
-    return uses[0].node if alone and not OPS[node.op_type].same_grid else None
+    return uses[0].node if alone and not OPS[node.op_type].moves else None
 
 
 def candidates(model: ir.Model, target: Target, probes: Mapping[str, Probe]) -> dict[str, ir.Node]:
@@ -63,7 +63,7 @@ def cost(model: ir.Model, target: Target, probes: Mapping[str, Probe], integer: 
     total = 0
     taken = {}  # value -> the integer node that gives it
     for name, node in candidates(model, target, probes).items():
-        row, work = target.cost[cost_class(node)], macs(node, probes)
+        row, work = target.cost[cost_class(node)], macs_of(node, {k: p.shape for k, p in probes.items()})
         size = sum(probes[str(v.name)].size for v in node.outputs)
         if name in integer:
             total += round((row.int_ps[0] * work + row.int_ps[1] * size) * (1 + target.margin))
@@ -475,7 +475,7 @@ def test_multiply_accumulates_are_counted(text: str, weights: np.ndarray, expect
     model = tiny.model(text, w=weights)
     shape = tuple(model.graph.inputs[0].shape)
     (node,) = model.graph
-    assert macs(node, probe(model, {"x": np.ones(shape, np.float32)})) == expected
+    assert macs_of(node, shapes(model, {"x": np.ones(shape, np.float32)})) == expected
 
 
 def test_bodies_of_if_stay_float() -> None:

@@ -164,7 +164,7 @@ def test_the_picture_is_xml_with_a_point_for_each_row(tmp_path: Path) -> None:
     write_front(job, front_of(job), tmp_path)
     svg = ET.fromstring((tmp_path / "pareto.svg").read_text(encoding="utf-8"))
     titles = [t.text for t in svg.iter("{http://www.w3.org/2000/svg}title")]
-    assert titles == ["x" * 80, "a / b: .. <é> & 100%", "as it was"]
+    assert titles == ["SQNR against speed", "x" * 80, "a / b: .. <é> & 100%", "as it was"]
 
 
 def row(**figures: Any) -> dict[str, Any]:

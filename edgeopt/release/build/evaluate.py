@@ -6,7 +6,6 @@ All variants are judged on the same samples: those of `data.eval`, or the ones o
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.data import Feed, read, readable, specs
+from edgeopt.data.made_up import feed_for
 from edgeopt.errors import DataError, EdgeoptError
+from edgeopt.files import packed_bytes
 from edgeopt.hardware.host import cores
-from edgeopt.inspection import made_up_feed
 from edgeopt.listener import Listener
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.options.quantize import Quantize
+from edgeopt.passes.qdq import dequantized_names
 from edgeopt.profiling.results import Range
 from edgeopt.quantization.prepare import Job, prepare
 from edgeopt.release.build.actions import Context, data_choices, import_from_root
@@ -33,24 +34,11 @@ from edgeopt.release.project.names import free_dims
 from edgeopt.runtime.session import Session, open_session, run_all, with_outputs
 
 _MOST = 1000
-_BLOCK = 1 << 20
 _LAYER_SAMPLES = 4
 _SHOWN = 6  # layers whose values are drawn
 _BINS = 40
 _EXACT_DB = 200.0  # said of what has no error at all
 _MAYBE_FLOAT = (ir.DataType.FLOAT, None)  # many files do not say the types of inner values
-_DEQUANTIZED = "_DequantizeLinear_output"
-
-
-@dataclass(frozen=True)
-class _Halved(Session):
-    """A session that takes the float model's feeds; halves: inputs that are fp16 in this model."""
-
-    halves: frozenset[str]
-
-    def run(self, feed: Feed) -> Outputs:
-        """The outputs for one feed, as `Session.run`."""
-        return super().run({k: x.astype(np.float16) if k in self.halves else x for k, x in feed.items()})
 
 
 @dataclass(frozen=True)
@@ -127,18 +115,20 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
         EdgeoptError: it does not run, or gives outputs of other shapes.
     """
     model = graph.load(path)
-    halves = frozenset(str(v.name) for v in model.graph.inputs if v.dtype == ir.DataType.FLOAT16)
-    session = _opened(path, halves)
+    session = open_session(path)
     outputs = run_all(session, j.feeds, workers=cores())
     errors = compare(session.outputs, j.reference, outputs)
-    found = _sizes([path, *graph.external_files(model)]) | {
+    files = [path, *graph.external_files(model)]
+    found = {
+        "size.file": float(sum(f.stat().st_size for f in files)),
+        "size.download": float(packed_bytes(files)),
         "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
         "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
     }
     shares, drops = _shares(j, outputs, lowest_agreement(errors))
     if j.job.metric is not None:
         found["accuracy.eval"] = j.job.metric(session, j.reference, outputs)
-    layers = _layers(j, model, halves)
+    layers = _layers(j, model)
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
     return Evaluation(found | {name: x.value for name, x in shares.items()}, shares, drops, layers)
@@ -178,29 +168,12 @@ def made_up(path: Path, dims: Mapping[str, int]) -> Feed:
     """Inputs for the model at `path`, with those of `dims` that it has left free."""
     model = graph.load(path)
     free = set(free_dims(model))
-    return made_up_feed(model, {name: size for name, size in dims.items() if name in free})
+    return feed_for(model, {name: size for name, size in dims.items() if name in free})
 
 
 def opset(path: Path) -> int:
     """Of the standard operators in the model at `path`."""
     return int(graph.load(path).opset_imports.get("", 0))
-
-
-def _sizes(files: Sequence[Path]) -> dict[str, float]:
-    """Of a model's files, as they are and as a download would pack them."""
-    total = 0
-    for file in files:
-        packer = zlib.compressobj(6)
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                total += len(packer.compress(block))
-        total += len(packer.flush())
-    return {"size.file": float(sum(f.stat().st_size for f in files)), "size.download": float(total)}
-
-
-def _opened(model: ir.Model | Path, halves: frozenset[str]) -> Session:
-    session = open_session(model)
-    return _Halved(session.raw, session.outputs, halves)
 
 
 def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
@@ -213,15 +186,16 @@ def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArra
     return {f"accuracy.top{k}": (order[:, :k] == want).any(1) for k in (1, 5)}
 
 
-def _layers(j: Jury, theirs: ir.Model, halves: frozenset[str]) -> list[Layer]:
+def _layers(j: Jury, theirs: ir.Model) -> list[Layer]:
     """SQNR of inner values that both models have, worst first; none where the variant has other values."""
     ours = j.job.model
     known = {str(v.name): v for n in theirs.graph for v in n.outputs}
     pairs = {}
+    read = dequantized_names(theirs)
     for node in ours.graph:
         for value in node.outputs[:1]:
             name = str(value.name)
-            twin = next((t for t in (name + _DEQUANTIZED, name) if t in known), None)
+            twin = read.get(name) or (name if name in known else None)
             if twin is not None and value.dtype in _MAYBE_FLOAT and not value.is_graph_output():
                 pairs[name] = (twin, node.op_type)
     if not pairs:
@@ -229,7 +203,7 @@ def _layers(j: Jury, theirs: ir.Model, halves: frozenset[str]) -> list[Layer]:
     try:
         sessions = (
             open_session(with_outputs(ours, list(pairs))),
-            _opened(with_outputs(theirs, [t for t, _ in pairs.values()]), halves),
+            open_session(with_outputs(theirs, [t for t, _ in pairs.values()])),
         )
         signal, noise = _powers(j, list(pairs), sessions)
     except EdgeoptError:

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from edgeopt.pictures import WIDE, Axes, Bar, bars, labelled, shortened, svg, text
 from edgeopt.profiling.results import Measured, Ops, Range
 from edgeopt.release.document import Layer, Run, VariantResult
 from edgeopt.release.project.file import FLOAT
 from edgeopt.release.project.quantities import shown
 
-_Scale = Callable[[float], float]
-_WIDE = 640
 _BOTTOM, _LINE, _LETTER = 270, 14, 3.6  # of the trade-off: its lower edge, a line of text, half the width of a letter
+_LONGEST_DB = 80.0
 _COLOURS = 8  # classes c0 to c7 in the page's style
-_FINEST, _SMALLEST = 1e-12, 1e-300  # steps between ticks: of the figures themselves, and of all
 _ITSELF = ("accuracy.agreement", "accuracy.cosine")  # of the float model with itself: 1
-
-
-def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
-    return "\n".join([head, f"<title>{escape(label)}</title>", *body, "</svg>"])
-
-
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between `low` and `high`; `low` alone where floats hold none between."""
-    raw = high / count - low / count  # of the largest floats, the difference is infinite
-    if raw <= max(_SMALLEST, _FINEST * max(abs(low), abs(high))):
-        return [low]
-    step = 10.0 ** math.floor(math.log10(raw))
-    step *= next(m for m in (1, 2, 5, 10) if m * step >= raw)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _labelled(low: float, high: float, count: int = 4) -> list[tuple[float, str]]:
-    """Ticks with as many digits as tell them apart, four at least."""
-    found = _ticks(low, high, count)
-    digits = next(n for n in range(4, 18) if len({f"{t:.{n}g}" for t in found}) == len(found))
-    return [(t, f"{t:.{digits}g}") for t in found]
 
 
 def _latency(v: VariantResult) -> Range:
@@ -66,48 +43,26 @@ def tradeoff(run: Run, accuracy: str) -> str:
     ys = [score[v.name] for v in having]
     x0, x1 = 0.9 * min(xs), 1.08 * max(xs)
     pad = max((max(ys) - min(ys)) * 0.25, abs(max(ys)) * 0.01, 1e-6)
-    y0, y1, left, bottom, top = min(ys) - pad, max(ys) + pad, 70, _BOTTOM, 20
-
-    def x(v: float) -> float:
-        return left + (v - x0) / (x1 - x0) * (_WIDE - left - 30)
-
-    def y(v: float) -> float:
-        return bottom - (v - y0) / (y1 - y0) * (bottom - top)
-
-    body = []
-    for t, told in _labelled(x0, x1):
-        body.append(
-            f'<path class="grid" d="M{x(t):.1f} {top}V{bottom}"/><text class="tick" x="{x(t):.1f}" y="{bottom + 18}" text-anchor="middle">{told}</text>'
-        )
-    for t, told in _labelled(y0, y1):
-        body.append(
-            f'<path class="grid" d="M{left} {y(t):.1f}H{_WIDE - 30}"/><text class="tick" x="{left - 8}" y="{y(t) + 4:.1f}" text-anchor="end">{told}</text>'
-        )
-    body.append(
-        f'<text class="axis" x="{(left + _WIDE) / 2}" y="{bottom + 38}" text-anchor="middle">latency, ms (left is better)</text>'
-    )
-    body.append(
-        f'<text class="axis" transform="translate(16 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(accuracy)} (up is better)</text>'
-    )
-    body += _bubbles(having, score, accuracy, x, y)
-    return _svg(_WIDE, bottom + 46, "latency against accuracy", body)
+    axes = Axes(x0, x1, min(ys) - pad, max(ys) + pad, bottom=_BOTTOM)
+    body = [*axes.down(), *axes.across(), *axes.named("latency, ms (left is better)", f"{accuracy} (up is better)")]
+    body += _bubbles(having, score, accuracy, axes)
+    return svg(WIDE, axes.bottom + 46, "latency against accuracy", body)
 
 
-def _bubbles(
-    having: Sequence[VariantResult], score: Mapping[str, float], accuracy: str, x: _Scale, y: _Scale
-) -> Iterator[str]:
+def _bubbles(having: Sequence[VariantResult], score: Mapping[str, float], accuracy: str, axes: Axes) -> Iterator[str]:
     """Circle, whisker and name of each variant, names apart from each other."""
     largest = max(v.metrics.get("size.download", 1.0) for v in having) or 1.0
     taken: list[tuple[float, float, float]] = []
     for v in having:
-        i, level, ms = _latency(v), y(score[v.name]), v.metrics["latency.p50"]
+        i, level, ms = _latency(v), axes.y(score[v.name]), v.metrics["latency.p50"]
         radius = 5 + 13 * math.sqrt(v.metrics.get("size.download", largest) / largest)
         half = _LETTER * len(v.name)
-        taken.append((x(ms), _free(x(ms), level - radius - 5, half, taken), half))
+        x = axes.x(ms)
+        taken.append((x, _free(x, level - radius - 5, half, taken), half))
         told = f"{v.name}: {shown(ms, 'ms')}, {accuracy} {score[v.name]:.4g}"
-        yield f'<circle class="bubble" cx="{x(ms):.1f}" cy="{level:.1f}" r="{radius:.1f}"><title>{escape(told)}</title></circle>'
-        yield f'<path class="whisker" d="M{x(i.low):.1f} {level:.1f}H{x(i.high):.1f}M{x(i.low):.1f} {level - 4:.1f}v8M{x(i.high):.1f} {level - 4:.1f}v8"/>'
-        yield f'<text class="name" x="{x(ms):.1f}" y="{taken[-1][1]:.1f}" text-anchor="middle">{escape(v.name)}</text>'
+        yield f'<circle class="bubble" cx="{x:.1f}" cy="{level:.1f}" r="{radius:.1f}"><title>{escape(told)}</title></circle>'
+        yield axes.whisker(i.low, i.high, score[v.name])
+        yield text(x, taken[-1][1], v.name, kind="name", anchor="middle")
 
 
 def layers(found: Sequence[Layer], most: int = 20) -> str:
@@ -115,17 +70,19 @@ def layers(found: Sequence[Layer], most: int = 20) -> str:
     rows = list(found)[:most]
     if not rows:
         return ""
-    top = max(min(x.sqnr_db, 80.0) for x in rows)
-    body = []
-    for i, layer in enumerate(rows):
-        y, width = 4 + 20 * i, max(1.0, 330 * max(0.0, min(layer.sqnr_db, 80.0)) / max(top, 1.0))
-        name = layer.name if len(layer.name) <= 32 else f"...{layer.name[-30:]}"
-        body += [
-            f'<text class="tick" x="220" y="{y + 12}" text-anchor="end">{escape(name)}<title>{escape(layer.name)} ({escape(layer.op)})</title></text>',
-            f'<rect class="bar{" bad" if layer.sqnr_db < 10 else ""}" x="228" y="{y}" width="{width:.1f}" height="15" rx="2"/>',
-            f'<text class="tick" x="{234 + width:.1f}" y="{y + 12}">{layer.sqnr_db:.1f} dB</text>',
-        ]
-    return _svg(_WIDE, 8 + 20 * len(rows), "SQNR by layer, worst first", body)
+    top = max(1.0, *(min(x.sqnr_db, _LONGEST_DB) for x in rows))
+    return bars(
+        [
+            Bar(
+                shortened(x.name),
+                [(max(0.0, min(x.sqnr_db, _LONGEST_DB)) / top, "bar bad" if x.sqnr_db < 10 else "bar")],
+                f"{x.sqnr_db:.1f} dB",
+                title=f"{x.name} ({x.op})",
+            )
+            for x in rows
+        ],
+        "SQNR by layer, worst first",
+    )
 
 
 def histogram(layer: Layer) -> str:
@@ -153,7 +110,7 @@ def histogram(layer: Layer) -> str:
     body.append(
         f'<text class="tick" x="0" y="{bottom + 14}">{low:.3g}</text><text class="tick" x="{width}" y="{bottom + 14}" text-anchor="end">{high:.3g}</text>'
     )
-    return _svg(width, bottom + 20, f"values of {layer.name}, logarithmic counts", body)
+    return svg(width, bottom + 20, f"values of {layer.name}, logarithmic counts", body)
 
 
 def times(ops: Ops, most: int = 10) -> str:
@@ -162,15 +119,8 @@ def times(ops: Ops, most: int = 10) -> str:
     if ops.unexplained_ms > 0:
         rows.append(("unexplained", ops.unexplained_ms, "none"))
     top = max((ms for _, ms, _ in rows), default=0.0) or 1.0
-    body = []
-    for i, (op, ms, kind) in enumerate(rows):
-        y, width = 4 + 20 * i, max(1.0, 330 * ms / top)
-        body += [
-            f'<text class="tick" x="170" y="{y + 12}" text-anchor="end">{escape(op)}</text>',
-            f'<rect class="bar {kind}" x="178" y="{y}" width="{width:.1f}" height="15" rx="2"/>',
-            f'<text class="tick" x="{184 + width:.1f}" y="{y + 12}">{shown(ms, "ms")}</text>',
-        ]
-    return _svg(_WIDE, 8 + 20 * len(rows), "time by operator", body)
+    found = [Bar(op, [(ms / top, f"bar {kind}")], shown(ms, "ms")) for op, ms, kind in rows]
+    return bars(found, "time by operator", at=178)
 
 
 def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
@@ -182,26 +132,26 @@ def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
     span, bottom, left = (high - low) or 1.0, 200, 48
 
     def x(v: float) -> float:
-        return left + (min(v, high) - low) / span * (_WIDE - left - 110)
+        return left + (min(v, high) - low) / span * (WIDE - left - 110)
 
     body = [
-        f'<path class="grid" d="M{left} {y}H{_WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4}" text-anchor="end">{p}</text>'
+        f'<path class="grid" d="M{left} {y}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4}" text-anchor="end">{p}</text>'
         for y, p in ((20, "100 %"), (110, "50 %"), (200, "0"))
     ]
     body += [
         f'<text class="tick" x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">{told}</text>'
-        for t, told in _labelled(low, high)
+        for t, told in labelled(low, high)
     ]
     for i, (name, blocks) in enumerate(found):
         few = blocks[:: max(1, len(blocks) // 120)]
         points = " ".join(f"{x(v):.1f},{bottom - 180 * (k + 1) / len(few):.1f}" for k, v in enumerate(few))
         body.append(
-            f'<polyline class="line c{i % _COLOURS}" points="{points}"/><text class="key c{i % _COLOURS}" x="{_WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>'
+            f'<polyline class="line c{i % _COLOURS}" points="{points}"/><text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>'
         )
     body.append(
-        f'<text class="axis" x="{_WIDE / 2 - 40}" y="{bottom + 34}" text-anchor="middle">median of a block, ms</text>'
+        f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 34}" text-anchor="middle">median of a block, ms</text>'
     )
-    return _svg(_WIDE, bottom + 42, "distribution of block medians", body)
+    return svg(WIDE, bottom + 42, "distribution of block medians", body)
 
 
 def series(measured: Sequence[tuple[str, Measured]]) -> str:
@@ -215,23 +165,23 @@ def series(measured: Sequence[tuple[str, Measured]]) -> str:
     low, high = values[0], values[min(len(values) - 1, int(0.99 * len(values)))] * 1.03
     longest, bottom, left = max(len(b) for _, b in found), 180, 50
     body = [
-        f'<path class="grid" d="M{left} {y:.1f}H{_WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
-        for t, told in _labelled(low, high)
+        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
+        for t, told in labelled(low, high)
         for y in [bottom - (t - low) / ((high - low) or 1) * 160]
     ]
     for i, (name, blocks) in enumerate(found):
         few = max(1, len(blocks) // 250)
         for k, b in enumerate(blocks[::few]):
-            at = left + k * few / max(1, longest) * (_WIDE - left - 110)
+            at = left + k * few / max(1, longest) * (WIDE - left - 110)
             level = bottom - (min(b.median_ms, high) - low) / ((high - low) or 1) * 160
             body.append(
                 f'<circle class="dot c{i % _COLOURS}{" open" if b.contended else ""}" cx="{at:.1f}" cy="{level:.1f}" r="1.8"/>'
             )
-        body.append(f'<text class="key c{i % _COLOURS}" x="{_WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
+        body.append(f'<text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
     body.append(
-        f'<text class="axis" x="{_WIDE / 2 - 40}" y="{bottom + 22}" text-anchor="middle">blocks in the order of time; open: contended</text>'
+        f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 22}" text-anchor="middle">blocks in the order of time; open: contended</text>'
     )
-    return _svg(_WIDE, bottom + 30, "block medians over time", body)
+    return svg(WIDE, bottom + 30, "block medians over time", body)
 
 
 def trend(runs: Sequence[Run], metric: str) -> str:
@@ -243,8 +193,8 @@ def trend(runs: Sequence[Run], metric: str) -> str:
     low, high = min(values), max(values)
     span, bottom, left = (high - low) or abs(high) or 1.0, 150, 60
     body = [
-        f'<path class="grid" d="M{left} {y:.1f}H{_WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
-        for t, told in _labelled(low, high, 3)
+        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
+        for t, told in labelled(low, high, 3)
         for y in [bottom - (t - low) / span * 120]
     ]
     for i, name in enumerate(names):
@@ -254,9 +204,9 @@ def trend(runs: Sequence[Run], metric: str) -> str:
             if (v := r.variant(name)) is not None and metric in v.metrics
         ]
         at = [
-            (left + 10 + k / (len(runs) - 1) * (_WIDE - left - 140), bottom - (y - low) / span * 120) for k, y in points
+            (left + 10 + k / (len(runs) - 1) * (WIDE - left - 140), bottom - (y - low) / span * 120) for k, y in points
         ]
         body.append(f'<polyline class="line c{i % _COLOURS}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>')
         body += [f'<circle class="dot c{i % _COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in at]
-        body.append(f'<text class="key c{i % _COLOURS}" x="{_WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
-    return _svg(_WIDE, bottom + 10, f"{metric} over {len(runs)} runs", body)
+        body.append(f'<text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
+    return svg(WIDE, bottom + 10, f"{metric} over {len(runs)} runs", body)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeopt.errors import ModelError
-
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"})
+from edgeopt.graph.ops import LAYERS
 
 
 def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
@@ -54,7 +53,7 @@ def _fixed(model: ir.Model) -> set[ir.Value]:
 
 def _weighs(node: ir.Node, fixed: set[ir.Value]) -> bool:
     """Whether `node` is a layer: a product with weights."""
-    return node.op_type in _PRODUCTS and any(v in fixed for v in node.inputs[:2]) and node.outputs[0] not in fixed
+    return node.op_type in LAYERS and any(v in fixed for v in node.inputs[:2]) and node.outputs[0] not in fixed
 
 
 def _last_layers(nodes: list[ir.Node], fixed: set[ir.Value]) -> dict[ir.Value, int]:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from edgeopt.pictures import ticks
 from edgeopt.release.document import Layer, LayerHistogram, Run
 from edgeopt.release.evidence import charts
-from edgeopt.release.evidence.charts import _ticks as ticks
 from tests.release.documents import full, histogram, layers, traced
 from tests.release.runs import around, run, variant
 
