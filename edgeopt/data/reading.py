@@ -78,7 +78,7 @@ def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run)
 
 def _merged(base: Preprocess, reading: Reading) -> Preprocess:
     """`base` with the fields that were said."""
-    return Preprocess.model_validate({**base.recipe(), **reading.recipe(only_given=True)})
+    return Preprocess.model_validate({**base.image_fields(), **reading.image_fields(only_given=True)})
 
 
 def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Guess:

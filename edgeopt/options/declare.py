@@ -154,7 +154,7 @@ class Options(_Base):
             for name, field in type(self).model_fields.items()
             if flag_of(field) != PYTHON_ONLY and getattr(self, name) != field.get_default(call_default_factory=True)
         }
-        return self.model_dump(mode="json", include=kept)
+        return self.model_dump(mode="json", include=kept, fallback=lambda x: getattr(x, "__qualname__", str(x)))
 
 
 Output = Annotated[Path | None, Flag(short="-o", step=False)]

@@ -88,6 +88,12 @@ class Quantize(Placing):
     max_ram: Annotated[int | None, Flag(text=SIZE, step=False)] = Field(
         default=None, ge=1, description="For calibration, e.g. 2G. [default: half of the free memory]"
     )
+    recipe: Annotated[
+        Path | Callable[[Any], Any] | None, SkipValidation, Flag(text=Text("FILE.toml", Path), step=False)
+    ] = Field(default=None, description="Steps of your own choice: a file of [[steps]], in Python a `Recipe`.")
+    steps: Annotated[
+        tuple[str | Callable[..., Any], ...], Flag("--step", Text("MODULE:FUNCTION[@STEP]", str), step=False)
+    ] = Field(default=(), description="A function of yours, State -> State, behind a step of the recipe.")
     qat: bool = Field(default=False, description="Train the static result on through its Q/DQ (needs torch).")
     qat_minutes: float | None = Field(default=10.0, gt=0, description="How long, at the most.")
     qat_epochs: int = Field(default=4, ge=1, description="How many epochs, at the most.")
@@ -133,6 +139,8 @@ class Quantize(Placing):
             raise ValueError(
                 "{pareto} goes with {effort} high and {mode} static or auto: it is the front of what the search tried"
             )
+        if self.recipe is not None and self.mode not in ("auto", "static"):
+            raise ValueError("{recipe} says how the model is made, {mode} too: one of them")
         if self.max_drop is not None and self.metric is None:
             raise ValueError("{max_drop} goes with {metric} package.module:function (or agreement, cosine, kl)")
         return self

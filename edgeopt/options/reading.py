@@ -39,9 +39,9 @@ class Preprocess(Options):
 
     def describe(self) -> str:
         """One line for people."""
-        return ", ".join(f"{k} {v}" for k, v in self.recipe(exclude_none=True).items())
+        return ", ".join(f"{k} {v}" for k, v in self.image_fields(exclude_none=True).items())
 
-    def recipe(self, *, exclude_none: bool = False, only_given: bool = False) -> dict[str, object]:
+    def image_fields(self, *, exclude_none: bool = False, only_given: bool = False) -> dict[str, object]:
         """The fields that say how an image becomes an input."""
         return self.model_dump(include=set(RECIPE), exclude_none=exclude_none, exclude_unset=only_given)
 

@@ -16,12 +16,18 @@ from edgeopt.numbers.grid import INT8_WEIGHT, choose, quantize
 _SMALLEST = 65536  # elements; a smaller table is not worth three more nodes
 
 
-def quantize_embeddings(model: ir.Model, exclude: frozenset[str] = frozenset()) -> ir.Model:
-    """A clone whose large float32 tables [rows, width] behind a Gather on axis 0 are int8 per row; nodes in `exclude` keep theirs."""
+def embeddings(model: ir.Model) -> frozenset[str]:
+    """The nodes that read rows of a large table."""
+    return frozenset(str(n.name) for n in model.graph.all_nodes() if _embedding(n))
+
+
+def quantize_embeddings(model: ir.Model, only: frozenset[str] | None = None) -> ir.Model:
+    """A clone whose large float32 tables [rows, width] behind a Gather on axis 0 are int8 per row; `only` those of these
+    nodes, where they are named."""
     copy = model.clone()
     names, known = Names(copy), dict[str, list[ir.Value]]()
     for node in tuple(copy.graph.all_nodes()):
-        if node.name not in exclude and _embedding(node):
+        if _embedding(node) and (only is None or node.name in only):
             _replace(copy, names, known, node)
     drop_unused(copy)
     return copy

@@ -19,14 +19,14 @@ INT4_BLOCK = 32
 _SMALLEST = 256  # elements; below this a scale costs more than it saves
 
 
-def weight_only(model: ir.Model, bits: int, exclude: frozenset[str] = frozenset()) -> ir.Model:
+def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) -> ir.Model:
     """A clone whose large float32 weights of layers are integers of `bits`
-    (8, or 4 for MatMul [K, N] with K in whole blocks); nodes in `exclude` read floats.
+    (8, or 4 for MatMul [K, N] with K in whole blocks); `only` these nodes, where they are named.
     """
     copy = model.clone()
     names = Names(copy)
     for layer in tuple(copy.graph.all_nodes()):
-        if layer.domain or layer.name in exclude:
+        if layer.domain or (only is not None and layer.name not in only):
             continue
         for i in rule(layer).weights:
             value = layer.inputs[i]

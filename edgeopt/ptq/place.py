@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.ops import CLAMPS, activations, bias_of, constant, constants, cost_class, macs_of, rule, weight_of
-from edgeopt.graph.plan import Plan
+from edgeopt.graph.plan import Form, Plan
 from edgeopt.hardware.target import OpCost, Target
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.costs import Costs
@@ -136,7 +136,8 @@ def place(
         if n.name not in integer
     }
     taken = {c: str(n.name) for c, n in clamps.items() if n.name in integer}
-    return Plan(integer, taken, _grids(model, integer, taken), {n: r for n, r in reasons.items() if n not in taken})
+    forms: dict[str, Form] = dict.fromkeys(integer, "int8 static")
+    return Plan(forms, taken, _grids(model, integer, taken), {n: r for n, r in reasons.items() if n not in taken})
 
 
 def _output(node: ir.Node, clamps: Mapping[str, ir.Node]) -> list[ir.Value]:

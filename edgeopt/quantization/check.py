@@ -5,7 +5,6 @@ float, timed against it.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
-from edgeopt.numbers.scores import OutputReport, compare, lowest_agreement, lowest_sqnr_db
+from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.ptq.guard import unguarded
-from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.candidates import Draft
+from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
-from edgeopt.quantization.static import Made
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
@@ -33,7 +32,7 @@ SECONDS = 1.0
 class Tried:
     """A candidate that passed the checks."""
 
-    made: Made
+    draft: Draft
     path: Path
     errors: tuple[OutputReport, ...]
     latency: PairedLatency | None
@@ -43,8 +42,8 @@ class Tried:
 
     @property
     def mode(self) -> str:
-        """How it was made."""
-        return self.made.mode
+        """How it was draft."""
+        return self.draft.mode
 
     @property
     def worst_sqnr_db(self) -> float:
@@ -67,58 +66,61 @@ class Tried:
         return Candidate(self.mode, self.worst_sqnr_db, speedup, verdict, self.metric)
 
 
-def verify(job: Job, made: Made, path: Path) -> Tried:
-    """Write `made` at `path` (in a stage), check and compare it.
+def verify(task: Task, draft: Draft, path: Path) -> Tried:
+    """Write `draft` at `path` (in a stage), check and compare it.
 
     Raises:
         ValidityError: any check failed; says which.
     """
-    start = time.perf_counter()
-    graph.write(made.model, path)
+    with task.cache.timed("check"):
+        session, outputs, made_of = _checked(task, draft, path)
+        errors = tuple(compare(session.outputs, task.reference, outputs))
+    latency, float_ms = None, math.nan
+    if task.options.measure and measurable(task):
+        with task.cache.timed("measure"):
+            sessions = {"float": task.float_session, "result": session}
+            found = interleaved(sessions, "float", dict.fromkeys(sessions, task.held[0][1]), seconds=SECONDS)
+        latency, float_ms = found["result"], found["float"].latency_ms
+    score = None if task.metric is None else task.metric(session, task.reference, outputs)
+    return Tried(draft, path, errors, latency, float_ms, made_of, score)
+
+
+def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Outputs], Kernels]:
+    """(a session of the file at `path`, its outputs on the held-out samples, what ONNX Runtime made of it)."""
+    graph.write(draft.model, path)
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError) as e:
-        raise ValidityError(f"{made.mode}: the result is not valid ONNX: {e}") from e
-    if job.target.saturates:
-        saturating = unguarded(made.model)
+        raise ValidityError(f"{draft.mode}: the result is not valid ONNX: {e}") from e
+    if task.target.saturates:
+        saturating = unguarded(draft.model)
         if saturating:
-            raise ValidityError(f"{made.mode}: sums can saturate on {job.target.name} in {', '.join(saturating[:3])}")
+            raise ValidityError(f"{draft.mode}: sums can saturate on {task.target.name} in {', '.join(saturating[:3])}")
     try:
-        session, made_of = _loaded(job, made.model, path)
-        outputs = run_all(session, job.held, workers=cores())
+        session, made_of = _loaded(task, draft.model, path)
+        return session, run_all(session, task.held, workers=cores()), made_of
     except EdgeoptError as e:
-        raise ValidityError(f"{made.mode}: the result does not run: {e}") from e
-    errors = tuple(compare(session.outputs, job.reference, outputs))
-    job.seconds["check"] = job.seconds.get("check", 0.0) + time.perf_counter() - start
-    start = time.perf_counter()
-    latency, float_ms = None, math.nan
-    if job.options.measure and measurable(job):
-        sessions = {"float": job.float_session, "result": session}
-        found = interleaved(sessions, "float", dict.fromkeys(sessions, job.held[0][1]), seconds=SECONDS)
-        latency, float_ms = found["result"], found["float"].latency_ms
-        job.seconds["measure"] = job.seconds.get("measure", 0.0) + time.perf_counter() - start
-    score = None if job.metric is None else job.metric(session, job.reference, outputs)
-    return Tried(made, path, errors, latency, float_ms, made_of, score)
+        raise ValidityError(f"{draft.mode}: the result does not run: {e}") from e
 
 
-def _loaded(job: Job, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
+def _loaded(task: Task, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
     """A session of the file at `path`, and what ONNX Runtime made of it (nothing known above 2 GB, which it cannot write)."""
     if graph.above_protobuf(model):
-        return open_session(path, options=_options(job)), Kernels({}, {}, {})
+        return open_session(path, options=_options(task)), Kernels({}, {}, {})
     with temporary_folder() as folder:
         optimized = folder / "optimized.onnx"
-        session = open_session(path, options=_options(job), optimized=optimized)
+        session = open_session(path, options=_options(task), optimized=optimized)
         return session, kernels(optimized)
 
 
-def measurable(job: Job) -> bool:
+def measurable(task: Task) -> bool:
     """Whether this machine is the target, so that its clock says something."""
-    return job.target.name in (target.host(), "cpu-portable")
+    return task.target.name in (target.host(), "cpu-portable")
 
 
-def _options(job: Job) -> dict[str, str]:
+def _options(task: Task) -> dict[str, str]:
     """Session options that give the target's arithmetic here: exact sums for a target that does not saturate on a
     machine that does.
     """
-    saturating_here = target.load("host").saturates and not job.target.saturates
-    return {**job.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}
+    saturating_here = target.load("host").saturates and not task.target.saturates
+    return {**task.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}

@@ -14,7 +14,7 @@ from edgeopt.errors import DataError, ValidityError
 from edgeopt.files import check_folder, staged
 from edgeopt.pictures import WIDE, Axes, svg, text
 from edgeopt.quantization.check import Tried, verify
-from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.search import Attempt
 
 _EQUAL = 1.03
@@ -34,7 +34,7 @@ def front(points: Sequence[Attempt]) -> list[Attempt]:
     return sorted(found, key=lambda p: -p.speed)
 
 
-def write_front(job: Job, points: Sequence[Attempt], folder: Path) -> list[Tried]:
+def write_front(task: Task, points: Sequence[Attempt], folder: Path) -> list[Tried]:
     """Each model of the front checked like any result, in `folder`: NN-name.onnx, pareto.json, pareto.svg.
 
     The figures are on the held-out samples and against float. A model that fails a check is told and left out.
@@ -47,9 +47,9 @@ def write_front(job: Job, points: Sequence[Attempt], folder: Path) -> list[Tried
         name = f"{i + 1:02d}-{re.sub('[^a-z0-9]+', '-', p.what.lower()).strip('-')[:50]}.onnx"
         with staged(folder / name) as stage:
             try:
-                found.append((p.what, verify(job, p.made, stage / name)))
+                found.append((p.what, verify(task, p.draft, stage / name)))
             except (ValidityError, DataError) as e:
-                job.note(f"pareto: {p.what}: {e}")
+                task.note(f"pareto: {p.what}: {e}")
                 (stage / name).unlink(missing_ok=True)
                 continue
     rows = [_row(what, t) for what, t in found]
@@ -58,7 +58,7 @@ def write_front(job: Job, points: Sequence[Attempt], folder: Path) -> list[Tried
     for _, t in found:
         speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x float speed"
         near = "exact" if t.worst_sqnr_db == math.inf else f"{t.worst_sqnr_db:.1f} dB"
-        job.note(f"pareto: {t.path.name}: {near}{speed}")
+        task.note(f"pareto: {t.path.name}: {near}{speed}")
     return [t for _, t in found]
 
 
@@ -86,7 +86,7 @@ def _row(what: str, t: Tried) -> dict[str, str | float | None]:
         "speedup": None if latency is None else latency.speedup,
         "speedup_low": None if latency is None else latency.speedup_low,
         "speedup_high": None if latency is None else latency.speedup_high,
-        "size_bytes": graph.size_bytes(t.made.model),
+        "size_bytes": graph.size_bytes(t.draft.model),
     }
 
 

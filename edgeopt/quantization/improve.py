@@ -10,14 +10,16 @@ from pathlib import Path
 
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
 from edgeopt.files import packed_bytes, temporary_folder
+from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import write_front
 from edgeopt.quantization.judge import Figures, near_enough, nearer
-from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.prepare import Task
+from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.report import Candidate
 from edgeopt.quantization.search import FASTER, Search
 from edgeopt.quantization.search import start as start_search
-from edgeopt.quantization.static import Made, Statics, Tuning
+from edgeopt.quantization.steps import Refit, Round
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,15 @@ def _sizes(folder: Path) -> tuple[int, int]:
     return sum(f.stat().st_size for f in files), packed_bytes(files)
 
 
-def searched(job: Job, statics: Statics, before: Outcome, path: Path, output: Path | None) -> Outcome:
+def searched(task: Task, before: Outcome, path: Path, output: Path | None) -> Outcome:
     """What a search makes of the static result."""
-    if before.kept.made.plan is None:
-        job.note(f"search: none, since it begins with a static result, and {before.kept.mode} was kept")
+    if not before.kept.draft.static:
+        task.note(f"search: none, since it begins with a static result, and {before.kept.mode} was kept")
         return before
     try:
-        search = start_search(job, before.kept.made, statics, output)
+        search = start_search(task, before.kept.draft, output)
     except DataError as e:
-        job.note(f"search: not possible: {e}")
+        task.note(f"search: not possible: {e}")
         return replace(before, ended=(f"no search: {e}",))
     if search is None:
         return before
@@ -62,76 +64,76 @@ def searched(job: Job, statics: Statics, before: Outcome, path: Path, output: Pa
         search.run()
     except KeyboardInterrupt:
         interrupted, ended = True, ["the search was interrupted; the same command goes on with it"]
-        job.note("search: interrupted; the best so far is kept")
+        task.note("search: interrupted; the best so far is kept")
     found = before
-    if search.best.made is not before.kept.made:
+    if search.best.draft is not before.kept.draft:
         faster = search.best.speed >= FASTER
-        found = _replaced(job, before, search.best.made, "search", path, faster=faster)
-    if job.metric is not None and not interrupted:
-        ended += _unsteady(job)
+        found = _replaced(task, before, search.best.draft, "search", path, faster=faster)
+    if task.metric is not None and not interrupted:
+        ended += _unsteady(task)
     return replace(found, ended=tuple(ended), interrupted=interrupted, search=search)
 
 
-def put_away(job: Job, found: Outcome) -> None:
+def put_away(task: Task, found: Outcome) -> None:
     """The front of what a search tried, for `options.pareto`; its journal is not needed any more, unless it is gone on with."""
     if found.search is None:
         return
-    if job.options.pareto is not None:
-        write_front(job, found.search.all_points(), job.options.pareto)
+    if task.options.pareto is not None:
+        write_front(task, found.search.all_attempts(), task.options.pareto)
     if not found.interrupted:
         found.search.journal.remove()
 
 
-def _unsteady(job: Job) -> list[str]:
+def _unsteady(task: Task) -> list[str]:
     """What is wrong with the metric, if it does not say of the float model what it said at first."""
-    assert job.metric is not None
+    assert task.metric is not None
     try:
-        varies = job.metric.varies(job.float_session)
+        varies = task.metric.varies(task.float_session)
     except DataError as e:
         return [str(e)]
     return [] if varies is None else [f"--eval {varies}"]
 
 
-def trained(job: Job, statics: Statics, before: Outcome, path: Path) -> Outcome:
+def trained(task: Task, before: Outcome, path: Path) -> Outcome:
     """What training makes of the static result, if it is nearer to float; the report compares it with every effort before."""
     from edgeopt.quantization import qat
 
-    made = before.kept.made
-    found = _replaced(job, before, qat.trained(job, made), "QAT", path)
-    plain = replace(Tuning.of(job.options), rounding="nearest")
-    if made.tuning in (None, plain):
+    kept = before.kept.draft
+    found = _replaced(task, before, qat.trained(task, kept), "QAT", path)
+    plain = task.recipe.without(Round, Refit)
+    if kept.recipe in (None, plain):
         return found
-    return replace(found, candidates=(*found.candidates, _untimed(job, statics, plain, path.name)))
+    return replace(found, candidates=(*found.candidates, _untimed(task, plain, path.name)))
 
 
-def _untimed(job: Job, statics: Statics, tuning: Tuning, name: str) -> Candidate:
+def _untimed(task: Task, recipe: Recipe, name: str) -> Candidate:
     """A line of the report for a model that is not kept."""
     mode = "static, weights to the nearest"
     try:
-        made = statics.made(tuning, mode)
+        made = draft(task, recipe, mode)
         if made is None:
             return Candidate(mode, None, None, "no node in integers")
         with temporary_folder() as folder:
-            quick = replace(job, options=job.options.model_copy(update={"measure": False}))
+            quick = replace(task, options=task.options.model_copy(update={"measure": False}))
             return verify(quick, made, folder / name).candidate("to compare with")
     except EdgeoptError as e:
         return Candidate(mode, None, None, str(e))
 
 
-def _replaced(job: Job, before: Outcome, made: Made, how: str, path: Path, *, faster: bool = False) -> Outcome:
+def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *, faster: bool = False) -> Outcome:
     """`made` in the place of what was kept, if on the held-out samples it is nearer to float, or, where it is faster, near
     enough; and no slower than float because of it. Otherwise `path` stays empty.
     """
     kept = before.kept
     try:
-        found = verify(job, replace(made, mode=f"{kept.mode}, then {how}"), path)
+        found = verify(task, replace(made, mode=f"{kept.mode}, then {how}"), path)
     except (ValidityError, DataError) as e:
-        job.note(f"{how}: {e}")
+        task.note(f"{how}: {e}")
         return replace(before, candidates=(*before.candidates, Candidate(how, None, None, str(e))))
     figures = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
-    job.note(f"{how}: {figures}")
+    task.note(f"{how}: {figures}")
     ours, theirs = Figures.of(found), Figures.of(kept)
-    better = nearer(job, ours, theirs) or (faster and near_enough(job, ours, theirs))
+    better = nearer(task, ours, theirs) or (faster and near_enough(task, ours, theirs))
     if (found.slower and not kept.slower) or not better:
         for file in path.parent.iterdir():
             file.unlink()

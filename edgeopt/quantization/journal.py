@@ -10,13 +10,14 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeopt.data import readable
-from edgeopt.quantization.prepare import Job
-from edgeopt.quantization.static import Tuning
+from edgeopt.errors import UsageError
+from edgeopt.quantization.prepare import Task
+from edgeopt.quantization.recipe import Recipe, from_json
 from edgeopt.runtime.costs import Costs, document, parsed
 
 _LOOKED_AT = 4  # calibration samples whose content is in the digest; the others by name
@@ -33,10 +34,10 @@ _FORGET = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """A `tuning` that was tried against the best at the time, `against`."""
+    """A `recipe` that was tried against the best at the time, `against`."""
 
-    tuning: Tuning
-    against: Tuning | None
+    recipe: Recipe
+    against: Recipe
     what: str
     verdict: str
 
@@ -51,17 +52,18 @@ class Journal:
     """The entries of one job, and the costs that it measured; path None: in memory only."""
 
     path: Path | None = None
-    entries: dict[tuple[Tuning, Tuning | None], Verdict] = field(default_factory=dict)
+    entries: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     costs: Costs | None = None
 
-    def find(self, tuning: Tuning, against: Tuning | None) -> Verdict | None:
-        """What came of `tuning` against `against`."""
-        return self.entries.get((tuning, against))
+    def find(self, recipe: Recipe, against: Recipe) -> Verdict | None:
+        """What came of `recipe` against `against`."""
+        return self.entries.get((recipe.digest, against.digest))
 
     def add(self, entry: Verdict) -> None:
         """Note `entry`, in the file too."""
-        self.entries[entry.tuning, entry.against] = entry
-        self._write(_plain(asdict(entry)))
+        self.entries[entry.recipe.digest, entry.against.digest] = entry
+        recipes = {"recipe": entry.recipe.to_json(), "against": entry.against.to_json()}
+        self._write({**recipes, "what": entry.what, "verdict": entry.verdict})
 
     def keep(self, costs: Costs | None) -> None:
         """Note `costs`, so that a search that goes on places nodes as it did."""
@@ -85,23 +87,25 @@ def journal_of(output: Path) -> Path:
     return output.with_name(output.name + _SUFFIX)
 
 
-def is_of(job: Job, output: Path) -> bool:
+def is_of(task: Task, output: Path) -> bool:
     """Whether the journal beside `output` is of `job`."""
     try:
         with journal_of(output).open(encoding="utf-8", errors="replace") as file:
-            return bool(_read(file.readline()).get("job") == _digest(job))
+            return bool(_read(file.readline()).get("job") == _digest(task))
     except OSError:
         return False
 
 
-def journal(job: Job, output: Path | None) -> Journal:
+def journal(task: Task, output: Path | None) -> Journal:
     """The journal of a search whose result goes to `output`: what is there already, if it is of the
-    same job. A name with no room for the suffix, or a disk without any: in memory only.
+    same task. A name with no room for the suffix, or a disk without any: in memory only.
     """
     if output is None:
         return Journal()
-    path, key = journal_of(output), _digest(job)
+    path, key = journal_of(output), _digest(task)
     try:
+        if path.is_file() and not is_of(task, output):
+            task.note(f"{path}: the journal of another job, or of another version of edgeopt: begun anew")
         return _opened(path, key)
     except OSError:
         return Journal()
@@ -116,7 +120,7 @@ def _opened(path: Path, key: str) -> Journal:
             content = _read(line)
             entry = _entry(content)
             if entry is not None:
-                found.entries[entry.tuning, entry.against] = entry
+                found.entries[entry.recipe.digest, entry.against.digest] = entry
             found.costs = _costs(content) or found.costs
         if not text.endswith("\n"):  # it was cut off
             path.write_text(text + "\n", encoding="utf-8")
@@ -125,24 +129,26 @@ def _opened(path: Path, key: str) -> Journal:
     return found
 
 
-def _digest(job: Job) -> str:
+def _digest(task: Task) -> str:
     digest = hashlib.sha256()
-    for value in job.model.graph.initializers.values():
+    for value in task.start.model.graph.initializers.values():
         if value.const_value is not None:
             digest.update(value.const_value.numpy().tobytes())
-    for node in job.model.graph.all_nodes():
+    for node in task.start.model.graph.all_nodes():
         edges = [v.name if v is not None else "" for v in (*node.inputs, *node.outputs)]
         digest.update(f"{node.name} {node.op_type} {edges} {sorted(map(str, node.attributes.values()))}".encode())
-    seen, _ = readable(job.calibration[:_LOOKED_AT], total=len(job.calibration))
-    for name, feed in (*job.held, *seen):
+    seen, _ = readable(task.start.samples[:_LOOKED_AT], total=len(task.start.samples))
+    for name, feed in (*task.held, *seen):
         digest.update(name.encode())
         for x in feed.values():
             digest.update(x.tobytes())
-    digest.update(repr([name for name, _ in job.calibration]).encode())
-    options = {k: v for k, v in vars(job.options).items() if k not in _FORGET}
-    metric = None if job.metric is None else (job.metric.name, job.metric.on_float)
+    digest.update(repr([name for name, _ in task.start.samples]).encode())
+    options = {k: v for k, v in vars(task.options).items() if k not in _FORGET}
+    metric = None if task.metric is None else (task.metric.name, task.metric.on_float)
     versions = [importlib.metadata.version(p) for p in ("edgeopt", "onnxruntime")]
-    digest.update(repr((job.target.name, sorted(options.items(), key=lambda item: item[0]), metric, versions)).encode())
+    digest.update(
+        repr((task.target.name, sorted(options.items(), key=lambda item: item[0]), metric, versions)).encode()
+    )
     return digest.hexdigest()
 
 
@@ -157,11 +163,8 @@ def _read(line: str) -> Mapping[str, Any]:
 
 def _entry(found: Mapping[str, Any]) -> Verdict | None:
     try:
-        against = found["against"]
-        return Verdict(
-            _tuning(found["tuning"]), None if against is None else _tuning(against), found["what"], found["verdict"]
-        )
-    except (KeyError, TypeError, ValueError):
+        return Verdict(from_json(found["recipe"]), from_json(found["against"]), found["what"], found["verdict"])
+    except (KeyError, TypeError, ValueError, UsageError):
         return None
 
 
@@ -170,14 +173,3 @@ def _costs(found: Mapping[str, Any]) -> Costs | None:
         return parsed(found["costs"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-
-
-def _tuning(found: Mapping[str, Any]) -> Tuning:
-    sets = {k: frozenset(found[k]) for k in ("floats", "dynamics")}
-    return Tuning(**{**found, **sets, "rules": frozenset((str(v), str(rule)) for v, rule in found["rules"])})
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, frozenset):
-        return sorted(x)
-    return {k: _plain(v) for k, v in x.items()} if isinstance(x, dict) else x

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeopt.quantization.check import Tried
-from edgeopt.quantization.prepare import Job
+from edgeopt.quantization.prepare import Task
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either a result is to be improved
 _LOSS_DB = 0.5  # what something faster may lose where no bar was given
@@ -31,12 +31,12 @@ class Figures:
         return Figures(t.metric or 0.0, t.worst_sqnr_db, t.agreement)
 
 
-def meets(job: Job, f: Figures) -> bool | None:
+def meets(task: Task, f: Figures) -> bool | None:
     """Whether figures meet the bars that the user gave; None where none was given."""
-    options = job.options
+    options = task.options
     found: list[bool] = []
-    if job.metric is not None and options.max_drop is not None:
-        found.append(job.metric.on_float - f.score <= options.max_drop)
+    if task.metric is not None and options.max_drop is not None:
+        found.append(task.metric.on_float - f.score <= options.max_drop)
     if options.min_sqnr is not None:
         found.append(f.sqnr_db >= options.min_sqnr)
     if options.min_agreement is not None:
@@ -44,11 +44,11 @@ def meets(job: Job, f: Figures) -> bool | None:
     return all(found) if found else None
 
 
-def nearer(job: Job, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
+def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
     """Whether `f` is nearer to float: by the user's bars, then by the metric, then by SQNR, of which it must win `gain_db`, then by
     agreement.
     """
-    ours, theirs = (meets(job, x) is not False for x in (f, than))
+    ours, theirs = (meets(task, x) is not False for x in (f, than))
     if ours != theirs:
         return ours
     if not math.isclose(f.score, than.score, rel_tol=_SAME, abs_tol=_SAME):
@@ -58,17 +58,17 @@ def nearer(job: Job, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
     return f.sqnr_db >= than.sqnr_db + gain_db
 
 
-def near_enough(job: Job, f: Figures, to: Figures) -> bool:
+def near_enough(task: Task, f: Figures, to: Figures) -> bool:
     """Whether something faster is near enough: by the user's bars, else not much further than what it replaces."""
-    asked = meets(job, f)
+    asked = meets(task, f)
     return asked if asked is not None else f.score >= to.score and f.sqnr_db >= to.sqnr_db - _LOSS_DB
 
 
-def close(job: Job, t: Tried) -> bool:
+def close(task: Task, t: Tried) -> bool:
     """Near enough to float: by the user's bars, else by SQNR, and below `SURE_SQNR_DB` by agreement too where the output looks
     like class scores.
     """
-    asked = meets(job, Figures.of(t))
+    asked = meets(task, Figures.of(t))
     if asked is not None:
         return asked
     if t.worst_sqnr_db >= SURE_SQNR_DB:
@@ -76,47 +76,47 @@ def close(job: Job, t: Tried) -> bool:
     return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
 
 
-def good(job: Job, t: Tried) -> bool:
+def good(task: Task, t: Tried) -> bool:
     """Close, and not slower than float."""
-    return close(job, t) and not t.slower
+    return close(task, t) and not t.slower
 
 
-def nearest(job: Job, tried: Sequence[Tried]) -> Tried:
+def nearest(task: Task, tried: Sequence[Tried]) -> Tried:
     """The nearest of some results, the first of equals."""
     best = tried[0]
     for t in tried[1:]:
-        if nearer(job, Figures.of(t), Figures.of(best)):
+        if nearer(task, Figures.of(t), Figures.of(best)):
             best = t
     return best
 
 
-def why_not(job: Job, t: Tried) -> str:
+def why_not(task: Task, t: Tried) -> str:
     """What `t` lacks."""
-    if close(job, t):
+    if close(task, t):
         return "slower than float" if t.slower else "another one is faster"
-    most = job.options.max_drop
-    if job.metric is not None and t.metric is not None and most is not None and job.metric.on_float - t.metric > most:
-        return f"{job.metric.name} falls from {job.metric.on_float:.4g} to {t.metric:.4g}"
+    most = task.options.max_drop
+    if task.metric is not None and t.metric is not None and most is not None and task.metric.on_float - t.metric > most:
+        return f"{task.metric.name} falls from {task.metric.on_float:.4g} to {t.metric:.4g}"
     figures = f"{t.worst_sqnr_db:.1f} dB" + ("" if t.agreement is None else f", agreement {t.agreement:.0%}")
-    return f"too far from float ({figures}; {_bar(job)})"
+    return f"too far from float ({figures}; {_bar(task)})"
 
 
-def _bar(job: Job) -> str:
-    options = job.options
+def _bar(task: Task) -> str:
+    options = task.options
     asked = [f"{options.min_sqnr:g} dB"] if options.min_sqnr is not None else []
     asked += [f"{options.min_agreement:.0%}"] if options.min_agreement is not None else []
     return f"the bar is {' and '.join(asked or [f'{GOOD_SQNR_DB:.0f} dB', f'{GOOD_AGREEMENT:.0%}'])}"
 
 
-def line(job: Job, t: Tried) -> str:
+def line(task: Task, t: Tried) -> str:
     """`t` in a line."""
     speed = f", {t.latency.speedup:.2f}x float speed" if t.latency else ""
-    return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if good(job, t) else ' - ' + why_not(job, t)}"
+    return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if good(task, t) else ' - ' + why_not(task, t)}"
 
 
-def missed(job: Job, t: Tried) -> list[str]:
+def missed(task: Task, t: Tried) -> list[str]:
     """The demands that `t` does not meet, in words; a search must not end slower than float."""
-    options = job.options
+    options = task.options
     speedup = t.latency.speedup if t.latency else None
     demands = (
         ("SQNR", "dB", t.worst_sqnr_db, options.min_sqnr),
@@ -128,10 +128,10 @@ def missed(job: Job, t: Tried) -> list[str]:
         for name, unit, value, bar in demands
         if bar is not None and (value is None or value < bar)
     ]
-    if job.metric is not None and t.metric is not None and options.max_drop is not None:
-        drop = job.metric.on_float - t.metric
+    if task.metric is not None and t.metric is not None and options.max_drop is not None:
+        drop = task.metric.on_float - t.metric
         if drop > options.max_drop:
-            found.append(f"{job.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
+            found.append(f"{task.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
     if options.searches and t.latency is not None and t.latency.speedup_high < 1:
         found.append(f"slower than float: {t.latency.speedup:.2f}x")
     return found

@@ -1,13 +1,13 @@
-"""From a model and data to a `Job`: the simplified model, samples to calibrate with, held-out samples and the float
+"""From a model and data to a `Task`: the simplified model, samples to calibrate with, held-out samples and the float
 model's answers on them.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import CalibrationError, DataError, ModelError
+from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import constant
 from edgeopt.graph.select import select
 from edgeopt.hardware import target as targets
@@ -26,6 +26,8 @@ from edgeopt.numbers.scores import Outputs
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.simplifying import simplify
 from edgeopt.quantization.metric import Metric, metric
+from edgeopt.quantization.recipe import Recipe, load, own_step
+from edgeopt.quantization.state import Cache, Resources, State
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
 _FEW = 16
@@ -35,61 +37,86 @@ _QUANTIZED = frozenset(
 )
 
 
+@dataclass
+class Notes:
+    """Lines that were told to a listener, kept for the report."""
+
+    listener: Listener
+    lines: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        """Tell the listener and keep the line."""
+        self.lines.append(line)
+        self.listener.note(line)
+
+
 @dataclass(frozen=True)
-class Job:
-    """All that the candidates share. source: canonical, as the user gave it; model: simplified; rest: samples that
-    neither calibrate nor are held out; held: held-out samples with the float model's answers.
-    """
+class Task:
+    """What is to be quantized, and what results are judged by."""
 
     options: Quantize
-    target: Target
-    listener: Listener
     source: ir.Model
-    model: ir.Model
-    calibration: tuple[Sample, ...]
+    """Canonical, as the user gave it."""
+    start: State
+    """The simplified model and the samples to calibrate with."""
+    recipe: Recipe
+    """What the options ask for."""
     rest: tuple[Sample, ...]
+    """Samples that neither calibrate nor are held out."""
     held: tuple[tuple[str, Feed], ...]
+    """Held-out samples."""
     reference: tuple[Outputs, ...]
+    """The float model's answers to them."""
     float_session: Session
-    exclude: frozenset[str]
-    include: frozenset[str]
     preprocess: str
-    notes: list[str]
-    looks: dict[str, Look]
-    seconds: dict[str, float] = field(default_factory=dict)
+    """How images became inputs, in words."""
+    notes: Notes
     metric: Metric | None = None
+
+    @property
+    def target(self) -> Target:
+        """The hardware that the result is for."""
+        return self.start.target
+
+    @property
+    def cache(self) -> Cache:
+        """What attempts share."""
+        return self.start.resources.cache
+
+    @property
+    def listener(self) -> Listener:
+        """Who is told; notes are kept for the report too."""
+        return self.start.resources.listener
 
     def note(self, line: str) -> None:
         """Tell the user and put it in the report."""
-        self.notes.append(line)
-        self.listener.note(line)
-
-    def note_oddities(self, samples: Sequence[tuple[str, object]]) -> None:
-        """Tell of constant and repeated samples among `samples`, once they have been read."""
-        order = [name for name, _ in (*self.held, *self.calibration) if name in self.looks]
-        for line in oddities({name: self.looks[name] for name in order}, {name for name, _ in samples}):
-            self.note(line)
+        self.notes.note(line)
 
 
-def prepare(source: ir.Model, data: Data, options: Quantize, listener: Listener) -> Job:
+def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
     """Everything up to the first candidate.
 
     Raises:
         ModelError: quantized already, NaN weights, or refused by ONNX Runtime. DataError, UsageError: see
           `edgeopt.data`.
     """
-    start = time.perf_counter()
+    cache, notes = Cache(), Notes(options.listener)
+    with cache.timed("prepare"):
+        return _prepared(source, data, options, cache, notes)
+
+
+def _prepared(source: ir.Model, data: Data, options: Quantize, cache: Cache, notes: Notes) -> Task:
     model = graph.canonical(source)
     _check(model)
-    notes: list[str] = []
     target = targets.load(options.target)
     simplified = simplify(model)
     # names are looked for in the file as given too: what was folded away is no error
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
+    keep = select([model, simplified], options.keep)
+    recipe = _recipe(options, exclude | (keep if options.mode == "fp16" else frozenset()), include)
     session = open_session(model, threads=1)
     given = read(data, specs(model), options, session.run)
-    looks: dict[str, Look] = {}
-    checked = [(name, partial(_checked, reader, model, name, looks)) for name, reader in given.samples]
+    checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
     rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []
     feeds, problems = readable(held, total=len(calibration) + len(held))
@@ -98,30 +125,44 @@ def prepare(source: ir.Model, data: Data, options: Quantize, listener: Listener)
     reference = run_all(session, feeds, workers=cores())
     _check_finite(feeds, reference)
     simplified = _ranked(simplified, reference[0])
-    job = Job(
-        options,
-        target,
-        listener,
-        model,
-        simplified,
-        tuple(calibration),
-        tuple(rest),
-        tuple(feeds),
-        tuple(reference),
-        session,
-        exclude,
-        include,
-        given.recipe,
-        notes,
-        looks,
+    resources = Resources(
+        feeds=tuple(feed for _, feed in feeds),
+        run=session.run,
+        listener=replace(options.listener, note=notes.note),
+        cache=cache,
+        max_ram=options.max_ram,
+        timed=options.measure and target.name == targets.host(),
+        costs_path=options.costs,
     )
-    if options.metric is not None:
-        job = replace(job, metric=metric(options.metric, session, reference))
-    for line in [*given.notes, *_warnings(calibration, feeds, problems)]:
-        job.note(line)
-    job.note_oddities(feeds)
-    job.seconds["prepare"] = time.perf_counter() - start
-    return job
+    start = State(simplified, target, tuple(calibration), resources, simplified)
+    judged = None if options.metric is None else metric(options.metric, session, reference)
+    held_looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
+    told = (*given.notes, *_warnings(calibration, feeds, problems), *oddities(held_looks, set(held_looks)))
+    for line in told:
+        notes.note(line)
+    return Task(
+        options=options,
+        source=model,
+        start=start,
+        recipe=recipe,
+        rest=tuple(rest),
+        held=tuple(feeds),
+        reference=tuple(reference),
+        float_session=session,
+        preprocess=given.recipe,
+        notes=notes,
+        metric=judged,
+    )
+
+
+def _recipe(options: Quantize, exclude: frozenset[str], include: frozenset[str]) -> Recipe:
+    given = options.recipe
+    if given is None:
+        return Recipe.of(options, exclude, include)
+    found = load(given) if isinstance(given, str | Path) else given
+    if not isinstance(found, Recipe):
+        raise UsageError(f"recipe: a Recipe or a file of [[steps]], not {type(found).__name__}")
+    return found.with_own(own_step(step) for step in options.steps)
 
 
 def _check(model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Training after quantization: the static result of a job, trained on through its Q/DQ against its own float model."""
+"""Training after quantization: the static result of a task, trained on through its Q/DQ against its own float model."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from dataclasses import replace
 from edgeopt.data import readable
 from edgeopt.errors import ModelError
 from edgeopt.options.distill import Distill
-from edgeopt.quantization.prepare import Job
-from edgeopt.quantization.static import Made
+from edgeopt.quantization.candidates import Draft
+from edgeopt.quantization.prepare import Task
 
 MODE = "QAT"
 
 
-def trained(job: Job, made: Made) -> Made:
-    """`made` with weights, biases and steps trained on the samples that are not held out.
+def trained(task: Task, draft: Draft) -> Draft:
+    """`draft` with weights, biases and steps trained on the samples that are not held out.
 
     Raises:
-        ModelError: `made` is no static result.
+        ModelError: `draft` is no static result.
     """
-    if made.plan is None:
-        raise ModelError(f"--qat trains a static result, and this is {made.mode}: try --mode static")
+    if not draft.static:
+        raise ModelError(f"--qat trains a static result, and this is {draft.mode}: try --mode static")
     from edgeopt.train.distill import distill
 
-    feeds, problems = readable([*job.calibration, *job.rest])
+    feeds, problems = readable([*task.start.samples, *task.rest])
     for reason in problems.values():
-        job.note(f"skipped: {reason}")
+        task.note(f"skipped: {reason}")
     options = Distill(
-        teacher=job.model,
+        teacher=task.start.model,
         quantized=True,
         labels=False,
         temperature=1.0,
         learning_rate=2e-5,
         batch_size=16,
-        target=job.target,
-        minutes=job.options.qat_minutes,
-        epochs=job.options.qat_epochs,
-        listener=replace(job.listener, note=job.note),
+        target=task.target,
+        minutes=task.options.qat_minutes,
+        epochs=task.options.qat_epochs,
+        listener=task.listener,
     )
-    found = distill(made.model, [feed for _, feed in feeds], options)
-    return replace(made, mode=MODE, model=found.model)
+    found = distill(draft.model, [feed for _, feed in feeds], options)
+    return Draft(MODE, replace(draft.state, model=found.model), draft.recipe)

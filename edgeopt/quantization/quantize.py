@@ -11,10 +11,9 @@ import importlib.util
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from itertools import chain
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import onnx
@@ -28,15 +27,15 @@ from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
+from edgeopt.quantization.candidates import Draft, draft, nothing_to_do, of_mode, whole
 from edgeopt.quantization.check import Tried, measurable, verify
-from edgeopt.quantization.forms import dynamic_int8, nothing_to_do, of_mode, weights
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, line, missed, nearest, why_not
-from edgeopt.quantization.prepare import Job, prepare
-from edgeopt.quantization.report import Candidate, LatencyReport, MetricReport, Report, Result
+from edgeopt.quantization.prepare import Task, prepare
+from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.search import start as start_search
-from edgeopt.quantization.static import LAST, Made, Statics, Tuning
+from edgeopt.quantization.state import State
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
@@ -67,34 +66,33 @@ def quantize(model: Source, data: Data, options: Quantize) -> Result:
 def _quantized(model: Source, data: Data, options: Quantize, start: float) -> Result:
     path = options.output
     journal = path is not None and options.searches and journal_of(path).is_file()
-    job = prepare(graph.load(model), data, options, options.listener)
-    resumed = path is not None and journal and is_of(job, path)
+    task = prepare(graph.load(model), data, options)
+    resumed = path is not None and journal and is_of(task, path)
     if path is not None:
         check_place(path, options.force or resumed)  # what a search left that was cut short is gone on with
-    input_bytes = _input_bytes(model, job.source)
+    input_bytes = _input_bytes(model, task.source)
     with temporary_folder() as folder:
-        done = _done(job, path or folder / "model.onnx", path, resumed)
-    return Result(done.kept.made.model, path, _report(job, done, input_bytes, start))
+        done = _done(task, path or folder / "model.onnx", path, resumed)
+    return Result(done.kept.draft.model, path, _report(task, done, input_bytes, start))
 
 
-def _done(job: Job, place: Path, output: Path | None, resumed: bool) -> Outcome:
+def _done(task: Task, place: Path, output: Path | None, resumed: bool) -> Outcome:
     """The result of all that the options ask for, in its place. The first one is there before a search begins, whatever happens then;
     what a search has left that is gone on with stays there until the end.
     """
-    statics = Statics(job)
     with ExitStack() as until_now, ExitStack() as until_the_end:
         first = (until_the_end if resumed else until_now).enter_context(staged(place))
-        done = best = _best(job, statics, first / place.name)
+        done = best = _best(task, first / place.name)
         until_now.close()
-        if job.options.effort == "high":
+        if task.options.effort == "high":
             with staged(place) as stage:
-                done = searched(job, statics, done, stage / place.name, output)
+                done = searched(task, done, stage / place.name, output)
                 if resumed and (done.kept is not best.kept or done.interrupted):
                     empty(first)
-    put_away(job, done)
-    if job.options.qat and not done.interrupted:
+    put_away(task, done)
+    if task.options.qat and not done.interrupted:
         with staged(place) as stage:
-            done = trained(job, statics, done, stage / place.name)
+            done = trained(task, done, stage / place.name)
     return done
 
 
@@ -110,147 +108,189 @@ def _input_bytes(model: object, source: ir.Model) -> int:
     return graph.size_bytes(source) if graph.above_protobuf(source) else len(graph.proto_bytes(source))
 
 
-def _best(job: Job, statics: Statics, path: Path) -> Outcome:
-    """The candidate of the options' mode that is good, or the best there is; at `path`, with all that were tried."""
-    if job.options.mode not in ("auto", "static"):
-        tried = verify(job, of_mode(job), path)
-        return outcome(tried, f"{tried.mode}: asked for", [tried.candidate("asked for")])
-    tried_all: list[Tried] = []
-    refused: list[Candidate] = []
-    folders: list[Path] = []
-    for made in (_auto if job.options.mode == "auto" else _static)(job, statics, tried_all):
-        # a folder for each, since a data file beside a model is found by its name
-        folders.append(Path(tempfile.mkdtemp(prefix=".", dir=path.parent)))
+@dataclass
+class Trials:
+    """Candidates that were checked, each in a folder of its own beside `path`, since a data file beside a model is found by its
+    name.
+    """
+
+    task: Task
+    path: Path
+    tried: list[Tried] = field(default_factory=list)
+    refused: list[Candidate] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    def add(self, made: Draft) -> Tried | None:
+        """`made` after the checks; None where it failed one, which is told."""
+        self.folders.append(Path(tempfile.mkdtemp(prefix=".", dir=self.path.parent)))
         try:
-            tried_all.append(verify(job, made, folders[-1] / path.name))
+            found = verify(self.task, made, self.folders[-1] / self.path.name)
         except (ValidityError, DataError) as e:
-            refused.append(Candidate(made.mode, None, None, str(e)))
-            job.note(f"{made.mode}: {e}")
-            continue
-        if job.options.mode == "auto" or len(tried_all) > 1:
-            job.note(line(job, tried_all[-1]))
-    kept, reason = _chosen(job, tried_all, refused, path)
-    if kept.path != path:
-        for file in kept.path.parent.iterdir():
-            file.replace(path.parent / file.name)
-    for folder in folders:
-        shutil.rmtree(folder)
-    only = job.options.mode == "static" and len(tried_all) == 1
-    words = {id(t): why_not(job, t) for t in tried_all} | {id(kept): "asked for" if only else "kept"}
-    lines = [t.candidate(words[id(t)]) for t in tried_all] + refused
-    return outcome(replace(kept, path=path), reason, lines if kept in tried_all else [*lines, kept.candidate("kept")])
+            self.refused.append(Candidate(made.mode, None, None, str(e)))
+            self.task.note(f"{made.mode}: {e}")
+            return None
+        self.tried.append(found)
+        if self.task.options.mode == "auto" or len(self.tried) > 1:
+            self.task.note(line(self.task, found))
+        return found
+
+    @property
+    def good(self) -> bool:
+        """Whether one is near enough and no slower than float."""
+        return any(good(self.task, t) for t in self.tried)
+
+    def keep(self, kept: Tried) -> Tried:
+        """`kept` at the path, the others gone."""
+        if kept.path != self.path:
+            for file in kept.path.parent.iterdir():
+                file.replace(self.path.parent / file.name)
+        for folder in self.folders:
+            shutil.rmtree(folder)
+        return replace(kept, path=self.path)
 
 
-def _chosen(job: Job, tried: list[Tried], refused: list[Candidate], path: Path) -> tuple[Tried, str]:
+def _best(task: Task, path: Path) -> Outcome:
+    """The candidate of the options' mode that is good, or the best there is; at `path`, with all that were tried."""
+    options = task.options
+    if options.recipe is not None or options.mode not in ("auto", "static"):
+        tried = verify(task, _asked_for(task), path)
+        return outcome(tried, f"{tried.mode}: asked for", [tried.candidate("asked for")])
+    trials = Trials(task, path)
+    (_try_auto if options.mode == "auto" else _try_static)(task, trials)
+    kept, reason = _chosen(task, trials)
+    only = options.mode == "static" and len(trials.tried) == 1
+    words = {id(t): why_not(task, t) for t in trials.tried} | {id(kept): "asked for" if only else "kept"}
+    lines = [t.candidate(words[id(t)]) for t in trials.tried] + trials.refused
+    known = kept in trials.tried
+    return outcome(trials.keep(kept), reason, lines if known else [*lines, kept.candidate("kept")])
+
+
+def _asked_for(task: Task) -> Draft:
+    if task.options.recipe is None:
+        return of_mode(task)
+    state = task.recipe(task.start)
+    if not state.written:
+        raise UsageError("the recipe does not write its plan into the model; it ends with the step `write`")
+    return Draft("recipe", state, task.recipe)
+
+
+def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
     """(the fastest of what is good, else the nearest of mode static, else float; why)."""
-    found = [t for t in tried if good(job, t)]
+    tried = trials.tried
+    found = [t for t in tried if good(task, t)]
     if found:
         kept = max(found, key=lambda t: t.latency.speedup if t.latency else 0.0)
-        return kept, _why(job, kept, tried)
-    if job.options.mode == "static":
+        return kept, _why(task, kept, tried)
+    if task.options.mode == "static":
         if not tried:
-            raise ValidityError(refused[0].verdict)
-        kept = nearest(job, tried)
-        return kept, _why(job, kept, tried)
-    smaller = graph.size_bytes(job.model) <= graph.size_bytes(job.source)
-    kept = verify(job, Made("float", job.model if smaller else job.source), path)
+            raise ValidityError(trials.refused[0].verdict)
+        kept = nearest(task, tried)
+        return kept, _why(task, kept, tried)
+    model = task.start.model
+    smaller = graph.size_bytes(model) <= graph.size_bytes(task.source)
+    state = task.start if smaller else task.start.of(task.source)
+    kept = verify(task, Draft("float", state), trials.path)
     reason = "float: no integer form was both close enough and no slower; the file is the simplified float model"
-    job.note(reason)
+    task.note(reason)
     return kept, reason
 
 
-def _static(job: Job, statics: Statics, tried: list[Tried]) -> Iterator[Made]:
-    """The static model, and repaired ones while it is too far from float; `tried` is filled by the caller in between."""
-    first = statics.made(Tuning.of(job.options))
-    if first is None:
+def _try_static(task: Task, trials: Trials) -> None:
+    """The static model, and repaired ones while it is too far from float."""
+    first = draft(task, task.recipe, "static")
+    if first is None or not first.static:
         raise UsageError(nothing_to_do("static"))
-    yield first
-    if tried and not close(job, tried[0]):
-        yield from _repaired(job, statics, first, tried)
+    found = trials.add(first)
+    if found is not None and not close(task, found):
+        _repair(task, trials, found)
 
 
-def _auto(job: Job, statics: Statics, tried: list[Tried]) -> Iterator[Made]:
-    """Candidates in turn until one is good: static, dynamic, static repaired, weights; `tried` is filled by the caller in
-    between.
-    """
-    first = statics.made(Tuning.of(job.options))
-    if first is not None:
-        yield first
-        if tried and good(job, tried[-1]):
-            return
-    yield from dynamic_int8(job)
-    if any(good(job, t) for t in tried):
+def _try_auto(task: Task, trials: Trials) -> None:
+    """Candidates in turn until one is good: static, dynamic, static repaired, weights."""
+    made = draft(task, task.recipe, "static")
+    static = trials.add(made) if made is not None and made.static else None
+    if trials.good:
         return
-    if first is not None and tried and tried[0].mode == "static" and not tried[0].slower:
-        yield from _repaired(job, statics, first, tried)
-        if good(job, tried[-1]):
-            return
-    yield from weights(job)
+    dynamic = whole(task, "int8 dynamic")
+    if dynamic is not None:
+        trials.add(dynamic)
+    if not trials.good and static is not None and not static.slower:
+        _repair(task, trials, static)
+    if not trials.good:
+        stored = whole(task, "int8 stored")
+        if stored is not None:
+            trials.add(stored)
 
 
-def _repaired(job: Job, statics: Statics, first: Made, tried: list[Tried]) -> Iterator[Made]:
-    """Better and better forms of a static result that missed its bar, until one is good: float islands, then all else
-    that helps.
-    """
-    job.note(f"{line(job, tried[0])}: looking for what helps")
+def _repair(task: Task, trials: Trials, first: Tried) -> None:
+    """Better and better forms of a static result that missed its bar, until one is good."""
+    task.note(f"{line(task, first)}: looking for what helps")
     try:
-        search = start_search(job, first, statics)
+        search = start_search(task, first.draft)
     except DataError as e:
-        job.note(f"no repair: {e}")
+        task.note(f"no repair: {e}")
         return
     if search is None:
         return
-    moves = chain.from_iterable(
-        search.safely(m)
-        for m in (search.islands(), search.mixtures(), search.climb(), search.ranges(), search.climb(LAST))
-    )
-    for made in moves:
-        yield replace(made, mode=f"static, {search.best.what}")
-        if good(job, tried[-1]):
+    for made in search.kept():
+        found = trials.add(replace(made, mode=f"static, {search.best.what}"))
+        if found is not None and good(task, found):
             return
 
 
-def _why(job: Job, kept: Tried, tried: list[Tried]) -> str:
-    others = "; ".join(f"{t.mode} {why_not(job, t)}" for t in tried if t is not kept)
-    if good(job, kept):
+def _why(task: Task, kept: Tried, tried: Sequence[Tried]) -> str:
+    others = "; ".join(f"{t.mode} {why_not(task, t)}" for t in tried if t is not kept)
+    if good(task, kept):
         speed = " and no slower" if kept.latency is not None else "; its speed was not measured"
         return f"{kept.mode}: close to float{speed}" + (f" ({others})" if others else "")
     return f"{kept.mode}: asked for" + (f"; the nearest of what was tried ({others})" if others else "")
 
 
-def _report(job: Job, done: Outcome, input_bytes: int, start: float) -> Report:
+def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report:
     kept = done.kept
-    if job.options.measure and not measurable(job):
-        job.note(f"speed not measured: this machine is {target.host()}, the target is {job.target.name}")
+    if task.options.measure and not measurable(task):
+        task.note(f"speed not measured: this machine is {target.host()}, the target is {task.target.name}")
     latency = None
     if kept.latency is not None:
         latency = LatencyReport(float_ms=kept.float_ms, **asdict(kept.latency), threads=1)
-    plan = kept.made.plan
+    state, seconds = kept.draft.state, task.cache.seconds
     return Report(
         mode=kept.mode,
         reason=done.reason,
-        target=job.target.name,
+        target=task.target.name,
         host=target.host(),
         input_bytes=input_bytes,
         output_bytes=done.sizes[0],
         download_bytes=done.sizes[1],
-        bytes_before=graph.bytes_by_dtype(job.source),
-        bytes_after=graph.bytes_by_dtype(kept.made.model),
+        bytes_before=graph.bytes_by_dtype(task.source),
+        bytes_after=graph.bytes_by_dtype(kept.draft.model),
         outputs=kept.errors,
         latency=latency,
         kernels=asdict(kept.kernels),
-        integer_nodes=tuple(sorted(plan.integer)) if plan else (),
-        activations=kept.made.activations,
-        kept_float=dict(plan.kept_float) if plan else {},
-        samples={"calibration": len(job.calibration), "held_out": len(job.held)},
-        preprocess=job.preprocess,
+        integer_nodes=tuple(sorted(state.plan.integer)) if state.plan else (),
+        activations=_activations(state),
+        kept_float=dict(state.plan.kept_float) if state.plan else {},
+        samples={"calibration": len(task.start.samples), "held_out": len(task.held)},
+        preprocess=task.preprocess,
         candidates=done.candidates,
-        notes=tuple(job.notes),
-        seconds={k: round(v, 3) for k, v in job.seconds.items()} | {"total": round(time.perf_counter() - start, 3)},
+        notes=tuple(task.notes.lines),
+        seconds={k: round(v, 3) for k, v in seconds.items()} | {"total": round(time.perf_counter() - start, 3)},
         metric=None
-        if job.metric is None or kept.metric is None
-        else MetricReport(job.metric.name, job.metric.on_float, kept.metric),
+        if task.metric is None or kept.metric is None
+        else MetricReport(task.metric.name, task.metric.on_float, kept.metric),
         versions={p: importlib.metadata.version(p) for p in ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy")},
-        missed=(*missed(job, kept), *done.ended),
+        missed=(*missed(task, kept), *done.ended),
         interrupted=done.interrupted,
+        choices=task.options.changed(),
+        recipe=tuple(kept.draft.recipe.to_json()) if kept.draft.recipe is not None else (),
     )
+
+
+def _activations(state: State) -> dict[str, ActivationReport]:
+    found = {}
+    for name, p in state.params.items() if state.written else ():
+        if name in state.statistics:
+            s = state.statistics[name]
+            seen, scale = (s.minmax.lo, s.minmax.hi), float(p.scale)
+            found[name] = ActivationReport(seen, s.moments.mean, s.moments.std, p.range, scale, int(p.zero_point))
+    return found

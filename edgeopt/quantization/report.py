@@ -89,6 +89,10 @@ class Report:
     metric: MetricReport | None = None
     missed: tuple[str, ...] = ()
     interrupted: bool = False
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    """Options that were chosen otherwise than the default."""
+    recipe: tuple[Mapping[str, Any], ...] = ()
+    """The steps that made the model."""
     schema: str = field(default=SCHEMA)
 
     @property

@@ -32,13 +32,12 @@ from edgeopt.options.quantize import Placing, Quantize, SensitivityOptions
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.pictures import Bar, bars, shortened
-from edgeopt.ptq.grids import activation_params, quantization_params, untie
 from edgeopt.ptq.islands import levels
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.metric import kl
-from edgeopt.quantization.prepare import Job, prepare
+from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.quantize import Source
-from edgeopt.quantization.static import Statics, Tuning
+from edgeopt.quantization.steps import Clip, Refit, Round, Write
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import Feed, Session, open_session, run_all
 
@@ -111,8 +110,8 @@ def sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensi
 def _sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
     shared = options.model_dump(include=set(Placing.model_fields) - {"samples"}, exclude_unset=True)
-    chosen = Quantize(mode="static", measure=False, range_rule=options.range_rule, **shared)
-    trial = _trial(prepare(graph.load(model), data, chosen, ears), options.samples)
+    chosen = Quantize(mode="static", measure=False, range_rule=options.range_rule, listener=ears, **shared)
+    trial = _trial(prepare(graph.load(model), data, chosen), options.samples)
     whole, _ = trial.loss(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
     alone: dict[ir.Node, float] = {}
@@ -139,20 +138,16 @@ def _sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sens
     )
 
 
-def _trial(job: Job, samples: int) -> _Trial:
-    tuning = Tuning.of(job.options)
-    base = Statics(job).ground(tuning)
-    if base is None:
+def _trial(task: Task, samples: int) -> _Trial:
+    state = task.recipe.without(Clip, Round, Refit, Write)(task.start)
+    if state.plan is None or not state.plan.integer:
         raise ModelError("no node becomes integer on this target; name some with --include")
-    model = untie(base.model, base.plan)
-    grids = activation_params(base.plan, base.statistics, job.target, tuning.range_rule)
-    params = quantization_params(model, base.plan, grids, job.target)
-    feeds = [feed for _, feed in job.held[:samples]]
-    if not any(_floats(job.reference[:1])):
+    feeds = [feed for _, feed in task.held[:samples]]
+    if not any(_floats(task.reference[:1])):
         raise DataError(
             "no output is a float, so that no node's share of a loss can be told; cut the model before ArgMax"
         )
-    return _Trial(model, base.plan, params, feeds, list(job.reference[:samples]), measurable(job))
+    return _Trial(state.model, state.plan, state.params, feeds, list(task.reference[:samples]), measurable(task))
 
 
 def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
@@ -235,7 +230,7 @@ class _Trial:
 
     def _part(self, integer: frozenset[str]) -> Plan:
         clamps = {clamp: node for clamp, node in self.plan.clamps.items() if node in integer}
-        return replace(self.plan, integer=integer, clamps=clamps)
+        return replace(self.plan, forms=dict.fromkeys(integer, "int8 static"), clamps=clamps)
 
     def _needed(self, plan: Plan) -> set[str]:
         """The values that keep a grid: what integer nodes read and make."""

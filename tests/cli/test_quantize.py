@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from edgeopt.ptq.reconstruct import ROUNDERS
+from edgeopt.quantization.moves import MOVES, Move
 from tests import models
 from tests.cli.test_cli import STATIC, Run, here, names, run  # noqa: F401  (fixtures)
 
@@ -102,7 +103,7 @@ def test_an_interrupted_search_is_130_and_leaves_its_best_so_far_and_a_journal_w
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("edgeopt.quantization.search.Search.islands", interrupt)
+        patched.setattr("edgeopt.quantization.search.MOVES", (*MOVES[:5], Move("interrupted", interrupt)))
         assert run(*HIGH).code == 130
     assert names(here) == {"model.onnx", "x.npy", "model.int8.onnx", "model.int8.onnx.search.jsonl"}
     ended = run(*HIGH)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,8 +13,7 @@ from edgeopt.graph.ops import channel_axis, weight_of
 from edgeopt.hardware import target as targets
 from edgeopt.numbers.grid import INT8_WEIGHT, QParams, quantize
 from edgeopt.passes.dynamic import candidates, dynamic
-from edgeopt.ptq.grids import saturation_floor, weight_params
-from edgeopt.quantization import forms as modes
+from edgeopt.ptq.grids import dynamic_params, saturation_floor, weight_params
 from tests import tiny
 from tests.static import kernels_of
 
@@ -142,8 +140,7 @@ def near_float(model: ir.Model, result: ir.Model, feed: dict[str, np.ndarray], f
 def test_a_weight_that_is_read_both_ways_serves_both() -> None:
     text = "g (float[5,32] x) => (float[5,32] y) { a = MatMul(x, w)  r = Relu(a)  y = Gemm <transB = 1> (r, w) }"
     model = tiny.model(text, w=SQUARE * np.geomspace(0.1, 10, 32, dtype=np.float32))
-    job = SimpleNamespace(model=model, target=targets.load("cpu-x86-avx2"), include=frozenset(), exclude=frozenset())
-    (result,) = (m.model for m in modes.dynamic_int8(job))
+    result = dynamic(model, *dynamic_params(candidates(model, lstm=True), targets.load("cpu-x86-avx2")))
     near_float(model, result, {"x": RNG.standard_normal((5, 32)).astype(np.float32)}, 25)
 
 

@@ -243,7 +243,7 @@ def golden_case() -> tuple[ir.Model, Plan, dict[str, QParams]]:
     model = tiny.model(text, w=np.full((1, 1, 1, 1), 1.5, np.float32), b=np.float32([1]))
     for node, name in zip(model.graph, ("conv", "relu"), strict=True):
         node.name = name
-    plan = Plan(frozenset({"conv"}), {"relu": "conv"}, {"x": "x", "y": "y"}, {})
+    plan = Plan(dict.fromkeys(frozenset({"conv"}), "int8 static"), {"relu": "conv"}, {"x": "x", "y": "y"}, {})
     zero = np.zeros(1, np.int8)
     params = {
         "x": QParams(np.float32(0.5), np.uint8(4), UINT8),
@@ -272,7 +272,9 @@ def test_a_weight_in_blocks_of_four_bits_is_stored_in_four_bits() -> None:
     p = QParams(scale, np.zeros(scale.shape, np.int8), INT4_WEIGHT, 0, 16)
     model = tiny.model(text, w=w)
     (node,) = model.graph
-    result = fold_weights(insert_qdq(model, Plan(frozenset({str(node.name)}), {}, {}, {}), {"w": p}))
+    result = fold_weights(
+        insert_qdq(model, Plan(dict.fromkeys(frozenset({str(node.name)}), "int8 static"), {}, {}, {}), {"w": p})
+    )
     assert result.graph.initializers["w_quantized"].dtype == ir.DataType.INT4
     x = RNG.standard_normal((2, 64)).astype(np.float32)
     np.testing.assert_allclose(tiny.run(result, {"x": x})[0], x @ fake_quantize(w, p), rtol=1e-5, atol=1e-5)

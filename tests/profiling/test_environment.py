@@ -6,10 +6,10 @@ import importlib.metadata
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgeopt.profiling import environment as module
 from edgeopt.profiling.environment import environment
 from edgeopt.profiling.results import Environment
 
@@ -33,7 +33,17 @@ CPU implementer\t: 0x41
 
 def on(files: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> Environment:
     """The environment of a machine that has `files` and no others."""
-    monkeypatch.setattr(module, "_read", lambda path: files.get(str(path), ""))
+
+    real = Path.read_text
+
+    def read_text(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path.parts[1:2] not in (("proc",), ("sys",)):
+            return real(path, *args, **kwargs)
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(Path, "exists", lambda path: str(path) in files)
     return environment()
 

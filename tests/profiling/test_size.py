@@ -93,7 +93,7 @@ def test_external_data_count_as_the_file_does(tmp_path: Path) -> None:
     found = sized(tmp_path / "out.onnx", tmp_path)
     files = [tmp_path / "out.onnx", tmp_path / "out.bin"]
     assert found.file_bytes == sum(f.stat().st_size for f in files) > inside.parameters * F
-    assert found.deflate_bytes == len(zlib.compress(b"".join(f.read_bytes() for f in files), 6))
+    assert found.deflate_bytes == sum(len(zlib.compress(f.read_bytes(), 6)) for f in files)
     assert found.model_copy(update={"file_bytes": 0, "deflate_bytes": 0}) == inside.model_copy(
         update={"file_bytes": 0, "deflate_bytes": 0}
     )

@@ -343,7 +343,7 @@ def seen(*numbers: float) -> Statistics:
 
 
 def test_values_that_share_a_source_share_one_grid() -> None:
-    plan = Plan(frozenset({"n"}), {}, {"a": "a", "b": "a", "c": "c"}, {})
+    plan = Plan(dict.fromkeys(frozenset({"n"}), "int8 static"), {}, {"a": "a", "b": "a", "c": "c"}, {})
     params = activation_params(plan, {"a": seen(0, 2), "c": seen(-1, 3)}, AVX2, "minmax")
     assert params["a"] is params["b"]
     assert params["a"].scale == np.float32(2 / 255) and params["a"].qtype == UINT8
@@ -354,7 +354,7 @@ def test_the_rule_decides_the_grid() -> None:
     x = np.random.default_rng(0).uniform(0, 1, 300_000).astype(np.float32)
     x[0] = 50
     statistics = {"a": Statistics().update(x, x.size)}
-    plan = Plan(frozenset(), {}, {"a": "a"}, {})
+    plan = Plan(dict.fromkeys(frozenset(), "int8 static"), {}, {"a": "a"}, {})
     grids = {
         rule: float(activation_params(plan, statistics, AVX2, rule)["a"].scale) for rule in ("minmax", "percentile")
     }
@@ -376,7 +376,7 @@ def test_integer_nodes_do_not_share_their_weights() -> None:
     model = tiny.model(SHARED, w=w, b=b, big=np.float32(10))
     before = tiny.frozen(model)
     names = [str(n.name) for n in model.graph]
-    plan = Plan(frozenset({names[0], names[2]}), {}, {}, {})
+    plan = Plan(dict.fromkeys(frozenset({names[0], names[2]}), "int8 static"), {}, {}, {})
     copy = untie(model, plan)
     nodes = {str(n.name): n for n in copy.graph}
     for i in (1, 2):

@@ -15,22 +15,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt import graph, quantize
+from edgeopt import quantize
 from edgeopt.errors import UsageError, ValidityError
-from edgeopt.listener import Listener
-from edgeopt.options.quantize import Quantize
 from edgeopt.quantization import front as front_module
+from edgeopt.quantization.candidates import Draft
 from edgeopt.quantization.front import front, picture, write_front
-from edgeopt.quantization.prepare import Job, prepare
+from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.search import Attempt
-from edgeopt.quantization.static import Made, Statics, Tuning
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import Ears, normal
+from tests.quantization.tasks import like, made_of, task_of
 from tests.quantization.test_sensitivity import chain
 
 FEEDS = [{"x": normal(2, 16, seed=i)} for i in range(20)]
-NOBODY = Made("static", None)  # type: ignore[arg-type]
+NOBODY = Draft("static", None)  # type: ignore[arg-type]
 
 
 def point(score: float, sqnr_db: float, speed: float) -> Attempt:
@@ -108,22 +107,11 @@ def test_of_equals_there_is_one() -> None:
 # files
 
 
-def job_of(model: bytes, **choices: Any) -> tuple[Job, Ears]:
-    ears = Ears()
-    options = Quantize(**{"mode": "static", "include": ("Gemm",), "measure": False, **choices})
-    return prepare(graph.load(model), FEEDS, options, ears.listener), ears
-
-
-def front_of(job: Job, speeds: Sequence[float] = (1.0, 2.0, 3.0)) -> list[Attempt]:
+def front_of(task: Task, speeds: Sequence[float] = (1.0, 2.0, 3.0)) -> list[Attempt]:
     """Real models with figures that put all of them on the front."""
-    statics = Statics(job)
-    made = [statics.made(Tuning(rounding=r)) for r in ("gptq", "nearest", "stochastic")]
-    assert all(m is not None for m in made)
+    made = [made_of(task, like(task, rounding=r)) for r in ("gptq", "nearest", "stochastic")]
     names = ("as it was", "a / b: .. <é> & 100%", "x" * 80)
-    return [
-        Attempt(n, m, 0.0, 30.0 - 5 * i, v)  # type: ignore[arg-type]
-        for i, (n, m, v) in enumerate(zip(names, made, speeds, strict=True))
-    ]
+    return [Attempt(n, m, 0.0, 30.0 - 5 * i, v) for i, (n, m, v) in enumerate(zip(names, made, speeds, strict=True))]
 
 
 def strict(text: str) -> Any:
@@ -136,8 +124,9 @@ def strict(text: str) -> Any:
 
 
 def test_every_file_is_valid_runs_and_has_a_line_in_the_table(tmp_path: Path) -> None:
-    job, ears = job_of(chain())
-    found = write_front(job, front_of(job), tmp_path / "a" / "front")
+    ears = Ears()
+    task = task_of(chain(), FEEDS, ears.listener)
+    found = write_front(task, front_of(task), tmp_path / "a" / "front")
     folder = tmp_path / "a" / "front"
     rows = strict((folder / "pareto.json").read_text(encoding="utf-8"))
     assert {f.name for f in folder.iterdir()} == {r["file"] for r in rows} | {"pareto.json", "pareto.svg"}
@@ -150,8 +139,8 @@ def test_every_file_is_valid_runs_and_has_a_line_in_the_table(tmp_path: Path) ->
         for feed in FEEDS:
             assert np.isfinite(session.run(feed)[0]).all()
         errors = [
-            tiny.sqnr_db(np.concatenate([r[0] for r in job.reference]), np.concatenate(got))
-            for got in [[session.run(f)[0] for _, f in job.held]]
+            tiny.sqnr_db(np.concatenate([r[0] for r in task.reference]), np.concatenate(got))
+            for got in [[session.run(f)[0] for _, f in task.held]]
         ]
         assert row["sqnr_db"] == pytest.approx(errors[0], abs=0.01)
         assert row["agreement"] == tried.agreement and row["speedup"] is None
@@ -160,8 +149,8 @@ def test_every_file_is_valid_runs_and_has_a_line_in_the_table(tmp_path: Path) ->
 
 
 def test_the_picture_is_xml_with_a_point_for_each_row(tmp_path: Path) -> None:
-    job, _ = job_of(chain())
-    write_front(job, front_of(job), tmp_path)
+    task = task_of(chain(), FEEDS)
+    write_front(task, front_of(task), tmp_path)
     svg = ET.fromstring((tmp_path / "pareto.svg").read_text(encoding="utf-8"))
     titles = [t.text for t in svg.iter("{http://www.w3.org/2000/svg}title")]
     assert titles == ["SQNR against speed", "x" * 80, "a / b: .. <é> & 100%", "as it was"]
@@ -196,24 +185,25 @@ def test_the_picture_has_numbers_only_and_all_points_within(case: str) -> None:
 
 def test_a_model_that_is_exact_does_not_spoil_the_table(tmp_path: Path) -> None:
     zeros = {"w3": np.zeros((8, 32), np.float32), "b3": np.zeros(8, np.float32)}
-    job, _ = job_of(chain(**zeros))  # the output is 0, in integers too
-    write_front(job, front_of(job), tmp_path)
+    task = task_of(chain(**zeros), FEEDS)  # the output is 0, in integers too
+    write_front(task, front_of(task), tmp_path)
     rows = strict((tmp_path / "pareto.json").read_text(encoding="utf-8"))
     assert len(rows) == 3
 
 
 def test_a_model_that_fails_a_check_is_told_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, ears = job_of(chain())
+    ears = Ears()
+    task = task_of(chain(), FEEDS, ears.listener)
     real = front_module.verify
 
-    def picky(job: Job, made: Made, path: Path) -> Any:
-        found = real(job, made, path)
+    def picky(task: Task, made: Draft, path: Path) -> Any:
+        found = real(task, made, path)
         if path.name.startswith("02-"):
             raise ValidityError("broken")
         return found
 
     monkeypatch.setattr(front_module, "verify", picky)
-    found = write_front(job, front_of(job), tmp_path)
+    found = write_front(task, front_of(task), tmp_path)
     rows = strict((tmp_path / "pareto.json").read_text(encoding="utf-8"))
     assert len(found) == len(rows) == 2
     assert {f.name for f in tmp_path.iterdir()} == {r["file"] for r in rows} | {"pareto.json", "pareto.svg"}
@@ -221,10 +211,10 @@ def test_a_model_that_fails_a_check_is_told_and_left_out(tmp_path: Path, monkeyp
 
 
 def test_a_second_front_leaves_no_model_of_the_first_that_its_table_does_not_name(tmp_path: Path) -> None:
-    job, _ = job_of(chain())
-    all_points = front_of(job)
-    write_front(job, all_points, tmp_path)
-    write_front(job, all_points[:1], tmp_path)
+    task = task_of(chain(), FEEDS)
+    all_points = front_of(task)
+    write_front(task, all_points, tmp_path)
+    write_front(task, all_points[:1], tmp_path)
     rows = strict((tmp_path / "pareto.json").read_text(encoding="utf-8"))
     assert {f.name for f in tmp_path.iterdir() if f.suffix == ".onnx"} == {r["file"] for r in rows}
 
@@ -282,8 +272,7 @@ def test_a_job_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_without_listening_the_front_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = Quantize(mode="static", include=("Gemm",), measure=False)
-    job = prepare(graph.load(chain()), FEEDS, options, Listener())
-    write_front(job, front_of(job)[:1], tmp_path)
+    task = task_of(chain(), FEEDS)
+    write_front(task, front_of(task)[:1], tmp_path)
     out, err = capfd.readouterr()
     assert not out and not err

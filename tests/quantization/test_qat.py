@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgeopt.cli import main
 from edgeopt.errors import UsageError
 from edgeopt.ptq.grids import largest_pair, reduction_rows
 from edgeopt.ptq.guard import guarded
-from edgeopt.quantization.static import Made
+from edgeopt.quantization.candidates import Draft
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 QAT: dict[str, Any] = {
@@ -80,7 +81,7 @@ def test_training_that_makes_it_worse_leaves_the_static_result(monkeypatch: pyte
         model = kept.model.clone()
         for name, (_, q, _) in integer_weights(model).items():
             model.graph.initializers[name].const_value = ir.tensor(np.zeros_like(q), name=name)
-        return Made("QAT", model, kept.plan, kept.activations)
+        return Draft("QAT", replace(kept.state, model=model))
 
     monkeypatch.setattr("edgeopt.quantization.qat.trained", spoilt)
     found = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "q.onnx", **QAT)

@@ -11,21 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt import graph, quantize
+from edgeopt import quantize
 from edgeopt.data import Feed
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
 from edgeopt.listener import Listener
-from edgeopt.options.quantize import Quantize
+from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import front
 from edgeopt.quantization.journal import journal, journal_of
-from edgeopt.quantization.prepare import Job, prepare
+from edgeopt.quantization.moves import MOVES, Move
+from edgeopt.quantization.prepare import Task
+from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.report import Report
 from edgeopt.quantization.search import Attempt, Search, start
-from edgeopt.quantization.static import Made, Statics, Tuning
+from edgeopt.quantization.state import State
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
 from tests.models import Ears, normal
+from tests.quantization.tasks import like, made_of, task_of
 from tests.quantization.test_sensitivity import chain
 
 CORRELATED = normal(16, 16, seed=9)
@@ -76,31 +79,36 @@ def test_a_wrong_choice_is_refused(choices: dict[str, object], message: str) -> 
 # what is kept
 
 
-def job_of(model: bytes | None = None, feeds: Any = FEEDS, listener: Listener | None = None, **choices: Any) -> Job:
-    options = Quantize(
-        **{"mode": "static", "include": ("Gemm",), "measure": False, "samples": 48, "budget_s": 30.0, **choices}
-    )
-    return prepare(graph.load(model or chain()), feeds, options, listener or Listener())
+def searching(listener: Listener | None = None, model: bytes | None = None, **choices: Any) -> Task:
+    return task_of(model or chain(), FEEDS, listener, samples=48, budget_s=30.0, **choices)
 
 
-def begun(job: Job, first: Tuning | None = None) -> Search:
-    statics = Statics(job)
-    made = statics.made(first or Tuning.of(job.options))
-    assert made is not None
-    found = start(job, made, statics)
+def begun(task: Task, **first: Any) -> Search:
+    """A search from what the recipe with the choices `first` makes."""
+    found = start(task, made_of(task, like(task, **first)))
     assert found is not None
     return found
 
 
-JOB = job_of()
+def changed(**options: Any) -> Task:
+    return replace(TASK, options=TASK.options.model_copy(update=options))
+
+
+def overheard() -> tuple[Task, Ears]:
+    """A task whose notes are heard."""
+    ears = Ears()
+    return searching(ears.listener), ears
+
+
+TASK = searching()
 
 
 @pytest.fixture
 def search() -> Search:
-    return begun(JOB)
+    return begun(TASK)
 
 
-def figures(search: Search, **given: tuple[float, float, float]) -> Callable[[str, Made], Attempt]:
+def figures(search: Search, **given: tuple[float, float, float]) -> Callable[[str, Draft], Attempt]:
     """Points of (score, sqnr_db, speed) by what they are called, in place of what the clock and the samples say."""
     return lambda what, made: Attempt(what, made, *given[what])
 
@@ -126,11 +134,11 @@ def test_what_is_nearer_and_no_slower_is_kept(
     first: Any, new: Any, verdict: str, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search.best = Attempt("first", search.first, *first)
-    monkeypatch.setattr(search, "_point", figures(search, new=new))
+    monkeypatch.setattr(search, "_attempt", figures(search, new=new))
     made = replace(search.first)
     assert search.consider("new", made) == verdict
-    assert (search.best.made is made) == (verdict == "kept")
-    assert search.points[-1].what == "new"
+    assert (search.best.draft is made) == (verdict == "kept")
+    assert search.attempts[-1].what == "new"
 
 
 @pytest.mark.parametrize(
@@ -148,39 +156,40 @@ def test_what_is_nearer_and_no_slower_is_kept(
 def test_what_is_faster_is_kept_while_it_is_near_enough(
     options: dict[str, Any], new: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = begun(replace(JOB, options=JOB.options.model_copy(update=options)))
+    search = begun(changed(**options))
     search.best = Attempt("first", search.first, 0.0, 20.0, 1.0)
-    monkeypatch.setattr(search, "_point", figures(search, new=new))
+    monkeypatch.setattr(search, "_attempt", figures(search, new=new))
     assert search.consider("new", replace(search.first), faster=True) == verdict
 
 
-def test_climbing_gives_models_each_nearer_than_the_one_before(search: Search) -> None:
-    weak = begun(JOB, Tuning("minmax", "stochastic"))
+def test_climbing_gives_models_each_nearer_than_the_one_before() -> None:
+    weak = begun(TASK, range_rule="minmax", rounding="stochastic")
     before = weak.best.sqnr_db
-    kept = [weak.best.sqnr_db for _ in weak.climb()]
+    kept = [weak.best.sqnr_db for _ in weak.kept()]
     assert kept and kept == sorted(kept) and kept[0] > before
-    assert len({p.made.tuning for p in weak.points}) == len(weak.points)
-    assert all(p.speed == 1 for p in weak.points)
+    assert len({a.draft.recipe for a in weak.attempts}) == len(weak.attempts)
+    assert all(a.speed == 1 for a in weak.attempts)
     assert weak.best.sqnr_db == max(kept)
 
 
-def test_a_search_without_a_clock_tries_no_placement(search: Search) -> None:
-    before = len(search.points)
-    assert list(search.placements()) == [] and len(search.points) == before
+def test_a_model_that_is_kept_is_what_its_recipe_makes_again() -> None:
+    weak = begun(TASK, range_rule="minmax", rounding="stochastic")
+    for found in weak.kept():
+        assert tiny.frozen(made_of(TASK, found.recipe).model) == tiny.frozen(found.model)
 
 
 def test_without_time_nothing_is_tried(search: Search) -> None:
     search.deadline = -math.inf
-    assert list(search.climb()) == [] and list(search.islands()) == []
-    assert len(search.points) == 1
+    assert list(search.kept()) == []
+    assert len(search.attempts) == 1
 
 
 def test_there_is_no_search_from_what_is_not_static() -> None:
-    assert start(JOB, Made("fp16", JOB.model), Statics(JOB)) is None
+    assert start(TASK, Draft("fp16", TASK.start)) is None
 
 
 def test_there_is_no_search_without_samples_to_select_by(search: Search) -> None:
-    assert start(replace(JOB, calibration=()), search.first, search.statics) is None
+    assert start(replace(TASK, start=replace(TASK.start, samples=())), search.first) is None
 
 
 ARGMAX = """g (float[N,16] x) => (int64[N] y) {
@@ -193,9 +202,9 @@ ARGMAX = """g (float[N,16] x) => (int64[N] y) {
 
 def test_where_no_output_is_a_float_no_move_is_better_than_another() -> None:
     weights = {"w1": normal(32, 16), "w2": normal(32, 32, seed=1), "b1": normal(32, seed=3), "b2": normal(32, seed=4)}
-    search = begun(job_of(tiny.proto(ARGMAX, **weights).SerializeToString()))
-    assert list(search.climb()) == [] and list(search.islands()) == []
-    assert search.best.made is search.first
+    search = begun(searching(model=tiny.proto(ARGMAX, **weights).SerializeToString()))
+    assert list(search.kept()) == []
+    assert search.best.draft is search.first
 
 
 # samples and metrics that fail
@@ -258,18 +267,16 @@ def test_a_metric_that_drifts_is_found_out_at_the_end() -> None:
 
 
 def test_a_move_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Search._point
+    real = Search._attempt
 
-    def fails(self: Search, what: str, made: Made) -> Attempt:
+    def fails(self: Search, what: str, made: Draft) -> Attempt:
         if what == "ranges by minmax":
             raise ValidityError("output 'y' is not finite")
         return real(self, what, made)
 
-    monkeypatch.setattr(Search, "_point", fails)
-    ears = Ears()
-    search = begun(replace(JOB, listener=ears.listener), Tuning("minmax", "stochastic"))
-    search = begun(replace(JOB, listener=ears.listener), Tuning("mse", "stochastic"))
-    assert [*search.climb()]
+    monkeypatch.setattr(Search, "_attempt", fails)
+    task, ears = overheard()
+    assert [*begun(task, rounding="stochastic").kept()]
     assert ears.told("passed over: output 'y' is not finite") and ears.told("layers equalized")
 
 
@@ -277,7 +284,7 @@ def test_many_moves_that_are_a_little_slower_do_not_add_up(search: Search, monke
     speeds = iter(0.98**i for i in range(1, 9))
     accuracy = iter(range(21, 29))
     monkeypatch.setattr(
-        search, "_point", lambda what, made: Attempt(what, made, 0.0, float(next(accuracy)), next(speeds))
+        search, "_attempt", lambda what, made: Attempt(what, made, 0.0, float(next(accuracy)), next(speeds))
     )
     search.best = Attempt("first", search.first, 0.0, 20.0, 1.0)
     verdicts = [search.consider("new", replace(search.first)) for _ in range(8)]
@@ -295,8 +302,8 @@ def test_many_moves_that_are_a_little_slower_do_not_add_up(search: Search, monke
 def test_the_users_bars_decide_how_far_a_faster_model_may_be(
     options: dict[str, Any], figures: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = begun(replace(JOB, options=JOB.options.model_copy(update=options)))
-    monkeypatch.setattr(search, "_point", lambda what, made: Attempt(what, made, *figures))
+    search = begun(changed(**options))
+    monkeypatch.setattr(search, "_attempt", lambda what, made: Attempt(what, made, *figures))
     assert search.consider("new", replace(search.first), faster=True) == verdict
 
 
@@ -307,8 +314,8 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> None:
     """Latencies by the end of the mode, in place of the clock."""
     real = verify
 
-    def timed(job: Job, made: Made, path: Path) -> Tried:
-        found = real(job, made, path)
+    def timed(task: Task, made: Draft, path: Path) -> Tried:
+        found = real(task, made, path)
         speed = next((v for k, v in speeds.items() if made.mode.endswith(k)), 1.0)
         return replace(found, latency=PairedLatency(1.0, speed, speed, speed), float_ms=1.0)
 
@@ -320,8 +327,7 @@ def found_by_search(monkeypatch: pytest.MonkeyPatch, speed: float, sqnr_db: floa
     """A search whose best is the model by minmax, said to be of this speed."""
 
     def run(self: Search) -> None:
-        made = self.statics.made(Tuning("minmax", "nearest"))
-        assert made is not None
+        made = made_of(self.task, like(self.task, range_rule="minmax", rounding="nearest"))
         self.best = Attempt("by minmax", made, 0.0, sqnr_db, speed)
 
     monkeypatch.setattr(Search, "run", run)
@@ -373,25 +379,23 @@ def test_without_a_static_result_the_search_says_why_there_is_none() -> None:
 
 @dataclass
 class Killed:
-    """`Statics.made` that notes each tuning, and is interrupted at call number `last`."""
+    """`draft` that notes each recipe, and is interrupted at call number `last`."""
 
-    real: Callable[..., Made | None]
     last: int
-    tunings: list[Tuning]
+    recipes: list[Recipe]
 
-    def __call__(self, statics: Statics, tuning: Tuning, mode: str = "static") -> Made | None:
-        if len(self.tunings) == self.last:
+    def __call__(self, task: Task, recipe: Recipe, mode: str) -> Draft | None:
+        if len(self.recipes) == self.last:
             raise KeyboardInterrupt
-        self.tunings.append(tuning)
-        return self.real(statics, tuning, mode)
+        self.recipes.append(recipe)
+        return draft(task, recipe, mode)
 
 
-def watched(
-    monkeypatch: pytest.MonkeyPatch, last: int, real: Callable[..., Made | None] = Statics.made
-) -> list[Tuning]:
-    made = Killed(real, last, [])
-    monkeypatch.setattr(Statics, "made", lambda self, tuning, mode="static": made(self, tuning, mode))
-    return made.tunings
+def watched(monkeypatch: pytest.MonkeyPatch, last: int) -> list[Recipe]:
+    """The recipes that a search takes from now on."""
+    made = Killed(last, [])
+    monkeypatch.setattr("edgeopt.quantization.search.draft", made)
+    return made.recipes
 
 
 def high(output: Path, **more: Any) -> Any:
@@ -403,17 +407,16 @@ def high(output: Path, **more: Any) -> Any:
 def test_a_search_that_was_killed_goes_on_where_it_was_and_ends_the_same(
     last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Statics.made
-    whole = watched(monkeypatch, -1, real)
+    whole = watched(monkeypatch, -1)
     want = high(tmp_path / "whole.onnx")
     assert {f.name for f in tmp_path.iterdir()} == {"whole.onnx"}
 
-    before = watched(monkeypatch, last, real)
+    before = watched(monkeypatch, last)
     part = high(tmp_path / "small.onnx").report
     assert part.interrupted and any("interrupted" in m for m in part.missed)
     assert {f.name for f in tmp_path.iterdir()} == {"whole.onnx", "small.onnx", "small.onnx.search.jsonl"}
 
-    after = watched(monkeypatch, -1, real)
+    after = watched(monkeypatch, -1)
     ears = Ears()
     found = high(tmp_path / "small.onnx", listener=ears.listener)
     assert {f.name for f in tmp_path.iterdir()} == {"whole.onnx", "small.onnx"}
@@ -432,42 +435,39 @@ def test_what_was_tried_before_is_on_the_front_of_the_search_that_goes_on(
 ) -> None:
     """With speeds that make every model of the first search one of the front: the less accurate the faster."""
 
-    def timed(self: Search, what: str, made: Made) -> Attempt:
+    def timed(self: Search, what: str, made: Draft) -> Attempt:
         found = real(self, what, made)
         return replace(found, speed=1.0 if made is self.first else 2.0 - found.sqnr_db / 50)
 
-    real = Search._point
-    monkeypatch.setattr(Search, "_point", timed)
+    real = Search._attempt
+    monkeypatch.setattr(Search, "_attempt", timed)
     shown: list[list[str]] = []
     monkeypatch.setattr(
         "edgeopt.quantization.improve.write_front",
-        lambda job, points, folder: shown.append([p.what for p in front(points)]),
+        lambda task, attempts, folder: shown.append([a.what for a in front(attempts)]),
     )
     high(tmp_path / "whole.onnx", pareto=tmp_path / "front")
-    made = Statics.made
-    watched(monkeypatch, 6, made)
+    watched(monkeypatch, 6)
     assert high(tmp_path / "small.onnx", pareto=tmp_path / "front").report.interrupted
-    watched(monkeypatch, -1, made)
+    watched(monkeypatch, -1)
     high(tmp_path / "small.onnx", pareto=tmp_path / "front")
     assert len(shown) == 3 and shown[0]
     assert shown[2] == shown[0]
 
 
 def test_a_move_that_was_kept_is_made_again_and_one_that_was_not_is_only_told(tmp_path: Path) -> None:
-    statics, ears = Statics(JOB), Ears()
-    job = replace(JOB, listener=ears.listener)
-    first = statics.made(Tuning("minmax", "nearest"))
-    assert first is not None
-    one = start(job, first, statics, tmp_path / "y.onnx")
+    task, ears = overheard()
+    first = made_of(task, like(task, range_rule="minmax", rounding="nearest"))
+    one = start(task, first, tmp_path / "y.onnx")
     assert one is not None
-    kept = [m.tuning for m in one.climb()]
-    two = start(job, first, statics, tmp_path / "y.onnx")
+    kept = [found.recipe for found in one.kept()]
+    two = start(task, first, tmp_path / "y.onnx")
     assert two is not None
     assert two.journal.entries == one.journal.entries
-    assert [m.tuning for m in two.climb()] == kept
-    assert len(two.points) == 1 + len(kept)
-    assert len(ears.told("(known from before)")) == len(one.points) - len(two.points)
-    assert journal(JOB, tmp_path / "y.onnx").entries == one.journal.entries
+    assert [found.recipe for found in two.kept()] == kept
+    assert len(two.attempts) == 1 + len(kept)
+    assert len(ears.told("(known from before)")) == len(one.journal.entries) - len(kept)
+    assert journal(task, tmp_path / "y.onnx").entries == one.journal.entries
 
 
 # the user's bars, and what goes wrong late
@@ -485,20 +485,20 @@ def test_a_move_that_was_kept_is_made_again_and_one_that_was_not_is_only_told(tm
 def test_the_users_bars_go_before_everything_else(
     best: Any, new: Any, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = begun(replace(JOB, options=JOB.options.model_copy(update={"min_agreement": 0.9})))
+    search = begun(changed(min_agreement=0.9))
     search.best = Attempt("first", search.first, *best)
-    monkeypatch.setattr(search, "_point", lambda what, made: Attempt(what, made, *new))
+    monkeypatch.setattr(search, "_attempt", lambda what, made: Attempt(what, made, *new))
     assert search.consider("new", replace(search.first)) == verdict
 
 
 def test_moves_that_cannot_even_be_listed_are_told_and_the_best_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Statics, made: Made, shares: Any = ()) -> Iterator[Any]:
+    def broken(state: State, recipe: Recipe) -> Iterator[Any]:
         raise DataError("no sample can be read")
         yield
 
-    monkeypatch.setattr(Statics, "islands", broken)
+    monkeypatch.setattr("edgeopt.quantization.search.MOVES", (Move("broken", broken), *MOVES))
     found = report("high", output=tmp_path / "small.onnx", rounding="stochastic", budget_s=20.0)
     assert any("some moves cannot be tried" in n for n in found.notes) and found.mode == "static, then search"
     assert {f.name for f in tmp_path.iterdir()} == {"small.onnx"}

@@ -209,8 +209,8 @@ def _look(context: Context, shared: list[Any], path: Path) -> Any:
         "layers": [x.model_dump() for x in found.layers],
         "answers": answers(path, context.project.profile.dims),
         "opset": opset(path),
-        "samples": {"calibration": len(shared[0].job.calibration), "evaluation": len(shared[0].feeds)},
-        "notes": list(shared[0].job.notes),
+        "samples": {"calibration": len(shared[0].task.start.samples), "evaluation": len(shared[0].feeds)},
+        "notes": list(shared[0].task.notes.lines),
     }
 
 

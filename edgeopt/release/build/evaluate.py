@@ -21,12 +21,11 @@ from edgeopt.data.made_up import feed_for
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import packed_bytes
 from edgeopt.hardware.host import cores
-from edgeopt.listener import Listener
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.qdq import dequantized_names
 from edgeopt.profiling.results import Range
-from edgeopt.quantization.prepare import Job, prepare
+from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.release.build.actions import Context, data_choices, import_from_root
 from edgeopt.release.build.shares import fall, share
 from edgeopt.release.document import Layer, LayerHistogram
@@ -45,7 +44,7 @@ _MAYBE_FLOAT = (ir.DataType.FLOAT, None)  # many files do not say the types of i
 class Jury:
     """The samples, what the float model answers, and labels [samples] if there are any."""
 
-    job: Job
+    task: Task
     feeds: Sequence[tuple[str, Feed]]
     reference: Sequence[Outputs]
     labels: Sequence[int] | None
@@ -62,17 +61,17 @@ def jury(context: Context) -> Jury:
     options = Quantize(
         measure=False, metric=accuracy.eval, data_option="data.path", **data_choices(context.project, context.root)
     )
-    job = prepare(graph.load(context.model), context.data, options, Listener())
-    feeds, reference = job.held, job.reference
-    names = [name for name, _ in (*job.held, *job.calibration, *job.rest)]
+    task = prepare(graph.load(context.model), context.data, options)
+    feeds, reference = task.held, task.reference
+    names = [name for name, _ in (*task.held, *task.start.samples, *task.rest)]
     if data.eval is not None:
         where = data.eval if ":" in data.eval else str(context.root / data.eval)
-        samples = read(where, specs(job.source), options, job.float_session.run).samples
+        samples = read(where, specs(task.source), options, task.float_session.run).samples
         names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
-        feeds, reference = tuple(found), tuple(run_all(job.float_session, found, workers=cores()))
+        feeds, reference = tuple(found), tuple(run_all(task.float_session, found, workers=cores()))
     labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
-    return Jury(job, feeds, reference, labels)
+    return Jury(task, feeds, reference, labels)
 
 
 def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any]) -> list[int]:
@@ -126,8 +125,8 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
         "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
     }
     shares, drops = _shares(j, outputs, lowest_agreement(errors))
-    if j.job.metric is not None:
-        found["accuracy.eval"] = j.job.metric(session, j.reference, outputs)
+    if j.task.metric is not None:
+        found["accuracy.eval"] = j.task.metric(session, j.reference, outputs)
     layers = _layers(j, model)
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
@@ -188,7 +187,7 @@ def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArra
 
 def _layers(j: Jury, theirs: ir.Model) -> list[Layer]:
     """SQNR of inner values that both models have, worst first; none where the variant has other values."""
-    ours = j.job.model
+    ours = j.task.start.model
     known = {str(v.name): v for n in theirs.graph for v in n.outputs}
     pairs = {}
     read = dequantized_names(theirs)
@@ -252,7 +251,7 @@ def _clip(value: ir.Value) -> tuple[float, float] | None:
 def _histograms(j: Jury, names: Sequence[str], clips: dict[str, Any]) -> dict[str, LayerHistogram]:
     if not names:
         return {}
-    session = open_session(with_outputs(j.job.model, list(names)))
+    session = open_session(with_outputs(j.task.start.model, list(names)))
     seen: dict[str, list[np.ndarray]] = {n: [] for n in names}
     for _, feed in j.feeds[:_LAYER_SAMPLES]:
         for name, x in zip(names, session.run(feed), strict=True):

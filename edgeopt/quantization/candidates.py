@@ -1,0 +1,87 @@
+"""Candidates: a recipe with the state that it made, before any check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeopt.errors import UsageError
+from edgeopt.graph.plan import Form
+from edgeopt.quantization.prepare import Task
+from edgeopt.quantization.recipe import Recipe
+from edgeopt.quantization.state import State
+from edgeopt.quantization.steps import Place, Write
+
+_INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
+_NOTHING = {
+    "static": "no node pays in integers on this target",
+    "dynamic": "no MatMul or Gemm has constant weights",
+    "weights": "no weight is large enough",
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that a recipe made. mode: what reports call it; recipe: None of one that was not made by any."""
+
+    mode: str
+    state: State
+    recipe: Recipe | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The model as it would be shipped."""
+        return self.state.model
+
+    @property
+    def static(self) -> bool:
+        """Whether some nodes compute in integers on grids."""
+        return self.state.plan is not None and bool(self.state.plan.integer)
+
+
+def draft(task: Task, recipe: Recipe, mode: str) -> Draft | None:
+    """What `recipe` makes of the task, None where no node gets another form."""
+    with task.cache.timed("quantize"):
+        state = recipe(task.start)
+    plan = state.plan
+    if plan is None or not plan.forms:
+        return None
+    if plan.having("int8 stored", "int4 stored") and not _in_integers(state.model):
+        return None
+    return Draft(mode, state, recipe)
+
+
+def _in_integers(model: ir.Model) -> bool:
+    return any(v.dtype in _INTEGERS for v in model.graph.initializers.values())
+
+
+def whole(task: Task, form: Form) -> Draft | None:
+    """The model in which every node that can has `form`."""
+    place = task.recipe.find(Place)
+    exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
+    names = {"int8 dynamic": "dynamic", "int8 stored": "weights"}
+    found = Recipe((Place(form=form, exclude=exclude, include=include), Write()))
+    return draft(task, found.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
+
+
+def of_mode(task: Task) -> Draft:
+    """The one candidate of a mode that is neither static nor auto.
+
+    Raises:
+        UsageError: the mode has nothing to do in this model.
+    """
+    mode = task.options.mode
+    found = draft(task, task.recipe, mode)
+    if found is None:
+        raise UsageError(nothing_to_do(mode))
+    if mode == "weights" and task.options.bits == 4:
+        if not any(v.dtype == ir.DataType.INT4 for v in found.model.graph.initializers.values()):
+            task.note("--bits 4: no matrix product has rows in whole blocks of 32; its weights have 8 bits")
+        return Draft("weights (4 bits)", found.state, found.recipe)
+    return found
+
+
+def nothing_to_do(mode: str) -> str:
+    """That `mode` has nothing to do in a model, and what to do."""
+    return f"--mode {mode}: {_NOTHING.get(mode, 'nothing to do')}; use --mode auto, or name nodes with --include"

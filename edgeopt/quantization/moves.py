@@ -1,0 +1,142 @@
+"""The ways from one recipe to others, in one table, in the order in which they are tried: `State, Recipe -> (words, Recipe) ...`.
+
+A move sees the best state so far, with its quantized model, and the recipe that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeopt.data import readable
+from edgeopt.graph.ops import activations
+from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.ptq.grids import untie
+from edgeopt.ptq.islands import blame, result
+from edgeopt.quantization.recipe import Recipe
+from edgeopt.quantization.state import State
+from edgeopt.quantization.steps import Clip, Equalize, Grids, Place, Refit, Round, Smooth, Step
+
+Moves = Iterator[tuple[str, Recipe]]
+_SHARES = (0.05, 0.1, 0.25, 0.5)
+_RANGE_SHARES = (0.1, 0.5)
+_RULES = ("mse", "percentile", "minmax")
+_BLAME_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Move:
+    """A row: faster: whether it is taken for speed, and has to be near enough only."""
+
+    name: str
+    moves: Callable[[State, Recipe], Moves]
+    faster: bool = False
+
+
+def _changed(words: str, *steps: Step, instead_of: tuple[type[Step], ...] = ()) -> Callable[[State, Recipe], Moves]:
+    """The recipe with some of its steps otherwise."""
+
+    def moves(state: State, recipe: Recipe) -> Moves:
+        found = recipe.without(*instead_of)
+        for step in steps:
+            old = found.find(type(step))
+            given = {n: getattr(step, n) for n in step.model_fields_set}
+            found = found.having(step if old is None else old.model_copy(update=given))
+        if found != recipe:
+            yield words, found
+
+    return moves
+
+
+def placements(state: State, recipe: Recipe) -> Moves:
+    """The recipe placed by measured times, where that places some nodes otherwise than the target's table."""
+    place = recipe.find(Place)
+    if place is None or place.measured or state.plan is None or not state.resources.timed:
+        return
+    changed = place.model_copy(update={"measured": True})
+    float_state = state.of(state.source)
+    old, new = (p(float_state).plan for p in (place, changed))
+    if old is not None and new is not None and old.integer != new.integer and new.integer:
+        more, less = len(new.integer - old.integer), len(old.integer - new.integer)
+        yield f"placed by measured times ({more} nodes to integers, {less} to float)", recipe.having(changed)
+
+
+def ranges(state: State, recipe: Recipe) -> Moves:
+    """The recipe in which what its worst nodes read and give has ranges by another rule."""
+    grids = recipe.find(Grids)
+    if grids is None or state.plan is None:
+        return
+    nodes = {str(n.name): n for n in state.source.graph}
+    for what, worst in _worst(state, _RANGE_SHARES):
+        around = [v for n in worst for v in (result(nodes[n], state.plan), *_read(nodes[n]))]
+        sources = [state.plan.grids[v] for v in around if v in state.plan.grids]
+        for rule in _RULES:
+            own = {**dict(grids.rules), **dict.fromkeys(sources, rule)}
+            rules = frozenset((v, r) for v, r in own.items() if r != grids.rule)
+            if rules != grids.rules:
+                yield f"ranges at {what} by {rule}", recipe.having(grids.model_copy(update={"rules": rules}))
+
+
+def mixtures(state: State, recipe: Recipe) -> Moves:
+    """The recipe with some or all of its matrix products dynamic: the worst ones, then all."""
+    place = recipe.find(Place)
+    if place is None or state.plan is None:
+        return
+    products = frozenset(str(n.name) for n in dynamic_nodes(state.source) if n.name in state.plan.integer)
+    if not products:
+        return
+    seen = set[frozenset[str]]()
+    for _, worst in [*_worst(state, _SHARES), ("", products)]:
+        some = worst & products
+        if some and some not in seen:
+            seen.add(some)
+            what = "all products dynamic" if some == products else f"{len(some)} of the worst products dynamic"
+            yield what, recipe.having(place.model_copy(update={"dynamics": place.dynamics | some}))
+
+
+def islands(state: State, recipe: Recipe) -> Moves:
+    """The recipe with more and more of its worst nodes in float."""
+    place = recipe.find(Place)
+    if place is None:
+        return
+    for what, worst in _worst(state, _SHARES):
+        yield f"{what} left in float", recipe.having(place.model_copy(update={"floats": place.floats | worst}))
+
+
+def _worst(state: State, shares: tuple[float, ...]) -> Iterator[tuple[str, frozenset[str]]]:
+    """More and more of the integer nodes that lose most, each with how many."""
+    if state.plan is None or not state.plan.integer or not state.written:
+        return
+    seen, _ = readable(state.samples[:_BLAME_SAMPLES], total=len(state.samples))
+    feeds = [feed for _, feed in seen] or list(state.resources.feeds[:_BLAME_SAMPLES])
+    lost = blame(untie(state.source, state.plan), state.model, state.plan, feeds)
+    worst = [name for name, db in lost.items() if db > 0]
+    sizes = dict.fromkeys(min(len(worst), max(1, round(share * len(state.plan.integer)))) for share in shares)
+    for size in sizes:
+        if size:
+            yield f"{size} node{'s' if size > 1 else ''}", frozenset(worst[:size])
+
+
+def _read(node: ir.Node) -> list[str]:
+    return [str(v.name) for _, v in activations(node)]
+
+
+MOVES: tuple[Move, ...] = (
+    Move("placements", placements, faster=True),
+    Move("gptq", _changed("weights rounded by what layers read (GPTQ)", Round(how="gptq"), instead_of=(Refit,))),
+    Move("percentile", _changed("ranges by percentile", Grids(rule="percentile"))),
+    Move("minmax", _changed("ranges by minmax", Grids(rule="minmax"))),
+    Move("clip", _changed("weights clipped", Clip())),
+    Move("smooth", _changed("inputs of layers smoothed", Smooth(alpha=0.5))),
+    Move("equalize", _changed("layers equalized", Equalize())),
+    Move("ranges", ranges),
+    Move("mixtures", mixtures),
+    Move("islands", islands),
+    Move("refit", _changed("weights fitted to what layers read in integers", Refit(), instead_of=(Round,))),
+    Move(
+        "best",
+        _changed("weights rounded by GPTQ or AdaRound, output by output", Round(how="best"), instead_of=(Refit,)),
+    ),
+)

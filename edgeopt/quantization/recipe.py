@@ -1,0 +1,200 @@
+"""A recipe: the steps that make a quantized model, a frozen value that a search moves in, a journal is keyed by and a user writes down."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgeopt.errors import UsageError, suggestion
+from edgeopt.graph.plan import Form
+from edgeopt.options.quantize import Quantize
+from edgeopt.quantization.state import State
+from edgeopt.quantization.steps import (
+    ORDER,
+    STEPS,
+    Clip,
+    Equalize,
+    Grids,
+    Observe,
+    Own,
+    Place,
+    Refit,
+    Round,
+    Smooth,
+    Step,
+    Write,
+    called,
+)
+
+_MOMENT_SAMPLES = {"fast": 32, "normal": 32, "high": 96}
+_WHOLE: dict[str, Form] = {"dynamic": "int8 dynamic", "fp16": "fp16", "weights": "int8 stored"}
+S = TypeVar("S", bound=Step)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps in the order in which they are taken; `recipe(state)` takes them."""
+
+    steps: tuple[Step, ...] = ()
+
+    def __call__(self, state: State) -> State:
+        """The state after the last step.
+
+        Raises:
+            UsageError: a step comes before another that it needs. EdgeoptError: as a step raises.
+        """
+        for step in self.steps:
+            for field in step.needs:
+                if not (getattr(state, field) or (field in _OF_GRIDS and _without_grids(state))):
+                    raise UsageError(
+                        f"step {step.step}: there is nothing in `{field}` yet; {_WHAT[field]} comes before it"
+                    )
+            state = step(state)
+        return state
+
+    def find(self, kind: type[S]) -> S | None:
+        """The step of that kind, None where there is none."""
+        return next((s for s in self.steps if isinstance(s, kind)), None)
+
+    def having(self, step: Step) -> Recipe:
+        """With `step` in the place of the one of its kind, or where its kind belongs."""
+        at = next((i for i, s in enumerate(self.steps) if type(s) is type(step)), None)
+        if at is not None:
+            return Recipe((*self.steps[:at], step, *self.steps[at + 1 :]))
+        rank = _rank(type(step))
+        at = next((i for i, s in enumerate(self.steps) if _rank(type(s)) > rank), len(self.steps))
+        return Recipe((*self.steps[:at], step, *self.steps[at:]))
+
+    def without(self, *kinds: type[Step]) -> Recipe:
+        """Without the steps of these kinds."""
+        return Recipe(tuple(s for s in self.steps if not isinstance(s, kinds)))
+
+    def with_own(self, steps: Iterable[Own]) -> Recipe:
+        """With each of the user's steps behind the one that it names."""
+        found = list(self.steps)
+        for own in steps:
+            at = [i for i, s in enumerate(found) if s.step == own.after]
+            if not at:
+                known = [s.step for s in found]
+                raise UsageError(
+                    f"--step {own.call}@{own.after}: the recipe has no such step{suggestion(own.after, known)} "
+                    f"Known: {', '.join(known)}"
+                )
+            found.insert(at[-1] + 1, own)
+        return Recipe(tuple(found))
+
+    @property
+    def own(self) -> tuple[Own, ...]:
+        """The user's own steps."""
+        return tuple(s for s in self.steps if isinstance(s, Own))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Plain values, a mapping a step; without what is the default."""
+        return [{"step": s.step} | _plain(s.model_dump(exclude_defaults=True, exclude={"step"})) for s in self.steps]
+
+    @property
+    def digest(self) -> str:
+        """A text that is the same for the same recipe."""
+        return json.dumps(self.to_json(), sort_keys=True)
+
+    @staticmethod
+    def of(options: Quantize, exclude: frozenset[str] = frozenset(), include: frozenset[str] = frozenset()) -> Recipe:
+        """What `options` ask for; exclude, include: the nodes that they name."""
+        if options.mode in _WHOLE:
+            form: Form = "int4 stored" if options.mode == "weights" and options.bits == 4 else _WHOLE[options.mode]
+            found = Recipe((Place(form=form, exclude=exclude, include=include), Write(io_types=options.io_types)))
+        else:
+            found = _static(options, exclude, include)
+        return found.with_own(own_step(text) for text in options.steps)
+
+
+def _static(options: Quantize, exclude: frozenset[str], include: frozenset[str]) -> Recipe:
+    how = options.rounding or ("nearest" if options.effort == "fast" else "gptq")
+    samples = _MOMENT_SAMPLES[options.effort]
+    steps: list[Step] = [Equalize()] if options.equalize else []
+    steps += [Smooth(alpha=options.smooth)] if options.smooth is not None else []
+    steps += [Place(exclude=exclude, include=include, measured=options.costs is not None), Observe()]
+    steps += [Grids(rule=options.range_rule)]
+    steps += [Clip(samples=samples)] if options.clip_weights else []
+    if options.refit:
+        steps.append(Refit(how=how))
+    elif how != "nearest":
+        steps.append(Round(how=how, samples=samples))
+    return Recipe((*steps, Write()))
+
+
+def own_step(given: object) -> Own:
+    """The step of `package.module:function@step`, or of a function.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if callable(given):
+        return Own(call=given)
+    call, _, after = str(given).partition("@")
+    if ":" not in call:
+        raise UsageError(f"--step {given}: write package.module:function, or package.module:function@place")
+    return Own(call=call, after=after) if after else Own(call=call)
+
+
+def from_json(found: Any) -> Recipe:
+    """The recipe in plain values, as `Recipe.to_json` gives them.
+
+    Raises:
+        UsageError: an unknown step, or a field that it has not.
+    """
+    if not isinstance(found, list | tuple) or not all(isinstance(s, Mapping) for s in found):
+        raise UsageError("a recipe is a list of steps, each a table with its name in `step`")
+    return Recipe(tuple(_step(i, s) for i, s in enumerate(found, 1)))
+
+
+def load(path: Path) -> Recipe:
+    """The recipe in a TOML file of [[steps]].
+
+    Raises:
+        UsageError: not TOML, or no recipe.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return from_json(found.get("steps"))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{path}: {e}") from e
+    except UsageError as e:
+        raise UsageError(f"{path}: {e}") from e
+
+
+def _step(number: int, given: Mapping[str, Any]) -> Step:
+    name = str(given.get("step", ""))
+    if name not in STEPS:
+        raise UsageError(f"step {number}: no step {name!r}{suggestion(name, STEPS)} Known: {', '.join(STEPS)}")
+    try:
+        return STEPS[name].of(given, "project file")
+    except UsageError as e:
+        raise UsageError(f"step {number} ({name}): {e}") from e
+
+
+def _rank(kind: type[Step]) -> int:
+    return ORDER.index(kind) if kind in ORDER else -1
+
+
+_WHAT = {"plan": "place", "params": "grids", "statistics": "observe"}
+_OF_GRIDS = ("params", "statistics")
+
+
+def _without_grids(state: State) -> bool:
+    return state.plan is not None and not state.plan.integer
+
+
+def _plain(x: Any) -> Any:
+    """`x` as JSON has it: sets in order, functions by name."""
+    if isinstance(x, dict):
+        return {k: _plain(v) for k, v in x.items()}
+    if isinstance(x, tuple | list):
+        return [_plain(v) for v in x]
+    if isinstance(x, frozenset):
+        return sorted((_plain(v) for v in x), key=str)
+    return called(x) if callable(x) else x

@@ -1,0 +1,409 @@
+"""The steps of a recipe: each a frozen value that makes a new `State` of one; the mathematics is in `ptq` and `passes`.
+
+equalize, smooth -> place -> observe -> grids -> clip -> round or refit -> write
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir as ir
+from pydantic import Field, SkipValidation
+
+from edgeopt import graph
+from edgeopt.data import oddities
+from edgeopt.data.source import named
+from edgeopt.errors import EdgeoptError, ModelError, UsageError
+from edgeopt.graph.ops import rule
+from edgeopt.graph.plan import Form, Plan
+from edgeopt.hardware.host import free_bytes
+from edgeopt.numbers.observers import Statistics
+from edgeopt.options.declare import Options, Table
+from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.passes.dynamic import dynamic
+from edgeopt.passes.embedding import embeddings, quantize_embeddings
+from edgeopt.passes.fp16 import fp16
+from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.shield import shield
+from edgeopt.passes.weights import weight_only
+from edgeopt.ptq.equalize import equalized
+from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
+from edgeopt.ptq.moments import LayerMoments, gather, layers, parts
+from edgeopt.ptq.place import place
+from edgeopt.ptq.reconstruct import clipped, reconstructed
+from edgeopt.ptq.refit import refitted
+from edgeopt.ptq.smooth import smoothed
+from edgeopt.quantization.costing import costed
+from edgeopt.quantization.state import State
+from edgeopt.runtime.calibrate import forecast, observe
+from edgeopt.runtime.probe import Probe, probe
+
+SELECTION = 32  # calibration samples, the first ones, by which a search judges; weights are not fitted to them
+_MOMENT_SAMPLES = 32
+_FITTED = 256
+_PEAKS = 32
+_PEAK_SAMPLES = 4
+_LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
+_INT4_OPSET = 21
+DYNAMIC_REASON = "in integers whose scale is found at run time"
+BLAMED_REASON = "integers lose most of the accuracy here"
+Rounding = Annotated[str, Table("edgeopt.ptq.reconstruct:ROUNDERS")]
+
+
+class Step(Options):
+    """A frozen configuration that makes a new state of one."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Fields of a state that another step has to fill before."""
+
+    step: str
+
+    def __call__(self, state: State) -> State:
+        """The state after this step."""
+        raise TypeError(f"{type(self).__name__} does nothing")
+
+
+class Equalize(Step):
+    """Cross-layer equalization."""
+
+    step: Literal["equalize"] = "equalize"
+
+    def __call__(self, state: State) -> State:
+        key = (self, id(state.model))
+        return state.of(state.resources.cache.model(key, lambda: equalized(state.model, state.samples[:_PEAKS])))
+
+
+class Smooth(Step):
+    """SmoothQuant: ranges of inputs go into weights."""
+
+    step: Literal["smooth"] = "smooth"
+    alpha: float = Field(default=0.5, ge=0, le=1, description="0: all ranges stay in the activations, 1: all go.")
+
+    def __call__(self, state: State) -> State:
+        key = (self, id(state.model))
+        make = lambda: smoothed(state.model, state.samples[:_PEAKS], self.alpha)  # noqa: E731
+        return state.of(state.resources.cache.model(key, make))
+
+
+class Place(Step):
+    """A form for every node: the cheapest placement of integers, or one form wherever it can be."""
+
+    step: Literal["place"] = "place"
+    form: Form = Field(default="int8 static", description="The form that nodes get where they can have it and it pays.")
+    exclude: frozenset[str] = Field(default=frozenset(), description="Nodes that stay float.")
+    include: frozenset[str] = Field(
+        default=frozenset(), description="Nodes that become integer even if it does not pay."
+    )
+    floats: frozenset[str] = Field(
+        default=frozenset(), description="Nodes that stay float for what integers lose there."
+    )
+    dynamics: frozenset[str] = Field(
+        default=frozenset(), description="Products whose inputs get their scale at run time."
+    )
+    measured: bool = Field(default=False, description="By measured times, not by the target's table.")
+
+    def __call__(self, state: State) -> State:
+        if self.form != "int8 static":
+            return replace(state, plan=self._whole(state.source))
+        cache = state.resources.cache
+        probes = cache.probes.get(id(state.source))
+        if probes is None:
+            with cache.timed("probe"):
+                probes = cache.probes[id(state.source)] = probe(state.source, state.resources.feeds[0])
+            cache.model(id(state.source), lambda: state.source)
+        if self.measured:
+            cache.costs = costed(state, probes, self.exclude)
+        plan = self.plan(state, probes)
+        return replace(state, probes=probes, plan=plan, placed=(plan, self.plan))
+
+    def plan(self, state: State, probes: Mapping[str, Probe]) -> Plan:
+        """The placement of the state's float model under `probes`."""
+        out = self.floats | self.dynamics
+        costs = state.resources.cache.costs if self.measured else None
+        found = place(
+            state.source, state.target, probes, exclude=self.exclude | out, include=self.include - out, costs=costs
+        )
+        words = dict.fromkeys(self.floats, BLAMED_REASON) | dict.fromkeys(self.dynamics, DYNAMIC_REASON)
+        forms: dict[str, Form] = dict(found.forms)
+        if forms:
+            forms |= dict.fromkeys(self.dynamics, "int8 dynamic")
+            forms |= dict.fromkeys(embeddings(state.source) - self.exclude, "int8 stored")
+        return replace(found, forms=forms, kept_float={n: words.get(n, r) for n, r in found.kept_float.items()})
+
+    def _whole(self, model: ir.Model) -> Plan:
+        """One form for every node that can take it."""
+        nodes = frozenset(str(n.name) for n in model.graph.all_nodes())
+        taken: dict[str, Form] = {}
+        if self.form == "int8 dynamic":
+            lstm = {str(n.name) for n in model.graph.all_nodes() if n.op_type == "LSTM"} & self.include
+            found = dynamic_nodes(model, lstm=bool(lstm))
+            taken = {str(n.name): self.form for n in found if n.op_type != "LSTM" or n.name in lstm}
+        elif self.form in ("int8 stored", "int4 stored"):
+            taken = {str(n.name): self.form for n in model.graph.all_nodes() if rule(n).weights}
+        elif self.form == "fp16":
+            taken = dict.fromkeys(nodes, self.form)
+        taken = {n: form for n, form in taken.items() if n not in self.exclude}
+        if self.form != "fp16":
+            taken |= dict.fromkeys(embeddings(model) - self.exclude, "int8 stored")
+        return Plan(taken, {}, {}, {})
+
+
+class Observe(Step):
+    """Statistics of the values that decide grids, over the samples; nodes are placed again by what all samples showed."""
+
+    step: Literal["observe"] = "observe"
+    needs: ClassVar[tuple[str, ...]] = ("plan",)
+
+    def __call__(self, state: State) -> State:
+        assert state.plan is not None
+        if not state.plan.integer:
+            return state
+        cache, key = state.resources.cache, id(state.source)
+        known = cache.statistics.setdefault(key, {})
+        _observe(state, state.plan, known)
+        wide = {**state.probes, **{n: _widened(state.probes[n], s) for n, s in known.items() if n in state.probes}}
+        cache.probes[key] = wide
+        plan = state.plan
+        if state.placed is not None and state.placed[0] is plan:
+            plan = state.placed[1](state, wide)
+            _observe(state, plan, known)
+        return replace(state, probes=wide, plan=plan, statistics=dict(known))
+
+
+class Grids(Step):
+    """Grids of activations by a range rule, and those of weights and biases that go with them."""
+
+    step: Literal["grids"] = "grids"
+    needs: ClassVar[tuple[str, ...]] = ("plan", "statistics")
+    rule: Annotated[str, Table("edgeopt.numbers.ranges:RANGES")] = Field(
+        default="mse", description="How ranges are chosen."
+    )
+    rules: frozenset[tuple[str, str]] = Field(default=frozenset(), description="(value, rule) where it is another one.")
+
+    def __call__(self, state: State) -> State:
+        assert state.plan is not None
+        activation = activation_params(state.plan, state.statistics, state.target, self.rule, dict(self.rules))
+        model = untie(state.source, state.plan)
+        return replace(state, model=model, params=quantization_params(model, state.plan, activation, state.target))
+
+
+class Clip(Step):
+    """Scales of weights by what layers give, not by the peak."""
+
+    step: Literal["clip"] = "clip"
+    needs: ClassVar[tuple[str, ...]] = ("plan", "params")
+    samples: int = Field(default=_MOMENT_SAMPLES, ge=1, description="Samples whose moments are taken.")
+
+    def __call__(self, state: State) -> State:
+        params = dict(state.params)
+        for moments in _moments(state, self.samples):
+            params = clipped(state.model, params, moments, state.target)
+        return replace(state, params=params)
+
+
+class Round(Step):
+    """Weights of integer layers rounded under what the layers read, biases too."""
+
+    step: Literal["round"] = "round"
+    needs: ClassVar[tuple[str, ...]] = ("plan", "params")
+    how: Rounding = Field(default="gptq", description="How weights are rounded.")
+    samples: int = Field(default=_MOMENT_SAMPLES, ge=1, description="Samples whose moments are taken.")
+
+    def __call__(self, state: State) -> State:
+        model = state.model
+        for moments in _moments(state, self.samples):
+            model = reconstructed(model, state.params, moments, state.target, self.how)
+        return replace(state, model=model)
+
+
+class Refit(Step):
+    """Weights fitted to what layers read in integers, one by one."""
+
+    step: Literal["refit"] = "refit"
+    needs: ClassVar[tuple[str, ...]] = ("plan", "params")
+    how: Rounding = Field(default="gptq", description="How weights are rounded.")
+
+    def __call__(self, state: State) -> State:
+        assert state.plan is not None
+        nodes = [n for part in _parts(state) for n in part]
+        samples = state.samples[min(SELECTION, len(state.samples) // 2) :][:_FITTED]
+
+        def progress(done: int, total: int) -> None:
+            state.resources.listener.progress("fitting layers to what they read in integers", done, total)
+
+        model = refitted(state.model, nodes, state.plan, state.params, samples, state.target, self.how, progress)
+        return replace(state, model=model)
+
+
+class Write(Step):
+    """The plan and the grids put into the model: each node in its form."""
+
+    step: Literal["write"] = "write"
+    needs: ClassVar[tuple[str, ...]] = ("plan",)
+    io_types: Literal["keep", "fp16"] = Field(default="keep", description="Inputs and outputs of half precision.")
+
+    def __call__(self, state: State) -> State:
+        assert state.plan is not None
+        plan, model = state.plan, state.model
+        if plan.having("fp16"):
+            return replace(state, model=self._half(state, plan), written=True)
+        if plan.integer:
+            model = fold_weights(insert_qdq(model, plan, state.params))
+        dynamics = plan.having("int8 dynamic")
+        if dynamics:
+            nodes = [n for n in dynamic_nodes(model, lstm=True) if n.name in dynamics]
+            model = dynamic(model, *dynamic_params(nodes, state.target))
+        if plan.integer:
+            model = shield(model)
+        stored, stored4 = (plan.having(form) for form in ("int8 stored", "int4 stored"))
+        layers_stored = (stored | stored4) - embeddings(model)
+        if layers_stored:
+            raised = graph.raise_opset(model, _INT4_OPSET) if stored4 else model
+            model = weight_only(raised, 4 if stored4 else 8, layers_stored)
+        return replace(state, model=quantize_embeddings(model, stored | stored4), written=True)
+
+    def _half(self, state: State, plan: Plan) -> ir.Model:
+        peaks: dict[str, float] = {}
+        for feed in state.resources.feeds[:_PEAK_SAMPLES]:
+            for name, p in probe(state.model, feed).items():
+                peak = max(abs(p.lo), abs(p.hi))
+                peaks[name] = max(peaks.get(name, 0.0), 0.0 if np.isnan(peak) or np.isinf(peak) else peak)
+        names = frozenset(str(n.name) for n in state.model.graph.all_nodes())
+        keep = names - plan.having("fp16")
+        return fp16(graph.typed(state.model), keep=keep, io_keep=self.io_types == "keep", peaks=peaks)
+
+
+class Own(Step):
+    """A function of the user's, `State -> State`."""
+
+    step: Literal["python"] = "python"
+    call: Annotated[str | Callable[[State], State], SkipValidation] = Field(
+        description="package.module:function, or in Python the function."
+    )
+    after: str = Field(default="round", description="The step that it follows.")
+
+    def __call__(self, state: State) -> State:
+        function = named(self.call, "--step") if isinstance(self.call, str) else self.call
+        name, place = self.call if isinstance(self.call, str) else called(function), _place(function)
+        try:
+            found: Any = function(state)
+        except EdgeoptError:
+            raise
+        except Exception as e:  # the user's code, which may raise anything
+            raise UsageError(f"step {name} ({place}): {type(e).__name__}: {e}") from e
+        if not isinstance(found, State):
+            raise UsageError(f"step {name} ({place}): gives {type(found).__name__}, and not the State after it")
+        _check_interface(state.model, found.model, f"step {name} ({place})")
+        return found
+
+
+ORDER: tuple[type[Step], ...] = (Equalize, Smooth, Place, Observe, Grids, Clip, Round, Refit, Write)
+_ALL: tuple[type[Step], ...] = (*ORDER, Own)
+STEPS: Mapping[str, type[Step]] = {str(s.model_fields["step"].default): s for s in _ALL}
+
+
+def called(function: Callable[..., Any]) -> str:
+    """`module:function` of a function."""
+    return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """File and line of the user's function."""
+    try:
+        target = inspect.unwrap(function)
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
+    except (OSError, TypeError):
+        return "its file is not known"
+
+
+def _check_interface(before: ir.Model, after: object, who: str) -> None:
+    if not isinstance(after, ir.Model):
+        raise UsageError(f"{who}: the state's model is a {type(after).__name__}, and not an onnx_ir.Model")
+    for what in ("inputs", "outputs"):
+        old, new = ([(v.name, v.dtype) for v in getattr(m.graph, what)] for m in (before, after))
+        if old != new:
+            raise ModelError(f"{who}: changes the model's {what} from {old} to {new}")
+
+
+def _widened(p: Probe, statistics: Statistics) -> Probe:
+    """`p` with the extremes of all samples: a mask may be in none of the first."""
+    return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
+
+
+def _observe(state: State, plan: Plan, known: dict[str, Statistics]) -> None:
+    """Add to `known` what the grids of `plan` need and it lacks, with a forecast before the first time."""
+    values = sorted(set(plan.grids.values()) - known.keys())
+    if not values:
+        return
+    resources, total = state.resources, len(state.samples)
+    listener, cache = resources.listener, resources.cache
+    first = "calibrate" not in cache.seconds
+    max_ram = resources.max_ram or free_bytes() // 2
+    with cache.timed("calibrate"):
+        if first:
+            expected = forecast(state.source, values, state.probes, max_ram)
+            passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
+            start = time.perf_counter()
+            resources.run(resources.feeds[0])
+            seconds = 2 * (time.perf_counter() - start) * expected.passes * total
+            cost = f"about {max(1, round(seconds))} s and {expected.ram_bytes / 1e6:.0f} MB"
+            listener.note(f"calibration: {len(values)} tensors, {total} samples, {passes}; {cost}")
+        found = observe(
+            state.source,
+            values,
+            state.samples,
+            probes=state.probes,
+            max_ram=max_ram,
+            progress=lambda done, of: listener.progress("calibrating", done, of),
+        )
+        if first:
+            for line in (*(f"skipped: {reason}" for reason in found.skipped.values()), *_oddities(state)):
+                listener.note(line)
+    known |= found.statistics
+
+
+def _oddities(state: State) -> Iterator[str]:
+    """A line on constant and one on repeated samples among those that calibrate."""
+    looks, names = state.resources.cache.looks, [name for name, _ in state.samples]
+    others = [name for name in looks if name not in set(names)]
+    return oddities({n: looks[n] for n in (*others, *names) if n in looks}, set(names))
+
+
+def _moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMoments]]:
+    """Moments of the integer layers, all at once and kept in the cache, or as many at a time as fit into memory."""
+    resources, found = state.resources, _parts(state)
+    known = resources.cache.moments.setdefault(id(state.source), {})
+    for part in found:
+        missing = [n for n in part if n.name not in known]
+        with resources.cache.timed("moments"):
+            new = (
+                gather(
+                    state.model,
+                    missing,
+                    state.samples[:samples],
+                    lambda done, total: resources.listener.progress("looking at what layers read", done, total),
+                )
+                if missing
+                else {}
+            )
+        if len(found) == 1:
+            known |= new
+        yield {str(n.name): m for n in part if (m := known.get(str(n.name)) or new.get(str(n.name))) is not None}
+
+
+def _parts(state: State) -> list[list[ir.Node]]:
+    """The layers whose moments can be taken, as many at a time as fit into memory."""
+    assert state.plan is not None
+    limit = state.resources.max_ram
+    max_ram = (limit or free_bytes() // 2) // 2
+    found, large = parts(layers(state.model, state.plan.integer), max_ram, (limit or _LARGEST) // 2)
+    for node in large:
+        state.resources.listener.note(
+            f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest"
+        )
+    return found
