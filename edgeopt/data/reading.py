@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from edgeopt.data.guess import Guess, guess
 from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
 from edgeopt.data.made_up import random_samples
-from edgeopt.data.source import as_samples, open_data, readable
+from edgeopt.data.readers import InMemory, Readers
+from edgeopt.data.source import HELD_OUT, open_data, readable
 from edgeopt.data.spec import Feed, InputSpec, Sample
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
 
 RANDOM = "random"
-Data = str | Path | Iterable[Feed | NDArray[Any]]
+Data = str | Path | InMemory
 Run = Callable[[Feed], Outputs]
 _GUESS_SAMPLES = 12
 _SPARE = 8  # random samples beyond those that calibrate
@@ -45,7 +46,8 @@ def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) ->
         UsageError, DataError: see `edgeopt.data.source.open_data`.
     """
     if not isinstance(data, str | Path):
-        return Samples(as_samples(data, inputs))
+        readers = Readers(inputs, count=reading.samples + HELD_OUT, seed=reading.sample_seed)
+        return Samples(readers.samples(data), notes=tuple(readers.notes))
     if data == RANDOM:
         warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
         return Samples(random_samples(inputs, reading.samples + _SPARE), notes=(warning,))

@@ -14,7 +14,7 @@ import sys
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from edgeopt.data import audio, text
 from edgeopt.data.images import SUFFIXES, check_header, image_input, read_image, resolve
+from edgeopt.data.readers import Readers
 from edgeopt.data.spec import Feed, InputSpec, Sample, specs
 from edgeopt.errors import DataError, UsageError
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
@@ -34,7 +35,6 @@ __all__ = [
     "Feed",
     "InputSpec",
     "Sample",
-    "as_samples",
     "open_data",
     "readable",
     "specs",
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 MAX_UNREADABLE = 0.05
-_HELD_OUT = 32
+HELD_OUT = 32
 _TEXT = frozenset({".jsonl", ".csv", ".txt"})
 _ARRAYS = frozenset({".npz", ".npy"})
 BROKEN_ARRAY = (
@@ -194,39 +194,6 @@ def _protobufs(folder: Path, inputs: Sequence[InputSpec]) -> Feed:
     return feed
 
 
-def as_samples(
-    data: Iterable[Feed | NDArray[Any]] | NDArray[Any], inputs: Sequence[InputSpec], name: str = "sample"
-) -> list[Sample]:
-    """Samples of feeds or arrays in memory; an array holds samples along axis 0, or is a single one if it has one
-    dimension less than the input.
-    """
-    if isinstance(data, np.ndarray):
-        spec = _only(inputs, name)
-        if spec.shape is not None and data.ndim == len(spec.shape) - 1:
-            data = data[None]
-        step = spec.fixed(0) or 1
-        if not data.ndim or len(data) < step:
-            raise DataError(f"{name}: an array of shape {list(data.shape)} holds no samples for input {spec.name!r}")
-        return [(f"{name}[{i}]", partial(_slice, data, spec, i, step)) for i in range(0, len(data) - step + 1, step)]
-    if not isinstance(data, Iterable):
-        raise DataError(f"{name}: samples are a path, an array, or something that yields feeds, not {data!r}")
-    found: list[Sample] = []
-    for i, item in enumerate(data):
-        feed = {inputs[0].name: item} if isinstance(item, np.ndarray) and len(inputs) == 1 else item
-        if not isinstance(feed, Mapping):
-            raise DataError(f"{name}[{i}]: a sample is a mapping from input names to arrays, got {type(item).__name__}")
-        arrays = {k: _array(v, f"{name}[{i}]: input {k!r}") for k, v in feed.items()}
-        found.append((f"{name}[{i}]", partial(dict, arrays)))
-    return found
-
-
-def _array(value: object, where: str) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError as e:
-        raise DataError(f"{where} is no array ({e})") from e
-
-
 def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
     return {spec.name: np.ascontiguousarray(data[start : start + step])}
 
@@ -272,9 +239,7 @@ def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> lis
             f"{reading.data_option} {source}: not a function that can be called without arguments ({e})"
         ) from e
     feeds = function()
-    if not isinstance(feeds, Iterable):
-        raise UsageError(f"{reading.data_option} {source}: it gives {feeds!r}, not something that yields feeds")
-    return as_samples(itertools.islice(feeds, reading.samples + _HELD_OUT), inputs, source)
+    return Readers(inputs, source, reading.samples + HELD_OUT, reading.sample_seed).samples(feeds)
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
@@ -283,7 +248,7 @@ def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sam
     """
     if len(samples) < 2:
         return list(samples), list(samples)
-    held = min(_HELD_OUT, max(1, len(samples) - count, len(samples) // 5))
+    held = min(HELD_OUT, max(1, len(samples) - count, len(samples) // 5))
     return list(samples[held : held + count]), list(samples[:held])
 
 

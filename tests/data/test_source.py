@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt.data import InputSpec, as_samples, open_data, random_samples, readable, specs, split
+from edgeopt.data import InputSpec, open_data, random_samples, readable, specs, split
+from edgeopt.data.readers import Readers
 from edgeopt.data.spec import Feed, Sample
 from edgeopt.errors import DataError
 from edgeopt.options.reading import Reading
@@ -142,9 +143,9 @@ def test_a_function_in_the_working_folder_gives_feeds(tmp_path: Path, monkeypatc
 
 
 def test_feeds_arrays_and_generators_in_memory_are_samples() -> None:
-    as_feeds = as_samples([{"x": X[i : i + 1]} for i in range(10)], ROW)
-    as_arrays = as_samples((X[i : i + 1] for i in range(10)), ROW)
-    as_one = as_samples(X, ROW)
+    as_feeds = Readers(ROW).samples([{"x": X[i : i + 1]} for i in range(10)])
+    as_arrays = Readers(ROW).samples(X[i : i + 1] for i in range(10))
+    as_one = Readers(ROW).samples(X)
     for i in range(10):
         for name, read in (as_feeds[i], as_arrays[i], as_one[i]):
             assert name == f"sample[{i}]"
@@ -152,7 +153,7 @@ def test_feeds_arrays_and_generators_in_memory_are_samples() -> None:
 
 
 def test_lists_of_numbers_become_arrays() -> None:
-    ((_, read),) = as_samples([{"x": [[1, 2, 3, 4]]}], [InputSpec("x", I64, (None, 4))])
+    ((_, read),) = Readers([InputSpec("x", I64, (None, 4))]).samples([{"x": [[1, 2, 3, 4]]}])
     assert same(read(), x=np.array([[1, 2, 3, 4]]))
 
 
