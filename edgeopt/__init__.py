@@ -16,6 +16,7 @@ from edgeopt.errors import (
 )
 
 if TYPE_CHECKING:
+    from edgeopt import passes
     from edgeopt.hardware.target import Target
     from edgeopt.inspection import Inspection, inspect
     from edgeopt.listener import Listener
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
     from edgeopt.profiling.results import Results
     from edgeopt.profiling.stored import compare_stored
     from edgeopt.pruning.shrink import Shrunk, shrink
+    from edgeopt.quantization import steps
     from edgeopt.quantization.quantize import quantize
+    from edgeopt.quantization.recipe import Recipe
     from edgeopt.quantization.report import Result
     from edgeopt.quantization.sensitivity import Sensitivity, sensitivity
+    from edgeopt.quantization.state import State
     from edgeopt.release.document import Run
     from edgeopt.release.pipeline import run
     from edgeopt.simplification import Simplified, simplify
@@ -51,6 +55,7 @@ _LAZY = {
     "ProfileOne": "options.profile",
     "Quantize": "options.quantize",
     "Reading": "options.reading",
+    "Recipe": "quantization.recipe",
     "Result": "quantization.report",
     "Results": "profiling.results",
     "Run": "release.document",
@@ -60,6 +65,7 @@ _LAZY = {
     "Shrunk": "pruning.shrink",
     "Simplified": "simplification",
     "Simplify": "options.models",
+    "State": "quantization.state",
     "Target": "hardware.target",
     "compare": "profiling.profile",
     "compare_stored": "profiling.stored",
@@ -74,6 +80,8 @@ _LAZY = {
     "shrink": "pruning.shrink",
     "simplify": "simplification",
 }
+
+_MODULES = {"passes": "passes", "steps": "quantization.steps"}
 
 __version__ = "0.1.0"
 __all__ = [
@@ -95,6 +103,7 @@ __all__ = [
     "ProfileOne",
     "Quantize",
     "Reading",
+    "Recipe",
     "Result",
     "Results",
     "Run",
@@ -104,6 +113,7 @@ __all__ = [
     "Shrunk",
     "Simplified",
     "Simplify",
+    "State",
     "Target",
     "UsageError",
     "ValidityError",
@@ -114,6 +124,7 @@ __all__ = [
     "distill",
     "export",
     "inspect",
+    "passes",
     "profile",
     "quantize",
     "run",
@@ -121,6 +132,7 @@ __all__ = [
     "sensitivity",
     "shrink",
     "simplify",
+    "steps",
 ]
 
 
@@ -132,9 +144,11 @@ def __getattr__(name: str) -> object:
     """Load what needs onnxruntime only when it is asked for."""
     if name == "Options":  # its name before there was one for every function
         name = "Quantize"
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name in _MODULES:
+        return importlib.import_module(f"edgeopt.{_MODULES[name]}")
+    if name in _LAZY:
         try:
             return getattr(importlib.import_module(f"edgeopt.{_LAZY[name]}"), name)
         except ModuleNotFoundError as e:

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.cli.show import console, counts, megabytes
+from edgeopt.cli.show import console
+from edgeopt.numbers.words import counts, megabytes
 from edgeopt.options.models import Inspect
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from edgeopt.cli.show import console, decibels, megabytes, printable
+from edgeopt.cli.show import console, printable
 from edgeopt.numbers.intervals import NEEDED
+from edgeopt.numbers.words import decibels, megabytes
 from edgeopt.profiling.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
 
 FORMATS = ("table", "json", "csv", "markdown")

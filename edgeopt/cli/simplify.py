@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.cli.show import decibels, megabytes
+from edgeopt.numbers.words import decibels, megabytes
 from edgeopt.options.models import Simplify
 
 

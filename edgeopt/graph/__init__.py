@@ -2,7 +2,7 @@
 
 from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, size_bytes
 from edgeopt.graph.form import canonical, raise_opset, typed
-from edgeopt.graph.serialization import embedded, external_files, load, proto_bytes, write
+from edgeopt.graph.serialization import embedded, external_files, load, proto_bytes, write, write_valid
 
 __all__ = [
     "above_protobuf",
@@ -16,4 +16,5 @@ __all__ = [
     "size_bytes",
     "typed",
     "write",
+    "write_valid",
 ]

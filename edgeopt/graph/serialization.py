@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from edgeopt.errors import ModelError
+from edgeopt.errors import ModelError, ValidityError
 from edgeopt.graph.facts import above_protobuf, initializers
 
 MALFORMED = (
@@ -175,3 +175,16 @@ def write(model: ir.Model, path: Path) -> list[Path]:
         return [path.with_name(data), path]
     path.write_bytes(proto_bytes(model))
     return [path]
+
+
+def write_valid(model: ir.Model, path: Path, who: str) -> None:
+    """Write `model` at `path` and have the ONNX checker look at it, its shapes too.
+
+    Raises:
+        ValidityError: the file is not valid; says who made it.
+    """
+    write(model, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
+        raise ValidityError(f"{who} is not valid ONNX: {e}") from e

@@ -185,11 +185,7 @@ def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> 
     """
     with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
-        graph.write(model, final)
-        try:
-            onnx.checker.check_model(str(final), full_check=True)
-        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
-            raise ValidityError(f"the smaller model is not valid ONNX: {e}") from e
+        graph.write_valid(model, final, "the smaller model")
         before = open_session(source)
         try:
             after = open_session(final)

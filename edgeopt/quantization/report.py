@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx_ir as ir
 
+from edgeopt.errors import UsageError
+from edgeopt.files import check_place, staged
+from edgeopt.graph import above_protobuf, write
 from edgeopt.numbers.scores import OutputReport, lowest_agreement, lowest_sqnr_db
+from edgeopt.numbers.words import counts, decibels, megabytes
 
 SCHEMA = "edgeopt.quantization.report/1"
 
@@ -105,6 +111,44 @@ class Report:
         """The lowest top-1 agreement of the outputs that look like class scores."""
         return lowest_agreement(self.outputs)
 
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """What it says to a reader, as (label, text)."""
+        yield "mode", self.reason
+        yield "target", self.target + ("" if self.target == self.host else f" (this machine: {self.host})")
+        small, large = self.output_bytes, self.input_bytes
+        yield (
+            "size",
+            f"{megabytes(large)} -> {megabytes(small)} ({large / small:.2f}x smaller); download {megabytes(self.download_bytes)}",
+        )
+        yield "weights", ", ".join(f"{k} {megabytes(v)}" for k, v in self.bytes_after.items())
+        if self.latency is not None:
+            x = self.latency
+            yield (
+                "latency",
+                f"{x.float_ms:.2f} ms -> {x.latency_ms:.2f} ms, {x.speedup:.2f}x [{x.speedup_low:.2f}, {x.speedup_high:.2f}], {x.threads} thread",
+            )
+        if self.metric is not None:
+            yield "metric", f"{self.metric.name} {self.metric.on_float:.4g} -> {self.metric.result:.4g}"
+        for o in self.outputs:
+            agreement = "" if o.agreement is None else f", top-1 agreement {o.agreement:.1%}"
+            yield (
+                f"output {o.output}",
+                f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}{agreement} ({self.samples['held_out']} held-out samples)",
+            )
+        yield "integer", counts(self.kernels["integer"])
+        yield "Q/DQ left", counts(self.kernels["qdq"])
+        yield "float", counts(self.kernels["floating"])
+        if self.choices:
+            yield (
+                "options",
+                ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in self.choices.items()),
+            )
+        reasons: dict[str, list[str]] = {}
+        for node, reason in self.kept_float.items():
+            reasons.setdefault(reason, []).append(node)
+        for reason, nodes in reasons.items():
+            yield "stays float", f"{len(nodes)}: {', '.join(nodes[:3])}{' ...' if len(nodes) > 3 else ''} - {reason}"
+
     def to_json(self) -> str:
         """JSON text; infinities become null."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
@@ -118,10 +162,57 @@ def _plain(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """The quantized model, where it was written (None: nowhere), and the evidence."""
+    """The quantized model, where it was written (None: nowhere), and the evidence. It prints in five lines, and in a notebook as a table."""
 
     model: ir.Model
     path: Path | None
     report: Report
+
+    @property
+    def proto(self) -> onnx.ModelProto:
+        """The model as onnx has it.
+
+        Raises:
+            UsageError: it is beyond what one protobuf message can hold.
+        """
+        if above_protobuf(self.model):
+            raise UsageError("the model is above 2 GB, which no ModelProto can hold: use save(path)")
+        return ir.to_proto(self.model)
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the model, with a data file beside it where it is above 2 GB; all of it or nothing.
+
+        Raises:
+            UsageError: `path` exists and not `force`, or cannot be written.
+        """
+        place = Path(path)
+        check_place(place, force)
+        with staged(place) as stage:
+            write(self.model, stage / place.name)
+        return place
+
+    def __str__(self) -> str:
+        report = self.report
+        rows = dict(report.rows())
+        worst = min(report.outputs, key=lambda o: o.sqnr_db, default=None)
+        near = "no output is a float" if worst is None else f"output {worst.output}: {rows[f'output {worst.output}']}"
+        file = "in memory" if self.path is None else str(self.path)
+        lines = (
+            ("mode", rows["mode"]),
+            ("size", rows["size"]),
+            ("latency", rows.get("latency", "not measured")),
+            ("nearness", near),
+            ("file", file),
+        )
+        return "\n".join(f"{label:<9} {text}" for label, text in lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = (*self.report.rows(), *(("missed", line) for line in self.report.missed))
+        cells = (
+            f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows
+        )
+        return f"<table>{''.join(cells)}</table>"

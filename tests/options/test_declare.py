@@ -109,6 +109,10 @@ def test_a_row_in_a_table_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_users_file_is_checked_by_mypy(tmp_path: Path) -> None:
     good = 'import edgeopt\nr = edgeopt.quantize("m.onnx", "images/", mode="static", exclude=("a",))\nprint(r.report.mode)\n'
     good += 'edgeopt.compare("a.onnx", "b.onnx", threads=(1, 2))\nedgeopt.quantize("m.onnx", [], edgeopt.Quantize(samples=3))\n'
+    good += "def own(state: edgeopt.State) -> edgeopt.State:\n    return state\n"
+    good += (
+        'edgeopt.quantize("m.onnx", [], steps=(own,), recipe=edgeopt.Recipe((edgeopt.steps.Place(),))).save("q.onnx")\n'
+    )
     bad = 'edgeopt.quantize("m.onnx", "images/", mode="statik")\nedgeopt.distill("m.onnx", "images/", epoch=3)\n'
     (tmp_path / "good.py").write_text(good)
     (tmp_path / "bad.py").write_text("import edgeopt\n" + bad)
@@ -123,8 +127,3 @@ def test_a_users_file_is_checked_by_mypy(tmp_path: Path) -> None:
 
 def test_py_typed_is_in_the_package() -> None:
     assert (Path(edgeopt.__file__).parent / "py.typed").is_file()
-
-
-def test_what_there_is_is_listed() -> None:
-    assert {"quantize", "Quantize", "Target", "UsageError"} <= set(dir(edgeopt))
-    assert all(getattr(edgeopt, name) is not None for name in ("Quantize", "Options", "Target", "Reading"))

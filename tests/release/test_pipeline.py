@@ -179,6 +179,63 @@ def test_the_code_of_a_metric_and_what_lies_beside_it_decide_its_value(file: Pat
     assert len(set(digests)) == 3
 
 
+STEP = """from dataclasses import replace
+
+import onnx_ir as ir
+
+
+def own(state):
+    assert len(state.samples) > 3 and set(state.samples[0][1]()) == {"x"}
+    model = state.model.clone()
+    node = list(model.graph)[-1]
+    b = model.graph.initializers["b"]
+    b.const_value = ir.tensor(FACTOR * b.const_value.numpy(), name="b")
+    return replace(state, model=model)
+"""
+
+
+def bias(file: Path, name: str) -> np.ndarray[Any, Any]:
+    model = onnx.load(out(file) / f"{name}.onnx")
+    return next(onnx.numpy_helper.to_array(i) for i in model.graph.initializer if i.name == "b")
+
+
+def test_a_step_of_the_users_is_taken_between_others_and_again_when_its_code_changes(file: Path) -> None:
+    name = module(file.parent, "FACTOR = 2\n" + STEP)
+    own = f'{{ step = "simplify" }}, {{ step = "python", call = "{name}:own" }}'
+    edited(file, ('[variants.lean]\nsteps = [{ step = "simplify" }', f"[variants.lean]\nsteps = [{own}"))
+    before = next(
+        onnx.numpy_helper.to_array(i) for i in onnx.load(file.parent / "model.onnx").graph.initializer if i.name == "b"
+    )
+    first = edgeopt.run(file)
+    assert first.exit_code == 0 and np.array_equal(bias(file, "lean"), 2 * before)
+    assert [s.cached for s in edgeopt.run(file).variant("lean").steps] == [True, True]
+    source = file.parent / f"{name}.py"
+    source.write_text(source.read_text().replace("FACTOR = 2", "FACTOR = -3"))
+    assert [s.cached for s in edgeopt.run(file).variant("lean").steps] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("def own(state):\n    raise OSError('no disk')\n", "OSError: no disk"),
+        ("def own(state):\n    return None\n", "gives NoneType, and not the State after it"),
+        ("def other(state):\n    return state\n", "has no attribute 'own'"),
+        ("import nothing_like_it\n", "nothing_like_it"),
+    ],
+)
+def test_a_users_step_that_goes_wrong_is_told_of_its_variant_and_the_others_are_made(
+    code: str, says: str, file: Path
+) -> None:
+    name = module(file.parent, code)
+    edited(
+        file, ("[variants.half]\nsteps = [", f'[variants.half]\nsteps = [{{ step = "python", call = "{name}:own" }}, ')
+    )
+    found = edgeopt.run(file)
+    half = found.variant("half")
+    assert half is not None and half.error is not None and says in half.error and half.error.startswith("python: ")
+    assert found.exit_code != 0 and found.variant("lean").error is None
+
+
 def test_the_code_of_a_package_is_all_of_it_and_that_of_an_installed_module_its_own_file(tmp_path: Path) -> None:
     package = tmp_path / "pack" / "inner"
     package.mkdir(parents=True)
@@ -495,6 +552,7 @@ MISTAKES = {
     "no function": (("[gates", '[accuracy]\neval = "score"\n[gates'), 14, "package.module:function"),
     "teacher": (('step = "fp16" }', 'step = "distill", teacher = "big.onnx" }'), 9, "big.onnx"),
     "costs": (('step = "fp16" }', 'step = "quantize", costs = "c.json" }'), 9, "c.json"),
+    "a step": (('step = "fp16" }', 'step = "python", call = "none:f" }'), 9, "call"),
     "factory": (('model = "model.onnx"', 'export = { factory = "none:f", inputs = { x = [1] } }'), 1, "export.factory"),
 }  # fmt: skip
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt import graph
+from edgeopt.data import read, specs
 from edgeopt.data.source import named
 from edgeopt.errors import UsageError
 from edgeopt.files import temporary_folder
@@ -21,6 +23,7 @@ from edgeopt.options.reading import Reading
 from edgeopt.release.build.sources import there
 from edgeopt.release.project.checks import FILES
 from edgeopt.release.project.file import Project
+from edgeopt.runtime.session import open_session
 
 Facts = Mapping[str, Any]
 
@@ -77,6 +80,11 @@ def files(step: Any, context: Context) -> dict[str, Path]:
     if target is not None and targets.is_file(target):
         given["target"] = target
     return {key: context.root / path for key, path in given.items() if path is not None}
+
+
+def code(step: Any) -> list[str]:
+    """The functions of the user's that `step` calls."""
+    return [step.call] if step.step == "python" else []
 
 
 def import_from_root(context: Context, *options: str) -> None:
@@ -164,6 +172,24 @@ def _distill(step: Any, source: Path, output: Path, context: Context) -> Facts:
     return {"summary": f"{found.metric} {found.before:.4g} -> {found.after:.4g}"}
 
 
+def _python(step: Any, source: Path, output: Path, context: Context) -> Facts:
+    from edgeopt.quantization.state import Resources, State
+    from edgeopt.quantization.steps import Own
+
+    named(step.call, "call", context.root)  # from the project's folder
+    model = graph.canonical(graph.load(source))
+    session = open_session(model)
+    reading = Reading(data_option="data.path", **data_choices(context.project, context.root))
+    samples = read(context.data, specs(model), reading, session.run).samples
+    resources = Resources(feeds=(), run=session.run, listener=context.listener)
+    state = State(model, targets.load("host"), tuple(samples), resources, model)
+    found = Own(call=step.call)(state).model
+    graph.write_valid(found, output, step.call)
+    open_session(output)
+    nodes = [sum(1 for _ in m.graph.all_nodes()) for m in (model, found)]
+    return {"summary": f"{step.call}: {nodes[0]} -> {nodes[1]} nodes"}
+
+
 _RUN: Mapping[str, Callable[[Any, Path, Path, Context], Facts]] = {
     "simplify": _simplify,
     "quantize": _quantize,
@@ -171,4 +197,5 @@ _RUN: Mapping[str, Callable[[Any, Path, Path, Context], Facts]] = {
     "weights": _quantize,
     "shrink": _shrink,
     "distill": _distill,
+    "python": _python,
 }

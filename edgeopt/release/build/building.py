@@ -16,6 +16,7 @@ from edgeopt.profiling.results import Range
 from edgeopt.release.build import sources
 from edgeopt.release.build.actions import (
     Context,
+    code,
     data_choices,
     files,
     import_from_root,
@@ -145,6 +146,7 @@ def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterabl
     """All that decides what `step` makes of its input."""
     read = [sources.model_digest(cache, m) for m in models(step, context)]
     read += [cache.digest(f) for f in files(step, context).values()]
+    read += [sources.module_digest(cache, call, context.root) for call in code(step)]
     samples = (known.data, known.reading) if reads_data(step) else ()
     return (settings(step, context), read, samples, known.versions)
 

@@ -51,6 +51,11 @@ def _modules(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     own, export = project.accuracy.eval, project.export
     if own is not None and own not in _LIKENESSES and (":" not in own or not module_files(own, home)):
         yield ("accuracy", "eval"), _no_module(own, home)
+    for variant, v in project.variants.items():
+        for i, step in enumerate(v.steps):
+            call = getattr(step, "call", None)
+            if call is not None and not module_files(call, home):
+                yield ("variants", variant, "steps", str(i), "call"), _no_module(call, home)
     if export is None or there(home / export.factory):
         return
     if ":" not in export.factory or not module_files(export.factory, home):

@@ -64,7 +64,7 @@ class StepTable(Table):
 
 
 class Python(Table):
-    """A function of yours, `State -> State`, or of a model file to a model file: see docs/python.md."""
+    """A function of yours, `State -> State`, over the model so far and the samples of [data]: see docs/python.md."""
 
     step: Literal["python"]
     call: str = Field(
