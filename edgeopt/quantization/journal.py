@@ -29,7 +29,9 @@ _FORGET = (
     "listener",
     "output",
     "force",
-)  # these change no verdict; a function is known by what it says of the float model
+    "steps",
+    "recipe",
+)  # these change no verdict; a function is known by what it says of the float model, steps by the recipe and their code
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def _digest(task: Task) -> str:
         for x in feed.values():
             digest.update(x.tobytes())
     digest.update(repr([name for name, _ in task.start.samples]).encode())
+    digest.update(repr((task.recipe.digest, [own.code for own in task.recipe.own])).encode())
     options = {k: v for k, v in vars(task.options).items() if k not in _FORGET}
     metric = None if task.metric is None else (task.metric.name, task.metric.on_float)
     versions = [importlib.metadata.version(p) for p in ("edgeopt", "onnxruntime")]

@@ -287,8 +287,21 @@ class Own(Step):
     )
     after: str = Field(default="round", description="The step that it follows.")
 
+    @property
+    def code(self) -> str:
+        """The text of the function, empty where Python does not know it."""
+        try:
+            return inspect.getsource(inspect.unwrap(self._function))
+        except (OSError, TypeError):
+            return ""
+
+    @property
+    def _function(self) -> Callable[[State], State]:
+        found: Callable[[State], State] = named(self.call, "--step") if isinstance(self.call, str) else self.call
+        return found
+
     def __call__(self, state: State) -> State:
-        function = named(self.call, "--step") if isinstance(self.call, str) else self.call
+        function = self._function
         name, place = self.call if isinstance(self.call, str) else called(function), _place(function)
         try:
             found: Any = function(state)

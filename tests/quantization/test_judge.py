@@ -1,0 +1,177 @@
+"""The judge: `nearer` is a strict order, bars are monotone, and what is said of a result is what decided."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt.numbers.scores import OutputReport
+from edgeopt.options.quantize import Quantize
+from edgeopt.quantization.check import Tried
+from edgeopt.quantization.judge import (
+    Figures,
+    close,
+    good,
+    meets,
+    missed,
+    near_enough,
+    nearer,
+    nearest,
+    why_not,
+)
+from edgeopt.runtime.kernels import Kernels
+from edgeopt.runtime.measure import PairedLatency
+
+
+@dataclass(frozen=True)
+class OwnMetric:
+    name: str = "top-1"
+    on_float: float = 0.9
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the judge reads of a task."""
+
+    options: Quantize
+    metric: OwnMetric | None
+
+
+def bench(own: bool = False, **bars: float) -> Any:
+    return Bench(Quantize(**bars, **({"metric": "cosine"} if own else {})), OwnMetric() if own else None)  # type: ignore[arg-type]
+
+
+def tried(
+    sqnr_db: float, agreement: float | None = None, speedup: float | None = None, metric: float | None = None
+) -> Any:
+    latency = None if speedup is None else PairedLatency(1.0, speedup, speedup - 0.01, speedup + 0.01)
+    errors = (OutputReport("y", sqnr_db, 1.0, 0.0, agreement),)
+    draft: Any = type("Of", (), {"mode": "static"})()
+    return Tried(draft, Path("y.onnx"), errors, latency, 1.0, Kernels({}, {}, {}), metric)
+
+
+# scores are equal or differ by more than what counts as equal; so are decibels
+figures = st.builds(
+    Figures,
+    st.sampled_from([0.0, 0.5, 0.8, 0.9]),
+    st.sampled_from([-math.inf, -3.0, 0.0, 9.0, 12.0, 20.0, math.inf]),
+    st.sampled_from([None, 0.2, 0.8, 1.0]),
+)
+tasks = st.builds(
+    bench,
+    st.booleans(),
+    **{
+        "min_sqnr": st.sampled_from([-5.0, 10.0]),
+        "min_agreement": st.sampled_from([0.5, 0.9]),
+    },
+) | st.builds(bench, st.booleans())
+
+
+@given(tasks, figures)
+def test_nothing_is_nearer_than_itself(task: Any, f: Figures) -> None:
+    assert not nearer(task, f, f)
+
+
+@given(tasks, figures, figures)
+def test_of_two_at_most_one_is_nearer(task: Any, f: Figures, g: Figures) -> None:
+    assert not (nearer(task, f, g) and nearer(task, g, f))
+
+
+@given(tasks, figures, figures, figures)
+def test_what_is_nearer_than_the_nearer_is_nearer(task: Any, f: Figures, g: Figures, h: Figures) -> None:
+    if nearer(task, f, g) and nearer(task, g, h):
+        assert nearer(task, f, h)
+
+
+@given(tasks, figures, figures, st.floats(0.01, 5))
+def test_a_gain_that_is_asked_for_only_takes_away(task: Any, f: Figures, g: Figures, gain_db: float) -> None:
+    if nearer(task, f, g, gain_db):
+        assert nearer(task, f, g)
+
+
+def better(f: Figures, g: Figures) -> bool:
+    """Whether `f` is no worse than `g` in any figure."""
+    agreement = g.agreement is None or (f.agreement is not None and f.agreement >= g.agreement)
+    return f.score >= g.score and f.sqnr_db >= g.sqnr_db and agreement
+
+
+@given(tasks, figures, figures, figures)
+def test_what_is_no_worse_in_any_figure_meets_every_bar_that_the_other_meets(
+    task: Any, f: Figures, g: Figures, of: Figures
+) -> None:
+    if better(f, g):
+        assert meets(task, f) or not meets(task, g)
+        assert near_enough(task, f, of) or not near_enough(task, g, of)
+
+
+@given(figures)
+def test_without_bars_everything_is_near_enough_to_itself(f: Figures) -> None:
+    assert near_enough(bench(), f, f) and meets(bench(), f) is None
+
+
+@given(tasks, st.lists(figures, min_size=1, max_size=5))
+def test_nothing_is_nearer_than_the_nearest_in_whatever_order(task: Any, given_: list[Figures]) -> None:
+    results = [tried(f.sqnr_db, f.agreement, metric=f.score) for f in given_]
+    kept = [nearest(task, order) for order in itertools.islice(itertools.permutations(results), 6)]
+    for best in kept:
+        assert not any(nearer(task, Figures.of(t), Figures.of(best)) for t in results)
+    assert len({Figures.of(k) for k in kept}) == 1 or not any(
+        nearer(task, Figures.of(a), Figures.of(b)) for a, b in itertools.permutations(kept, 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sqnr_db", "agreement", "is_close"),
+    [
+        (math.inf, None, True),
+        (15.0, 0.1, True),  # the largest element of an embedding is no class
+        (14.9, 0.75, True),
+        (14.9, 0.74, False),
+        (10.0, None, True),
+        (9.9, 1.0, False),
+        (-math.inf, None, False),
+    ],
+)
+def test_without_bars_close_is_by_decibels_and_below_what_is_sure_by_agreement_too(
+    sqnr_db: float, agreement: float | None, is_close: bool
+) -> None:
+    result = tried(sqnr_db, agreement, 1.5)
+    assert close(bench(), result) == good(bench(), result) == is_close
+    assert ("too far from float" in why_not(bench(), result)) == (not is_close)
+
+
+@given(
+    st.sampled_from([-3.0, 9.0, 20.0]), st.sampled_from([None, 0.4, 0.95]), st.sampled_from([None, 5.0, 10.0]),
+    st.sampled_from([None, 0.5, 0.9]),
+)  # fmt: skip
+def test_a_demand_is_told_as_missed_exactly_where_it_is_not_met(
+    sqnr_db: float, agreement: float | None, min_sqnr: float | None, min_agreement: float | None
+) -> None:
+    given_ = {"min_sqnr": min_sqnr, "min_agreement": min_agreement}
+    task = bench(**{k: v for k, v in given_.items() if v is not None})
+    result = tried(sqnr_db, agreement)
+    assert bool(missed(task, result)) == (meets(task, Figures.of(result)) is False)
+    assert close(task, result) == (meets(task, Figures.of(result)) is not False) or not any(given_.values())
+
+
+@pytest.mark.parametrize(("score", "met"), [(0.9, True), (0.89, True), (0.87, False), (0.95, True)])
+def test_a_metric_may_fall_by_as_much_as_was_said(score: float, met: bool) -> None:
+    task = bench(own=True, max_drop=0.02)
+    assert meets(task, Figures(score, 0.0, None)) is met
+    assert bool(missed(task, tried(50.0, metric=score))) == (not met)
+    assert ("top-1 falls from 0.9 to" in why_not(task, tried(50.0, metric=score))) == (not met)
+
+
+def test_slower_than_float_is_not_good_however_near_it_is_and_unmeasured_is() -> None:
+    fast, slow, unknown = tried(50.0, speedup=1.2), tried(50.0, speedup=0.9), tried(50.0)
+    assert [good(bench(), t) for t in (fast, slow, unknown)] == [True, False, True]
+    assert why_not(bench(), slow) == "slower than float" and why_not(bench(), fast) == "another one is faster"
+    within = replace(slow, latency=PairedLatency(1.0, 0.99, 0.95, 1.02))
+    assert good(bench(), within)  # the interval does not say that float is faster
