@@ -133,6 +133,8 @@ def own_step(given: object) -> Own:
     Raises:
         UsageError: it is neither.
     """
+    if isinstance(given, Own):
+        return given
     if callable(given):
         return Own(call=given)
     call, _, after = str(given).partition("@")

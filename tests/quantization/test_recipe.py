@@ -385,6 +385,8 @@ def test_a_users_step_comes_behind_the_one_it_names_and_has_a_name_in_all_forms(
     assert own_step(negated).call is negated and set(STEPS) == {s.step for s in recipe.steps} | {
         "equalize", "smooth", "clip", "refit",
     }  # fmt: skip
+    given_ = Own(call=negated, after="grids")
+    assert own_step(given_) is given_
     assert recipe.own == (Own(call=f"{HERE}:negated", after="grids"), Own(call=f"{HERE}:negated"))
 
 
