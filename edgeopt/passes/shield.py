@@ -4,6 +4,9 @@ ONNX Runtime (`WeightBiasQuantization`, part of its basic optimizations) takes a
 a DequantizeLinear and, past Relu and Clip, a QuantizeLinear for one that was forgotten, and quantizes its weights with one
 scale for all channels. It leaves a node alone whose bias is not an initializer; and what a DequantizeLinear gives is none,
 even if it is constant. So such a node gets its bias as int32 with a scale of its own, exact to 2^-31 of its largest element.
+
+`QDQPropagationTransformer` moves a QuantizeLinear above a float MaxPool, which then runs on uint8 in NCHW: slower than in
+float, and so are the layout changes around it. It cannot move one above Max, so Max(x, lowest) stands between the two.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from edgeopt.graph.ops import CLAMPS
 
 _TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LARGEST = 2.0**31 - 1
+_LOWEST = np.float32(-3e38)  # below whatever a pool can give
 
 
 def shield(model: ir.Model) -> ir.Model:
@@ -26,6 +30,8 @@ def shield(model: ir.Model) -> ir.Model:
     for node in tuple(copy.graph):
         if node.op_type in _TAKEN and _exposed(node):
             _protect(copy, names, node)
+        elif node.op_type == "MaxPool" and _float_pool(node):
+            _stop(copy, names, node)
     copy.graph.sort()
     return copy
 
@@ -47,6 +53,25 @@ def _exposed(node: ir.Node) -> bool:
             return True
         if node.op_type not in CLAMPS:
             return False
+
+
+def _float_pool(node: ir.Node) -> bool:
+    """Whether a MaxPool reads floats and its output is quantized."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if before is not None and before.op_type == "DequantizeLinear":
+        return False
+    return any(user.op_type == "QuantizeLinear" for user in node.outputs[0].consumers())
+
+
+def _stop(model: ir.Model, names: Names, pool: ir.Node) -> None:
+    out = pool.outputs[0]
+    lowest = initializer(model, names, f"{pool.name}_lowest", np.asarray(_LOWEST))
+    stop = make(names, "Max", [out, lowest], f"{pool.name}_Max", outputs=[f"{out.name}_float"])
+    stop.outputs[0].shape, stop.outputs[0].type = out.shape, out.type
+    model.graph.insert_after(pool, stop)
+    for use in tuple(out.uses()):
+        if use.node.op_type == "QuantizeLinear":
+            use.node.replace_input_with(use.idx, stop.outputs[0])
 
 
 def _protect(model: ir.Model, names: Names, node: ir.Node) -> None:

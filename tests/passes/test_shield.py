@@ -74,3 +74,54 @@ def test_shielding_again_changes_nothing_and_the_argument_stays() -> None:
     before = tiny.frozen(model)
     once = shield(model)
     assert tiny.frozen(model) == before and tiny.frozen(shield(once)) == tiny.frozen(once)
+
+
+# a float pool in front of integers
+
+STEM = """g (float[1,3,16,16] x) => (float[1,8,8,8] y) {
+    c = Conv <pads = [1,1,1,1]> (x, w, b)
+    r = Relu(c)
+    [pool] p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (r)
+    q = QuantizeLinear(p, s, z)
+    y = DequantizeLinear(q, s, z)
+}"""
+STEM_FEED = {"x": normal(1, 3, 16, 16)}
+
+
+def stem() -> ir.Model:
+    return tiny.model(STEM, w=normal(8, 3, 3, 3), b=normal(8, seed=1), **GRID)
+
+
+def pooled_type(model: ir.Model, folder: Path) -> int:
+    """What the MaxPool of ONNX Runtime's optimized graph reads: ONNX's number of the element type."""
+    open_session(model, optimized=folder / "o.onnx")
+    graph = onnx.load(folder / "o.onnx").graph
+    (pool,) = (n for n in graph.node if n.op_type == "MaxPool")
+    makers = {o: n.op_type for n in graph.node for o in n.output}
+    return onnx.TensorProto.UINT8 if makers[pool.input[0]] == "QuantizeLinear" else onnx.TensorProto.FLOAT
+
+
+def test_without_the_shield_onnx_runtime_pools_integers(tmp_path: Path) -> None:
+    assert pooled_type(stem(), tmp_path) == onnx.TensorProto.UINT8  # should this fail, the pass is no longer needed
+
+
+def test_a_shielded_pool_reads_floats_and_gives_the_same(tmp_path: Path) -> None:
+    model = stem()
+    before = tiny.frozen(model)
+    made = shield(model)
+    assert pooled_type(made, tmp_path) == onnx.TensorProto.FLOAT
+    assert np.array_equal(open_session(made).run(STEM_FEED)[0], tiny.run(model, STEM_FEED)[0])
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+    assert tiny.frozen(model) == before and tiny.frozen(shield(made)) == tiny.frozen(made)
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("between integers", "g (float[1,3,4,4] x) => (float[1,3,2,2] y) { a = QuantizeLinear(x, s, z)  d = DequantizeLinear(a, s, z)  p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (d)  q = QuantizeLinear(p, s, z)  y = DequantizeLinear(q, s, z) }"),
+        ("among floats", "g (float[1,3,4,4] x) => (float[1,3,2,2] y) { p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x)  y = Relu(p) }"),
+    ],
+)  # fmt: skip
+def test_a_pool_that_is_no_border_stays_as_it_is(what: str, text: str) -> None:
+    model = tiny.model(text, **(GRID if "Quantize" in text else {}))
+    assert tiny.frozen(shield(model)) == tiny.frozen(model), what
