@@ -106,16 +106,16 @@ def dequantized_constant(
     name: str,
     *,
     owner: str = "",
-) -> None:
+) -> ir.Value:
     """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`, stored as `name`; changes
-    `model` and leaves it unsorted. owner: tells DequantizeLinear nodes of one constant apart.
+    `model` and leaves it unsorted. What they read now. owner: tells DequantizeLinear nodes of one constant apart.
     """
     assert value.const_value is not None
     q = quantize(value.const_value.numpy(), p)
     integers = initializer(model, names, f"{name}_quantized", q, DTYPES[p.qtype.dtype])
     graph = readers[0][0].graph
     assert graph is not None
-    _dequantized(graph, names, [integers, *_grid(model, names, name, p)], f"{name}{owner}", value, p, readers)
+    return _dequantized(graph, names, [integers, *_grid(model, names, name, p)], f"{name}{owner}", value, p, readers)
 
 
 def _pair(model: ir.Model, names: Names, value: ir.Value, p: QParams, plan: Plan, *, made: bool) -> None:

@@ -24,24 +24,38 @@ def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) 
     (8, or 4 for MatMul [K, N] with K in whole blocks); `only` these nodes, where they are named.
     """
     copy = model.clone()
-    names = Names(copy)
+    names, made = Names(copy), list[ir.Value]()
     for layer in tuple(copy.graph.all_nodes()):
-        if layer.domain or (only is not None and layer.name not in only):
-            continue
-        for i in rule(layer).weights:
-            value = layer.inputs[i]
-            if value is not None and _large(value):
+        if only is None or layer.name in only:
+            for i, value in _stored(layer):
                 assert value.const_value is not None
                 p = _params(value.const_value.numpy(), layer, i, bits)
                 # readers of one weight along one axis share its integers, each graph with a DequantizeLinear of its own
                 name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
-                dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner)
-    for dequantize in tuple(copy.graph.all_nodes()):
-        if dequantize.op_type == "DequantizeLinear" and dequantize.attributes.get_int("block_size", 0) == 0:
+                made.append(dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner))
+    for value in made:
+        dequantize = value.producer()
+        if dequantize is not None and dequantize.attributes.get_int("block_size", 0) == 0:
             _multiplied(copy, names, dequantize)
     copy.graph.sort()
     drop_unused(copy)
     return copy
+
+
+def storable(model: ir.Model, least_bytes: float) -> frozenset[str]:
+    """Names of the nodes that `weight_only` stores, with at least `least_bytes` of float32 weights."""
+    return frozenset(
+        str(node.name)
+        for node in model.graph.all_nodes()
+        if sum(4 * v.const_value.size for _, v in _stored(node) if v.const_value is not None) >= max(least_bytes, 1)
+    )
+
+
+def _stored(layer: ir.Node) -> list[tuple[int, ir.Value]]:
+    """(input position, weight) of what is stored of a layer."""
+    inputs = layer.inputs
+    positions = [] if layer.domain else [i for i in rule(layer).weights if i < len(inputs)]
+    return [(i, v) for i in positions if (v := inputs[i]) is not None and _large(v)]
 
 
 def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:

@@ -26,6 +26,7 @@ from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
 
 SECONDS = 1.0
+SLOWER = 0.97  # speed-ups above it are none, and no loss either
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Tried:
     latency: PairedLatency | None
     float_ms: float
     kernels: Kernels
+    smaller: float
+    """Bytes of the float model's weights against its own."""
     metric: float | None = None
 
     @property
@@ -57,8 +60,8 @@ class Tried:
 
     @property
     def slower(self) -> bool:
-        """Whether it was measured and the 95 % interval says that float is faster."""
-        return self.latency is not None and self.latency.speedup_high < 1.0
+        """Whether it was measured and the 95 % interval says that float is faster, by more than nothing can be told from."""
+        return self.latency is not None and self.latency.speedup_high < SLOWER
 
     def candidate(self, verdict: str) -> Candidate:
         """Its line in the report."""
@@ -82,7 +85,8 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
             found = interleaved(sessions, "float", dict.fromkeys(sessions, task.held[0][1]), seconds=SECONDS)
         latency, float_ms = found["result"], found["float"].latency_ms
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
-    return Tried(draft, path, errors, latency, float_ms, made_of, score)
+    smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
+    return Tried(draft, path, errors, latency, float_ms, made_of, smaller, score)
 
 
 def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Outputs], Kernels]:

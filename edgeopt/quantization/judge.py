@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeopt.quantization.check import Tried
+from edgeopt.quantization.check import SLOWER, Tried
 from edgeopt.quantization.prepare import Task
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either a result is to be improved
 _LOSS_DB = 0.5  # what something faster may lose where no bar was given
+_SMALLER, _FASTER = 1.25, 1.1  # what either has to win to be worth having
 SURE_SQNR_DB = 15.0  # from here on agreement is not asked: an embedding's largest element is no class
 
 
@@ -76,9 +77,17 @@ def close(task: Task, t: Tried) -> bool:
     return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
 
 
+def gains(t: Tried) -> bool:
+    """Whether it is worth having: never larger than float, and a fifth smaller or a tenth faster (the lower bound of the interval);
+    where speed is not measured, integers are taken for faster.
+    """
+    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
+    return t.smaller >= 1 and (t.smaller >= _SMALLER or faster)
+
+
 def good(task: Task, t: Tried) -> bool:
-    """Close, and not slower than float."""
-    return close(task, t) and not t.slower
+    """Close, not slower than float, and worth having."""
+    return close(task, t) and not t.slower and gains(t)
 
 
 def nearest(task: Task, tried: Sequence[Tried]) -> Tried:
@@ -93,12 +102,20 @@ def nearest(task: Task, tried: Sequence[Tried]) -> Tried:
 def why_not(task: Task, t: Tried) -> str:
     """What `t` lacks."""
     if close(task, t):
-        return "slower than float" if t.slower else "another one is faster"
+        if t.slower:
+            return "slower than float"
+        return "another one is faster" if gains(t) else _no_gain(t)
     most = task.options.max_drop
     if task.metric is not None and t.metric is not None and most is not None and task.metric.on_float - t.metric > most:
         return f"{task.metric.name} falls from {task.metric.on_float:.4g} to {t.metric:.4g}"
     figures = f"{t.worst_sqnr_db:.1f} dB" + ("" if t.agreement is None else f", agreement {t.agreement:.0%}")
     return f"too far from float ({figures}; {_bar(task)})"
+
+
+def _no_gain(t: Tried) -> str:
+    speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x as fast"
+    size = "larger than float" if t.smaller < 1 else f"{1 - 1 / t.smaller:.0%} smaller"
+    return f"gains too little ({size}{speed})"
 
 
 def _bar(task: Task) -> str:
@@ -132,6 +149,6 @@ def missed(task: Task, t: Tried) -> list[str]:
         drop = task.metric.on_float - t.metric
         if drop > options.max_drop:
             found.append(f"{task.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
-    if options.searches and t.latency is not None and t.latency.speedup_high < 1:
+    if options.searches and t.latency is not None and t.latency.speedup_high < SLOWER:
         found.append(f"slower than float: {t.latency.speedup:.2f}x")
     return found

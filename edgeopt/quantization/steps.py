@@ -30,7 +30,7 @@ from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
-from edgeopt.passes.weights import weight_only
+from edgeopt.passes.weights import storable, weight_only
 from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
 from edgeopt.ptq.moments import LayerMoments, gather, layers, parts
@@ -50,6 +50,7 @@ _PEAKS = 32
 _PEAK_SAMPLES = 4
 _LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
 _INT4_OPSET = 21
+_WORTH_STORING = 0.01  # of a model's bytes; below, a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
 BLAMED_REASON = "integers lose most of the accuracy here"
 Rounding = Annotated[str, Table("edgeopt.ptq.reconstruct:ROUNDERS")]
@@ -132,7 +133,10 @@ class Place(Step):
         forms: dict[str, Form] = dict(found.forms)
         if forms:
             forms |= dict.fromkeys(self.dynamics, "int8 dynamic")
-            forms |= dict.fromkeys(embeddings(state.source) - self.exclude, "int8 stored")
+            least = _WORTH_STORING * graph.size_bytes(state.source)
+            stored = storable(state.source, least) - forms.keys() - self.exclude - self.floats
+            forms |= dict.fromkeys(stored | (embeddings(state.source) - self.exclude), "int8 stored")
+            words |= {n: f"{r}; its weights are stored as int8" for n, r in found.kept_float.items() if n in stored}
         return replace(found, forms=forms, kept_float={n: words.get(n, r) for n, r in found.kept_float.items()})
 
     def _whole(self, model: ir.Model) -> Plan:

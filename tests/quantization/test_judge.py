@@ -18,6 +18,7 @@ from edgeopt.quantization.check import Tried
 from edgeopt.quantization.judge import (
     Figures,
     close,
+    gains,
     good,
     meets,
     missed,
@@ -49,12 +50,17 @@ def bench(own: bool = False, **bars: float) -> Any:
 
 
 def tried(
-    sqnr_db: float, agreement: float | None = None, speedup: float | None = None, metric: float | None = None
+    sqnr_db: float,
+    agreement: float | None = None,
+    speedup: float | None = None,
+    metric: float | None = None,
+    smaller: float = 3.0,
+    static: bool = True,
 ) -> Any:
     latency = None if speedup is None else PairedLatency(1.0, speedup, speedup - 0.01, speedup + 0.01)
     errors = (OutputReport("y", sqnr_db, 1.0, 0.0, agreement),)
-    draft: Any = type("Of", (), {"mode": "static"})()
-    return Tried(draft, Path("y.onnx"), errors, latency, 1.0, Kernels({}, {}, {}), metric)
+    draft: Any = type("Of", (), {"mode": "static", "static": static})()
+    return Tried(draft, Path("y.onnx"), errors, latency, 1.0, Kernels({}, {}, {}), smaller, metric)
 
 
 # scores are equal or differ by more than what counts as equal; so are decibels
@@ -175,3 +181,28 @@ def test_slower_than_float_is_not_good_however_near_it_is_and_unmeasured_is() ->
     assert why_not(bench(), slow) == "slower than float" and why_not(bench(), fast) == "another one is faster"
     within = replace(slow, latency=PairedLatency(1.0, 0.99, 0.95, 1.02))
     assert good(bench(), within)  # the interval does not say that float is faster
+
+
+@pytest.mark.parametrize(
+    ("smaller", "speedup", "static", "worth"),
+    [
+        (3.0, 1.0, True, True),
+        (1.02, 0.99, True, False),  # close and no slower, and nothing won
+        (1.02, 1.2, True, True),
+        (1.02, 1.105, True, False),  # the lower bound of the interval is below
+        (1.24, 1.0, True, False),
+        (1.26, 0.98, True, True),
+        (0.99, 3.0, True, False),  # larger than what came in
+        (1.02, None, True, True),  # not measured: integers are taken for faster
+        (1.02, None, False, False),
+        (1.3, None, False, True),
+    ],
+)
+def test_a_result_is_worth_having_for_its_size_or_its_speed(
+    smaller: float, speedup: float | None, static: bool, worth: bool
+) -> None:
+    result = tried(30.0, None, speedup, smaller=smaller, static=static)
+    assert gains(result) == good(bench(), result) == worth
+    words = why_not(bench(), result)
+    assert words == "another one is faster" if worth else words.startswith("gains too little (")
+    assert ("larger than float" in words) == (smaller < 1)
