@@ -6,14 +6,20 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from edgeopt.data import readable
 from edgeopt.errors import UsageError
 from edgeopt.graph.plan import Form
+from edgeopt.hardware.host import cores
+from edgeopt.numbers.scores import compare, lowest_sqnr_db
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
-from edgeopt.quantization.steps import Place, Write
+from edgeopt.quantization.steps import Clip, Grids, Place, Refit, Round, Write
+from edgeopt.runtime.session import open_session, run_all
 
 _INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
+_RULE_SAMPLES = 16
+_RULE_GAIN_DB = 2.0
 _NOTHING = {
     "static": "no node pays in integers on this target",
     "dynamic": "no MatMul or Gemm has constant weights",
@@ -50,6 +56,35 @@ def draft(task: Task, recipe: Recipe, mode: str) -> Draft | None:
     if plan.having("int8 stored", "int4 stored") and not _in_integers(state.model):
         return None
     return Draft(mode, state, recipe)
+
+
+def settled(task: Task) -> Recipe:
+    """The options' recipe with the range rule by which outputs are nearer to float on some calibration samples, weights to the
+    nearest: `mse` clips, `minmax` does not, and which of the two loses less is a property of the model. A rule that was asked for
+    stays, and so does `mse` where the other wins little.
+    """
+    recipe, options = task.recipe, task.options
+    grids = recipe.find(Grids)
+    if grids is None or {"range_rule", "recipe"} & options.model_fields_set or options.effort == "fast":
+        return recipe
+    feeds, _ = readable(task.start.samples[:_RULE_SAMPLES], total=len(task.start.samples))
+    if not feeds:
+        return recipe
+    reference = run_all(task.float_session, feeds, workers=cores())
+    other = recipe.having(grids.model_copy(update={"rule": "minmax"}))
+    near: list[float] = []
+    for tried in (recipe, other):
+        made = draft(task, tried.without(Clip, Round, Refit), "static")
+        if made is None or not made.static:
+            return recipe
+        session = open_session(made.model)
+        near.append(lowest_sqnr_db(compare(session.outputs, reference, run_all(session, feeds, workers=cores()))))
+    if near[1] < near[0] + _RULE_GAIN_DB:
+        return recipe
+    task.note(
+        f"ranges by minmax: {near[1]:.1f} dB on {len(feeds)} calibration samples, {near[0]:.1f} dB by {grids.rule}"
+    )
+    return other
 
 
 def _in_integers(model: ir.Model) -> bool:

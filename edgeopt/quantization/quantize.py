@@ -27,7 +27,7 @@ from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
-from edgeopt.quantization.candidates import Draft, draft, nothing_to_do, of_mode, whole
+from edgeopt.quantization.candidates import Draft, draft, nothing_to_do, of_mode, settled, whole
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
@@ -197,7 +197,7 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
 
 def _try_static(task: Task, trials: Trials) -> None:
     """The static model, and repaired ones while it is too far from float."""
-    first = draft(task, task.recipe, "static")
+    first = draft(task, settled(task), "static")
     if first is None or not first.static:
         raise UsageError(nothing_to_do("static"))
     found = trials.add(first)
@@ -207,7 +207,7 @@ def _try_static(task: Task, trials: Trials) -> None:
 
 def _try_auto(task: Task, trials: Trials) -> None:
     """Candidates in turn until one is good: static, dynamic, static repaired, weights."""
-    made = draft(task, task.recipe, "static")
+    made = draft(task, settled(task), "static")
     static = trials.add(made) if made is not None and made.static else None
     if trials.good:
         return

@@ -138,10 +138,11 @@ class Report:
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
         yield "float", counts(self.kernels["floating"])
-        if self.choices:
+        chosen = {k: v for k, v in self.choices.items() if k not in ("output", "force")}
+        if chosen:
             yield (
                 "options",
-                ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in self.choices.items()),
+                ", ".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in chosen.items()),
             )
         reasons: dict[str, list[str]] = {}
         for node, reason in self.kept_float.items():

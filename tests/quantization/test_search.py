@@ -15,7 +15,7 @@ from edgeopt import quantize
 from edgeopt.data import Feed
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
 from edgeopt.listener import Listener
-from edgeopt.quantization.candidates import Draft, draft
+from edgeopt.quantization.candidates import Draft, draft, settled
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import front
 from edgeopt.quantization.journal import journal, journal_of
@@ -25,6 +25,7 @@ from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.report import Report
 from edgeopt.quantization.search import Attempt, Search, start
 from edgeopt.quantization.state import State
+from edgeopt.quantization.steps import Grids, Round
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
 from tests.models import Ears, normal
@@ -561,3 +562,44 @@ def test_a_front_that_fails_does_not_cost_the_best(tmp_path: Path, monkeypatch: 
 def test_an_output_may_have_any_name(name: str, tmp_path: Path) -> None:
     report("fast", mode="auto", output=tmp_path / name, min_sqnr=500.0, budget_s=1.0)
     assert {f.name for f in tmp_path.iterdir()} == {name}
+
+
+# the rule of the ranges
+
+
+TAIL = """g (float[N,16] x) => (float[N,8] y) {
+    [first] a = Gemm <transB = 1> (x, w1, b1)
+    [second] b = Gemm <transB = 1> (a, w2, b2)
+    r = Relu(b)
+    [third] y = Gemm <transB = 1> (r, w3)
+}"""
+
+
+def tail() -> bytes:
+    """Only what is above 8 counts, in samples with heavy tails: just what `mse` clips."""
+    weights = {"w1": np.eye(32, 16, dtype=np.float32), "w2": np.eye(32, dtype=np.float32), "w3": normal(8, 32, seed=2)}
+    biases = {"b1": np.zeros(32, np.float32), "b2": np.full(32, -8, np.float32)}
+    return tiny.proto(TAIL, **weights, **biases).SerializeToString()
+
+
+def test_the_rule_is_the_one_by_which_outputs_are_nearer_where_it_wins_clearly() -> None:
+    rng = np.random.default_rng(0)
+    task = task_of(tail(), [{"x": rng.standard_t(2, (64, 16)).astype(np.float32)} for _ in range(60)])
+    assert settled_db(task, like(task, range_rule="minmax")) > settled_db(task, like(task, range_rule="mse")) + 10
+    for what, rule in ((task, "minmax"), (searching(), "mse")):
+        grids = settled(what).find(Grids)
+        assert grids is not None and grids.rule == rule
+    assert settled(task).without(Grids) == task.recipe.without(Grids)
+
+
+def settled_db(task: Task, recipe: Recipe) -> float:
+    made = made_of(task, recipe.without(Round))
+    feeds = [read() for _, read in task.start.samples[:16]]
+    want, found = (np.concatenate([tiny.run(m, f)[0] for f in feeds]) for m in (task.start.model, made.model))
+    return tiny.sqnr_db(want, found)
+
+
+@pytest.mark.parametrize("choices", [{"range_rule": "percentile"}, {"effort": "fast"}])
+def test_a_rule_that_was_asked_for_stays(choices: dict[str, Any]) -> None:
+    task = searching(**choices)
+    assert settled(task) == task.recipe
