@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, SkipValidation, model_validator
 
 from edgeopt.errors import UsageError
-from edgeopt.hardware.target import TargetLike, load
+from edgeopt.hardware.target import TargetLike, is_file, load
 from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, Flag, Force, Output, Table
 from edgeopt.options.reading import Reading
@@ -21,7 +21,8 @@ Bits = Literal[4, 8]
 
 def _known(target: TargetLike) -> TargetLike:
     try:
-        load(target)
+        if not is_file(target):  # where a file is looked for is known later
+            load(target)
     except UsageError as e:
         raise ValueError(str(e)) from e
     return target

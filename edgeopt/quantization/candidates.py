@@ -65,7 +65,7 @@ def settled(task: Task) -> Recipe:
     """
     recipe, options = task.recipe, task.options
     grids = recipe.find(Grids)
-    if grids is None or {"range_rule", "recipe"} & options.model_fields_set or options.effort == "fast":
+    if grids is None or recipe.own or {"range_rule", "recipe"} & options.model_fields_set or options.effort == "fast":
         return recipe
     feeds, _ = readable(task.start.samples[:_RULE_SAMPLES], total=len(task.start.samples))
     if not feeds:

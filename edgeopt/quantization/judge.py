@@ -136,7 +136,7 @@ def missed(task: Task, t: Tried) -> list[str]:
     options = task.options
     speedup = t.latency.speedup if t.latency else None
     demands = (
-        ("SQNR", "dB", t.worst_sqnr_db, options.min_sqnr),
+        ("SQNR", " dB", t.worst_sqnr_db, options.min_sqnr),
         ("agreement", "", t.agreement, options.min_agreement),
         ("speed-up", "x", speedup, options.min_speedup),
     )

@@ -4,7 +4,7 @@ model's answers on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from edgeopt.passes.simplifying import simplify
 from edgeopt.quantization.metric import Metric, metric
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Cache, Resources, State
+from edgeopt.quantization.steps import Place
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
 _FEW = 16
@@ -113,7 +114,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: Cache, not
     # names are looked for in the file as given too: what was folded away is no error
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     keep = select([model, simplified], options.keep)
-    recipe = _recipe(options, exclude | (keep if options.mode == "fp16" else frozenset()), include)
+    recipe = _recipe(options, [model, simplified], exclude | (keep if options.mode == "fp16" else frozenset()), include)
     session = open_session(model, threads=1)
     given = read(data, specs(model), options, session.run)
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
@@ -155,13 +156,17 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: Cache, not
     )
 
 
-def _recipe(options: Quantize, exclude: frozenset[str], include: frozenset[str]) -> Recipe:
+def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[str], include: frozenset[str]) -> Recipe:
     given = options.recipe
     if given is None:
         return Recipe.of(options, exclude, include)
     found = load(given) if isinstance(given, str | Path) else given
     if not isinstance(found, Recipe):
         raise UsageError(f"recipe: a Recipe or a file of [[steps]], not {type(found).__name__}")
+    place = found.find(Place)
+    if place is not None:
+        named = {field: select(models, getattr(place, field)) for field in ("exclude", "include", "floats", "dynamics")}
+        found = found.having(place.model_copy(update=named))
     return found.with_own(own_step(step) for step in options.steps)
 
 

@@ -553,6 +553,8 @@ MISTAKES = {
     "teacher": (('step = "fp16" }', 'step = "distill", teacher = "big.onnx" }'), 9, "big.onnx"),
     "costs": (('step = "fp16" }', 'step = "quantize", costs = "c.json" }'), 9, "c.json"),
     "a step": (('step = "fp16" }', 'step = "python", call = "none:f" }'), 9, "call"),
+    "target": (('step = "fp16" }', 'step = "quantize", target = "mine.toml" }'), 9, "mine.toml"),
+    "a target": (('step = "fp16" }', 'step = "quantize", target = "cpu-arm46" }'), 9, "did you mean 'cpu-arm64'"),
     "factory": (('model = "model.onnx"', 'export = { factory = "none:f", inputs = { x = [1] } }'), 1, "export.factory"),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgeopt.errors import UsageError
+from edgeopt.hardware import target as targets
 from edgeopt.release.build.sources import module_files, there
 from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
@@ -32,6 +33,12 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     for variant, v in project.variants.items():
         for i, step in enumerate(v.steps):
             named |= {("variants", variant, "steps", str(i), key): getattr(step, key, None) for key in FILES}
+            target = getattr(step, "target", None)
+            if target is not None and targets.is_file(target):
+                try:
+                    targets.load(home / target)
+                except UsageError as e:
+                    yield ("variants", variant, "steps", str(i), "target"), str(e)
     for at, path in named.items():
         if path is not None and not (there(home / path) and (home / path).is_file()):
             yield at, f"{str(path)!r}: no such file in {home}"
