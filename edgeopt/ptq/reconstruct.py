@@ -48,13 +48,7 @@ def _best(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
     return np.where(behind[..., None], other, found)
 
 
-def _towards_zero(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
-    """Each weight on the grid point next to it on the side of zero."""
-    return np.asarray(scale[:, :, None] * np.clip(np.trunc(w / scale[:, :, None]), -limit, limit))
-
-
 ROUNDERS: Mapping[str, Rounder] = {
-    "towards-zero": _towards_zero,
     "nearest": _nearest,
     "gptq": gptq,
     "adaround": adaround,
