@@ -128,7 +128,6 @@ MOVES: tuple[Move, ...] = (
     Move("gptq", _changed("weights rounded by what layers read (GPTQ)", Round(how="gptq"), instead_of=(Refit,))),
     Move("percentile", _changed("ranges by percentile", Grids(rule="percentile"))),
     Move("minmax", _changed("ranges by minmax", Grids(rule="minmax"))),
-    Move("entropy", _changed("ranges by entropy", Grids(rule="entropy"))),
     Move("clip", _changed("weights clipped", Clip())),
     Move("smooth", _changed("inputs of layers smoothed", Smooth(alpha=0.5))),
     Move("equalize", _changed("layers equalized", Equalize())),
