@@ -59,7 +59,6 @@ OPS: dict[str, Op] = {
     "LeakyRelu": _UNARY,
     "Sigmoid": _UNARY,
     "Softmax": _UNARY,
-    "ReduceMax": _MOVE,
     "Relu": Op(clamp=True),
     "Clip": Op(clamp=True),
     "MaxPool": _MOVE,
