@@ -58,6 +58,7 @@ class Distill(Reading):
     batch_size: int = Field(default=32, ge=1, description="Samples a batch.")
     accumulate: int = Field(default=1, ge=1, description="Batches a step.")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="How weights are updated.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of --optimizer sgd.")
     learning_rate: Annotated[float | None, Flag("--lr")] = Field(
         default=None, gt=0, description=f"Highest rate of a step. [default: {_RATE:g}, or {_QAT_RATE:g} with --qat]"
     )

@@ -167,7 +167,7 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(groups, lr=options.rate)
         if options.optimizer == "adamw"
-        else torch.optim.SGD(groups, lr=options.rate, momentum=0.9)
+        else torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
     average = copy.deepcopy(modules[0]) if options.average else None

@@ -270,3 +270,12 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
         modules, lambda batch, average: distance(module), batches, 1000, lambda m: -distance(m).item(), options, Listener(), Ranks()
     )  # fmt: skip
     assert 0 < len(seen) < 200 and found.epoch == 1 and found.best > found.first
+
+
+def test_momentum_is_of_sgd_and_nine_tenths_unless_something_else_is_said() -> None:
+    data = toys.samples(labels=True)
+    choices = {"teacher": toys.perceptron(7), "optimizer": "sgd", **toys.QUICK}
+    default, same, none = (
+        distill(toys.perceptron(), data, **choices, **m) for m in ({}, {"momentum": 0.9}, {"momentum": 0})
+    )
+    assert toys.same_bytes(default.model, same.model) and not toys.same_bytes(default.model, none.model)
