@@ -1,7 +1,7 @@
 """GPTQ: round the weights of one input at a time and compensate each error with the weights of the remaining inputs.
 
-Frantar et al. 2022, GPTQ, arXiv:2210.17323. With H = E[x x^T] and U the upper Cholesky factor of H^-1, for i in order of
-falling H_ii:
+Frantar et al. 2022, GPTQ, arXiv:2210.17323. With H = E[x x^T] and U the upper Cholesky factor of H^-1, for i in order
+of decreasing H_ii:
 
     q_i = round(w_i),   e = (w_i - q_i) / U_ii,   w_j -= e U_ij  for j > i
 

@@ -61,7 +61,7 @@ def levels(
 
 
 def result(node: ir.Node, plan: Plan) -> str:
-    """The value that carries the output grid of `node`: its output, or that of a following clamp merged into the grid."""
+    """The value that carries the output grid of `node`: its output, or that of a clamp merged into the grid."""
     uses = tuple(node.outputs[0].uses())
     if len(uses) == 1 and str(uses[0].node.name) in plan.clamps:
         return str(uses[0].node.outputs[0].name)

@@ -126,7 +126,9 @@ def _by_output(scale: NDArray[np.floating], w: Wide) -> Wide:
 def clipped(
     model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, LayerMoments], target: Target
 ) -> dict[str, QParams]:
-    """`params` with the weight scales of least output error for the layers of `model` (untied), and matching bias grids."""
+    """`params` with the weight scales that minimize the output error of the layers of `model` (untied), and matching
+    bias grids.
+    """
     found = dict(params)
     for node in model.graph:
         weight, bias = (weight_of(node), bias_of(node)) if node.name in moments else (None, None)

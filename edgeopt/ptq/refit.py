@@ -136,7 +136,7 @@ def _aim(halves: tuple[Joint, Joint], w: Wide, centred: bool) -> Aim:
 
 
 def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence[Sample]) -> tuple[Joint, Joint] | None:
-    """Moments of the inputs of `node` in the model `integer`, for two halves of the samples; None if one half is empty."""
+    """Moments of the inputs of `node` in the model `integer` for two halves of the samples; None if a half is empty."""
     position, value = activations(node)[0]
     twin = next(n for n in integer.graph if n.name == node.name).inputs[position]
     assert twin is not None

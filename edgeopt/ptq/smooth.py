@@ -23,7 +23,7 @@ _MOST = 1e4
 
 
 def factors(x: Wide, w: Wide, alpha: float) -> Wide:
-    """Factors s [channels] for the peaks |X_j| and |W_j| [channels], with geometric mean 1; 1 where either peak is 0."""
+    """Factors s [channels] for peaks |X_j| and |W_j| [channels], with geometric mean 1; 1 where either peak is 0."""
     live = (x > 0) & (w > 0)
     s = np.where(live, x, 1.0) ** alpha / np.where(live, w, 1.0) ** (1 - alpha)
     if live.any():
@@ -32,7 +32,7 @@ def factors(x: Wide, w: Wide, alpha: float) -> Wide:
 
 
 def _apart(found: Sequence[Boundary]) -> list[Boundary]:
-    """The boundaries in `found` that share no reader with an earlier one: of nested producers only the first is used."""
+    """The boundaries in `found` without those that share a reader with an earlier one (nested producers)."""
     taken: set[str | None] = set()
     kept = []
     for b in found:
