@@ -50,8 +50,8 @@ def _free(wanted: str, taken: set[str]) -> str:
 def initializer(
     model: ir.Model, names: Names, name: str, array: NDArray[np.generic], dtype: ir.DataType | None = None
 ) -> ir.Value:
-    """An initializer of `model` with the content `array`: the existing one called `name` if its content is equal, else a
-    new one.
+    """An initializer of `model` with the content `array`: the existing one called `name` if its content is equal, else
+    a new one.
     """
     kind = dtype or ir.DataType.from_numpy(np.asarray(array).dtype)
     content = np.asarray(array).astype(kind.numpy())

@@ -23,8 +23,8 @@ Shape = Sequence[int]
 class Op:
     """One operator type (see the module docstring for the other fields).
 
-    channels: output channel axis of the weights, None if it depends on attributes or the rank; gates: number of gates of
-    a recurrent layer; float_output: the integer kernel can produce a float result, so no output grid is needed.
+    channels: output channel axis of the weights, None if it depends on attributes or the rank; gates: number of gates
+    of a recurrent layer; float_output: the integer kernel can produce a float result, so no output grid is needed.
     """
 
     inputs: tuple[int, ...] = ()
@@ -100,8 +100,8 @@ def constant(value: ir.Value | None) -> bool:
 
 
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """(input position, value) of the inputs of `node` that take an activation grid; values of unknown type are assumed to
-    be float.
+    """(input position, value) of the inputs of `node` that take an activation grid; values of unknown type are assumed
+    to be float.
     """
     taken, floats = rule(node).inputs, (ir.DataType.FLOAT, None)
     return [
@@ -146,8 +146,8 @@ def channel_axis(node: ir.Node, position: int | None = None) -> int:
 
 
 def macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:
-    """Multiply-accumulate operations of `node`, given the shapes of its inputs and first output; 0 for operators without
-    weights or matrix products.
+    """Multiply-accumulate operations of `node`, given the shapes of its inputs and first output; 0 if it is neither a
+    layer nor a matrix product.
     """
     op, weight = _INTEGER.get(node.op_type, (node.op_type, 1))
     if len(inputs) <= weight or not inputs[0]:
@@ -181,8 +181,8 @@ def macs_of(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
 def cost_class(node: ir.Node) -> str:
     """The key of `node` in a target's cost table: its operator type, with a suffix for variants of different speed.
 
-    Conv.thin: one group and at most four input channels; Conv.depthwise: one input and one output channel in each group;
-    Conv.grouped: other convolutions with group > 1. MatMul.dynamic: both operands are computed at run time.
+    Conv.thin: one group and at most four input channels; Conv.depthwise: one input and one output channel in each
+    group; Conv.grouped: other convolutions with group > 1. MatMul.dynamic: both operands are computed at run time.
     Resize.nearest is separate, since the other modes have no integer kernel.
     """
     if node.op_type == "Resize":

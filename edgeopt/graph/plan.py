@@ -19,7 +19,7 @@ class Plan:
     clamps: Mapping[str, str]
     """Relu or Clip node that is replaced by an output grid -> the integer node before it."""
     grids: Mapping[str, str]
-    """Value with a grid -> the value whose statistics determine it (itself, or the source of data that is only moved)."""
+    """Value with a grid -> the value whose statistics determine it (itself, or the source of data only moved)."""
     kept_float: Mapping[str, str]
     """Every other node -> the reason why it stays float."""
 

@@ -31,8 +31,8 @@ MALFORMED = (
 
 
 def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
-    """Load a model from a file, from bytes or from memory; external data are memory-mapped and must lie inside the model's
-    folder.
+    """Load a model from a file, from bytes or from memory; external data are memory-mapped and must lie inside the
+    model's folder.
 
     Raises:
         ModelError: not a readable ONNX model, an empty graph, or external data that are missing, too short or outside

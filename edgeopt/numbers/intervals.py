@@ -119,7 +119,7 @@ def outliers(blocks: Floats) -> int:
 
 
 def steady(windows: Sequence[float]) -> bool:
-    """Whether the last three window medians lie within 2 % of each other, or within 1 % if they keep falling or rising."""
+    """Whether the last three window medians lie within 2 % of each other (1 % if they keep falling or rising)."""
     last = windows[-_WINDOWS:]
     if len(last) < _WINDOWS:
         return False

@@ -119,7 +119,7 @@ class Moments:
     squares: int = 0
 
     def update(self, x: Array) -> Self:
-        """The moments with the finite elements of `x` (any shape) added; the float64 sum of each call is added exactly."""
+        """The moments with the finite elements of `x` (any shape) added; each call adds its float64 sums exactly."""
         wide = x.reshape(-1).astype(np.float64)
         return self.merge(type(self)(wide.size, _exact(float(wide.sum())), _exact(float(wide @ wide))))
 

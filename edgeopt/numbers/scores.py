@@ -1,5 +1,5 @@
-"""Compare a model's outputs with those of the float model: SQNR, cosine similarity, and top-1 agreement for outputs that
-look like class scores.
+"""Compare a model's outputs with those of the float model: SQNR, cosine similarity, and top-1 agreement for outputs
+that look like class scores.
 
 SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
 """
@@ -35,8 +35,8 @@ def as_probabilities(x: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
-    """Whether the samples of one output look like class scores: floats [n, classes], or probabilities over the last axis
-    at every position of a sequence.
+    """Whether the samples of one output look like class scores: floats [n, classes], or probabilities over the last
+    axis at every position of a sequence.
     """
     first = outputs[0]
     if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:

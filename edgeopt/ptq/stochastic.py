@@ -1,7 +1,8 @@
 """Stochastic rounding: round up with a probability equal to the fraction, so that the expected value is the weight.
 
-    q = floor(w / s) + [u < w / s - floor(w / s)],    u uniform on [0, 1)    (Gupta et al. 2015, arXiv:1502.02551, eq. 1)
+    q = floor(w / s) + [u < w / s - floor(w / s)],    u uniform on [0, 1)
 
+(Gupta et al. 2015, arXiv:1502.02551, equation 1).
 Its error is larger than that of rounding to nearest; it is provided for comparison.
 """
 
