@@ -147,7 +147,7 @@ def _told(error: Mapping[str, Any], text: str, place: str) -> str:
 
 
 def _line(text: str, names: Sequence[str]) -> int:
-    """The number of the first line that begins with one of `names` (the last of them that is found); 1 if none is."""
+    """The number of the first line that begins with the last possible one of `names`; 1 if there is none."""
     for name in reversed(names):
         for number, line in enumerate(text.splitlines(), 1):
             if re.match(rf"""\s*(\[[^\]]*)?["']?{re.escape(name)}["']?\s*(=|\])""", line):

@@ -1,5 +1,5 @@
-"""Write a quantization plan into the graph: `insert_qdq` inserts Q/DQ pairs, `fold_weights` replaces quantized constants
-by integers.
+"""Write a quantization plan into the graph: `insert_qdq` inserts Q/DQ pairs, `fold_weights` replaces quantized
+constants by integers.
 
 A value produced by an integer node is quantized for all readers; other values are quantized only for their integer
 readers, so that float readers lose no accuracy. Biases directly become int32 constants with a DequantizeLinear, because
@@ -21,8 +21,8 @@ Use = tuple[ir.Node, int]  # a reader and the position of its input
 
 
 def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
-    """A clone of `model` with a Q/DQ pair on every value of `params` where integer nodes of the plan need it; clamps that
-    a grid replaces are removed.
+    """A clone of `model` with a Q/DQ pair on every value of `params` where integer nodes of the plan need it; clamps
+    that a grid replaces are removed.
     """
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}

@@ -70,7 +70,7 @@ def _boundary(producer: ir.Node) -> Boundary | None:
 
 
 def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """(constant, its channel axis) such that dividing the constant divides the channels of `node`; None if there is none."""
+    """(constant, its channel axis) such that dividing the constant divides the channels of `node`; None without one."""
     if node.op_type in PRODUCTS:
         weight = weight_of(node)
         if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or _scaled(node):

@@ -29,8 +29,8 @@ Fixed = NDArray[np.bool_]
 def known(model: ir.Model, one: Numbers, other: Numbers) -> Known:
     """The fixed elements of values that depend only on shapes and constants.
 
-    Fixed are sizes that are equal on both feeds, and elements that are moved or computed from fixed elements only. That
-    a computed element is equal on both feeds is not enough, since this can happen by chance.
+    Fixed are sizes that are equal on both feeds, and elements that are moved or computed from fixed elements only. It
+    is not enough that a computed element is equal on both feeds, since this can happen by chance.
 
     one, other: integer values on the first and the second feed.
     """

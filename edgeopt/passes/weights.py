@@ -47,7 +47,7 @@ def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) 
 
 
 def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
-    """Replace a DequantizeLinear of int8 weights (one axis, zero point 0) by Cast and Mul; the graph is left unsorted."""
+    """Replace a DequantizeLinear of int8 weights (one axis, zero point 0) by Cast and Mul; leaves the graph unsorted."""
     q, scale = dequantize.inputs[:2]
     _out, graph = dequantize.outputs[0], dequantize.graph
     if q is None or scale is None or graph is None or q.dtype != ir.DataType.INT8 or not constant(q):
@@ -81,8 +81,8 @@ def _params(w: Array, layer: ir.Node, position: int, bits: int) -> QParams:
 def block_params(blocks: Array, qtype: QType) -> QParams:
     """Grids of `blocks` float32 [K / block, block, N] along axis 0 of the matrix; scales: [K / block, N].
 
-    The element of largest magnitude is mapped to -8, the end of the signed 4-bit range, whatever its sign (so scales can
-    be negative).
+    The element of largest magnitude is mapped to -8, the end of the signed 4-bit range, whatever its sign (so scales
+    can be negative).
     """
     index = np.abs(blocks).argmax(axis=1, keepdims=True)
     scale = (np.take_along_axis(blocks, index, axis=1)[:, 0] / qtype.qmin).astype(np.float32)
