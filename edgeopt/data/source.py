@@ -121,7 +121,7 @@ def _images(files: list[Path], inputs: Sequence[InputSpec], recipe: Preprocess) 
 
 
 def _refuse(file: Path, reason: str) -> Feed:
-    """The reader of a file known to be unusable: it raises, so that the file is skipped and reported when it is read."""
+    """The reader of a file known to be unusable: it raises when read, so that the file is skipped and reported."""
     raise DataError(f"{file}: {reason}")
 
 
@@ -135,8 +135,8 @@ def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) ->
 
 
 def _arrays(file: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """Samples of a NumPy file: an .npz is one feed by input names; an .npy contains samples of the only input along axis
-    0, or one sample if it has one dimension less.
+    """Samples of a NumPy file: an .npz is one feed by input names; an .npy contains samples of the only input along
+    axis 0, or one sample if it has one dimension less.
     """
     try:
         loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)

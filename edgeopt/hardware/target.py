@@ -95,7 +95,7 @@ def is_file(target: TargetLike) -> bool:
 
 
 def load(target: TargetLike) -> Target:
-    """The target with that name, or in that TOML file, or `target` itself if it is a `Target`; `host` is chosen by the
+    """The target with that name or in that TOML file, or `target` itself if it is a `Target`; `host` is chosen by the
     features of this machine's CPU.
 
     Raises:

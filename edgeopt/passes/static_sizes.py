@@ -21,7 +21,10 @@ Known = Mapping[str, list[int | None]]  # the elements of a value, None where th
 
 _SAME = frozenset({"Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"})
 _BY_ELEMENT = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Where", "Equal", "Less", "Greater", "Not", "And", "Or"}
+    {
+        "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Where", "Equal", "Less", "Greater",
+        "Not", "And", "Or",
+    }
 )  # fmt: skip
 Fixed = NDArray[np.bool_]
 
