@@ -36,8 +36,8 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A staging folder beside `path`, in which files are written and checked; at the end of the block its files are moved
-    to the folder of `path`, or removed after an error.
+    """A staging folder beside `path`, in which files are written and checked; at the end of the block its files are
+    moved to the folder of `path`, or removed after an error.
 
     Raises:
         UsageError: the folder of `path` cannot be written.
@@ -197,8 +197,8 @@ class Packer(Protocol):
 
 
 def packed_bytes(paths: Iterable[Path], packer: Callable[[], Packer] = zlib.compressobj) -> int:
-    """Compressed size of the files in bytes, as in a download or an app package; each file is deflated (or compressed by
-    another `packer`).
+    """Compressed size of the files in bytes, as in a download or an app package; each file is deflated (or compressed
+    by another `packer`).
     """
     total = 0
     for path in paths:

@@ -1,5 +1,5 @@
-"""Inspect a model: inputs, operators, parameters, activations, MACs, sizes, and the nodes that each target would compute
-in integers.
+"""Inspect a model: inputs, operators, parameters, activations, MACs, sizes, and the nodes that each target would
+compute in integers.
 """
 
 from __future__ import annotations

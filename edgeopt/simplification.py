@@ -22,7 +22,8 @@ from edgeopt.runtime.session import open_session, run_all
 from edgeopt.runtime.transformer import fuse
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
-MIN_SQNR_DB = 70.0  # float32 rounding in a deep network gives about 100 dB; fused transformers approximate erf and tanh differently
+# float32 rounding in a deep network gives about 100 dB; fused transformers approximate erf and tanh differently
+MIN_SQNR_DB = 70.0
 _SAMPLES = 4
 
 

@@ -156,8 +156,8 @@ def _line(text: str, names: Sequence[str]) -> int:
 
 
 def host() -> str:
-    """The name of the target for this machine, chosen by CPU features and not by the CPU's name; the portable target for
-    an unknown CPU.
+    """The name of the target for this machine, chosen by CPU features and not by the CPU's name; the portable target
+    for an unknown CPU.
     """
     machine, flags = platform.machine().lower(), cpu_features()
     if machine in ("aarch64", "arm64"):

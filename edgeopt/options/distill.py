@@ -113,7 +113,7 @@ class Distill(Reading):
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """Intermediate values that get an auxiliary classifier; chosen automatically with `by` heads if none are given."""
+        """Intermediate values that get an auxiliary classifier; by default chosen automatically if `by` is "heads"."""
         return self.heads or (("auto",) if self.kind == "self" and self.by == "heads" else ())
 
     @model_validator(mode="after")

@@ -41,8 +41,8 @@ def _foldable(conv: ir.Node) -> bool:
 
 
 def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array | None:
-    """The constant operand of the element-wise `node` beside `value`, as [1] or [channels], inverted for Div and negated
-    for Sub; None if it has another shape or cannot be folded.
+    """The constant operand of the element-wise `node` beside `value`, as [1] or [channels], inverted for Div and
+    negated for Sub; None if it has another shape or cannot be folded.
     """
     other = next((v for v in node.inputs if v is not value), None)
     if len(node.inputs) != 2 or other is None or not constant(other) or other.const_value is None:

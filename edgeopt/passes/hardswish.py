@@ -15,7 +15,7 @@ OPSET = 14
 
 
 def fuse_hardswish(model: ir.Model) -> ir.Model:
-    """A clone with the patterns replaced by HardSwish nodes; the model itself below opset 14, which has no HardSwish."""
+    """A clone with the patterns replaced by HardSwish nodes; the model itself below opset 14, which lacks HardSwish."""
     if model.opset_imports[""] < OPSET:
         return model
     copy = model.clone()

@@ -47,7 +47,7 @@ def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) 
 
 
 def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
-    """Replace a DequantizeLinear of int8 weights (one axis, zero point 0) by Cast and Mul; leaves the graph unsorted."""
+    """Replace a DequantizeLinear of int8 weights (one axis, zero point 0) by Cast and Mul; the graph stays unsorted."""
     q, scale = dequantize.inputs[:2]
     _out, graph = dequantize.outputs[0], dequantize.graph
     if q is None or scale is None or graph is None or q.dtype != ir.DataType.INT8 or not constant(q):

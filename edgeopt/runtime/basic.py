@@ -1,5 +1,5 @@
-"""ONNX Runtime's basic optimizations, with the result as standard ONNX: constants and BatchNorm are folded, MatMul + Add
-become Gemm, LayerNorm is recognized.
+"""ONNX Runtime's basic optimizations, with the result as standard ONNX: constants and BatchNorm are folded, MatMul +
+Add become Gemm, LayerNorm is recognized.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from edgeopt.runtime.session import open_session
 
 
 def basic(model: ir.Model) -> ir.Model:
-    """`model` after ONNX Runtime's basic optimizations, in canonical form, with its original metadata; a model above 2 GB
-    is returned unchanged.
+    """`model` after ONNX Runtime's basic optimizations, in canonical form, with its original metadata; a model above
+    2 GB is returned unchanged.
     """
     if above_protobuf(model):
         return model

@@ -65,7 +65,7 @@ def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fix
 
 
 def forecast(model: ir.Model, values: Sequence[str], probes: Mapping[str, Probe], max_ram: int) -> Forecast:
-    """The number of passes of `observe` over the samples, and its peak memory in bytes without the interpreter's own."""
+    """The expected cost of `observe`: passes over the samples, and peak memory in addition to the interpreter's own."""
     parts = groups(values, probes, max_ram, size_bytes(model))
     largest = max((sum(4 * probes[v].size for v in part if v in probes) for part in parts), default=0)
     return Forecast(len(parts), 2 * size_bytes(model) + cores() * largest)

@@ -95,8 +95,8 @@ def measured(
     feed: Feed,
     probes: Mapping[str, Probe],
 ) -> Costs:
-    """Measure the times of `nodes` of the model `floating`, and crossings; in the model `integer` all of them compute in
-    integers.
+    """Measure the times of `nodes` of the model `floating`, and crossings; in the model `integer` all of them compute
+    in integers.
 
     clamps: Relu or Clip node that the integer form does not have -> the node before it.
     """
@@ -179,8 +179,8 @@ _TEXT = """<ir_version: 9, opset_import: ["": 17]> g (float[1,C,S,S] x) => (floa
 
 
 def crossings() -> tuple[float, float, float]:
-    """Measure the time in picoseconds for each element to quantize, to dequantize, and to convert the layout of an image
-    at either of them.
+    """Measure the time in picoseconds for each element to quantize, to dequantize, and to convert the layout of an
+    image at either of them.
     """
     channels, side = _CHAIN
     size = channels * side * side

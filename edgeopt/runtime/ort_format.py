@@ -23,8 +23,8 @@ _FAILURES: tuple[type[BaseException], ...] = (*ERRORS, OSError, SystemExit)
 
 
 def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
-    """Write `folder`/NAME.ort and NAME.required_operators.config for the model at `path`, and check that the outputs for
-    `feed` are the same in both formats.
+    """Write `folder`/NAME.ort and NAME.required_operators.config for the model at `path`, and check that the outputs
+    for `feed` are the same in both formats.
 
     Raises:
         ValidityError: the conversion fails, or the outputs of the converted file differ; nothing was written.

@@ -1,5 +1,5 @@
-"""The client side of a worker process: start it with any interpreter, send requests with a time limit, and report how it
-ended.
+"""The client side of a worker process: start it with any interpreter, send requests with a time limit, and report how
+it ended.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Server:
         }
 
     def plugin(self, name: str, library: str | None = None, module: str | None = None) -> dict[str, Any]:
-        """Register a plugin provider library, from a path or from a Python package; the answer lists the devices it adds."""
+        """Register a plugin provider library, from a path or a Python package; the answer lists the devices it adds."""
         before = len(_devices())
         if module is not None:
             library = getattr(importlib.import_module(module), _PLUGIN_LIBRARY)()
@@ -194,7 +194,7 @@ class Server:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two values of an output are equal (NaN equals NaN); values that are not numeric arrays are not compared."""
+    """Whether two values of an output are equal (NaN equals NaN); values that are not numeric arrays are ignored."""
     numeric = isinstance(a, np.ndarray) and a.dtype != object
     return not numeric or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
