@@ -9,7 +9,7 @@
     ├── WorkerError                       the measured process returned an error, died or did not answer
     └── ComparabilityError  exit code 5   two stored measurements cannot be compared
 
-A message says what is wrong, where, and what to do. `ThresholdMissed` is not an error: a result that misses a required
+A message says what is wrong, where, and what to do. A missed threshold is not an error: a result that misses a required
 figure is written, and the command line ends with exit code 1.
 """
 

@@ -118,9 +118,8 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
     try:
         with Image.open(path) as image:
             wanted = recipe.resize or recipe.crop
-            if (
-                wanted is not None
-            ):  # a JPEG may be decoded at a fraction of its size, but not below twice what is wanted
+            # a JPEG may be decoded at a fraction of its size, but not below twice the wanted size
+            if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
             clear = image.convert("RGBA") if "transparency" in image.info else image

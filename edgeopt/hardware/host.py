@@ -69,7 +69,7 @@ def _one_heap() -> None:
     """Let all threads share one glibc heap: with one heap for each thread, memory that threads cannot reuse grows with
     the number of samples.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 

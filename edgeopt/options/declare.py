@@ -194,7 +194,7 @@ def _in_words(options: type[BaseModel], error: Mapping[str, Any], face: Face) ->
     if error["type"] == "literal_error" and known:
         return f"{words}: unknown{suggestion(str(value), known)} Known: {', '.join(known)}"
     bounds = {kind: getattr(m, kind) for m in field.metadata for kind in _BOUNDS if getattr(m, kind, None) is not None}
-    bounds = bounds or {k: x for k, x in error.get("ctx", {}).items() if k in _BOUNDS}  # of an item
+    bounds = bounds or {k: x for k, x in error.get("ctx", {}).items() if k in _BOUNDS}  # bounds of an item
     if bounds and isinstance(value, int | float):
         if {"ge", "le"} <= bounds.keys():
             return f"{words}: from {bounds['ge']:g} to {bounds['le']:g}"

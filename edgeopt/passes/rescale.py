@@ -27,7 +27,7 @@ _POOLS = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 )  # they pool over the axes after the channels
 _NORMALIZATIONS = frozenset({"LayerNormalization", "BatchNormalization"})
-_BY_CHANNEL = {"Add": 1, "Mul": 0}  # with a constant along the channels; 1: the constant is divided too
+_BY_CHANNEL = {"Add": 1, "Mul": 0}  # operators with a constant along the channels; 1: the constant is divided too
 
 
 @dataclass(frozen=True)

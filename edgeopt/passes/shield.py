@@ -20,7 +20,7 @@ _LARGEST = 2.0**31 - 1
 
 
 def shield(model: ir.Model) -> ir.Model:
-    """A clone of `model` (with Q/DQ) in which float nodes between integer ones have a bias that protects them."""
+    """A clone of `model` (with Q/DQ) in which the bias of float nodes between integer nodes protects them."""
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):

@@ -171,7 +171,9 @@ def _own(model: ir.Model, names: Names, node: ir.Node, value: ir.Value, array: A
 def quantization_params(
     model: ir.Model, plan: Plan, activation: Mapping[str, QParams], target: Target
 ) -> dict[str, QParams]:
-    """`activation` with the grids of weights, biases and constant operands of the integer nodes of `model` (untied)."""
+    """The grids of `activation`, and those of weights, biases and constant operands of integer nodes in `model`
+    (untied).
+    """
     params = dict(activation)
     for node in model.graph:
         if node.name not in plan.integer:

@@ -61,7 +61,7 @@ class Tried:
         return self.latency is not None and self.latency.speedup_high < 1.0
 
     def candidate(self, verdict: str) -> Candidate:
-        """Its line in the report."""
+        """Its entry in the report's list of candidates."""
         speedup = self.latency.speedup if self.latency else None
         return Candidate(self.mode, self.worst_sqnr_db, speedup, verdict, self.metric)
 

@@ -43,7 +43,7 @@ class Verdict:
 
     @property
     def kept(self) -> bool:
-        """Whether it was better."""
+        """Whether `recipe` was better and was kept."""
         return self.verdict == "kept"
 
 
