@@ -1,4 +1,4 @@
-"""edgeopt: make a trained ONNX model fit for edge hardware, with proof."""
+"""edgeopt: optimize trained ONNX models for edge hardware and verify the results."""
 
 from __future__ import annotations
 
@@ -141,8 +141,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Load what needs onnxruntime only when it is asked for."""
-    if name == "Options":  # its name before there was one for every function
+    """Import functions and modules that need onnxruntime only on first use."""
+    if name == "Options":  # the old name, from before every function had its own options
         name = "Quantize"
     import importlib
 

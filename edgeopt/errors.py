@@ -1,16 +1,16 @@
-"""Every error that edgeopt raises on purpose, on one page.
+"""All errors that edgeopt raises on purpose.
 
     EdgeoptError            exit code 3
-    ├── UsageError          exit code 2   an option, a name or a combination that cannot be
-    ├── ModelError                        the input model cannot be read, is not valid, or holds what cannot be handled
+    ├── UsageError          exit code 2   an option, a name or a combination of options is not valid
+    ├── ModelError                        the input model cannot be read, is not valid, or is not supported
     ├── DataError                         the samples cannot be read or do not fit the model
-    ├── CalibrationError                  a statistic cannot be made: NaN, infinity, a value that no sample reached
+    ├── CalibrationError                  a statistic cannot be computed: NaN, infinity, a value that no sample reached
     ├── ValidityError                     the result failed a check and was not written
-    ├── WorkerError                       the process that is measured refused, died or hung
+    ├── WorkerError                       the measured process returned an error, died or did not answer
     └── ComparabilityError  exit code 5   two stored measurements cannot be compared
 
-A message says what is wrong, where, and what to do. `ThresholdMissed` is no error: a result below a demanded figure is
-written, and the command line ends with exit code 1.
+A message says what is wrong, where, and what to do. A missed threshold is not an error: a result that misses a required
+figure is written, and the command line ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from collections.abc import Iterable
 
 
 class EdgeoptError(Exception):
-    """Something that edgeopt refuses or could not do; the message is written for the user."""
+    """Base class: edgeopt rejected a request or could not complete it; the message is written for the user."""
 
     exit_code = 3
 
 
 class UsageError(EdgeoptError):
-    """An option, a name or a combination of options that cannot be."""
+    """An option, a name or a combination of options is not valid."""
 
     exit_code = 2
 
 
 class ModelError(EdgeoptError):
-    """The model cannot be read, is not valid, or holds something that cannot be handled."""
+    """The model cannot be read, is not valid, or contains something that is not supported."""
 
 
 class DataError(EdgeoptError):
@@ -40,7 +40,7 @@ class DataError(EdgeoptError):
 
 
 class CalibrationError(EdgeoptError):
-    """A statistic of an activation cannot be made."""
+    """A statistic of an activation cannot be computed."""
 
 
 class ValidityError(EdgeoptError):
@@ -48,7 +48,7 @@ class ValidityError(EdgeoptError):
 
 
 class WorkerError(EdgeoptError):
-    """The measured process refused a request, died, or did not answer in time."""
+    """The measured process returned an error, died, or did not answer in time."""
 
 
 class ComparabilityError(EdgeoptError):
@@ -58,7 +58,7 @@ class ComparabilityError(EdgeoptError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` for a misspelt `name`, or a full stop."""
+    """`; did you mean ...?` for a misspelt `name`, or a full stop if no known name is similar."""
     by_lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else "."

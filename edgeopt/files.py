@@ -1,4 +1,4 @@
-"""Where files may go, and how they get there whole: stages to write and check in, replacements, locks, hashes, packed sizes."""
+"""Write files safely: output checks, staging folders, atomic replacement, locks, hashes and compressed sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgeopt.errors import UsageError
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder that is gone at the end.
+    """A folder that is removed at the end of the block.
 
     Raises:
         UsageError: the disk for temporary files is full.
@@ -36,8 +36,8 @@ def temporary_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to write and check in; what it holds at the end is moved to the folder of `path`, or
-    removed after an error.
+    """A staging folder beside `path`, in which files are written and checked; at the end of the block its files are
+    moved to the folder of `path`, or removed after an error.
 
     Raises:
         UsageError: the folder of `path` cannot be written.
@@ -57,7 +57,7 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def empty(stage: Path) -> None:
-    """Take out what a stage holds, so that nothing of it is moved."""
+    """Remove all files from a staging folder, so that none of them is moved."""
     for file in stage.iterdir():
         file.unlink()
 
@@ -68,7 +68,7 @@ def _prefix(path: Path) -> str:
 
 
 def _sweep(path: Path) -> None:
-    """Remove the stages beside `path` of processes of this machine that were killed."""
+    """Remove staging folders beside `path` left by killed processes of this machine."""
     for found in path.parent.iterdir():
         owner = re.fullmatch(re.escape(_prefix(path)) + r"(\d+)\..+", found.name)
         if owner is not None and not _alive(int(owner[1])):
@@ -86,7 +86,9 @@ def _alive(process: int) -> bool:
 
 
 def _move(stage: Path, path: Path) -> None:
-    """Move what `stage` holds beside `path`, the file called so last; after an error, what is new is taken back."""
+    """Move the files of `stage` to the folder of `path`, `path` itself last; after an error new files are removed
+    again.
+    """
     made: list[Path] = []
     try:
         for file in sorted(stage.iterdir(), key=lambda f: f.name == path.name):
@@ -108,7 +110,7 @@ def _sync(file: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One run at a time in `folder`; the system lets go when the process ends, however it does."""
+    """Lock `folder`, so that only one run uses it at a time; the system releases the lock whenever the process ends."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -121,7 +123,8 @@ def locked(folder: Path) -> Iterator[None]:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
             raise UsageError(
-                f"{folder}: another run is at work there (process {owner}); wait for it, or choose another output.folder"
+                f"{folder}: another run is at work there (process {owner}); "
+                "wait for it, or choose another output.folder"
             ) from e
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -130,10 +133,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_folder(path: Path) -> None:
-    """See that the folder `path` is there and can be written to, or can be made.
+    """Check that the folder `path` exists and can be written to, or can be created.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: it cannot be used.
     """
     try:
         there = next(p for p in (path, *path.parents) if _exists(p))
@@ -154,10 +157,10 @@ def _exists(path: Path) -> bool:
 
 
 def check_place(path: Path, force: bool) -> None:
-    """Refuse an output that exists already or has no folder.
+    """Check that an output file can be written to `path`.
 
     Raises:
-        UsageError: says which.
+        UsageError: it exists already (and not `force`), its folder does not exist, or it cannot be a file.
     """
     try:
         if path.is_dir() or not path.parent.is_dir():
@@ -172,7 +175,7 @@ _BLOCK = 1 << 20
 
 
 def sha256(*paths: Path) -> str:
-    """Of the bytes of the files, one after the other."""
+    """SHA-256 of the concatenated contents of the files, in hexadecimal."""
     digest = hashlib.sha256()
     for block in _blocks(paths):
         digest.update(block)
@@ -187,14 +190,16 @@ def _blocks(paths: Iterable[Path]) -> Iterator[bytes]:
 
 
 class Packer(Protocol):
-    """A compressor of the standard library."""
+    """The interface of the standard library's compressors."""
 
     def compress(self, data: bytes, /) -> bytes: ...
     def flush(self) -> bytes: ...
 
 
 def packed_bytes(paths: Iterable[Path], packer: Callable[[], Packer] = zlib.compressobj) -> int:
-    """Bytes of the files as a download or an app package carries them, each deflated (or by another `packer`); streamed."""
+    """Compressed size of the files in bytes, as in a download or an app package; each file is deflated (or compressed
+    by another `packer`).
+    """
     total = 0
     for path in paths:
         one = packer()
@@ -204,7 +209,7 @@ def packed_bytes(paths: Iterable[Path], packer: Callable[[], Packer] = zlib.comp
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """What the system refuses inside is a UsageError in words."""
+    """Convert an OSError in the block to a UsageError about `folder`."""
     try:
         yield
     except OSError as e:
@@ -213,10 +218,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which takes its place at the end, whole or not at all.
+    """A file beside `path` to write to, which replaces `path` at the end of the block, completely or not at all.
 
     Raises:
-        OSError: the system refuses; what was there is as it was.
+        OSError: writing failed; an existing file at `path` is unchanged.
     """
     part = path.with_name(f".{path.name[:100]}.{os.getpid()}")
     try:
@@ -228,7 +233,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def put(file: Path, text: str) -> None:
-    """Write `text` to `file`, whole or not at all.
+    """Write `text` to `file`, completely or not at all.
 
     Raises:
         UsageError: it cannot be written.

@@ -1,5 +1,5 @@
-"""What is in a model: inputs, operators, parameters, activations, MACs, sizes, and what each target would compute in
-integers.
+"""Inspect a model: inputs, operators, parameters, activations, MACs, sizes, and the nodes that each target would
+compute in integers.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about a model. activation_bytes and macs are None when it does not run on made-up inputs of `shapes`; why
-    says why.
+    """Facts about a model. activation_bytes and macs are None if it does not run on generated inputs of `shapes`; why:
+    the reason for this.
     """
 
     inputs: Mapping[str, str]
@@ -52,10 +52,11 @@ class Inspection:
 
 @takes(Inspect)
 def inspect(model: Source, options: Inspect) -> Inspection:
-    """Facts about `model`; dimensions that vary and have no size are 1 for batches, 224 for images, 64 for sequences.
+    """Facts about `model`; dynamic dimensions without a given size are 1 for batches, 224 for images and 64 for
+    sequences.
 
     Raises:
-        ModelError: not readable. UsageError: a size of a dimension that no input has.
+        ModelError: the model cannot be read. UsageError: a size is given for a dimension that no input has.
     """
     loaded = graph.load(model)
     form = graph.canonical(loaded)

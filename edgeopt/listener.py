@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told what goes on: `note` gets lines, `progress` gets (stage, done, total)."""
+    """Callbacks for the user: `note` gets lines of text, `progress` gets (stage, done, total)."""
 
     note: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None

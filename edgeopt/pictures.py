@@ -1,5 +1,5 @@
-"""Pictures as SVG: axes with ticks at round numbers, bars, whiskers. Shapes carry class names; the page that holds a picture colours
-them, and a picture that stands alone brings its own style, for light and dark.
+"""SVG pictures: axes with ticks at round numbers, bars and interval whiskers. Shapes have class names that the style of
+the page colours; a picture in its own file contains its style, for light and dark mode.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDE = 640
-_FINEST, _SMALLEST = 1e-12, 1e-300  # steps between ticks: of the figures themselves, and of all
+_FINEST, _SMALLEST = 1e-12, 1e-300  # smallest step between ticks: relative to the values, and absolute
 _STYLE = """<style>
 svg { font: 12px system-ui, sans-serif; background: #fff; }
 text { fill: #333; } .grid { stroke: #ddd; fill: none; } .whisker { stroke: #1f4e79; fill: none; }
@@ -23,7 +23,7 @@ text { fill: #333; } .grid { stroke: #ddd; fill: none; } .whisker { stroke: #1f4
 
 
 def svg(width: float, height: float, label: str, body: Sequence[str], *, alone: bool = False) -> str:
-    """A picture of `width` x `height`; alone: as a file of its own."""
+    """A picture of `width` x `height` pixels; alone: whether it is a file of its own."""
     space = ' xmlns="http://www.w3.org/2000/svg"' if alone else ""
     size = f' width="{width:g}" height="{height:g}"' if alone else ""
     head = f'<svg{space}{size} viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
@@ -31,15 +31,15 @@ def svg(width: float, height: float, label: str, body: Sequence[str], *, alone: 
 
 
 def text(x: float, y: float, content: str, *, kind: str = "tick", anchor: str = "start", title: str = "") -> str:
-    """`content` at (x, y); title: shown when pointed at."""
+    """A text element at (x, y); title: a tooltip."""
     more = f"<title>{escape(title)}</title>" if title else ""
     where = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}"{where}>{escape(content)}{more}</text>'
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers between `low` and `high`; `low` alone where floats hold none between."""
-    raw = high / count - low / count  # of the largest floats, the difference is infinite
+    """Round numbers between `low` and `high`; only `low` if the two are too close."""
+    raw = high / count - low / count  # high - low could overflow
     if raw <= max(_SMALLEST, _FINEST * max(abs(low), abs(high))):
         return [low]
     step = 10.0 ** math.floor(math.log10(raw))
@@ -48,7 +48,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def labelled(low: float, high: float, count: int = 4) -> list[tuple[float, str]]:
-    """Ticks with as many digits as tell them apart, four at least."""
+    """Ticks with labels of at least four significant digits, and as many as are needed to distinguish them."""
     found = ticks(low, high, count)
     digits = next(n for n in range(4, 18) if len({f"{t:.{n}g}" for t in found}) == len(found))
     return [(t, f"{t:.{digits}g}") for t in found]
@@ -56,7 +56,10 @@ def labelled(low: float, high: float, count: int = 4) -> list[tuple[float, str]]
 
 @dataclass(frozen=True)
 class Axes:
-    """A field of a picture in which (x0, y0) is at the lower left and (x1, y1) at the upper right."""
+    """The plot area of a picture: (x0, y0) is at the lower left and (x1, y1) at the upper right.
+
+    left, right, top, bottom: its edges in pixels.
+    """
 
     x0: float
     x1: float
@@ -68,11 +71,11 @@ class Axes:
     bottom: float = 270
 
     def x(self, value: float) -> float:
-        """Where `value` is from left to right."""
+        """The horizontal position of `value` in pixels."""
         return self.left + (value - self.x0) / ((self.x1 - self.x0) or 1.0) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        """Where `value` is from top to bottom."""
+        """The vertical position of `value` in pixels."""
         return self.bottom - (value - self.y0) / ((self.y1 - self.y0) or 1.0) * (self.bottom - self.top)
 
     def across(self, count: int = 4) -> list[str]:
@@ -92,7 +95,7 @@ class Axes:
         ]
 
     def named(self, x: str, y: str) -> list[str]:
-        """What the axes show."""
+        """The titles of the axes."""
         middle = f'transform="translate(16 {(self.top + self.bottom) / 2:g}) rotate(-90)" text-anchor="middle"'
         return [
             text((self.left + self.right) / 2, self.bottom + 38, x, kind="axis", anchor="middle"),
@@ -100,15 +103,18 @@ class Axes:
         ]
 
     def whisker(self, low: float, high: float, y: float) -> str:
-        """The interval from `low` to `high` of x, at the height of `y`."""
+        """A horizontal whisker from `low` to `high` (x values) at the height of `y`."""
         a, b, level = self.x(low), self.x(high), self.y(y)
-        return f'<path class="whisker" d="M{a:.1f} {level:.1f}H{b:.1f}M{a:.1f} {level - 4:.1f}v8M{b:.1f} {level - 4:.1f}v8"/>'
+        return (
+            f'<path class="whisker" d="M{a:.1f} {level:.1f}H{b:.1f}'
+            f'M{a:.1f} {level - 4:.1f}v8M{b:.1f} {level - 4:.1f}v8"/>'
+        )
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a bar chart. parts: (length as a share of the longest, class) from left to right; told: behind the bar; title: shown
-    when the name is pointed at.
+    """A row of a bar chart. parts: (length as a share of the longest bar, class name) from left to right; told: text
+    after the bar; title: tooltip of the name.
     """
 
     name: str
@@ -118,7 +124,9 @@ class Bar:
 
 
 def bars(rows: Sequence[Bar], label: str, *, at: float = 228, length: float = 330, alone: bool = False) -> str:
-    """Rows from top to bottom, names left of `at`."""
+    """A bar chart with rows from top to bottom. at: start of the bars in pixels, names are left of it; length: of the
+    longest bar in pixels.
+    """
     body = []
     for i, row in enumerate(rows):
         y, x = 4 + 20 * i, at
@@ -135,5 +143,5 @@ def bars(rows: Sequence[Bar], label: str, *, at: float = 228, length: float = 33
 
 
 def shortened(name: str, longest: int = 32) -> str:
-    """`name`, or its end where it is longer."""
+    """`name`, or its end after "..." if it is longer than `longest` characters."""
     return name if len(name) <= longest else f"...{name[3 - longest :]}"

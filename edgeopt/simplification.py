@@ -1,4 +1,4 @@
-"""`simplify(model) -> Simplified`: fewer nodes, the same numbers, checked before anything is written."""
+"""`simplify(model) -> Simplified`: fewer nodes with the same outputs, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from edgeopt.runtime.session import open_session, run_all
 from edgeopt.runtime.transformer import fuse
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
-MIN_SQNR_DB = (
-    70.0  # float32 rounding of a deep network is near 100 dB; fused transformers use other erf and tanh approximations
-)
+# float32 rounding in a deep network gives about 100 dB; fused transformers approximate erf and tanh differently
+MIN_SQNR_DB = 70.0
 _SAMPLES = 4
 
 
 @dataclass(frozen=True)
 class Simplified:
-    """The simplified model and the evidence. nodes, size_bytes: before and after."""
+    """The simplified model and measurements. nodes, size_bytes: (before, after)."""
 
     model: ir.Model
     path: Path | None
@@ -41,23 +40,23 @@ class Simplified:
 
     @property
     def worst_sqnr_db(self) -> float:
-        """The lowest SQNR of all outputs against the model before, in dB."""
+        """The lowest SQNR of all outputs compared with the original model, in dB."""
         return lowest_sqnr_db(self.errors)
 
 
 @takes(Simplify)
 def simplify(model: Source, options: Simplify) -> Simplified:
-    """Fold and fuse `model`; check on samples, or on made-up inputs, that the outputs are the same.
+    """Fold and fuse nodes of `model`; check on samples, or on generated inputs, that the outputs are the same.
 
     Raises:
-        UsageError: the output exists, or a wrong name. ModelError: a pass failed. ValidityError: outputs differ;
+        UsageError: the output exists, or a name is wrong. ModelError: a pass failed. ValidityError: outputs differ;
           nothing was written.
     """
     path, transformer = options.output, options.transformer
     if path is not None:
         check_place(path, options.force)
     source = graph.canonical(graph.load(model))
-    # the fusions look for the patterns of exporters, so they go first
+    # the transformer fusions match the patterns written by exporters, so they run first
     fused = source if transformer is None else fuse(source, transformer, backend=options.backend)
     result = fused if transformer is not None else passes.simplify(source)
     feeds = _feeds(source, options)

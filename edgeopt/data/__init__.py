@@ -1,8 +1,8 @@
-"""Samples for calibration and checks: `open_data` reads what people have and gives feeds, lazily and again and again.
+"""Samples for calibration and checks: `open_data` opens a source of samples that can be read lazily and repeatedly.
 
-A folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, .wav, .jsonl/.csv/.txt text with a tokenizer, or
-`package.module:function` that yields feeds. A sample is a (name, reader) pair; nothing is decoded before it is asked
-for.
+A source is a folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, .wav files, .jsonl/.csv/.txt text with
+a tokenizer, or `package.module:function` that yields feeds. A sample is a (name, reader) pair; it is decoded only when
+it is read.
 """
 
 from edgeopt.data.made_up import random_samples

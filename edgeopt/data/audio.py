@@ -1,4 +1,4 @@
-"""Waveforms: mono float32 in -1 ... 1, cut or padded where the model fixes the length."""
+"""Waveforms: mono float32 in -1 ... 1, cut or padded if the model has a fixed length."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError
 
-_LONGEST = 160_000  # samples, for models that take any length
+_LONGEST = 160_000  # audio samples, for models that accept any length
 
 
 def read(path: Path, inputs: Sequence[InputSpec]) -> Feed:
-    """The feed [1, n] or [n] of one .wav.
+    """The feed [1, n] or [n] of one .wav file.
 
     Raises:
-        UsageError: the extra `audio` is not installed. DataError: unreadable, or the model has more inputs than a
-          waveform can fill.
+        UsageError: the extra `audio` is not installed. DataError: the file is unreadable, or the model has more than
+          one input.
     """
     try:
         import soundfile
@@ -26,7 +26,8 @@ def read(path: Path, inputs: Sequence[InputSpec]) -> Feed:
         raise UsageError("reading .wav needs the extra: pip install 'edgeopt[audio]'") from e
     if len(inputs) != 1:
         raise DataError(
-            f"a waveform fills one input; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz or package.module:function"
+            f"a waveform fills one input; this model has {', '.join(s.name for s in inputs)}: "
+            "give its feeds as .npz or package.module:function"
         )
     spec = inputs[0]
     try:

@@ -1,12 +1,12 @@
-"""Which preprocessing was a classifier trained with? Run the float model under each preset and see where it knows what
-it sees.
+"""Guess the preprocessing that a classifier was trained with: run the float model with each preset and compare the
+information in its outputs.
 
-The score of a preset is the information that the model's answers hold about the samples, in nats,
+The score of a preset is the mutual information between the samples and the model's predictions, in nats,
 
     I = H(mean_n p_n) - mean_n H(p_n),        p_n = softmax of the output on sample n,
 
-high when answers are sure and differ between samples. Plain confidence is fooled by saturated inputs, which make a
-network sure of one class for all.
+which is high if predictions are confident and differ between samples. Confidence alone is misleading: with saturated
+inputs a network is often confident of the same class for all samples.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from edgeopt.numbers.scores import as_probabilities
 
-_CLEAR = 0.1  # nats between the best and the second
+_CLEAR = 0.1  # required difference between the best and the second preset, in nats
 
 
 @dataclass(frozen=True)
 class Guess:
-    """The preset taken; `clear` says whether the evidence decides; `scores` (information in nats, mean confidence) by
-    preset.
+    """The chosen preset. clear: whether the scores are different enough to decide; scores: (information in nats, mean
+    confidence) of each preset.
     """
 
     preset: str
@@ -34,10 +34,13 @@ class Guess:
     scores: Mapping[str, tuple[float, float]]
 
     def describe(self) -> str:
-        """One line for people."""
+        """A one-line description."""
         table = ", ".join(f"{k} {i:.2f} nats (confidence {c:.2f})" for k, (i, c) in self.scores.items())
         if not self.scores:
-            return f"preprocessing: cannot tell, since no output looks like class scores; took '{self.preset}': say it with --preprocess"
+            return (
+                f"preprocessing: cannot tell, since no output looks like class scores; took '{self.preset}': "
+                "say it with --preprocess"
+            )
         if not self.clear:
             return f"preprocessing: cannot tell; took '{self.preset}' ({table}): say it with --preprocess"
         return f"preprocessing: took '{self.preset}', under which the float model knows most of the samples: {table}"
@@ -48,7 +51,7 @@ def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def information(logits: NDArray[Any]) -> tuple[float, float]:
-    """(I in nats, mean confidence) of `logits` [n, classes]; minus infinity when a value is not finite."""
+    """(I in nats, mean confidence) of `logits` [n, classes]; I is minus infinity if a value is not finite."""
     if not np.isfinite(logits).all():
         return -np.inf, 0.0
     p = as_probabilities(logits)
@@ -56,7 +59,11 @@ def information(logits: NDArray[Any]) -> tuple[float, float]:
 
 
 def guess(outputs: Mapping[str, NDArray[Any] | None], fallback: str) -> Guess:
-    """The preset whose `outputs` [n, classes] hold most information; None where the model gives no class scores."""
+    """Choose the preset whose outputs contain most information.
+
+    outputs: class scores [n, classes] for each preset, None if the model gives none; fallback: the preset to use if the
+    scores do not decide.
+    """
     scores = {name: information(x) for name, x in outputs.items() if x is not None}
     if not scores:
         return Guess(fallback, False, {})

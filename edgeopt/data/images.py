@@ -1,8 +1,8 @@
-"""Images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after a resize of the shorter side and a centre
-crop.
+"""Convert images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after resizing the shorter side and a
+centre crop.
 
-A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or from a
-look at the float model (`edgeopt.quantization.quantize`). Decoding is Pillow's.
+A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or is guessed
+with the float model (`edgeopt.data.guess`). Images are decoded by Pillow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgeopt.options.reading import Preprocess
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 MAX_PIXELS = 64_000_000
-_FREE_SIDE = 640  # longer side for models that take any size
+_FREE_SIDE = 640  # longer side in pixels, for models that accept any size
 _FREE_MULTIPLE = 32
 UNREADABLE = (
     OSError,
@@ -40,7 +40,7 @@ def load_toml(path: Path) -> Preprocess:
     """The recipe in a `preprocess.toml`.
 
     Raises:
-        UsageError: not TOML, an unknown key or a wrong type; names the file.
+        UsageError: not TOML, an unknown key or a wrong type; the message names the file.
     """
     try:
         return Preprocess.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -49,7 +49,7 @@ def load_toml(path: Path) -> Preprocess:
 
 
 def image_input(inputs: Sequence[InputSpec]) -> InputSpec | None:
-    """The one input that can take an image: rank 4, floats or bytes, 1 or 3 channels."""
+    """The model's only input if it can take an image (rank 4, floats or bytes, 1 or 3 channels), else None."""
     if len(inputs) != 1:
         return None
     spec = inputs[0]
@@ -68,7 +68,8 @@ def resolve(recipe: Preprocess, spec: InputSpec) -> Preprocess:
     channels = spec.fixed(1 if layout == "NCHW" else 3) or (1 if recipe.color == "gray" else 3)
     if channels not in (1, 3):
         raise UsageError(
-            f"input {spec.name!r} has {channels} channels ({layout}); images give 1 or 3: use --layout, or give the samples as .npz"
+            f"input {spec.name!r} has {channels} channels ({layout}); images give 1 or 3: "
+            "use --layout, or give the samples as .npz"
         )
     color = recipe.color or ("gray" if channels == 1 else "rgb")
     if (color == "gray") != (channels == 1):
@@ -97,7 +98,7 @@ def _grey_means(recipe: Preprocess, channels: int) -> Preprocess:
 
 
 def check_header(path: Path) -> str | None:
-    """Why `path` cannot be used, from its header alone, or None."""
+    """The reason why the image cannot be used, judged by its header alone, or None."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -109,7 +110,7 @@ def check_header(path: Path) -> str | None:
 
 
 def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
-    """The feed [1, C, H, W] or [1, H, W, C] of one image under a resolved `recipe`.
+    """The feed [1, C, H, W] or [1, H, W, C] of one image, by a resolved `recipe`.
 
     Raises:
         DataError: the file cannot be decoded.
@@ -117,9 +118,8 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
     try:
         with Image.open(path) as image:
             wanted = recipe.resize or recipe.crop
-            if (
-                wanted is not None
-            ):  # a JPEG may be decoded at a fraction of its size, but not below twice what is wanted
+            # a JPEG may be decoded at a fraction of its size, but not below twice the wanted size
+            if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
             clear = image.convert("RGBA") if "transparency" in image.info else image
@@ -150,7 +150,7 @@ def _geometry(image: Image.Image, recipe: Preprocess) -> Image.Image:
 
 
 def tensor(pixels: NDArray[np.float32], recipe: Preprocess, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """`pixels` [H, W] or [H, W, 3] in 0 ... 255 as the batch of one that `recipe` describes."""
+    """Convert `pixels` [H, W] or [H, W, 3] in 0 ... 255 to a batch of one by `recipe`."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     elif recipe.color == "bgr":

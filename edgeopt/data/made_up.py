@@ -1,4 +1,4 @@
-"""Made-up inputs: dimensions that vary get sizes, and values are drawn within what the graph can take."""
+"""Generated inputs: choose sizes for dynamic dimensions and random values that are valid for the graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PASSES = frozenset(
 )
 _INDEXED = frozenset({"Gather", "GatherElements"})
 _CHANNELS = (1, 3)
-_SPATIAL, _SEQUENCE = 224, 64  # for dimensions that vary and were not said
+_SPATIAL, _SEQUENCE = 224, 64  # for dynamic dimensions without a given size
 
 
 def shapes(
@@ -32,12 +32,13 @@ def shapes(
 ) -> dict[str, tuple[int, ...]]:
     """A shape for every input of `model` (canonical) that is not `given`.
 
-    dims: sizes by name or `input.axis`, also known from the given arrays; a first dimension that varies is a batch of
-    `batch` (1); guess: other dimensions without a size are 224 in images and 64 elsewhere, and no error.
+    dims: sizes by name or `input.axis`; sizes are also taken from the given arrays; batch: size of a dynamic first
+    dimension (default 1); guess: other dimensions without a size are 224 in images and 64 elsewhere, instead of an
+    error.
 
     Raises:
-        UsageError: a name in `dims` that no input has, a dimension that varies and got no size, or a batch that the model
-          fixes.
+        UsageError: a name in `dims` that no input has, a dynamic dimension without a size, or a `batch` that differs
+          from the model's fixed one.
     """
     given = given or {}
     free = {
@@ -104,7 +105,7 @@ def generated(
     given: Mapping[str, NDArray[Any]] | None = None,
     seed: int = 0,
 ) -> tuple[Feed, list[str]]:
-    """(a feed of shapes `sized`, what it holds in words); `given` inputs are taken as they are."""
+    """(a feed with the shapes `sized`, a description of its values); `given` inputs are used unchanged."""
     rng = np.random.default_rng(seed)
     feed: dict[str, NDArray[Any]] = {}
     told = []
@@ -118,14 +119,14 @@ def generated(
 
 
 def feed_for(model: ir.Model, dims: Mapping[str, int]) -> Feed:
-    """Values for the inputs of `model` (canonical) at sizes that are said in `dims` or guessed."""
+    """Values for the inputs of `model` (canonical), with sizes from `dims` or guessed ones."""
     return generated(model, shapes(model, dims, guess=True))[0]
 
 
 def _values(
     spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator, bound: int | None = None
 ) -> tuple[NDArray[Any], str]:
-    """(values, what they are in words) of one input; bound: the size of what it indexes."""
+    """(values, their description) of one input; bound: the size of the axis that it indexes."""
     if np.issubdtype(spec.dtype, np.floating) or spec.dtype.kind == "V":  # V: bfloat16 and the like
         if len(shape) == len("NCHW") and (shape[1] in _CHANNELS or shape[3] in _CHANNELS):
             return rng.random(shape).astype(spec.dtype), "random in [0, 1)"
@@ -140,7 +141,9 @@ def _values(
 
 
 def index_bound(value: ir.Value) -> int | None:
-    """The smallest size of what `value` indexes, through operators that only move it; None if it is no index."""
+    """The smallest size of an axis that `value` indexes, also through operators that only move it; None if it is not an
+    index.
+    """
     bounds, seen, todo = [], {value}, [value]
     while todo:
         for node, position in tuple(todo.pop().uses()):
@@ -157,7 +160,7 @@ def index_bound(value: ir.Value) -> int | None:
 
 
 def random_samples(inputs: Sequence[InputSpec], count: int) -> list[Sample]:
-    """`count` feeds of the declared shapes, for trying out only: dimensions that vary are guessed."""
+    """`count` random samples of the declared shapes, only for trying out; dynamic dimensions are guessed."""
 
     def feed(seed: int) -> Feed:
         rng = np.random.default_rng(seed)

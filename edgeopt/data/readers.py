@@ -1,10 +1,10 @@
-"""Samples that are in memory or come from a Python object: arrays, feeds, torch datasets and loaders, Hugging Face datasets, and
-onnxruntime's `CalibrationDataReader`.
+"""Samples from Python objects: arrays, feeds, torch datasets and data loaders, Hugging Face datasets, and onnxruntime's
+`CalibrationDataReader`.
 
-A sample is a mapping from input names to arrays, an array for a model of one input, or a tuple of arrays in the order of the
-inputs; a last item beyond the inputs, as in `(x, y)`, is a label and left out. Tensors become arrays, float64 becomes
-the input's float type, a dataset's item without the input's batch axis gets it, and a batch is taken apart where the
-model's is fixed.
+A sample is a mapping from input names to arrays, an array for a model with one input, or a tuple of arrays in the order
+of the inputs; one additional last item, as in `(x, y)`, is a label and is ignored. Tensors become arrays, float64
+becomes the input's float type, an item of a dataset without a batch axis gets one, and a batch is split if the model's
+batch size is fixed.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ T_co = TypeVar("T_co", covariant=True)
 
 @runtime_checkable
 class Reader(Protocol):
-    """What onnxruntime's quantizer calls a `CalibrationDataReader`."""
+    """The interface of onnxruntime's `CalibrationDataReader`."""
 
     def get_next(self) -> Any:
-        """The next feed, None behind the last one."""
+        """The next feed, None after the last one."""
 
 
 @runtime_checkable
 class Dataset(Protocol[T_co]):
-    """A torch or Hugging Face dataset: samples by index, read when they are asked for."""
+    """A torch or Hugging Face dataset: samples are accessed by index."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> T_co: ...
@@ -46,20 +46,24 @@ InMemory: TypeAlias = NDArray[Any] | Iterable[Any] | Dataset[Any] | Reader
 
 @dataclass
 class Readers:
-    """In-memory data of a model's `inputs`. count: the most that is taken from an iterator; seed: of the order of a dataset."""
+    """Makes samples for a model's `inputs` from Python objects.
+
+    name: prefix of sample names; count: largest number of items taken from an iterator; seed: for the order of a
+    dataset.
+    """
 
     inputs: Sequence[InputSpec]
     name: str = "sample"
     count: int | None = None
     seed: int = 0
     notes: list[str] = field(default_factory=list)
-    """What was done to the samples that a user should know."""
+    """Conversions of the samples that the user should know about."""
 
     def samples(self, data: InMemory) -> list[Sample]:
         """The samples of `data`.
 
         Raises:
-            DataError: it holds no samples, or one that cannot be a feed.
+            DataError: it contains no samples, or an item that cannot be converted to a feed.
         """
         if isinstance(data, np.ndarray):
             return self._rows(data)
@@ -73,7 +77,7 @@ class Readers:
         return [sample for i, item in enumerate(items) for sample in self._taken_apart(f"{self.name}[{i}]", item)]
 
     def _rows(self, data: NDArray[Any]) -> list[Sample]:
-        """Samples along axis 0, or a single one where `data` has one dimension less than the input."""
+        """Samples along axis 0, or a single sample if `data` has one dimension less than the input."""
         if len(self.inputs) != 1:
             raise DataError(f"{self.name}: an array is for a model with one input; this one has {self._names}")
         spec = self.inputs[0]
@@ -89,10 +93,10 @@ class Readers:
         return [(f"{self.name}[{i}]", partial(_slice, {spec.name: data}, i, step)) for i in rows]
 
     def _indexed(self, data: Dataset[Any]) -> list[Sample]:
-        """Read when asked for, in a fixed random order, since datasets are often sorted by class."""
+        """Samples of a dataset, read lazily, in a fixed random order since datasets are often sorted by class."""
         if len(data) == 0:
             raise DataError(f"{self.name}: a {type(data).__name__} without samples")
-        self._item(data, 0)  # what is wrong with all of them is known before the work
+        self._item(data, 0)  # finds errors that affect all samples before the work begins
         order = np.random.default_rng(self.seed).permutation(len(data))
         return [(f"{self.name}[{i}]", partial(self._item, data, int(i))) for i in order]
 
@@ -101,14 +105,14 @@ class Readers:
         return {n: x if s is None else _with_batch(x, s) for n, x in feed.items() for s in [self._known.get(n)]}
 
     def _columns(self, row: object) -> object:
-        """`row` without the columns that no input reads."""
+        """`row` without the columns that are not inputs or labels."""
         names = {LABEL, *(s.name for s in self.inputs)}
         if isinstance(row, Mapping) and names - {LABEL} <= row.keys():
             return {k: v for k, v in row.items() if k in names}
         return row
 
     def _taken_apart(self, where: str, item: object) -> list[Sample]:
-        """`item`, or as many samples as it holds where the model's batch is fixed."""
+        """`item` as one sample, or split into several if the model's batch size is fixed."""
         feed = self._feed(where, item)
         fixed = next((n for s in self.inputs if (n := s.fixed(0)) is not None and s.name in feed), None)
         lengths = {len(x) for x in feed.values() if x.ndim}
@@ -148,7 +152,7 @@ class Readers:
         return self._cast(found, spec)
 
     def _cast(self, found: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-        """float64, which NumPy makes of Python's numbers, as the float type that the input has."""
+        """Convert float64 (NumPy's type for Python floats) to the input's float type."""
         if found.dtype != np.float64 or spec.dtype not in (np.float32, np.float16):
             return found
         line = f"input {spec.name!r}: float64 samples become {spec.dtype.name}"
@@ -166,7 +170,7 @@ class Readers:
 
 
 def _with_batch(x: NDArray[Any], spec: InputSpec) -> NDArray[Any]:
-    """`x` of a dataset, which has no batch, with the input's first axis."""
+    """`x`, an item of a dataset, with a batch axis added if the input has one more axis."""
     missing = spec.shape is not None and x.ndim == len(spec.shape) - 1 and spec.fixed(0) in (1, None)
     return x[None] if missing else x
 

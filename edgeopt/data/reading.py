@@ -1,4 +1,4 @@
-"""The one way to samples: from what people have (files, functions, arrays) to feeds that fit a model's inputs."""
+"""Read samples: from files, functions or arrays to feeds that fit a model's inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANDOM = "random"
 Data = str | Path | InMemory
 Run = Callable[[Feed], Outputs]
 _GUESS_SAMPLES = 12
-_SPARE = 8  # random samples beyond those that calibrate
+_SPARE = 8  # random samples in addition to the calibration samples
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Samples:
     """Samples of a source."""
 
     samples: list[Sample]
-    recipe: str = ""  # how an image became an input, in words
-    notes: tuple[str, ...] = ()  # what a user should know of them
+    recipe: str = ""  # how images are turned into inputs, in words
+    notes: tuple[str, ...] = ()  # remarks for the user
 
 
 def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
     """The samples of `data` for a model's `inputs`.
 
-    run: the float model, asked under each preset where nothing says how images become inputs.
+    run: runs the float model; used to guess the preprocessing of images if it is not given.
 
     Raises:
         UsageError, DataError: see `edgeopt.data.source.open_data`.
@@ -66,7 +66,9 @@ def _has_images(path: Path) -> bool:
 
 
 def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> tuple[Preprocess, list[str]]:
-    """(what is said over the preset over `preprocess.toml` over a look at the float model, what to tell of it)."""
+    """(recipe, notes for the user); fields given by the user take precedence over the preset, this over
+    `preprocess.toml`, and this over a guess with the float model.
+    """
     said = reading.preprocess
     base, notes = PRESETS[said] if isinstance(said, str) else said, list[str]()
     beside = next((f for f in (path / "preprocess.toml", path.parent / "preprocess.toml") if f.is_file()), None)
@@ -79,7 +81,7 @@ def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run)
 
 
 def _merged(base: Preprocess, reading: Reading) -> Preprocess:
-    """`base` with the fields that were said."""
+    """`base` with the fields that the user gave."""
     return Preprocess.model_validate({**base.image_fields(), **reading.image_fields(only_given=True)})
 
 

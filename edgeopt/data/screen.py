@@ -1,6 +1,6 @@
-"""Samples that say little: constant ones, and those that are the same as another.
+"""Find samples of little use: constant ones and duplicates.
 
-Only a digest of each is kept, so that every sample that is read can be looked at.
+Only a digest of each sample is kept, so that all samples can be compared.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Look:
-    """What is kept of a sample: a digest of its inputs, and whether all its floats are one number."""
+    """Summary of a sample: a digest of its inputs, and whether each of its float inputs is constant."""
 
     digest: bytes
     constant: bool
 
 
 def look(feed: Feed) -> Look:
-    """The look of one sample."""
+    """The summary of one sample."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(feed):
         digest.update(f"{name}{feed[name].dtype}{feed[name].shape}".encode())
@@ -35,7 +35,7 @@ def look(feed: Feed) -> Look:
 
 
 def oddities(looks: Mapping[str, Look], among: Collection[str]) -> Iterator[str]:
-    """A line on the constant samples and one on the repeated ones, of those `among`; they may repeat any in `looks`."""
+    """One line on constant samples and one on duplicates, for the samples `among`; originals may be any in `looks`."""
     first: dict[bytes, str] = {}
     constant, repeated = [], []
     for name, seen in looks.items():

@@ -1,7 +1,7 @@
-"""From a path, a function or arrays to samples; which of them calibrate and which are held out.
+"""Open a path or a function as samples, and split them into calibration and held-out samples.
 
-The choice is deterministic: sorted names, then one fixed permutation, so that sorted-by-class folders do not calibrate
-on the first class only.
+The order is deterministic: names are sorted, then permuted with a fixed seed, so that calibration does not use only the
+first class of a folder that is sorted by class.
 """
 
 from __future__ import annotations
@@ -46,16 +46,17 @@ HELD_OUT = 32
 _TEXT = frozenset({".jsonl", ".csv", ".txt"})
 _ARRAYS = frozenset({".npz", ".npy"})
 BROKEN_ARRAY = (
-    OSError, ValueError, EOFError, KeyError, SyntaxError, MemoryError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    OSError, ValueError, EOFError, KeyError, SyntaxError, MemoryError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
 def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
-    """The samples at `source`, in a fixed random order, about twice as many as can be used at the most.
+    """The samples of `source`, in a fixed random order.
 
     Raises:
-        UsageError: no such path or function, or a tokenizer is missing. DataError: nothing usable in it, or more than 5
-          % unreadable images.
+        UsageError: no such path or function, or a tokenizer is missing. DataError: it contains nothing usable, or more
+          than 5 % of the images are unreadable.
     """
     path = Path(source)
     try:
@@ -89,14 +90,15 @@ def _samples(path: Path, files: list[Path], inputs: Sequence[InputSpec], reading
     if kinds & _TEXT:
         if reading.tokenizer is None:
             raise UsageError(
-                f"{reading.data_option} {path}: text needs --tokenizer tokenizer.json (the file that came with the model)"
+                f"{reading.data_option} {path}: text needs --tokenizer tokenizer.json "
+                "(the file that came with the model)"
             )
         return text.samples([f for f in files if f.suffix.lower() in _TEXT], reading.tokenizer, inputs)
     return []
 
 
 def _recipe(reading: Reading) -> Preprocess:
-    """The recipe that is said; without one, 0 to 1."""
+    """The given recipe; without one, pixels are scaled to 0 ... 1."""
     said = reading.preprocess
     return PRESETS[said] if isinstance(said, str) else said or PRESETS["unit"]
 
@@ -106,7 +108,8 @@ def _images(files: list[Path], inputs: Sequence[InputSpec], recipe: Preprocess) 
     if spec is None:
         shapes = ", ".join(f"{s.name} {list(s.shape or [])}" for s in inputs)
         raise DataError(
-            f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: give its feeds as .npz or package.module:function"
+            f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: "
+            "give its feeds as .npz or package.module:function"
         )
     problems = {f: reason for f in files if (reason := check_header(f)) is not None}
     refuse_many(problems, len(files))
@@ -118,12 +121,12 @@ def _images(files: list[Path], inputs: Sequence[InputSpec], recipe: Preprocess) 
 
 
 def _refuse(file: Path, reason: str) -> Feed:
-    """The reader of a file that is known to be no use, so that it is skipped and told where it would have been read."""
+    """The reader of a file known to be unusable: it raises when read, so that the file is skipped and reported."""
     raise DataError(f"{file}: {reason}")
 
 
 def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) -> None:
-    """Raise DataError when more than 5 % of `total` samples have a problem."""
+    """Raise DataError if more than 5 % of `total` samples have a problem."""
     if len(problems) > MAX_UNREADABLE * total:
         first = "; ".join(f"{f} ({reason})" for f, reason in itertools.islice(problems.items(), 3))
         raise DataError(
@@ -132,8 +135,8 @@ def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) ->
 
 
 def _arrays(file: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """An .npz is one feed by input names; an .npy is one input's samples along axis 0, or one sample if its rank says
-    so.
+    """Samples of a NumPy file: an .npz is one feed by input names; an .npy contains samples of the only input along
+    axis 0, or one sample if it has one dimension less.
     """
     try:
         loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
@@ -146,7 +149,9 @@ def _arrays(file: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
 
 
 def _rows(file: Path, shape: tuple[int, ...], inputs: Sequence[InputSpec]) -> list[Sample]:
-    """Samples of an .npy [samples, ...]; the file is mapped anew for each, so that what was read does not stay resident."""
+    """Samples of an .npy [samples, ...]; the file is memory-mapped anew for each, so that data read earlier do not stay
+    in memory.
+    """
     spec = _only(inputs, str(file))
     if spec.shape is not None and len(shape) == len(spec.shape) - 1:
         return [(str(file), partial(_whole, file, spec))]
@@ -199,10 +204,10 @@ def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
 
 
 def named(source: str, option: str, root: Path | None = None) -> Any:
-    """What `package.module:name` names, looked for in the folder `root` too (the working directory, if none is given).
+    """Import the object `package.module:name`; modules are also searched in `root` (default: the working directory).
 
     Raises:
-        UsageError: there is nothing; says what `option` wants.
+        UsageError: it cannot be imported; the message names the `option`.
     """
     module, _, name = source.partition(":")
     here = str(root or Path.cwd())
@@ -214,12 +219,12 @@ def named(source: str, option: str, root: Path | None = None) -> Any:
     except Exception as e:  # the user's module, which may raise anything
         raise UsageError(f"{option} {source}: {e}; write package.module:function") from e
     finally:
-        if here in sys.path:  # the module may have put others first
+        if here in sys.path:  # the module may have changed sys.path
             sys.path.remove(here)
 
 
 def _forget(name: str, root: Path) -> None:
-    """Drop a module `name` that was imported from elsewhere, if `root` has one of that name."""
+    """Remove the module `name` from `sys.modules` if it was imported from elsewhere and `root` has one of that name."""
     known, own = sys.modules.get(name), root / name
     if known is None or not (own.is_dir() or own.with_name(f"{name}.py").is_file()):
         return
@@ -243,8 +248,8 @@ def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> lis
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
-    """(calibration, held out): at most `count` and 32; a fifth is held out when there are few; a single sample serves
-    as both.
+    """(calibration samples, held-out samples): at most `count` and 32; of few samples a fifth is held out; a single
+    sample is used as both.
     """
     if len(samples) < 2:
         return list(samples), list(samples)
@@ -253,12 +258,12 @@ def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sam
 
 
 def readable(samples: Sequence[Sample], *, total: int | None = None) -> tuple[list[tuple[str, Feed]], dict[str, str]]:
-    """The feeds of `samples` that can be read, and the reasons of those that cannot.
+    """(feeds of the `samples` that can be read, reasons for the others).
 
-    total: of how many samples these are some.
+    total: number of all samples, if these are only some of them; the 5 % are counted from it.
 
     Raises:
-        DataError: more than 5 % cannot.
+        DataError: more than 5 % cannot be read.
     """
     feeds: list[tuple[str, Feed]] = []
     problems: dict[str, str] = {}

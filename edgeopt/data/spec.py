@@ -1,4 +1,4 @@
-"""What the readers must know of a model's input, and the types they share."""
+"""Description of a model's inputs for the readers, and types that they share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Sample = tuple[str, Callable[[], Feed]]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input; None in `shape` is a dimension that may vary."""
+    """A graph input; None in `shape` is a dynamic dimension, `shape` None is unknown."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
 
     def fixed(self, axis: int) -> int | None:
-        """The size of dimension `axis` if the model fixes it."""
+        """The size of dimension `axis` if it is fixed, else None."""
         return self.shape[axis] if self.shape is not None and -len(self.shape) <= axis < len(self.shape) else None
 
 
@@ -42,10 +42,11 @@ def specs(model: ir.Model) -> list[InputSpec]:
 
 
 def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
-    """Refuse a feed that does not fit the inputs of `model`.
+    """Check that a feed fits the inputs of `model`.
 
     Raises:
-        DataError: a name that is missing or unknown, another dtype, rank or fixed dimension; names the sample.
+        DataError: an input is missing or unknown, or has another dtype, rank or fixed dimension; the message names the
+          sample.
     """
     inputs = {str(v.name): v for v in model.graph.inputs}
     missing, unknown = sorted(inputs.keys() - feed.keys()), sorted(feed.keys() - inputs.keys())

@@ -1,5 +1,5 @@
-"""Text to token ids with a Hugging Face `tokenizer.json`: one text a sample, padded only where the model fixes the
-length.
+"""Convert text to token ids with a Hugging Face `tokenizer.json`: one text for each sample, padded only if the model
+has a fixed length.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LONGEST = 128
 
 
 def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """A sample for each line of .txt, object of .jsonl (`text`, or the first string) and row of .csv (`text`, or the
-    first column).
+    """A sample for each line of .txt, object of .jsonl (field `text`, or the first string) and row of .csv (column
+    `text`, or the first column).
 
     Raises:
         UsageError: the extra `text` is missing, the tokenizer is unreadable, or the model has an input that a tokenizer
-          does not fill.
+          does not produce.
     """
     try:
         import tokenizers
@@ -35,7 +35,8 @@ def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec]) -> 
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not inputs or any(s.name not in known for s in inputs):
         raise UsageError(
-            f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: give its feeds as .npz"
+            f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: "
+            "give its feeds as .npz"
         )
     try:
         encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))

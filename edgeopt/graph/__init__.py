@@ -1,4 +1,4 @@
-"""Models as graphs: files, canonical form, operator facts, edits, the plan of a quantized model."""
+"""ONNX models as graphs: files, canonical form, operator table, edits, and the plan of a quantized model."""
 
 from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, size_bytes
 from edgeopt.graph.form import canonical, raise_opset, typed

@@ -1,5 +1,5 @@
-"""Edits that several passes share. All of them change the model they are given, which is the caller's own clone, and none gives a
-new value or node a name that the model has already.
+"""Graph edits shared by several passes. They change the given model in place, which must be the caller's own clone, and
+never give a new value or node a name that already exists in the model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ DTYPES = {t.name.lower(): t for t in ir.DataType}
 
 
 class Names:
-    """The names that are taken in a model, values and nodes, bodies included."""
+    """The names of values and nodes used in a model, including sub-graphs."""
 
     def __init__(self, model: ir.Model) -> None:
         self._values = {str(v.name) for v in (*model.graph.inputs, *model.graph.initializers.values())}
@@ -26,15 +26,15 @@ class Names:
             self._values |= {str(v.name) for v in node.outputs if v.name}
 
     def value(self, wanted: str) -> str:
-        """`wanted`, or what comes nearest and is free; taken from now on."""
+        """`wanted`, or a similar name that is free; it is reserved from now on."""
         return _free(wanted, self._values)
 
     def node(self, wanted: str) -> str:
-        """The same for a node."""
+        """The same for the name of a node."""
         return _free(wanted, self._nodes)
 
     def release(self, name: str) -> None:
-        """Let `name` be taken again: the value that had it is gone or called otherwise."""
+        """Make `name` available again after its value was removed or renamed."""
         self._values.discard(name)
 
 
@@ -50,7 +50,9 @@ def _free(wanted: str, taken: set[str]) -> str:
 def initializer(
     model: ir.Model, names: Names, name: str, array: NDArray[np.generic], dtype: ir.DataType | None = None
 ) -> ir.Value:
-    """A constant of `model` called `name` with the content `array`: the one that is there, if it has this content, or a new one."""
+    """An initializer of `model` with the content `array`: the existing one called `name` if its content is equal, else
+    a new one.
+    """
     kind = dtype or ir.DataType.from_numpy(np.asarray(array).dtype)
     content = np.asarray(array).astype(kind.numpy())
     known = model.graph.initializers.get(name)
@@ -74,7 +76,7 @@ def node(
     domain: str = "",
     outputs: Sequence[str] = ("",),
 ) -> ir.Node:
-    """A node called `name`, not yet in a graph, whose outputs are called `outputs` ("": after the node)."""
+    """A new node called `name`, not yet in a graph, with outputs called `outputs` ("": named after the node)."""
     made = ir.Node(domain, op_type, inputs, attributes, num_outputs=len(outputs), name=names.node(name))
     for i, (value, wanted) in enumerate(zip(made.outputs, outputs, strict=True)):
         value.name = names.value(wanted or f"{made.name}_{i}")
@@ -82,7 +84,7 @@ def node(
 
 
 def take_over(graph: ir.Graph | ir.Function, old: ir.Node, value: ir.Value) -> None:
-    """Let `value` stand for the output of the node `old`, name included, and remove `old`."""
+    """Replace the output of the node `old` by `value`, which takes its name, and remove `old`."""
     before = old.outputs[0]
     name, value.type, value.shape = before.name, before.type, before.shape
     before.replace_all_uses_with(value, replace_graph_outputs=True)
@@ -91,7 +93,7 @@ def take_over(graph: ir.Graph | ir.Function, old: ir.Node, value: ir.Value) -> N
 
 
 def remove(graph: ir.Graph, old: ir.Node) -> None:
-    """Remove the node `old` and what only it read."""
+    """Remove the node `old` and all nodes that were used only by it."""
     inputs = [v.producer() for v in old.inputs if v is not None]
     graph.remove(old, safe=True)
     for producer in inputs:
@@ -101,7 +103,7 @@ def remove(graph: ir.Graph, old: ir.Node) -> None:
 
 
 def drop_unused(model: ir.Model) -> None:
-    """Remove initializers that nothing reads, in every graph of `model`."""
+    """Remove unused initializers in every graph of `model`."""
     for graph in model.graphs():
         for name, value in tuple(graph.initializers.items()):
             if not value.uses() and not value.is_graph_output():

@@ -1,4 +1,4 @@
-"""Sizes and work of a graph."""
+"""Sizes of the weights of a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def size_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
+    """Size of all initializers in bytes."""
     return sum(v.const_value.nbytes for v in initializers(model) if v.const_value is not None)
 
 
 def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
-    """Bytes of initializers by element type, largest first."""
+    """Size of the initializers in bytes by element type, largest first."""
     sizes: Counter[str] = Counter()
     for value in initializers(model):
         if value.const_value is not None:
@@ -30,5 +30,5 @@ def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
 
 
 def above_protobuf(model: ir.Model) -> bool:
-    """Whether the weights alone exceed what one protobuf message can hold."""
+    """Whether the weights alone exceed the size limit of one protobuf message."""
     return size_bytes(model) > PROTOBUF_LIMIT

@@ -1,6 +1,8 @@
-"""The canonical form of a model, which every other module works on: no functions, no Constant nodes, weights as initializers and not
-among the inputs, sorted, every node named, no unused opset imports, no dimension below 1 on a graph input. `canonical`
-returns a copy; the argument keeps its form.
+"""The canonical form of a model, which all other modules expect.
+
+It has no functions and no Constant nodes; weights are initializers and not graph inputs; nodes are sorted, and each has
+a name; there are no unused opset imports; no dimension of a graph input is below 1. `canonical` returns a copy and does
+not change its argument.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from edgeopt.graph.serialization import MALFORMED, embedded, root_cause
 
 
 def canonical(model: ir.Model) -> ir.Model:
-    """A copy in canonical form (see the module); the tensors are shared.
+    """A copy in canonical form (see the module docstring) that shares the tensors of `model`.
 
     Raises:
-        ModelError: a pass refused the model, or an input is not a tensor.
+        ModelError: a pass rejected the model, or an input is not a tensor.
     """
     steps: list[PassBase] = [
         InlinePass(),
@@ -52,7 +54,8 @@ def canonical(model: ir.Model) -> ir.Model:
     for value in copy.graph.inputs:
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
             raise ModelError(
-                f"input {value.name!r} is a {value.type}: only inputs that are tensors of numbers can be quantized or measured"
+                f"input {value.name!r} is a {value.type}: "
+                "only inputs that are tensors of numbers can be quantized or measured"
             )
         if value.shape is not None:
             dims = [None if isinstance(d, int) and d < 1 else d for d in value.shape]
@@ -62,10 +65,10 @@ def canonical(model: ir.Model) -> ir.Model:
 
 
 def _copy(model: ir.Model) -> ir.Model:
-    """A clone in topological order, with the operators under their short domain name."""
+    """A clone in topological order, with the domain "ai.onnx" replaced by its short name ""."""
     try:
         copy = model.clone()
-    except (ValueError, RuntimeError):  # nodes out of order cannot be cloned; a cycle or an undefined value not sorted
+    except (ValueError, RuntimeError):  # unsorted nodes cannot be cloned; sorting fails for cycles and undefined values
         copy = ir.from_proto(ir.to_proto(model))
         copy.graph.sort()
         copy = copy.clone()
@@ -79,7 +82,7 @@ def _copy(model: ir.Model) -> ir.Model:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Give every node, bodies included, a name of its own."""
+    """Give every node a unique name, also in sub-graphs."""
     taken = {n.name for n in model.graph.all_nodes() if n.name}
     seen: set[str] = set()
     for i, node in enumerate(model.graph.all_nodes()):
@@ -95,7 +98,7 @@ def _name_nodes(model: ir.Model) -> None:
 
 
 def raise_opset(model: ir.Model, version: int) -> ir.Model:
-    """The model at ONNX opset `version` or later; an older one goes through ONNX's version converter.
+    """The model at ONNX opset `version` or later; older models are converted by ONNX's version converter.
 
     Raises:
         ModelError: the converter does not know an operator of the model.
@@ -104,7 +107,8 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         return model
     if above_protobuf(model):
         raise ModelError(
-            f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; export it again at opset {version}"
+            f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; "
+            f"export it again at opset {version}"
         )
     try:
         with embedded(model) as whole:
@@ -112,16 +116,17 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         # the C++ error type of the converter derives from RuntimeError
     except (RuntimeError, ValueError) as e:
         raise ModelError(
-            f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; export the model again at opset {version}"
+            f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; "
+            f"export the model again at opset {version}"
         ) from e
     return canonical(ir.from_proto(converted))
 
 
 def typed(model: ir.Model) -> ir.Model:
-    """The model with an element type on every value, by ONNX's strict inference.
+    """The model with an element type for every value, by ONNX's strict type inference.
 
     Raises:
-        ModelError: the inference fails; says where.
+        ModelError: the inference fails; the message says where.
     """
     if above_protobuf(model):
         raise ModelError("a model above 2 GB cannot go through ONNX's type inference, which this mode needs")

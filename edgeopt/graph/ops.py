@@ -1,9 +1,10 @@
-"""What is known of each ONNX operator, as one table.
+"""Facts about each ONNX operator, in one table.
 
-`inputs` names the activation inputs that take a grid (`ALL` for variadic operators; none: no integer form); `weights` are the
-positions of the weights, of which integer kernels take the first, and `bias` that of the bias. `moves` says that the operator
-only moves or selects data: its output holds values of its input, so both share one grid and ONNX Runtime drops the Q/DQ
-pair. `clamp` marks activations that a grid can take over when its range lies inside theirs.
+`inputs` are the positions of activation inputs that take a grid (`ALL` for variadic operators; none: no integer form);
+`weights` are the positions of the weights, of which integer kernels use the first, and `bias` is that of the bias.
+`moves` means that the operator only moves or selects data: its output contains values of its input, so both share one
+grid and ONNX Runtime drops the Q/DQ pair. `clamp` marks activations that a grid can replace if its range lies inside
+theirs.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class Op:
-    """One operator type. channels: axis of the weights that counts outputs, None where attributes or the rank decide; gates: of a
-    recurrent layer; float_output: the integer kernel may give a float result, so no output grid is needed.
+    """One operator type (see the module docstring for the other fields).
+
+    channels: output channel axis of the weights, None if it depends on attributes or the rank; gates: number of gates
+    of a recurrent layer; float_output: the integer kernel can produce a float result, so no output grid is needed.
     """
 
     inputs: tuple[int, ...] = ()
@@ -35,7 +38,7 @@ class Op:
 
     @property
     def weight(self) -> int | None:
-        """The position of the weight that integer kernels take."""
+        """The position of the weight that integer kernels use."""
         return self.weights[0] if self.weights and self.inputs else None
 
 
@@ -77,27 +80,28 @@ OPS: dict[str, Op] = {
 }
 _NONE = Op()
 CLAMPS = frozenset(name for name, op in OPS.items() if op.clamp)
-LAYERS = frozenset(name for name, op in OPS.items() if op.weights)  # products with weights
-PRODUCTS = frozenset(name for name in LAYERS if OPS[name].inputs)  # those that have an integer form
-# integer operators that ONNX Runtime makes of a layer, and the position of their weight
+LAYERS = frozenset(name for name, op in OPS.items() if op.weights)  # operators with weights
+PRODUCTS = frozenset(name for name in LAYERS if OPS[name].inputs)  # layers that have an integer form
+# integer operators by which ONNX Runtime replaces a layer, and the position of their weight
 _INTEGER = {
-    "ConvInteger": ("Conv", 1), "QLinearConv": ("Conv", 3), "MatMulInteger": ("MatMul", 1), "QLinearMatMul": ("MatMul", 3),
+    "ConvInteger": ("Conv", 1), "QLinearConv": ("Conv", 3),
+    "MatMulInteger": ("MatMul", 1), "QLinearMatMul": ("MatMul", 3),
 }  # fmt: skip
 
 
 def rule(node: ir.Node) -> Op:
-    """The row of `node`; one that says nothing for what is not in the table."""
+    """The row of the table for `node`; an empty row for unknown operators."""
     return OPS.get(node.op_type, _NONE) if node.domain in ("", "ai.onnx") else _NONE
 
 
 def constant(value: ir.Value | None) -> bool:
-    """Whether `value` is an initializer, known before the model runs."""
+    """Whether `value` is an initializer, so that it is known before the model runs."""
     return value is not None and value.const_value is not None and value.is_initializer()
 
 
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """(input position, value) of the inputs of `node` that take an activation grid (a type that the file does not state
-    may be float).
+    """(input position, value) of the inputs of `node` that take an activation grid; values of unknown type are assumed
+    to be float.
     """
     taken, floats = rule(node).inputs, (ir.DataType.FLOAT, None)
     return [
@@ -108,7 +112,7 @@ def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
 
 
 def constants(node: ir.Node) -> list[tuple[int, ir.Value]]:
-    """(input position, value) of the constant operands of element-wise operators, which need a grid of their own."""
+    """(input position, value) of the constant operands of element-wise operators, which need their own grids."""
     op = rule(node)
     if op.weights or op.moves:
         return []
@@ -116,7 +120,7 @@ def constants(node: ir.Node) -> list[tuple[int, ir.Value]]:
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
-    """The constant weight of a Conv, Gemm or MatMul, or None when it is computed at run time."""
+    """The constant weight of a Conv, Gemm or MatMul; None if it is computed at run time."""
     position = rule(node).weight
     value = node.inputs[position] if position is not None else None
     return value if constant(value) else None
@@ -130,7 +134,7 @@ def bias_of(node: ir.Node) -> ir.Value | None:
 
 
 def channel_axis(node: ir.Node, position: int | None = None) -> int:
-    """The axis of a weight of `node` that counts output channels: of the one at `position`, or of the first."""
+    """The output channel axis of a weight of `node`: of the weight at `position`, or of the first."""
     op = rule(node)
     if op.channels is not None:
         return op.channels
@@ -142,7 +146,9 @@ def channel_axis(node: ir.Node, position: int | None = None) -> int:
 
 
 def macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:
-    """Multiply-accumulates of `node` from the shapes of its inputs and of its first output; 0 of what is no product."""
+    """Multiply-accumulate operations of `node`, given the shapes of its inputs and first output; 0 if it is neither a
+    layer nor a matrix product.
+    """
     op, weight = _INTEGER.get(node.op_type, (node.op_type, 1))
     if len(inputs) <= weight or not inputs[0]:
         return 0
@@ -164,7 +170,7 @@ def macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:
 
 
 def macs_of(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
-    """Multiply-accumulates of `node` in a run in which values had `shapes`; 0 where it did not run."""
+    """Multiply-accumulate operations of `node` in a run with the given `shapes` of values; 0 if it did not run."""
     out = shapes.get(str(node.outputs[0].name))
     there = [v for v in node.inputs if v is not None]
     inputs = [v.const_value.shape.numpy() if v.const_value is not None else shapes.get(str(v.name)) for v in there]
@@ -173,11 +179,11 @@ def macs_of(node: ir.Node, shapes: Mapping[str, Shape]) -> int:
 
 
 def cost_class(node: ir.Node) -> str:
-    """The row of a target's cost table for `node`: its type, with what decides the speed of a convolution or product.
+    """The key of `node` in a target's cost table: its operator type, with a suffix for variants of different speed.
 
-    Conv.thin: at most four input channels a group and more than one output a channel; Conv.depthwise: one in, one out;
-    Conv.grouped: the rest of group > 1. MatMul.dynamic: both operands computed at run time; Resize.nearest apart from
-    the others, which have no integer kernel.
+    Conv.thin: one group and at most four input channels; Conv.depthwise: one input and one output channel in each
+    group; Conv.grouped: other convolutions with group > 1. MatMul.dynamic: both operands are computed at run time.
+    Resize.nearest is separate, since the other modes have no integer kernel.
     """
     if node.op_type == "Resize":
         return "Resize.nearest" if node.attributes.get_string("mode", "nearest") == "nearest" else "Resize"

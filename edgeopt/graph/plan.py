@@ -1,4 +1,4 @@
-"""What each node of a model computes in: the plan that numbers (grids) and one writer of the graph go by."""
+"""The quantization plan of a model: the form in which each node computes, and the values that get a grid."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Form = Literal["float", "int8 static", "int8 dynamic", "int8 stored", "int4 stor
 
 @dataclass(frozen=True)
 class Plan:
-    """A form for every node."""
+    """A form for every node of a model."""
 
     forms: Mapping[str, Form]
-    """Node -> its form, where that is not float."""
+    """Node -> its form, for nodes that are not float."""
     clamps: Mapping[str, str]
-    """Relu or Clip node that an output grid takes over -> the integer node before it."""
+    """Relu or Clip node that is replaced by an output grid -> the integer node before it."""
     grids: Mapping[str, str]
-    """Value with a grid -> the value whose statistics decide it (itself, or the source of the data it only moves)."""
+    """Value with a grid -> the value whose statistics determine it (itself, or the source of data only moved)."""
     kept_float: Mapping[str, str]
-    """Every other node -> the reason."""
+    """Every other node -> the reason why it stays float."""
 
     @cached_property
     def integer(self) -> frozenset[str]:
-        """The nodes that compute in integers on grids."""
+        """The nodes with static int8 quantization."""
         return self.having("int8 static")
 
     def having(self, *forms: Form) -> frozenset[str]:
-        """The nodes of one of `forms`."""
+        """The nodes that have one of `forms`."""
         return frozenset(n for n, form in self.forms.items() if form in forms)

@@ -1,4 +1,4 @@
-"""Nodes by name, glob or operator."""
+"""Select nodes by name, glob pattern or operator type."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def select(models: Sequence[ir.Model], patterns: Sequence[str]) -> frozenset[str
     """Names of the nodes in any of `models` that `patterns` (names, globs or operator types) match.
 
     Raises:
-        UsageError: a pattern that matches nothing.
+        UsageError: a pattern matches nothing.
     """
     nodes = [(str(n.name), n.op_type) for model in models for n in model.graph.all_nodes()]
     found: set[str] = set()

@@ -1,4 +1,4 @@
-"""Models from files and to files; a save cannot leave half a file, a load reads nothing outside the model's folder."""
+"""Load and save models; loading reads nothing outside the model's folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MALFORMED = (
 
 
 def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
-    """The model in a file, in bytes, or in memory; external data stay mapped and must lie inside the model's folder.
+    """Load a model from a file, from bytes or from memory; external data are memory-mapped and must lie inside the
+    model's folder.
 
     Raises:
         ModelError: not a readable ONNX model, an empty graph, or external data that are missing, too short or outside
@@ -70,7 +71,7 @@ def _load_file(path: Path) -> ir.Model:
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Every tensor in the file: initializers and attributes, in sub-graphs and functions too."""
+    """All tensors in the file: initializers and attributes, also in sub-graphs and functions."""
     for value in initializers(model):
         if value.const_value is not None:
             yield value.const_value
@@ -84,12 +85,13 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 
 def _check_tensors(model: ir.Model, folder: Path | None, name: str) -> None:
-    """Every tensor can be had, and is as large as it says."""
+    """Check that the data of every tensor are available and match its shape."""
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             if folder is None:
                 raise ModelError(
-                    f"{name}: the data of {tensor.name!r} are in another file ({tensor.location}); give the model's path"
+                    f"{name}: the data of {tensor.name!r} are in another file ({tensor.location}); "
+                    "give the model's path"
                 )
             _check_external(tensor, folder, name)
         elif not isinstance(tensor, ir.StringTensor) and tensor.numpy().shape != tensor.shape.numpy():
@@ -127,17 +129,17 @@ def _check(model: ir.Model, name: str) -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What `error` came from in the first place."""
+    """The first error in the chain of causes of `error`."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def proto_bytes(model: ir.Model) -> bytes:
-    """The model as one protobuf message, external data pulled in.
+    """The model as one protobuf message that includes external data.
 
     Raises:
-        ModelError: it is larger than protobuf's 2 GB.
+        ModelError: it is larger than protobuf's limit of 2 GB.
     """
     external = any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model))
     with embedded(model) if external else contextlib.nullcontext(model) as whole:
@@ -149,7 +151,7 @@ def proto_bytes(model: ir.Model) -> bytes:
 
 @contextlib.contextmanager
 def embedded(model: ir.Model) -> Iterator[ir.Model]:
-    """A clone whose external tensors are in memory, so that it can be written without its data file."""
+    """A clone with its external tensors loaded into memory, so that it can be written without its data file."""
     copy = model.clone()
     for value in initializers(copy):
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -158,16 +160,16 @@ def embedded(model: ir.Model) -> Iterator[ir.Model]:
 
 
 def external_files(model: ir.Model) -> list[Path]:
-    """The files beside the model's own that hold its weights."""
+    """The external data files that contain the model's weights."""
     tensors = (v.const_value for v in initializers(model))
     return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
 
 
 def write(model: ir.Model, path: Path) -> list[Path]:
-    """Write `model` at `path`, weights in `path`.data beside it when it is above 2 GB; the files written, the model
-    last.
+    """Write `model` to `path`, with the weights in `path`.data beside it if it is above 2 GB; return the files written,
+    the model last.
 
-    For a file of its own only: never over a file that the model still maps.
+    Never overwrite a file that the model still maps into memory.
     """
     if above_protobuf(model):
         data = path.name + ".data"
@@ -178,10 +180,10 @@ def write(model: ir.Model, path: Path) -> list[Path]:
 
 
 def write_valid(model: ir.Model, path: Path, who: str) -> None:
-    """Write `model` at `path` and have the ONNX checker look at it, its shapes too.
+    """Write `model` to `path` and check it with the ONNX checker, including shapes.
 
     Raises:
-        ValidityError: the file is not valid; says who made it.
+        ValidityError: the file is not valid; the message names its producer `who`.
     """
     write(model, path)
     try:

@@ -1,1 +1,1 @@
-"""The machine a model is for, and the machine we are on."""
+"""Hardware targets of models, and facts about this machine."""

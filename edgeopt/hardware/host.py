@@ -1,4 +1,4 @@
-"""Facts about this machine, and how numeric work runs best on it."""
+"""Facts about this machine, and settings for numeric work on it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 _UNKNOWN_BYTES = 4 << 30
-_M_ARENA_MAX = -8  # of mallopt(3)
+_M_ARENA_MAX = -8  # a parameter of mallopt(3)
 
 
 def proc(name: str) -> str:
-    """The text of a file in /proc, empty where the system has none."""
+    """The text of a file in /proc, empty if it does not exist."""
     try:
         return Path("/proc", name).read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -26,7 +26,7 @@ def proc(name: str) -> str:
 
 
 def proc_field(text: str, *names: str) -> str:
-    """What stands behind the first of `names` in lines `name : value`; empty where none does."""
+    """The value of the first of `names` found in lines `name : value`; empty if none is found."""
     for name in names:
         found = re.search(rf"^{name}[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
         if found:
@@ -35,27 +35,27 @@ def proc_field(text: str, *names: str) -> str:
 
 
 def cpu_features() -> frozenset[str]:
-    """Flags of this machine's CPU as Linux reports them; empty where it does not."""
+    """Feature flags of this machine's CPU as reported by Linux; empty if unknown."""
     return frozenset(proc_field(proc("cpuinfo"), "flags", "Features").split())
 
 
 def cpu_name() -> str:
-    """The processor's name, or the machine's architecture where the system does not say."""
+    """The name of the processor, or the machine's architecture if it is unknown."""
     return proc_field(proc("cpuinfo"), "model name", "Model", "Hardware") or platform.processor() or platform.machine()
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_bytes() -> int:
-    """Memory that can be had without swapping; 4 GB where the system does not say."""
+    """Memory in bytes that is available without swapping; 4 GB if unknown."""
     return _memory("MemAvailable") or _UNKNOWN_BYTES
 
 
 def memory_bytes() -> int | None:
-    """All memory of the machine, None where the system does not say."""
+    """Total memory of the machine in bytes, None if unknown."""
     return _memory("MemTotal")
 
 
@@ -66,14 +66,18 @@ def _memory(name: str) -> int | None:
 
 @functools.cache
 def _one_heap() -> None:
-    """Let all threads share glibc's one heap: with a heap for each, memory grows with the samples by what each cannot reuse."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    """Let all threads share one glibc heap: with one heap for each thread, memory that threads cannot reuse grows with
+    the number of samples.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 @contextlib.contextmanager
 def numeric_work() -> Iterator[None]:
-    """One heap, and one thread in each product of matrices: layers are worked on side by side, where more threads only spin."""
+    """Use one heap, and one BLAS thread for each matrix product: layers are processed in parallel, so more BLAS threads
+    would only compete for cores.
+    """
     _one_heap()
     with threadpool_limits(limits=1, user_api="blas"):
         yield

@@ -1,9 +1,9 @@
-"""Hardware targets: which grids a device's kernels take, what its operators cost in float and in integers, and where
-each fact comes from.
+"""Hardware targets: the grids supported by a device's kernels, the cost of its operators in float and in integers, and
+the source of each fact.
 
-One TOML file a target, in `edgeopt/hardware/targets/`. Costs are picoseconds on one core: a + b with `float = [per MAC, per
-output element]` and `int = [per MAC, per output element]`; an operator without a row has no integer kernel worth having
-and stays float.
+Each target is a TOML file in `edgeopt/hardware/targets/`. Costs are picoseconds on one core, the sum of a part per MAC
+and a part per output element: `float = [per MAC, per output element]`, `int = [per MAC, per output element]`. An
+operator without a row has no useful integer kernel and stays float.
 """
 
 from __future__ import annotations
@@ -85,20 +85,21 @@ def _folder() -> Mapping[str, str]:
 
 
 def names() -> list[str]:
-    """The targets that `load` knows by name, `host` first."""
+    """The names of all targets, `host` first."""
     return ["host", *_folder()]
 
 
 def is_file(target: TargetLike) -> bool:
-    """Whether `target` is a file of the user's, not a name and not a `Target`."""
+    """Whether `target` is a user's file, and not a name or a `Target`."""
     return isinstance(target, Path) or (isinstance(target, str) and target.endswith(".toml"))
 
 
 def load(target: TargetLike) -> Target:
-    """The target of that name, in that TOML file, or `target` itself; `host` is chosen by the features of this machine's CPU.
+    """The target with that name or in that TOML file, or `target` itself if it is a `Target`; `host` is chosen by the
+    features of this machine's CPU.
 
     Raises:
-        UsageError: no such target, or a mistake in the file; says the line.
+        UsageError: no such target, or a mistake in the file; the message gives the line.
     """
     if isinstance(target, Target):
         return target
@@ -136,7 +137,7 @@ def _parsed(name: str, text: str, place: str) -> Target:
 
 
 def _told(error: Mapping[str, Any], text: str, place: str) -> str:
-    """A mistake in a target file, with its line and the name that was meant."""
+    """The message for a mistake in a target file, with its line and a suggestion."""
     loc = [str(part) for part in error["loc"]]
     model = OpCost if loc[:1] == ["cost"] and len(loc) > 2 else Target
     known = [f.alias or name for name, f in model.model_fields.items() if name != "name"]
@@ -146,7 +147,7 @@ def _told(error: Mapping[str, Any], text: str, place: str) -> str:
 
 
 def _line(text: str, names: Sequence[str]) -> int:
-    """The first line that begins with the last of `names` that begins one; 1 if none does."""
+    """The number of the first line that begins with the last possible one of `names`; 1 if there is none."""
     for name in reversed(names):
         for number, line in enumerate(text.splitlines(), 1):
             if re.match(rf"""\s*(\[[^\]]*)?["']?{re.escape(name)}["']?\s*(=|\])""", line):
@@ -155,8 +156,8 @@ def _line(text: str, names: Sequence[str]) -> int:
 
 
 def host() -> str:
-    """The name of the target that this machine is: by CPU features, never by its name; an unknown CPU gets the portable
-    target.
+    """The name of the target for this machine, chosen by CPU features and not by the CPU's name; the portable target
+    for an unknown CPU.
     """
     machine, flags = platform.machine().lower(), cpu_features()
     if machine in ("aarch64", "arm64"):

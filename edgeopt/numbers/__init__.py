@@ -1,1 +1,1 @@
-"""Arithmetic of quantization and measurement: grids, observers, ranges, intervals, scores; NumPy only."""
+"""Arithmetic for quantization and measurement in NumPy: grids, observers, ranges, intervals and scores."""

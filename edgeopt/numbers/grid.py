@@ -1,11 +1,11 @@
-"""The grid of integers and its real values: x ~ scale * (q - zero_point), as ONNX's QuantizeLinear and DequantizeLinear
-define it.
+"""Quantization grids: integers and their real values, x ~ scale * (q - zero_point), as defined by ONNX's QuantizeLinear
+and DequantizeLinear.
 
     q = clip(round(x / scale) + zero_point, qmin, qmax)         round half to even
     x = scale * (q - zero_point)
 
-A `QType` is the set of integers (7-bit weights are int8 with a shorter range), `QParams` place it on the real line: per
-tensor, along one axis, or in blocks along an axis.
+A `QType` is the set of integers (7-bit weights are int8 with a smaller range). `QParams` map it to real values: per
+tensor, per channel along one axis, or in blocks along an axis.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class QType:
 
     @property
     def numpy_dtype(self) -> np.dtype[np.integer]:
-        """The NumPy type that holds q; 4-bit values sit in 8."""
+        """The NumPy type of q; 4-bit values are held in 8 bits."""
         return np.dtype({"int4": "int8", "uint4": "uint8"}.get(self.dtype, self.dtype))
 
 
-_EXACT = 1 << 24  # float32 holds every integer up to here
+_EXACT = 1 << 24  # float32 represents every integer up to this exactly
 UINT8 = QType("uint8", 0, 255, symmetric=False)
 INT8 = QType("int8", -128, 127, symmetric=False)
 INT8_WEIGHT = QType("int8", -127, 127, symmetric=True)
@@ -64,7 +64,7 @@ BIAS = QType("int32", -(2**31) + 1, 2**31 - 1, symmetric=True)
 
 @dataclass(frozen=True)
 class QParams:
-    """Where a `QType` lies on the real line.
+    """Scale and zero point that map the integers of a `QType` to real values.
 
     scale: float32, scalar, [n] along `axis`, or with `block` the tensor's shape with `axis` divided by `block`.
     zero_point: same shape, `qtype`'s type.
@@ -93,7 +93,7 @@ class QParams:
 def choose(
     lo: NDArray[np.floating] | float, hi: NDArray[np.floating] | float, qtype: QType, axis: int | None = None
 ) -> QParams:
-    """The grid that covers [lo, hi] and has 0 exactly on it; an empty range (a dead channel) gets scale 1.
+    """The grid that covers [lo, hi] and represents 0 exactly; an empty range (a channel of zeros) gets scale 1.
 
     lo, hi: scalars, or [n] along `axis`.
     """
@@ -129,5 +129,5 @@ def dequantize(q: NDArray[np.integer], params: QParams) -> Array:
 
 
 def fake_quantize(x: Array, params: QParams) -> Array:
-    """`x` moved to the nearest point of the grid, float32."""
+    """`x` rounded to the nearest point of the grid, as float32."""
     return dequantize(quantize(x, params), params)

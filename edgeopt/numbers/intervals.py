@@ -1,11 +1,12 @@
-"""Statistics of latencies on noisy machines: what is sure, and what is not.
+"""Statistics of latencies measured on noisy machines, with confidence intervals.
 
-The unit is a block: the median of the inferences that ran back to back in one process. Blocks of one process share its
-luck with memory layout, so an interval is a two-level bootstrap with a fixed seed: processes are drawn, then blocks
-within them (Kalibera and Jones 2013; Barrett et al. 2017, arXiv:1602.00602). Single inferences are never drawn, for
-neighbours are not independent. With one process the interval is that process's own.
+The unit is a block: the median of inferences that ran back to back in one process. Blocks of one process are not
+independent (they share its memory layout), so an interval comes from a two-level bootstrap with a fixed seed: processes
+are resampled, then blocks within them (Kalibera and Jones 2013; Barrett et al. 2017, arXiv:1602.00602). Single
+inferences are never resampled, since consecutive ones are not independent. With only one process the interval is valid
+for that process only.
 
-Two models are compared by the log-ratio of their blocks of the same round, which hit the same drift and the same load:
+Two models are compared by the log-ratio of their blocks of the same round, which see the same drift and load:
 
     ratio = exp(median over rounds of log(b / a))        > 1: b takes longer
 """
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Verdict = Literal["improved", "equivalent", "regressed", "inconclusive"]
-# the fewest samples of which one lies beyond the percentile with 95 % probability: 1 - q^n >= .95
+# smallest number of samples of which at least one lies beyond the percentile with 95 % probability: 1 - q^n >= .95
 NEEDED = {90: 29, 95: 59, 99: 299}
 BOOTSTRAP = 1000
 _STEADY = 0.02
@@ -32,7 +33,7 @@ _TUKEY = 1.5
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval, in the unit of what was estimated."""
+    """An estimate and its 95 % interval, in the unit of the estimated quantity."""
 
     value: float
     low: float
@@ -66,18 +67,21 @@ def bootstrap_medians(processes: Sequence[Floats], seed: int = 0, draws: int = B
 
 
 def median_interval(processes: Sequence[Floats], seed: int = 0) -> Interval:
-    """Median of all blocks with its interval; processes: of each, float64 [blocks]."""
+    """Median of all blocks with its interval; processes: float64 [blocks] for each process."""
     low, high = np.quantile(bootstrap_medians(processes, seed), (0.025, 0.975))
     return Interval(float(np.median(np.concatenate(list(processes)))), float(low), float(high))
 
 
 def ratio_interval(reference: Sequence[Floats], other: Sequence[Floats], seed: int = 0) -> Interval:
-    """How much longer `other` takes than `reference`: blocks of the same process and round are pairs."""
+    """Ratio of the time of `other` to that of `reference`; blocks of the same process and round are paired."""
     return median_interval([np.log(b / a) for a, b in zip(reference, other, strict=True)], seed).exp()
 
 
 def unpaired_ratio_interval(reference: Sequence[Floats], other: Sequence[Floats], seed: int = 0) -> Interval:
-    """The same for blocks that were not measured together, which is weaker evidence: drift between them is not in it."""
+    """The same ratio for blocks that were not measured together.
+
+    It is weaker evidence: the interval does not include drift between the measurements.
+    """
     a, b = bootstrap_medians(reference, seed), bootstrap_medians(other, seed + 1)
     low, high = np.quantile(b / a, (0.025, 0.975))
     value = float(np.median(np.concatenate(list(other))) / np.median(np.concatenate(list(reference))))
@@ -85,10 +89,10 @@ def unpaired_ratio_interval(reference: Sequence[Floats], other: Sequence[Floats]
 
 
 def verdict(ratio: Interval, margin: float) -> Verdict:
-    """What a latency ratio says against a practical margin (0.03 = 3 %).
+    """The verdict on a latency ratio, given a practical margin (0.03 = 3 %).
 
     regressed or improved: the interval excludes 1 and the estimate is beyond the margin. equivalent: the whole interval
-    is within the margin. Otherwise it is not known.
+    is within the margin. Otherwise inconclusive.
     """
     if ratio.low > 1 and ratio.value > 1 + margin:
         return "regressed"
@@ -98,7 +102,7 @@ def verdict(ratio: Interval, margin: float) -> Verdict:
 
 
 def percentile(times: Floats, q: int) -> float | None:
-    """The q-th percentile of single inferences; None where there are too few to tell (see `NEEDED`)."""
+    """The q-th percentile of single inferences; None if there are too few of them (see `NEEDED`)."""
     return float(np.percentile(times, q)) if len(times) >= NEEDED[q] else None
 
 
@@ -108,18 +112,18 @@ def median_absolute_deviation(times: Floats) -> float:
 
 
 def outliers(blocks: Floats) -> int:
-    """Blocks beyond Tukey's fences; they are counted and kept."""
+    """Number of blocks beyond Tukey's fences; they are only counted, not removed."""
     low, high = np.quantile(blocks, (0.25, 0.75))
     fence = _TUKEY * (high - low)
     return int(((blocks < low - fence) | (blocks > high + fence)).sum())
 
 
 def steady(windows: Sequence[float]) -> bool:
-    """Whether the last three window medians lie within 2 % of each other and do not keep falling or rising by more than 1 %."""
+    """Whether the last three window medians lie within 2 % of each other (1 % if they keep falling or rising)."""
     last = windows[-_WINDOWS:]
     if len(last) < _WINDOWS:
         return False
-    if min(last) <= 0:  # a clock that is too coarse
+    if min(last) <= 0:  # the clock is too coarse
         return False
     spread = max(last) / min(last) - 1
     trend = last[0] < last[1] < last[2] or last[0] > last[1] > last[2]

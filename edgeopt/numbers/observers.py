@@ -1,12 +1,13 @@
-"""Statistics of a tensor over samples. Each is a commutative monoid: a frozen value with `update` and `merge`, and the
-empty one as unit.
+"""Observers: statistics of a tensor over samples. Each is a commutative monoid: a frozen value with `update` and
+`merge`, and the empty statistics as unit.
 
     update(update(unit, a), b) == merge(update(unit, a), update(unit, b))        and merge is associative and
       commutative, to the last bit
 
-so that one process, threads and shards give the same numbers. Histograms have bins of width 2^(e - HALF_BITS) with e
-the exponent of the largest magnitude seen: a coarser histogram is an exact sum of pairs of a finer one's bins. Sums of
-floats are kept as integers, which add exactly. An observer knows nothing of bits and grids; `ranges` decides.
+so that one process, several threads and shards give the same numbers. Histograms have bins of width 2^(e - HALF_BITS)
+with e the exponent of the largest magnitude seen: a coarser histogram is an exact sum of pairs of bins of a finer one.
+Sums of floats are kept as integers, which add exactly. Observers do not depend on bit widths and grids; `ranges`
+chooses the range.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ from edgeopt.numbers.grid import Array
 
 HALF_BITS = 11
 HALF = 1 << HALF_BITS  # bins on each side of zero
-_FINEST = -2000  # the exponent of a sample of zeros only: finer than any other, so that it coarsens none
+_FINEST = -2000  # exponent for samples of zeros only: finer than any other, so that merging makes no histogram coarser
 _FIXED_POINT = 1074  # every float64 is an integer multiple of 2^-1074
 
 
 @dataclass(frozen=True)
 class MinMax:
-    """The smallest and the largest element; (inf, -inf) before the first. NaN if any element was."""
+    """The smallest and the largest element; (inf, -inf) before the first element, NaN if any element is NaN."""
 
     lo: float = math.inf
     hi: float = -math.inf
 
     def update(self, x: Array) -> Self:
-        """With the elements of `x`, of any shape."""
+        """The statistics with the elements of `x` (any shape) added."""
         if x.size == 0:
             return self
         return self.merge(type(self)(float(x.min()) + 0.0, float(x.max()) + 0.0))  # -0.0 becomes 0.0
 
     def merge(self, other: Self) -> Self:
-        """Of both sets of samples."""
+        """The statistics of both sets of samples."""
         if math.isnan(self.lo) or math.isnan(other.lo):
             return type(self)(math.nan, math.nan)
         return type(self)(min(self.lo, other.lo), max(self.hi, other.hi))
 
 
 def _fold(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
-    """`counts` [2 HALF] with bins 2^steps times as wide."""
+    """`counts` [2 HALF] converted to bins that are 2^steps times as wide."""
     if steps <= 0 or counts.size == 0:
         return counts
     centres = np.arange(-HALF, HALF) >> min(steps, HALF_BITS + 1)
@@ -56,8 +57,8 @@ def _fold(counts: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Counts [2 HALF] of bins [i, i + 1) 2^(exponent - HALF_BITS), i = -HALF ... HALF - 1; exact zeros are counted
-    apart as well.
+    """Counts [2 HALF] of bins [i, i + 1) 2^(exponent - HALF_BITS), i = -HALF ... HALF - 1; exact zeros are also counted
+    separately.
     """
 
     exponent: int = -(1 << 30)
@@ -65,22 +66,22 @@ class Histogram:
     zeros: int = 0
 
     def update(self, x: Array) -> Self:
-        """With the finite elements of `x`, of any shape."""
+        """The histogram with the finite elements of `x` (any shape) added."""
         if x.size == 0:
             return self
         x = x.reshape(-1)
         peak = max(float(x.max()), -float(x.min()))
         e = math.frexp(peak)[1] if peak > 0 else _FINEST
-        # scaling by a power of two is exact, but for denormals, which are left to float64
+        # scaling by a power of two is exact except for denormals, for which float64 is used
         shift = HALF_BITS - e
         scaled = x * np.float32(2.0**shift) if -100 < shift < 100 else np.ldexp(x.astype(np.float64), shift)
         index = np.floor(scaled, out=scaled).astype(np.intp)
-        index += HALF  # -2^e itself is the first bin
+        index += HALF  # -2^e itself falls into the first bin
         counts = np.bincount(index, minlength=2 * HALF)
         return self.merge(type(self)(e, counts, x.size - int(np.count_nonzero(x))))
 
     def merge(self, other: Self) -> Self:
-        """Of both sets of samples, on the coarser of the two grids."""
+        """The histogram of both sets of samples, with the wider bins of the two."""
         if self.counts.size == 0 or other.counts.size == 0:
             return other if self.counts.size == 0 else self
         e = max(self.exponent, other.exponent)
@@ -111,19 +112,19 @@ def _exact(x: float) -> int:
 
 @dataclass(frozen=True)
 class Moments:
-    """Number of elements, their sum and sum of squares, the sums in units of 2^-1074."""
+    """Number of elements, their sum and their sum of squares; the sums are integers in units of 2^-1074."""
 
     count: int = 0
     total: int = 0
     squares: int = 0
 
     def update(self, x: Array) -> Self:
-        """With the finite elements of `x`, of any shape; each call adds one float64 sum, exactly."""
+        """The moments with the finite elements of `x` (any shape) added; each call adds its float64 sums exactly."""
         wide = x.reshape(-1).astype(np.float64)
         return self.merge(type(self)(wide.size, _exact(float(wide.sum())), _exact(float(wide @ wide))))
 
     def merge(self, other: Self) -> Self:
-        """Of both sets of samples."""
+        """The moments of both sets of samples."""
         return type(self)(self.count + other.count, self.total + other.total, self.squares + other.squares)
 
     @property
@@ -141,8 +142,8 @@ class Moments:
 
 @dataclass(frozen=True)
 class Statistics:
-    """All that calibration keeps of one value: exact extremes of every element; histogram and moments of a fixed
-    subsample of large tensors.
+    """Calibration statistics of one value: exact extremes over all elements; histogram and moments of a fixed subsample
+    of large tensors.
     """
 
     minmax: MinMax = field(default_factory=MinMax)
@@ -150,18 +151,20 @@ class Statistics:
     moments: Moments = field(default_factory=Moments)
 
     def update(self, x: Array, subsample: int) -> Self:
-        """With one sample's tensor; histogram and moments take every n-th element so that about `subsample` are used."""
+        """The statistics with one sample's tensor added; histogram and moments use about `subsample` evenly spaced
+        elements.
+        """
         flat = x.reshape(-1)
         seen = MinMax().update(flat)
         minmax = self.minmax.merge(seen)
         if flat.size and not (math.isfinite(seen.lo) and math.isfinite(seen.hi)):
             return type(self)(minmax, self.histogram, self.moments)
-        # an odd step does not fall into step with rows and channels, whose lengths are mostly even
+        # an odd step avoids sampling the same columns or channels, whose numbers are mostly even
         thin = flat[:: max(1, flat.size // subsample) | 1]
         return type(self)(minmax, self.histogram.update(thin), self.moments.update(thin))
 
     def merge(self, other: Self) -> Self:
-        """Of both sets of samples."""
+        """The statistics of both sets of samples."""
         return type(self)(
             self.minmax.merge(other.minmax), self.histogram.merge(other.histogram), self.moments.merge(other.moments)
         )

@@ -1,10 +1,10 @@
-"""Range rules: from statistics and a grid to the interval [lo, hi] that the grid shall cover.
+"""Range rules: choose the interval [lo, hi] that a grid covers, from calibration statistics.
 
-`mse` minimises the expected squared error E(lo, hi) = clipped(lo, hi) + rounded(lo, hi), s = (hi - lo) / levels: values
-outside move to the edge; inside, a value within s / 2 of zero becomes zero and loses its square, others lose s^2 / 12 in the
-mean, exact zeros nothing. With prefix sums of the histogram every candidate costs O(1).
-`entropy` minimises KL(P || Q) between the clipped distribution and its quantized
-form (Migacz, 8-bit inference with TensorRT, GTC 2017).
+`mse` minimizes the expected squared error E(lo, hi) = clipped(lo, hi) + rounded(lo, hi) with s = (hi - lo) / levels:
+values outside are clipped to the edge; inside, a value within s / 2 of zero becomes zero and its error is its square,
+the error of other values is s^2 / 12 on average, and that of exact zeros is 0. With prefix sums of the histogram every
+candidate costs O(1). `entropy` minimizes KL(P || Q) between the clipped distribution and its quantized form (Migacz,
+8-bit inference with TensorRT, GTC 2017).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _PERCENTILE = 99.999
 
 
 def minmax(statistics: Statistics, qtype: QType) -> Range:
-    """Every element seen."""
+    """The range of all elements seen."""
     return statistics.minmax.lo, statistics.minmax.hi
 
 
 def percentile(statistics: Statistics, qtype: QType) -> Range:
-    """All but 0.001 % of the elements at each end."""
+    """The range without the outermost 0.001 % of the elements at each end."""
     lo, hi = minmax(statistics, qtype)
     share = np.cumsum(statistics.histogram.counts) / max(1, statistics.histogram.counts.sum())
     edges = (np.arange(-HALF, HALF + 1)) * statistics.histogram.width
@@ -38,8 +38,8 @@ def percentile(statistics: Statistics, qtype: QType) -> Range:
 
 
 def _candidates(lo: float, hi: float, symmetric: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Candidate (lo, hi) pairs [n]: each end shrunk towards zero by itself, or both together for a symmetric grid; the
-    widest pair first.
+    """Candidate (lo, hi) pairs [n]: each end shrunk towards zero independently, or both together for a symmetric grid;
+    the widest pair first.
     """
     shrink = np.linspace(1.0, 0.2, _CANDIDATES)
     lo, hi = min(lo, 0.0), max(hi, 0.0)
@@ -52,7 +52,7 @@ def _candidates(lo: float, hi: float, symmetric: bool) -> tuple[NDArray[np.float
 
 
 def mse(statistics: Statistics, qtype: QType) -> Range:
-    """The interval of least expected squared error."""
+    """The interval with the smallest expected squared error."""
     h = statistics.histogram
     los, his = _candidates(*minmax(statistics, qtype), qtype.symmetric)
     x, c = h.centres, h.counts.astype(np.float64)
@@ -75,7 +75,7 @@ def mse(statistics: Statistics, qtype: QType) -> Range:
 
 
 def _divergence(h: Histogram, lo: float, hi: float, levels: int) -> float:
-    """KL(P || Q) of the histogram clipped to [lo, hi] against the same on `levels` + 1 integers."""
+    """KL(P || Q) of the histogram clipped to [lo, hi] and its quantized form with `levels` + 1 integers."""
     x = h.centres
     inside = np.flatnonzero((x >= lo) & (x <= hi))
     if inside.size < 2:
@@ -94,7 +94,7 @@ def _divergence(h: Histogram, lo: float, hi: float, levels: int) -> float:
 
 
 def entropy(statistics: Statistics, qtype: QType) -> Range:
-    """The interval whose quantized distribution is nearest to the real one; both ends shrink together."""
+    """The interval whose quantized distribution is closest to the real one; both ends are shrunk together."""
     lo, hi = (min(statistics.minmax.lo, 0.0), max(statistics.minmax.hi, 0.0))
     if lo == hi:
         return lo, hi

@@ -1,5 +1,5 @@
-"""How far a model's outputs are from the float model's: SQNR, cosine, and top-1 agreement where an output looks like
-class scores.
+"""Compare a model's outputs with those of the float model: SQNR, cosine similarity, and top-1 agreement for outputs
+that look like class scores.
 
 SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
 """
@@ -21,12 +21,12 @@ Outputs = list[NDArray[Any]]
 
 
 def are_probabilities(x: NDArray[Any]) -> bool:
-    """Whether `x` [..., classes] is not negative and sums to 1 over the last axis."""
+    """Whether `x` [..., classes] is non-negative and sums to 1 over the last axis."""
     return bool(x.size and x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3))
 
 
 def as_probabilities(x: NDArray[Any]) -> NDArray[np.float64]:
-    """The softmax of `x` [..., classes] over the last axis; what is probabilities already stays as it is."""
+    """The softmax of `x` [..., classes] over the last axis; probabilities are returned unchanged."""
     wide = x.astype(np.float64)
     if are_probabilities(wide):
         return wide
@@ -35,8 +35,8 @@ def as_probabilities(x: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
-    """Whether one output's samples look like class scores: floats [n, classes], or probabilities over the last axis at
-    every position of a sequence.
+    """Whether the samples of one output look like class scores: floats [n, classes], or probabilities over the last
+    axis at every position of a sequence.
     """
     first = outputs[0]
     if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
@@ -48,7 +48,7 @@ def compare(names: Sequence[str], reference: Sequence[Outputs], result: Sequence
     """The error of every float output over all samples.
 
     Raises:
-        ValidityError: a shape differs from the float model's, or a value is not finite where the reference's is.
+        ValidityError: a shape differs from the float model's, or a value is not finite where the reference is finite.
     """
     found = []
     for i, name in enumerate(names):
@@ -85,9 +85,9 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Out
 
 @dataclass(frozen=True)
 class OutputReport:
-    """One output against the float model on held-out samples.
+    """One output compared with the float model on held-out samples.
 
-    agreement: share of equal top-1 over the last axis, None where the output is not class scores.
+    agreement: top-1 agreement over the last axis, None if the output does not look like class scores.
     """
 
     output: str
@@ -103,5 +103,5 @@ def lowest_sqnr_db(outputs: Sequence[OutputReport]) -> float:
 
 
 def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:
-    """The lowest top-1 agreement of the outputs that look like class scores, None if none does."""
+    """The lowest top-1 agreement over the outputs that look like class scores, None if there are none."""
     return min((o.agreement for o in outputs if o.agreement is not None), default=None)

@@ -1,4 +1,6 @@
-"""Every option, declared once: the library, the command line, the project file, its schema and the docs read these models."""
+"""All options, each declared once: the library, the command line, the project file, its schema and the docs use these
+models.
+"""
 
 from edgeopt.options.declare import Flag, Options, takes
 from edgeopt.options.reading import PRESETS, Preprocess, Reading

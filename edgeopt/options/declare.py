@@ -1,8 +1,9 @@
-"""How an option is declared: a field of an `Options` model. Its type says what it takes, `Field` its default, bounds and text,
-`Flag` how it is written where the field's own name and type do not say so.
+"""Declaration of options: an option is a field of an `Options` model. Its type defines the values, `Field` its default,
+bounds and description, and `Flag` how it is written if this does not follow from the field's name and type.
 
-Three faces show it: an argument in Python (`range_rule`), a flag on the command line (`--range`), a key in a project file
-(`range`). An error names the option as the face does; rules about several options write `{name}` for that.
+An option has three faces: an argument in Python (`range_rule`), a flag on the command line (`--range`) and a key in a
+project file (`range`). An error message uses the name of the current face; rules about several options write `{name}`
+for it.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from edgeopt.listener import Listener
 from edgeopt.options.texts import Text
 
 Face = Literal["python", "command line", "project file"]
-_MOST = 3  # errors that are told of one call
+_MOST = 3  # largest number of errors reported for one call
 
 
 @dataclass(frozen=True)
 class Flag:
-    """How an option is written. name: on the command line, with dashes; key: in a project file; both are made of the field's name where
-    empty. text: of a value that is more than a word or a number; example: of a NAME=VALUE; cli, step: whether the command line and
-    a step of a project file have it.
+    """How an option is written. name: on the command line, with dashes; key: in a project file; if empty, both are made
+    from the field's name. text: how values are written that are not just a word or a number; example: of a NAME=VALUE;
+    cli, step: whether the command line and a step of a project file have the option.
     """
 
     name: str = ""
@@ -62,24 +63,26 @@ NO_STEP = Flag(step=False)
 
 @dataclass(frozen=True)
 class Table:
-    """The known names of an option: the keys of a table, `module:NAME`, which is not imported before one is given."""
+    """The allowed names of an option: the keys of the table `module:NAME`, which is imported only when a name is
+    checked.
+    """
 
     place: str
 
     def names(self) -> tuple[str, ...]:
-        """The keys, in their order."""
+        """The keys, in the order of the table."""
         module, _, name = self.place.partition(":")
         return tuple(getattr(importlib.import_module(module), name))
 
 
 def known_names(field: FieldInfo) -> tuple[str, ...]:
-    """The names that `field` can take; empty where it is no choice among names."""
+    """The names that `field` accepts; empty if it is not a choice among names."""
     table = next((m for m in field.metadata if isinstance(m, Table)), None)
     return table.names() if table is not None else _literals(field.annotation)
 
 
 def _literals(annotation: Any) -> tuple[str, ...]:
-    """Strings of the Literals in `annotation`, the items of a tuple and the parts of a union looked into."""
+    """All strings of Literals in `annotation`, also inside tuples and unions."""
     return tuple(dict.fromkeys(a for a in _leaves(annotation) if isinstance(a, str)))
 
 
@@ -90,12 +93,12 @@ def _leaves(annotation: Any) -> Iterable[Any]:
 
 
 def flag_of(field: FieldInfo) -> Flag:
-    """The `Flag` of `field`, or one that says nothing."""
+    """The `Flag` of `field`, or an empty one."""
     return next((m for m in field.metadata if isinstance(m, Flag)), Flag())
 
 
 def called(options: type[BaseModel], name: str, face: Face) -> str:
-    """The field `name` of `options` as `face` has it."""
+    """The name of the field `name` of `options` in `face`."""
     flag = flag_of(options.model_fields[name]) if name in options.model_fields else Flag()
     if face == "command line":
         return flag.name or f"--{name.replace('_', '-')}"
@@ -107,7 +110,9 @@ if TYPE_CHECKING:
 else:
 
     class _Told(type(BaseModel)):
-        """A call of the class raises UsageError in words; `model_validate`, which other faces use, does not go this way."""
+        """Metaclass: calling the class raises UsageError with a readable message; `model_validate`, used for the other
+        faces, is not affected.
+        """
 
         def __call__(cls, *args: object, **kwargs: object) -> BaseModel:
             try:
@@ -128,10 +133,10 @@ class Options(_Base):
 
     @classmethod
     def of(cls, given: Mapping[str, Any], face: Face) -> Self:
-        """The options `given` by field name; an error names them as `face` does.
+        """The options `given` by field name; error messages use the names of `face`.
 
         Raises:
-            UsageError: an unknown name, a value that cannot be, or options that do not go together.
+            UsageError: an unknown name, an invalid value, or options that exclude each other.
         """
         try:
             return cls.model_validate(dict(given))
@@ -148,7 +153,7 @@ class Options(_Base):
         return self
 
     def changed(self) -> dict[str, Any]:
-        """What was chosen otherwise than the default, as plain values for a report."""
+        """The options that differ from their defaults, as plain values for a report."""
         kept = {
             name
             for name, field in type(self).model_fields.items()
@@ -166,7 +171,7 @@ _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def in_words(options: type[BaseModel], error: ValidationError, face: Face) -> str:
-    """What is wrong with options, each named as `face` has it: a line for each, three at the most."""
+    """The error messages for options, with the names of `face`: one line for each option, at most three."""
     found: dict[str, str] = {}
     for x in error.errors():
         place = str(x["loc"][0]) if x["loc"] else str(x["msg"])
@@ -189,7 +194,7 @@ def _in_words(options: type[BaseModel], error: Mapping[str, Any], face: Face) ->
     if error["type"] == "literal_error" and known:
         return f"{words}: unknown{suggestion(str(value), known)} Known: {', '.join(known)}"
     bounds = {kind: getattr(m, kind) for m in field.metadata for kind in _BOUNDS if getattr(m, kind, None) is not None}
-    bounds = bounds or {k: x for k, x in error.get("ctx", {}).items() if k in _BOUNDS}  # of an item
+    bounds = bounds or {k: x for k, x in error.get("ctx", {}).items() if k in _BOUNDS}  # bounds of an item
     if bounds and isinstance(value, int | float):
         if {"ge", "le"} <= bounds.keys():
             return f"{words}: from {bounds['ge']:g} to {bounds['le']:g}"
@@ -213,7 +218,7 @@ R_out = TypeVar("R_out", covariant=True)
 
 
 class OfOne(Protocol[A_in, O_in, P, R_out]):
-    """A function of one thing and its options: as one value, or as keyword arguments."""
+    """A function of one argument and options, which are given as one value or as keyword arguments."""
 
     @overload
     def __call__(self, a: A_in, options: O_in, /) -> R_out: ...
@@ -222,7 +227,7 @@ class OfOne(Protocol[A_in, O_in, P, R_out]):
 
 
 class OfTwo(Protocol[A_in, B_in, O_in, P, R_out]):
-    """A function of two things and its options."""
+    """A function of two arguments and options."""
 
     @overload
     def __call__(self, a: A_in, b: B_in, options: O_in, /) -> R_out: ...
@@ -231,7 +236,7 @@ class OfTwo(Protocol[A_in, B_in, O_in, P, R_out]):
 
 
 class OfMany(Protocol[A_in, O_in, P, R_out]):
-    """A function of one thing or several and its options."""
+    """A function of one or several equal arguments and options."""
 
     @overload
     def __call__(self, a: Sequence[A_in], options: O_in, /) -> R_out: ...
@@ -247,8 +252,8 @@ class OfMany(Protocol[A_in, O_in, P, R_out]):
 
 @dataclass(frozen=True)
 class takes(Generic[P, O]):
-    """Decorator of a function whose last parameter is an `options` model: its fields become keyword arguments, which
-    type checkers and IDEs see; an `options` value in their place is taken too.
+    """Decorator for a function whose last parameter is an `options` model: its fields become keyword arguments, visible
+    to type checkers and IDEs; an `options` value is accepted in their place.
     """
 
     options: Callable[P, O]
@@ -261,7 +266,7 @@ class takes(Generic[P, O]):
         return _called_with(function, cast(type[Options], self.options))
 
     def of_many(self, function: Callable[[Sequence[A], O], R]) -> OfMany[A, O, P, R]:
-        """The same for a function of several things, which are its arguments."""
+        """The same for a function of a sequence, whose items become positional arguments."""
         found = _called_with(lambda things, options: function(things, options), cast(type[Options], self.options))
 
         @functools.wraps(function)

@@ -109,12 +109,12 @@ class Distill(Reading):
 
     @property
     def average(self) -> float:
-        """Decay of the moving average of the weights; a teacher that is one has it without being asked for."""
+        """Decay of the moving average of the weights; it has a default if the average is the teacher."""
         return self.ema or (_AVERAGE if self.kind == "self" and self.by == "average" else 0.0)
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """Inner values that get a classifier; where these teach, some are chosen without being asked for."""
+        """Intermediate values that get an auxiliary classifier; by default chosen automatically if `by` is "heads"."""
         return self.heads or (("auto",) if self.kind == "self" and self.by == "heads" else ())
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The options of the functions that make a model of another: `simplify`, `shrink` and `export`."""
+"""The options of `simplify`, `shrink`, `export` and `inspect`."""
 
 from __future__ import annotations
 

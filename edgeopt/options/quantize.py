@@ -50,8 +50,8 @@ class Quantize(Placing):
     )
     effort: Literal["fast", "normal", "high"] = Field(
         default="normal",
-        description="fast: round weights to the nearest; normal: by what layers read (GPTQ), biases too; high: with more samples, "
-        "and a search.",
+        description="fast: round weights to the nearest; normal: by what layers read (GPTQ), biases too; "
+        "high: with more samples, and a search.",
     )
     budget_s: Annotated[float | None, Flag("--budget", TIME)] = Field(
         default=None,
@@ -124,12 +124,12 @@ class Quantize(Placing):
 
     @property
     def search_s(self) -> float:
-        """Seconds for a search, or for the repair of a result that misses its bar."""
+        """Time in seconds for a search, or for the repair of a result that misses its threshold."""
         return self.budget_s if self.budget_s is not None else _SEARCH_S if self.effort == "high" else _REPAIR_S
 
     @property
     def searches(self) -> bool:
-        """Whether a static result is where a search begins."""
+        """Whether a search is run from the static result."""
         return self.effort == "high" and self.mode in ("auto", "static")
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""How samples become inputs: one set of options for every function that reads samples.
+"""How samples are turned into inputs: the options of every function that reads samples.
 
 y = (x scale - mean) / std with x in 0 ... 255, after a resize and a centre crop
 """
@@ -38,11 +38,11 @@ class Preprocess(Options):
     color: Literal["rgb", "bgr", "gray"] | None = Field(default=None, description="Order of the channels.")
 
     def describe(self) -> str:
-        """One line for people."""
+        """A one-line description."""
         return ", ".join(f"{k} {v}" for k, v in self.image_fields(exclude_none=True).items())
 
     def image_fields(self, *, exclude_none: bool = False, only_given: bool = False) -> dict[str, object]:
-        """The fields that say how an image becomes an input."""
+        """The fields that define how an image is turned into an input."""
         return self.model_dump(include=set(RECIPE), exclude_none=exclude_none, exclude_unset=only_given)
 
 
@@ -56,8 +56,8 @@ PRESETS: Mapping[str, Preprocess] = {
 
 
 class Reading(Preprocess):
-    """How samples are read. What is said of the recipe goes over the preset, the preset over `preprocess.toml` beside the samples,
-    and that over a look at the float model.
+    """How samples are read. What is said of the recipe goes over the preset, the preset over `preprocess.toml` beside
+    the samples, and that over a look at the float model.
     """
 
     preprocess: Literal["imagenet", "unit", "signed", "raw255"] | Preprocess | None = Field(

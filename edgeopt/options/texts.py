@@ -1,5 +1,5 @@
-"""What people write on a command line, as values: `10m`, `30/s`, `3%`, `2G`, `1,2`, `224x224`. A text that is none raises
-ValueError, which says what to write.
+"""Parse values from the command line: `10m`, `30/s`, `3%`, `2G`, `1,2`, `224x224`. An invalid text raises a ValueError
+that says what to write.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _BYTES = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 @dataclass(frozen=True)
 class Text:
-    """How a value is written on a command line: its metavar, how it is read, how a default is shown; whole: one text holds all
-    the items of a tuple, so that the option is not repeated.
+    """How a value is written on the command line. metavar: its name in the help; read: parses it; show: formats a
+    default; whole: whether one text contains all items of a tuple, so that the option is not repeated.
     """
 
     metavar: str
@@ -27,7 +27,7 @@ class Text:
 
 
 def seconds(text: str) -> float:
-    """Seconds of `500ms`, `30s`, `10m`, or of a plain number."""
+    """Parse a time such as `500ms`, `30s`, `10m`, or a plain number, in seconds."""
     found = re.fullmatch(r"([\d.]+)\s*(ms|s|min|m|h)?", text.strip())
     number = _number(found[1]) if found else None
     if found is None or number is None:
@@ -36,7 +36,7 @@ def seconds(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    """Inferences a second of `30/s` or `30`."""
+    """Parse a rate such as `30/s` or `30`, in inferences per second."""
     number = _number(text.strip().removesuffix("/s"))
     if number is None or number <= 0:
         raise ValueError(f"{text!r} is no rate; write 30/s")
@@ -44,7 +44,7 @@ def rate(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """The share of `3%` or `0.03`."""
+    """Parse a share such as `3%` or `0.03`."""
     number = _number(text.strip().removesuffix("%"))
     if number is None:
         raise ValueError(f"{text!r} is no share; write 3% or 0.03")
@@ -52,7 +52,7 @@ def share(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes of `2G`, `500MB` or `1000000`."""
+    """Parse a size such as `2G`, `500MB` or `1000000`, in bytes."""
     number = text.strip().lower().removesuffix("b").removesuffix("i")
     try:
         found = int(float(number[:-1]) * _BYTES[number[-1]] if number[-1:] in _BYTES else float(number))
@@ -71,12 +71,12 @@ def _number(text: str) -> float | None:
 
 
 def counts(text: str) -> tuple[int, ...]:
-    """Whole numbers of `1,2,4`, each once."""
+    """Parse integers such as `1,2,4`, without duplicates."""
     return tuple(dict.fromkeys(whole_numbers(text)))
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers of `1,3,224,224`, as they stand."""
+    """Parse integers such as `1,3,224,224`, with duplicates."""
     parts = [p.strip() for p in text.split(",")]
     if not all(p.isdecimal() for p in parts):
         raise ValueError(f"{text!r}; write numbers, e.g. 1,2,4")
@@ -84,14 +84,14 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def whole(text: str) -> int:
-    """A whole number, which may be below 0."""
+    """Parse an integer, which may be negative."""
     if not re.fullmatch(r"-?[0-9]+", text):
         raise ValueError(f"{text!r} is no whole number")
     return int(text)
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """Finite numbers of `0.485,0.456,0.406`."""
+    """Parse finite numbers such as `0.485,0.456,0.406`."""
     try:
         found = tuple(float(x) for x in text.split(","))
     except ValueError as e:
@@ -102,7 +102,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def sides(text: str) -> tuple[int, int]:
-    """(height, width) of `224x224` or `224`."""
+    """Parse (height, width) from `224x224` or `224`."""
     parts = [p.strip() for p in text.replace("x", ",").split(",")]
     if len(parts) > len(("height", "width")) or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise ValueError(f"{text!r}; write 224 or 224x224")
@@ -110,18 +110,18 @@ def sides(text: str) -> tuple[int, int]:
 
 
 def side_or_sides(text: str) -> int | tuple[int, int]:
-    """The shorter side of `256`, or (height, width) of `256x192`."""
+    """Parse the shorter side from `256`, or (height, width) from `256x192`."""
     found = sides(text)
     return found[0] if "x" not in text and "," not in text else found
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names of `flip,crop`."""
+    """Parse names such as `flip,crop`."""
     return tuple(filter(None, (p.strip() for p in text.split(","))))
 
 
 def pairs(given: Sequence[str], example: str) -> dict[str, str]:
-    """Values by name of repeated `NAME=VALUE`."""
+    """Parse repeated `NAME=VALUE` into a dictionary."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")

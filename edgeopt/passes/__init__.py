@@ -1,4 +1,4 @@
-"""Passes over a graph alone, `ir.Model -> ir.Model`: the model that is given stays as it is.
+"""Passes that need only the graph, `ir.Model -> ir.Model`; the given model is not changed.
 
 dynamic, embedding, fold_affine, fp16, hardswish, qdq, rescale, shield, simplifying, static_sizes, weights
 """
@@ -16,7 +16,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """The module `name`, loaded when it is asked for."""
+    """The module `name`, imported on first use."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

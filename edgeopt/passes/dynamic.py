@@ -1,11 +1,13 @@
-"""Dynamic int8: activations get their scale at run time, weights are int8 per output channel; standard operators that
-ONNX Runtime fuses.
+"""Dynamic int8 quantization: the scale of activations is computed at run time, weights are int8 per output channel.
+
+It uses standard operators, which ONNX Runtime fuses.
 
     MatMul(x, W):  x_q, s_x, z_x = DynamicQuantizeLinear(x)
                    y = Cast(MatMulInteger(x_q, W_q, z_x)) * (s_x * s_w)           -> one DynamicQuantizeMatMul kernel
 
-A Gemm becomes the same with its bias added. Never Conv: ConvInteger costs five more operators than it saves. LSTM, on
-request, becomes ONNX Runtime's DynamicQuantizeLSTM, whose weights are quantized per direction.
+A Gemm becomes the same with its bias added. A Conv is never changed: ConvInteger needs five additional operators, which
+cost more than it saves. An LSTM, on request, becomes ONNX Runtime's DynamicQuantizeLSTM, whose weights are quantized
+per direction.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from edgeopt.numbers.grid import INT8_WEIGHT, QParams, choose, quantize
 
 
 def candidates(model: ir.Model, *, lstm: bool = False) -> list[ir.Node]:
-    """MatMul and Gemm nodes with a constant float32 matrix, in every sub-graph; with `lstm` also LSTMs with constant
+    """MatMul and Gemm nodes with a constant float32 matrix, also in sub-graphs; with `lstm` also LSTMs with constant
     weights.
     """
     return [n for n in model.graph.all_nodes() if _product(n) or (lstm and _lstm(n))]
@@ -49,9 +51,7 @@ def _lstm(node: ir.Node) -> bool:
 
 
 def dynamic(model: ir.Model, params: Mapping[str, QParams], nodes: frozenset[str]) -> ir.Model:
-    """A clone in which the products called `nodes` are dynamic; `params` holds the grid of each weight, by the weight's
-    name.
-    """
+    """A clone in which the products called `nodes` are dynamic; params: the grid of each weight, by weight name."""
     copy = model.clone()
     writer = _Writer(copy, Names(copy), params)
     for node in tuple(copy.graph.all_nodes()):
@@ -65,7 +65,7 @@ def dynamic(model: ir.Model, params: Mapping[str, QParams], nodes: frozenset[str
 
 @dataclass
 class _Writer:
-    """The nodes of one model that several products share: integers of a weight read along one axis, an input in integers."""
+    """Writes the dynamic form into a model; quantized weights and inputs are shared by several products."""
 
     model: ir.Model
     names: Names
@@ -74,7 +74,7 @@ class _Writer:
     inputs: dict[tuple[ir.Value | None, int], tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def replace(self, node: ir.Node) -> None:
-        """Put the dynamic form in the place of the product `node`."""
+        """Replace the product `node` by its dynamic form."""
         name, graph, names = str(node.name), node.graph, self.names
         assert graph is not None
         wq, ws, wz = self._weight(node)
@@ -114,7 +114,7 @@ class _Writer:
 
 
 def _saturation(w: np.ndarray) -> float:
-    """The scale above which no two neighbours along the reduction of `w` [in, out] sum to more than 127 steps."""
+    """The scale above which no pair of neighbours along the reduction of `w` [in, out] sums to more than 127 steps."""
     pairs = np.pad(w, ((0, w.shape[0] % 2), (0, 0))).reshape(-1, 2, w.shape[1])
     return max(float(np.maximum(pairs, 0).sum(1).max()), float(np.maximum(-pairs, 0).sum(1).max())) / INT8_WEIGHT.qmax
 
@@ -126,7 +126,7 @@ def _replace_lstm(model: ir.Model, names: Names, node: ir.Node) -> None:
         value = node.inputs[i]
         assert value is not None and value.const_value is not None
         w = np.swapaxes(value.const_value.numpy(), 1, 2)  # [directions, 4 hidden, in] -> [directions, in, 4 hidden]
-        # one scale a direction; small enough that no pair of products saturates on any CPU
+        # one scale for each direction, large enough that no pair of products saturates on any CPU
         peak = np.maximum(np.abs(w).max(axis=(1, 2)), [INT8_WEIGHT.qmax * _saturation(d) for d in w])
         p = choose(0.0, peak, INT8_WEIGHT, 0)
         name = f"{node.name}_{part}"

@@ -1,4 +1,5 @@
-"""Embedding tables as int8 with a scale a row, gathered before they are widened, so that only the rows asked for are touched:
+"""Quantize embedding tables to int8 with one scale for each row; rows are converted to float after the Gather, so that
+only the requested rows are read:
 
 Gather(T, ids) = Cast(Gather(T_q, ids)) * Gather(s, ids)
 """
@@ -13,17 +14,19 @@ from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import constant
 from edgeopt.numbers.grid import INT8_WEIGHT, choose, quantize
 
-_SMALLEST = 65536  # elements; a smaller table is not worth three more nodes
+_SMALLEST = 65536  # elements; for a smaller table three additional nodes do not pay off
 
 
 def embeddings(model: ir.Model) -> frozenset[str]:
-    """The nodes that read rows of a large table."""
+    """The names of the nodes that read rows of a large table."""
     return frozenset(str(n.name) for n in model.graph.all_nodes() if _embedding(n))
 
 
 def quantize_embeddings(model: ir.Model, only: frozenset[str] | None = None) -> ir.Model:
-    """A clone whose large float32 tables [rows, width] behind a Gather on axis 0 are int8 per row; `only` those of these
-    nodes, where they are named."""
+    """A clone whose large float32 tables [rows, width] read by a Gather on axis 0 are int8 per row.
+
+    only: names of the nodes to change, None for all.
+    """
     copy = model.clone()
     names, known = Names(copy), dict[str, list[ir.Value]]()
     for node in tuple(copy.graph.all_nodes()):

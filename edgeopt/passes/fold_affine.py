@@ -1,12 +1,11 @@
-"""Fold constant scales and shifts around a convolution into it; what ONNX Runtime's own fusion leaves when the constant
-is a scalar.
+"""Fold constant scales and shifts before and after a convolution into it, including scalars, which ONNX Runtime's own
+fusion does not handle.
 
-    (W * x + b) c + d  =  (c W) * x + (c b + d)              Mul, Div, Add, Sub behind a Conv; c, d one number or one an
-      output channel
-    W * (c x + d) + b  =  (c W) * x + (b + sum_k W_k d)      Mul, Div, Add, Sub before it; d only where no padding lets
-      zeros in
+    (W * x + b) c + d  =  (c W) * x + (c b + d)              Mul, Div, Add, Sub after a Conv; c, d: one number, or one
+      for each output channel
+    W * (c x + d) + b  =  (c W) * x + (b + sum_k W_k d)      Mul, Div, Add, Sub before it; d only without zero padding
 
-Exported networks are full of them: learned affine blocks (PP-OCR), normalisation of the input, LayerScale.
+They are frequent in exported networks: learned affine blocks (PP-OCR), input normalization, LayerScale.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")
 
 
 def fold_affine(model: ir.Model) -> ir.Model:
-    """A clone with every foldable Mul, Div, Add and Sub of a constant next to a Conv gone."""
+    """A clone in which every foldable Mul, Div, Add and Sub with a constant next to a Conv is folded into the Conv."""
     copy = model.clone()
     names = Names(copy)
     changed = True
@@ -42,8 +41,8 @@ def _foldable(conv: ir.Node) -> bool:
 
 
 def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array | None:
-    """The constant beside `value` in the element-wise `node` as [1] or [channels], or None when it varies over anything
-    else.
+    """The constant operand of the element-wise `node` beside `value`, as [1] or [channels], inverted for Div and
+    negated for Sub; None if it has another shape or cannot be folded.
     """
     other = next((v for v in node.inputs if v is not value), None)
     if len(node.inputs) != 2 or other is None or not constant(other) or other.const_value is None:
@@ -102,7 +101,7 @@ def _fold_before(model: ir.Model, names: Names, conv: ir.Node) -> bool:
     c = _operand(node, value, w.shape[1] * group, w.ndim) if value is not None else None
     if c is None or value is None or not np.isfinite(c).all():
         return False
-    if c.size > 1 and _channels(value, w.ndim) != c.size:  # the constant may spread one channel over many
+    if c.size > 1 and _channels(value, w.ndim) != c.size:  # the constant may broadcast one channel to many
         return False
     per_group = np.broadcast_to(c, w.shape[1] * group).reshape(group, 1, w.shape[1])
     inputs = np.broadcast_to(per_group, (group, w.shape[0] // group, w.shape[1])).reshape(
@@ -126,7 +125,7 @@ def _fold_before(model: ir.Model, names: Names, conv: ir.Node) -> bool:
 
 
 def _channels(value: ir.Value, rank: int) -> int | ir.SymbolicDim | None:
-    """Channels of `value` [n, channels, ...] of `rank`, looked up through element-wise steps; None if not known."""
+    """Number of channels of `value` [n, channels, ...] of `rank`, also through element-wise nodes; None if unknown."""
     if value.shape is not None and len(value.shape) == rank:
         return value.shape[1]
     node = value.producer()
@@ -151,7 +150,7 @@ def _numbers(conv: ir.Node) -> tuple[Array, Array]:
 
 
 def _set(model: ir.Model, names: Names, conv: ir.Node, w: Array, b: Array) -> None:
-    """Give `conv` weights and a bias of its own."""
+    """Set the weight and bias of `conv` to new initializers with the contents `w` and `b`."""
     for i, (part, array) in enumerate((("weight", w), ("bias", b)), 1):
         content = np.ascontiguousarray(array, dtype=np.float32)
         old = conv.inputs[i] if len(conv.inputs) > i else None

@@ -1,10 +1,10 @@
-"""Cast a model to fp16: half the size everywhere, half the time where the device has fp16 kernels.
+"""Convert a model to fp16: half the size on all devices, half the time on devices with fp16 kernels.
 
-Types are propagated from the operator schemas. A float32 tensor that binds a type variable which admits float16 becomes
-float16; an input whose type is fixed (Resize's scales) keeps its own. A node stays float32 if its schema has no
-float16, if the caller says so, or if a constant or a calibrated range goes beyond what fp16 holds. A Cast is put where
-the two meet, once a value and graph. Bodies of If, Loop and Scan are done like the rest, but their inputs and outputs
-keep their types, since the node that holds them expects them so.
+Types come from the operator schemas. A float32 tensor bound to a type variable that allows float16 becomes float16; an
+input with a fixed type (scales of Resize) keeps its type. A node stays float32 if its schema does not allow float16, if
+the caller asks for it, or if a constant or a calibrated range exceeds the range of fp16. A Cast is inserted where the
+two types meet, once for each value and graph. The bodies of If, Loop and Scan are converted as well, but their inputs
+and outputs keep their types, since the node that contains them expects them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class _Half:
-    """A node that computes in fp16: positions of its inputs and outputs whose float32 becomes float16."""
+    """A node that computes in fp16: positions of the inputs and outputs that change from float32 to float16."""
 
     inputs: frozenset[int]
     outputs: frozenset[int]
@@ -39,10 +39,10 @@ def fp16(
     io_keep: bool = True,
     peaks: Mapping[str, float] | None = None,
 ) -> ir.Model:
-    """A clone of `model` (canonical, typed) in fp16; `keep`: nodes that stay float32; `peaks`: largest calibrated
-    magnitude by value name.
+    """A clone of `model` (canonical, typed) in fp16.
 
-    io_keep: inputs and outputs stay float32.
+    keep: nodes that stay float32; io_keep: inputs and outputs of the model stay float32; peaks: largest calibrated
+    magnitude by value name.
     """
     copy = model.clone()
     plan = {
@@ -104,7 +104,7 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
     )
     if not inputs and not outputs:
         return None
-    # a float32 input or output of a fixed type beside a variable one is fine; a variable that admits no float16 is not
+    # float32 inputs or outputs of a fixed type are allowed; a type variable that does not allow float16 is not
     bound = {_formal(schema.inputs, i) for i, v in enumerate(node.inputs) if v is not None and v.dtype == _SINGLE}
     bound |= {_formal(schema.outputs, i) for i, v in enumerate(node.outputs) if v.dtype == _SINGLE}
     constraints = {c.type_param_str for c in schema.type_constraints}
@@ -115,7 +115,7 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
 
 
 def _cast(node: ir.Node, peaks: Mapping[str, float]) -> _Half | None:
-    """A Cast of anything but float16 to float32 gives float16 instead; its input is taken as it comes."""
+    """Change a Cast to float32 into a Cast to float16, unless its input is float16; the input type is not changed."""
     source = node.inputs[0]
     if node.attributes.get_int("to") != _SINGLE.value or source is None or source.dtype == _HALF:
         return None
@@ -126,7 +126,7 @@ def _cast(node: ir.Node, peaks: Mapping[str, float]) -> _Half | None:
 
 
 def _formal(formals: object, i: int) -> str:
-    """The type string of formal parameter `i`; a variadic last one goes on."""
+    """The type string of formal parameter `i`; a variadic last parameter is repeated."""
     listed = list(formals)  # type: ignore[call-overload]
     return str(listed[min(i, len(listed) - 1)].type_str) if listed else ""
 
@@ -148,7 +148,7 @@ def _as(
     reader: ir.Node,
     casts: dict[tuple[int, int], ir.Value],
 ) -> ir.Value:
-    """`value` as `wanted`: a converted constant, or a Cast in the reader's graph."""
+    """`value` converted to the type `wanted`: a converted constant, or the output of a Cast in the reader's graph."""
     graph = reader.graph
     assert graph is not None
     is_constant = constant(value)
@@ -167,7 +167,7 @@ def _as(
 
 
 def _fix_outputs(graph: ir.Graph, names: Names, were_single: set[ir.Value], *, keep_types: bool) -> None:
-    """Graph outputs that became float16 are cast back under their own name."""
+    """Cast graph outputs that became float16 back to float32 and keep their names."""
     if not keep_types:
         return
     restored: dict[ir.Value, ir.Value] = {}

@@ -1,5 +1,5 @@
-"""Recognise HardSwish where exporters wrote it out: the factors of x clip(x + 3, 0, 6) / 6 in any order and grouping, or
-x HardSigmoid(x; 1/6, 1/2).
+"""Recognize HardSwish written as several operators: the factors of x clip(x + 3, 0, 6) / 6 in any order and grouping,
+or x HardSigmoid(x; 1/6, 1/2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OPSET = 14
 
 
 def fuse_hardswish(model: ir.Model) -> ir.Model:
-    """A clone with HardSwish nodes for the patterns; the model itself below opset 14, which has no HardSwish."""
+    """A clone with the patterns replaced by HardSwish nodes; the model itself below opset 14, which lacks HardSwish."""
     if model.opset_imports[""] < OPSET:
         return model
     copy = model.clone()
@@ -61,8 +61,9 @@ def _scaled(node: ir.Node | None) -> tuple[ir.Value, float] | None:
 
 
 def _gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
-    """(x, c) if `value` is c times HardSigmoid(x; 1/6, 1/2): 1 of the operator, 6 of clip(x + 3, 0, 6), or what a factor makes of
-    these.
+    """(x, c) if `value` is c times HardSigmoid(x; 1/6, 1/2).
+
+    c is 1 for the operator itself and 6 for clip(x + 3, 0, 6), multiplied by constant factors.
     """
     node = value.producer() if value is not None else None
     if node is None or node.domain or not _private(node):
@@ -102,7 +103,7 @@ def _product(node: ir.Node | None) -> tuple[ir.Value, float] | None:
 
 
 def _input_of(node: ir.Node) -> ir.Value | None:
-    """x if `node` gives HardSwish(x)."""
+    """x if the output of `node` is HardSwish(x), else None."""
     found = _product(node)
     if found is None:
         outer = _scaled(node)

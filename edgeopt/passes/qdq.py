@@ -1,8 +1,8 @@
-"""Write a quantization plan into the graph: `insert_qdq` puts Q/DQ pairs in, `fold_weights` turns a constant's Q into
-integers.
+"""Write a quantization plan into the graph: `insert_qdq` inserts Q/DQ pairs, `fold_weights` replaces quantized
+constants by integers.
 
-A value that an integer node makes is quantized for every reader; a value that stays float inside is quantized only for
-its integer readers, so that float readers lose nothing. Biases become int32 behind a DequantizeLinear at once, because
+A value produced by an integer node is quantized for all readers; other values are quantized only for their integer
+readers, so that float readers lose no accuracy. Biases directly become int32 constants with a DequantizeLinear, because
 QuantizeLinear has no 32-bit output.
 """
 
@@ -21,8 +21,8 @@ Use = tuple[ir.Node, int]  # a reader and the position of its input
 
 
 def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
-    """A clone of `model` with a Q/DQ pair on every value of `params` where the plan's integer nodes need it; clamps
-    taken over by a grid are gone.
+    """A clone of `model` with a Q/DQ pair on every value of `params` where integer nodes of the plan need it; clamps
+    that a grid replaces are removed.
     """
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}
@@ -49,7 +49,7 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
 
 
 def _bypass(clamp: ir.Node) -> None:
-    """Take `clamp` out; its producer's output takes its name, type and readers."""
+    """Remove `clamp`; the output of its producer gets its name, type and readers."""
     before, after = clamp.inputs[0], clamp.outputs[0]
     assert before is not None and clamp.graph is not None
     name, graph = str(after.name), clamp.graph
@@ -73,7 +73,7 @@ def _takes_grid(use: Use, plan: Plan) -> bool:
 
 
 def params_of(q: ir.Node) -> QParams:
-    """The grid that a QuantizeLinear or DequantizeLinear with constant scale and zero point states."""
+    """The grid of a QuantizeLinear or DequantizeLinear with constant scale and zero point."""
     scale, zero_point = q.inputs[1], q.inputs[2]
     assert (
         scale is not None
@@ -107,8 +107,11 @@ def dequantized_constant(
     *,
     owner: str = "",
 ) -> ir.Value:
-    """Let `readers` (all in one graph) read the constant `value` as integers on the grid `p`, stored as `name`; changes
-    `model` and leaves it unsorted. What they read now. owner: tells DequantizeLinear nodes of one constant apart.
+    """Let `readers` (all in one graph) read the constant `value` from integers on the grid `p` through a
+    DequantizeLinear; `model` is changed and left unsorted. Returns the dequantized value.
+
+    name: prefix of the new names; owner: added to the name of the DequantizeLinear, to tell several of one constant
+    apart.
     """
     assert value.const_value is not None
     q = quantize(value.const_value.numpy(), p)
@@ -119,7 +122,7 @@ def dequantized_constant(
 
 
 def _pair(model: ir.Model, names: Names, value: ir.Value, p: QParams, plan: Plan, *, made: bool) -> None:
-    """made: an integer node makes the value."""
+    """Insert a Q/DQ pair on `value`. made: whether an integer node produces the value."""
     readers = [u for u in tuple(value.uses()) if made or _takes_grid(u, plan)]
     name, is_output = str(value.name), value.is_graph_output() and made
     grid = _grid(model, names, name, p)
@@ -145,7 +148,7 @@ def _dequantized(
     p: QParams,
     readers: Sequence[Use],
 ) -> ir.Value:
-    """The output of a DequantizeLinear, put into `graph` unsorted, as what `readers` read in place of `value`."""
+    """Append a DequantizeLinear to `graph` (unsorted) and let `readers` read its output in place of `value`."""
     dq = node(
         names,
         "DequantizeLinear",
@@ -163,7 +166,7 @@ def _dequantized(
 
 
 def dequantized_names(model: ir.Model) -> dict[str, str]:
-    """The name under which `model` (with Q/DQ) has each value as it is read behind its grid, by the value's own name."""
+    """For each value of `model` with a Q/DQ pair, its name -> the name of its dequantized form."""
     found = {}
     for dq in model.graph:
         q = dq.inputs[0].producer() if dq.op_type == "DequantizeLinear" and dq.inputs[0] is not None else None
@@ -173,8 +176,8 @@ def dequantized_names(model: ir.Model) -> dict[str, str]:
 
 
 def fold_weights(model: ir.Model) -> ir.Model:
-    """A clone in which a QuantizeLinear of a constant has become a constant of integers; floats that nothing reads any
-    more are gone.
+    """A clone in which every QuantizeLinear of a constant is replaced by a constant of integers; unused float constants
+    are removed.
     """
     copy = model.clone()
     names = Names(copy)

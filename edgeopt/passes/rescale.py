@@ -1,12 +1,12 @@
-"""Channels of an inner value divided by positive factors and the weights that read them multiplied by the same: the
-function of the model stays as it is, its ranges change.
+"""Rescale channels: divide the channels of an intermediate value by positive factors and multiply the weights that read
+them by the same factors. The function of the model does not change, its ranges do.
 
     f(x / s) = f(x) / s        for s > 0 and f homogeneous (Relu, pooling ...), so
     W2 f(W1 x + b1) = (W2 diag(s)) f(diag(1/s) (W1 x + b1))
 
-A `Boundary` is a producer whose channels can be divided by changing constants only (a layer with weights, or a
-normalization's scale) and all that reads them, which must be layers with constant weights. Clip(0, m) is homogeneous only
-where nothing reaches m, so a channel that does keeps its scale (`allowed`).
+A `Boundary` is a producer whose channels can be divided by changing constants only (a layer with weights, or the scale
+of a normalization), with all its readers, which must be layers with constant weights. Clip(0, m) is homogeneous only
+below m, so a channel that reaches m keeps its scale (`allowed`).
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ Wide = NDArray[np.float64]
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
 _POOLS = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
-)  # over what comes after the channels
+)  # they pool over the axes after the channels
 _NORMALIZATIONS = frozenset({"LayerNormalization", "BatchNormalization"})
-_BY_CHANNEL = {"Add": 1, "Mul": 0}  # with a constant along the channels; 1: the constant is divided too
+_BY_CHANNEL = {"Add": 1, "Mul": 0}  # operators with a constant along the channels; 1: the constant is divided too
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """value: the producer's output, [n, channels, ...] or [..., channels]; axis: of its channels. shifts: constants that are
-    added on the way; clips: (value, bound) of each Clip on the way; readers: the layers at the end.
+    """A producer and the layers that read its channels.
+
+    value: the producer's output, [n, channels, ...] or [..., channels]; axis: its channel axis; shifts: constants added
+    between producer and readers; clips: (input value, upper bound) of each Clip in between; readers: the layers at the
+    end.
     """
 
     producer: ir.Node
@@ -67,7 +70,7 @@ def _boundary(producer: ir.Node) -> Boundary | None:
 
 
 def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
-    """(the constant that makes the channels of `node`, its axis of channels) where dividing it divides them."""
+    """(constant, its channel axis) such that dividing the constant divides the channels of `node`; None without one."""
     if node.op_type in PRODUCTS:
         weight = weight_of(node)
         if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or _scaled(node):
@@ -85,7 +88,7 @@ def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
 
 
 def _own(value: ir.Value | None) -> bool:
-    """Whether `value` is a float constant that nothing else reads."""
+    """Whether `value` is a float constant with only one reader."""
     return (
         value is not None
         and constant(value)
@@ -100,7 +103,7 @@ def _vector(value: ir.Value) -> bool:
 
 
 def _scaled(node: ir.Node) -> bool:
-    """Whether a Gemm does more than x W + b."""
+    """Whether `node` is a Gemm that does not compute just x W + b."""
     return node.op_type == "Gemm" and (
         any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
         or node.attributes.get_int("transA", 0) != 0
@@ -109,7 +112,7 @@ def _scaled(node: ir.Node) -> bool:
 
 @dataclass
 class _Walk:
-    """From a producer to the layers that read it."""
+    """Walks from a producer to the layers that read it."""
 
     producer: ir.Node
     channels: int
@@ -119,7 +122,7 @@ class _Walk:
     readers: list[ir.Node] = field(default_factory=list)
 
     def follow(self, value: ir.Value) -> bool:
-        """Whether all that reads `value` can be made good."""
+        """Whether the division can be compensated in all readers of `value`."""
         uses = tuple(value.uses())
         return bool(uses) and not value.is_graph_output() and all(self._use(u.node, u.idx) for u in uses)
 
@@ -163,7 +166,7 @@ class _Walk:
 
 
 def _number(value: ir.Value | None) -> float:
-    """The constant bound `value`; infinite if there is none, NaN if it is computed."""
+    """The constant bound `value`; infinite if there is none, NaN if it is computed at run time."""
     if value is None:
         return math.inf
     if not constant(value) or value.const_value is None or value.const_value.size != 1:
@@ -172,7 +175,7 @@ def _number(value: ir.Value | None) -> float:
 
 
 def written(node: ir.Node) -> Wide:
-    """Peak |w| by output channel of a producer: [channels]."""
+    """Largest |w| of each output channel of a producer: [channels]."""
     found = _divided(node)
     assert found is not None and found[0].const_value is not None
     w = np.abs(found[0].const_value.numpy().astype(np.float64))
@@ -180,7 +183,7 @@ def written(node: ir.Node) -> Wide:
 
 
 def by_input(node: ir.Node, w: NDArray[np.floating]) -> NDArray[np.floating]:
-    """`w`, the weight of `node`, as [groups, out, in, positions], a view: its input channels are groups times in."""
+    """`w`, the weight of `node`, as a view [groups, out, in, positions] with groups * in input channels."""
     if node.op_type == "Conv":
         group = node.attributes.get_int("group", 1)
         return w.reshape(group, w.shape[0] // group, w.shape[1], -1)
@@ -188,7 +191,7 @@ def by_input(node: ir.Node, w: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def read(node: ir.Node) -> Wide:
-    """Peak |w| by input channel of a reader: [channels]."""
+    """Largest |w| of each input channel of a reader: [channels]."""
     weight = weight_of(node)
     assert weight is not None and weight.const_value is not None
     w = np.abs(weight.const_value.numpy().astype(np.float64))
@@ -196,7 +199,10 @@ def read(node: ir.Node) -> Wide:
 
 
 def allowed(s: Wide, boundary: Boundary, highest: Mapping[str, Wide]) -> Wide:
-    """`s` [channels] with what clips can bear. highest: the largest value seen of each channel before a Clip."""
+    """`s` [channels] limited so that no channel is clipped differently.
+
+    highest: the largest value of each channel before a Clip, over samples.
+    """
     for value, bound in boundary.clips:
         top = highest[value]
         s = np.where(top > bound, 1.0, np.maximum(s, top / bound))
@@ -204,8 +210,9 @@ def allowed(s: Wide, boundary: Boundary, highest: Mapping[str, Wide]) -> Wide:
 
 
 def rescaled(model: ir.Model, factors: Mapping[str, Wide]) -> ir.Model:
-    """A clone of `model` in which the channels of each value in `factors` (name of a boundary's value -> [channels], above 0)
-    are divided.
+    """A clone of `model` in which the channels of each value in `factors` are divided.
+
+    factors: name of a boundary's value -> positive factors [channels].
     """
     copy = model.clone()
     for b in boundaries(copy):
@@ -231,7 +238,7 @@ def rescaled(model: ir.Model, factors: Mapping[str, Wide]) -> ir.Model:
 def _multiply(value: ir.Value, s: Wide, axis: int, *, weight: bool = False) -> None:
     assert value.const_value is not None
     x = value.const_value.numpy()
-    if not weight and x.ndim == 0:  # a bias of one number for all channels
+    if not weight and x.ndim == 0:  # a scalar bias for all channels
         x = x.reshape(1)
     shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
     found = np.ascontiguousarray(x * s.reshape(shape), np.float32)

@@ -1,12 +1,12 @@
-"""Keep in float what the plan leaves in float.
+"""Protect float nodes of the plan from being quantized by ONNX Runtime.
 
-ONNX Runtime (`WeightBiasQuantization`, part of its basic optimizations) takes a float Conv, ConvTranspose or Gemm between
-a DequantizeLinear and, past Relu and Clip, a QuantizeLinear for one that was forgotten, and quantizes its weights with one
-scale for all channels. It leaves a node alone whose bias is not an initializer; and what a DequantizeLinear gives is none,
-even if it is constant. So such a node gets its bias as int32 with a scale of its own, exact to 2^-31 of its largest element.
+ONNX Runtime (`WeightBiasQuantization`, part of its basic optimizations) quantizes a float Conv, ConvTranspose or Gemm
+between a DequantizeLinear and a QuantizeLinear (with Relu or Clip in between), with one weight scale for all channels.
+It does not change a node whose bias is not an initializer, and the output of a DequantizeLinear is not one, even if it
+is constant. So the bias of such a node is stored as int32 with its own scale, accurate to 2^-31 of its largest element.
 
-`QDQPropagationTransformer` moves a QuantizeLinear above a float MaxPool, which then runs on uint8 in NCHW: slower than in
-float, and so are the layout changes around it. It cannot move one above Max, so Max(x, lowest) stands between the two.
+`QDQPropagationTransformer` moves a QuantizeLinear above a float MaxPool, which then runs on uint8 in NCHW: slower than
+in float, and so are the layout changes around it. It cannot move one above Max, so Max(x, lowest) stands between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOWEST = np.float32(-3e38)  # below whatever a pool can give
 
 
 def shield(model: ir.Model) -> ir.Model:
-    """A clone of `model` (with Q/DQ) in which float nodes between integer ones have a bias that protects them."""
+    """A clone of `model` (with Q/DQ) in which the bias of float nodes between integer nodes protects them."""
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):

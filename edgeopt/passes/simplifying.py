@@ -1,5 +1,5 @@
-"""The same numbers from fewer nodes: ONNX Runtime's basic optimizations and what measurably adds to them, in the order
-in which they help each other.
+"""Simplify a model without changing its results: ONNX Runtime's basic optimizations and further passes with a measured
+benefit, in the order in which they help each other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from edgeopt.runtime.basic import basic
 
 
 def simplify(model: ir.Model) -> ir.Model:
-    """`model` (canonical) simplified, in canonical form, at opset 14 or later (HardSwish, per-channel
-    DequantizeLinear); outputs equal to float rounding.
+    """`model` (canonical) simplified, in canonical form, at opset 14 or later (for HardSwish and per-channel
+    DequantizeLinear); the outputs are equal up to float rounding.
     """
     return fold_affine(fuse_hardswish(graph.raise_opset(basic(model), OPSET)))

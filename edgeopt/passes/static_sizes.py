@@ -1,5 +1,7 @@
-"""Sizes that an exporter computes at run time although they are the same for every input, made constants. Which are fixed is
-seen on two feeds whose free dimensions all differ, and followed through what is computed from them.
+"""Replace sizes that are computed at run time but are the same for every input by constants.
+
+Fixed sizes are found by comparing two feeds whose free dimensions all differ, and are followed through the nodes that
+compute with them.
 """
 
 from __future__ import annotations
@@ -19,16 +21,21 @@ Known = Mapping[str, list[int | None]]  # the elements of a value, None where th
 
 _SAME = frozenset({"Squeeze", "Unsqueeze", "Reshape", "Identity", "Cast"})
 _BY_ELEMENT = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Where", "Equal", "Less", "Greater", "Not", "And", "Or"}
+    {
+        "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Where", "Equal", "Less", "Greater",
+        "Not", "And", "Or",
+    }
 )  # fmt: skip
 Fixed = NDArray[np.bool_]
 
 
 def known(model: ir.Model, one: Numbers, other: Numbers) -> Known:
-    """The elements of what follows from shapes and constants alone that are fixed: sizes that are the same on both feeds, and
-    what is moved or computed from fixed elements only; to be equal is not enough, which may be by chance.
+    """The fixed elements of values that depend only on shapes and constants.
 
-    one, other: whole numbers on either feed.
+    Fixed are sizes that are equal on both feeds, and elements that are moved or computed from fixed elements only. It
+    is not enough that a computed element is equal on both feeds, since this can happen by chance.
+
+    one, other: integer values on the first and the second feed.
     """
     fixed: dict[ir.Value, Fixed] = {}
     for node in model.graph:
@@ -53,7 +60,7 @@ def known(model: ir.Model, one: Numbers, other: Numbers) -> Known:
 
 
 def _mask(node: ir.Node, masks: Sequence[Fixed], shape: tuple[int, ...]) -> Fixed:
-    """Which elements of the output of `node` are fixed, given which of its inputs' are; True: of a constant."""
+    """A mask of the fixed elements of the output of `node`, given the masks of its inputs (True for a constant)."""
     if node.op_type == "Concat":
         return np.concatenate(
             [np.full(_length(v), True) if constant(v) else m for m, v in zip(masks, node.inputs, strict=True)]
@@ -92,7 +99,7 @@ _SELECTS: Mapping[str, Callable[[ir.Node, Fixed], Fixed]] = {"Slice": _slice, "G
 
 
 def static_sizes(model: ir.Model, numbers: Known, shapes: Mapping[str, tuple[int, ...]]) -> ir.Model:
-    """A clone of `model` with constants in the place of what is all known; `model` itself where nothing is."""
+    """A clone of `model` with fully known values replaced by constants; `model` itself if there are none."""
     copy, changed = model.clone(), False
     names = Names(copy)
     for node in list(copy.graph):

@@ -1,8 +1,8 @@
-"""Weight-only: constants become int8 per channel, or int4 in blocks; computation stays float.
+"""Weight-only quantization: constants become int8 per channel or int4 in blocks; computation stays in float.
 
-int8 comes back by Cast and Mul, which ONNX Runtime folds into a float constant when it loads the file: it is smaller, and as
-fast as before. A DequantizeLinear in their place would run on every inference; int4 blocks have one, since with a MatMul
-it becomes MatMulNBits.
+int8 weights are dequantized by Cast and Mul, which ONNX Runtime folds into a float constant when it loads the file: the
+file is smaller and the model as fast as before. A DequantizeLinear instead would run in every inference. int4 blocks do
+use one, since ONNX Runtime fuses it with a MatMul into MatMulNBits.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType
 from edgeopt.passes.qdq import dequantized_constant
 
 INT4_BLOCK = 32
-_SMALLEST = 256  # elements; below this a scale costs more than it saves
+_SMALLEST = 256  # elements; in smaller weights the scales need more space than is saved
 
 
 def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) -> ir.Model:
-    """A clone whose large float32 weights of layers are integers of `bits`
-    (8, or 4 for MatMul [K, N] with K in whole blocks); `only` these nodes, where they are named.
+    """A clone in which large float32 weights of layers are stored as integers of `bits` bits.
+
+    bits: 8, or 4 for a MatMul [K, N] with K a multiple of the block size; only: names of the nodes to change, None for
+    all.
     """
     copy = model.clone()
     names, made = Names(copy), list[ir.Value]()
@@ -30,7 +32,7 @@ def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) 
             for i, value in _stored(layer):
                 assert value.const_value is not None
                 p = _params(value.const_value.numpy(), layer, i, bits)
-                # readers of one weight along one axis share its integers, each graph with a DequantizeLinear of its own
+                # readers of a weight with the same axis share its integers, but each has its own DequantizeLinear
                 name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
                 made.append(dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner))
     for value in made:
@@ -59,7 +61,7 @@ def _stored(layer: ir.Node) -> list[tuple[int, ir.Value]]:
 
 
 def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
-    """Put Cast and Mul in the place of a DequantizeLinear of int8 along one axis, zero point 0; the graph stays unsorted."""
+    """Replace a DequantizeLinear of int8 weights (one axis, zero point 0) by Cast and Mul; the graph stays unsorted."""
     q, scale = dequantize.inputs[:2]
     _out, graph = dequantize.outputs[0], dequantize.graph
     if q is None or scale is None or graph is None or q.dtype != ir.DataType.INT8 or not constant(q):
@@ -91,9 +93,10 @@ def _params(w: Array, layer: ir.Node, position: int, bits: int) -> QParams:
 
 
 def block_params(blocks: Array, qtype: QType) -> QParams:
-    """Grids of `blocks` float32 [K / block, block, N] along axis 0 of the matrix, one scale [K / block, N] a block.
+    """Grids of `blocks` float32 [K / block, block, N] along axis 0 of the matrix; scales: [K / block, N].
 
-    Signed 4 bits reach -8: the element of largest magnitude is put there, whatever its sign.
+    The element of largest magnitude is mapped to -8, the end of the signed 4-bit range, whatever its sign (so scales
+    can be negative).
     """
     index = np.abs(blocks).argmax(axis=1, keepdims=True)
     scale = (np.take_along_axis(blocks, index, axis=1)[:, 0] / qtype.qmin).astype(np.float32)

@@ -1,1 +1,1 @@
-"""Post-training quantization: steps that need data or statistics."""
+"""Post-training quantization: algorithms that need data or statistics."""

@@ -1,12 +1,12 @@
-"""Rounding up or down learned for each weight, for what its layer reads.
+"""AdaRound: learn for each weight whether to round up or down, given the inputs of its layer.
 
 Nagel et al. 2020, AdaRound, arXiv:2004.10568, equations 21-25. With w / s = floor + V and h(V) the rectified sigmoid,
 
     min over V of   (w - q)^T H (w - q) + lambda sum (1 - |2 h(V) - 1|^beta),    q = s (floor(w / s) + h(V))
 
-beta falls from 20 to 2, which drives every h to 0 or 1. The data are in H = E[x x^T] alone: for the linear part of a layer
-that is the mean square error of its output. Adam, all groups and output channels at once. Where that ends behind the
-nearest integers, an output keeps those.
+beta falls from 20 to 2, which drives every h to 0 or 1. The data enter only through H = E[x x^T]: the first term is the
+mean squared error of the output of the layer's linear part. It is minimized by Adam for all groups and output channels
+at once. An output channel for which the result is worse than rounding to nearest keeps the nearest integers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ADAM = (0.9, 0.999, 1e-8)
 def adaround(
     w: Wide, h: Wide, scale: Wide, limit: int, *, steps: int = 600, rate: float = 0.03, strength: float = 1.0
 ) -> Wide:
-    """`w` on its grid: values scale * q with |q| <= limit.
+    """Round `w` to its grid: values scale * q with |q| <= limit.
 
     w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out].
     """
@@ -65,7 +65,7 @@ def _inverse(share: Single) -> Single:
 
 
 def _pull(soft: Single, beta: np.float32) -> Single:
-    """The derivative of the regularizer by h."""
+    """The derivative of the regularizer with respect to h."""
     x = 2 * soft - 1
     return np.asarray(-2 * beta * np.sign(x) * np.abs(x) ** (beta - 1), np.float32)
 

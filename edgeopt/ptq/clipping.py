@@ -1,9 +1,9 @@
-"""Per-channel weight clipping: the scale that loses least of what the layer gives, not the one that reaches the peak.
+"""Per-channel weight clipping: the scale with the smallest output error, not the one that covers the largest weight.
 
     s* = argmin over c in (0, 1] of  sum_i H_ii (w_i - Q(w_i; c s))^2
 
-with H_ii = E[x_i^2]: the squared error of the output if inputs were uncorrelated (the weighted mse of OCTAV-like searches;
-Sakr et al. 2022, arXiv:2206.06501, treat the unweighted one).
+with H_ii = E[x_i^2]: the squared error of the output if the inputs were uncorrelated (the weighted MSE of searches like
+OCTAV; Sakr et al. 2022, arXiv:2206.06501, use the unweighted one).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHARES = tuple(1 - i / 40 for i in range(21))  # down to one half
 
 
 def clipped_scale(w: Wide, power: Wide, scale: Wide, limit: int, floor: Wide) -> Wide:
-    """The best scale [groups, out], from `scale` down to half of it but not below `floor` [groups, out].
+    """The best scale [groups, out] between `scale` and half of it, but not below `floor` [groups, out].
 
     w: [groups, out, in]; power: E[x^2], [groups, in].
     """

@@ -1,13 +1,14 @@
-"""Weights rounded one input at a time, each error made good by the inputs that are still to come.
+"""GPTQ: round the weights of one input at a time and compensate each error with the weights of the remaining inputs.
 
-Frantar et al. 2022, GPTQ, arXiv:2210.17323. With H = E[x x^T] and U the upper Cholesky factor of H^-1, for i in order of
-falling H_ii:
+Frantar et al. 2022, GPTQ, arXiv:2210.17323. With H = E[x x^T] and U the upper Cholesky factor of H^-1, for i in order
+of decreasing H_ii:
 
     q_i = round(w_i),   e = (w_i - q_i) / U_ii,   w_j -= e U_ij  for j > i
 
-which minimizes the error of w x greedily. Where that ends behind the nearest integers (at the ends of the grid, where no
-error can be made good), an output keeps those. H is damped by lambda mean(diag H). All output channels go at once, and so do the
-groups of a grouped or depthwise convolution, each with an H of its own.
+which minimizes the error of w x greedily. An output channel for which the result is worse than rounding to nearest (at
+the ends of the grid, where errors cannot be compensated) keeps the nearest integers. H is damped by
+lambda mean(diag H). All output channels are processed at once, and so are the groups of a grouped or depthwise
+convolution, each with its own H.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 
 Wide = NDArray[np.float64]
 _HOPELESS = 1e6
-_BLOCK = 64  # columns whose updates are gathered before the rest sees them
+_BLOCK = 64  # columns whose updates are collected before they are applied to the remaining columns
 
 
 def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) -> Wide:
-    """`w` on its grid: values scale * q with |q| <= limit.
+    """Round `w` to its grid: values scale * q with |q| <= limit.
 
     w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out].
     """
@@ -54,12 +55,12 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
 
 
 def error(d: Wide, h: Wide) -> Wide:
-    """d H d^T of each output: [groups, out]."""
+    """d H d^T for each output channel: [groups, out]."""
     return np.asarray(((d @ h) * d).sum(-1))
 
 
 def _factored(h: Wide, damping: float) -> tuple[Wide, Wide]:
-    """`h` damped, and the factor of its inverse; damped more where few samples leave it indefinite by rounding."""
+    """(damped `h`, Cholesky factor of its inverse); the damping is increased if rounding errors make it indefinite."""
     size = h.shape[1]
     strength = np.maximum(np.abs(np.einsum("gii->gi", h)).mean(1), 1e-30)
     while True:
@@ -67,13 +68,16 @@ def _factored(h: Wide, damping: float) -> tuple[Wide, Wide]:
         try:
             return damped, _upper(damped)
         except np.linalg.LinAlgError:
-            if damping > _HOPELESS:  # no number at all
+            if damping > _HOPELESS:  # `h` contains NaN or infinity
                 raise
             damping *= 10
 
 
 def _upper(h: Wide) -> Wide:
-    """The upper Cholesky factor of h^-1, by that of h: with J the reversal, J h J = L L^T gives h^-1 = V^T V, V = J L^-1 J."""
+    """The upper Cholesky factor of h^-1, computed from a factor of h.
+
+    With J the reversal of the order, J h J = L L^T gives h^-1 = V^T V with V = J L^-1 J.
+    """
     lower = np.linalg.cholesky(h[:, ::-1, ::-1])
     inverse = np.linalg.solve(lower, np.broadcast_to(np.eye(h.shape[1]), h.shape))
     return np.ascontiguousarray(inverse[:, ::-1, ::-1])

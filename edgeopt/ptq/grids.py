@@ -1,14 +1,14 @@
-"""From statistics to a quantization plan's numbers: grids of activations, weights and biases.
+"""Compute the grids (scales and zero points) of activations, weights and biases from statistics and a plan.
 
-Weights: symmetric int8, one scale an output channel. A bias is int32 on the scale s_x s_w, because integer kernels add
-it to the sum of products as it is; so a channel whose bias would overflow gets a larger s_w. On targets whose u8*s8
-pair sums saturate at 16 bits (vpmaddubsw: two products are added before they are widened) a channel's scale is raised
-until no pair can: with x <= 255 and q_k, q_{k+1} neighbours along the reduction,
+Weights are symmetric int8 with one scale for each output channel. A bias is int32 on the scale s_x s_w, because integer
+kernels add it directly to the sum of products; so a channel whose bias would overflow gets a larger s_w. On targets
+whose u8*s8 pair sums saturate at 16 bits (vpmaddubsw adds two products before widening), the scale of a channel is
+raised until no pair can saturate: with x <= 255 and q_k, q_{k+1} neighbours along the reduction,
 
-    255 (max(q_k, 0) + max(q_{k+1}, 0)) <= 32767    and the same for the negative parts, i.e. every pair sums to 128 at
-      the most,
+    255 (max(q_k, 0) + max(q_{k+1}, 0)) <= 32767    and the same for the negative parts, i.e. every pair sums to at most
+      128,
 
-which keeps 8 bits in most channels where "reduced range" would give all of them 7.
+which keeps 8 bits in most channels, while "reduced range" would leave 7 bits in all of them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from edgeopt.numbers.grid import BIAS, Array, QParams, QType, choose
 from edgeopt.numbers.observers import MinMax, Statistics
 from edgeopt.numbers.ranges import RANGES
 
-PAIR = 32767 // 255  # the largest sum of two weights of one sign whose products with bytes 16 bits hold
+PAIR = 32767 // 255  # largest sum of two weights of equal sign whose products with uint8 inputs fit into 16 bits
 _BIAS_LIMIT = float(2**30)
 
 
 def reduction_rows(w: Array, op_type: str, axis: int) -> Array:
-    """`w` as [channels, reduction] in the order in which ONNX Runtime's integer kernels sum: a Conv kernel position by
-    position, channels inmost.
+    """`w` as [channels, reduction] in the order in which ONNX Runtime's integer kernels sum; for a Conv the input
+    channels vary fastest.
     """
     if op_type == "Conv":
         return np.moveaxis(w, 1, -1).reshape(w.shape[0], -1)
@@ -40,8 +40,8 @@ def reduction_rows(w: Array, op_type: str, axis: int) -> Array:
 
 
 def largest_pair(rows: Array) -> Array:
-    """The largest |a + b| over neighbours (0, 1), (2, 3) ... of equal sign in each row, [channels]; a lone last element
-    pairs with 0.
+    """The largest |a + b| over the neighbours (0, 1), (2, 3) ... of equal sign in each row, [channels]; a single last
+    element is paired with 0.
     """
     odd = rows.shape[1] % 2
     pairs = np.pad(rows, ((0, 0), (0, odd))).reshape(rows.shape[0], -1, 2)
@@ -50,8 +50,8 @@ def largest_pair(rows: Array) -> Array:
 
 
 def within_pairs(q: Array, op_type: str, axis: int) -> Array:
-    """Integers `q` with every pair of neighbours at most 128 apart from 0: the larger one of a pair that sums to more
-    gives way. What learning moves beyond the guard of `saturation_floor` comes back by it.
+    """Reduce integers `q` so that no pair of neighbours sums to more than 128 in magnitude; the larger one of a pair
+    is reduced. This corrects weights that rounding or training moved beyond the limit of `saturation_floor`.
     """
     moved = np.moveaxis(q, 1, -1) if op_type == "Conv" else np.moveaxis(q, axis, 0)
     rows = moved.reshape(moved.shape[0], -1).astype(np.int32)
@@ -67,7 +67,7 @@ def within_pairs(q: Array, op_type: str, axis: int) -> Array:
 def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0.0) -> QParams:
     """Symmetric per-channel grid of `w` along `axis`; no scale is below `floor` [channels].
 
-    Dead channels get scale 1, or `floor` if that is larger than 0.
+    Channels with only zeros get scale 1, or `floor` if that is larger than 0.
     """
     peak = (
         np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
@@ -78,13 +78,13 @@ def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0
 
 
 def bias_params(scale_x: Array, weight: QParams) -> QParams:
-    """The grid of a bias: int32, scale s_x s_w in float32 as the kernels compute it."""
+    """The grid of a bias: int32 with the scale s_x s_w, computed in float32 as in the kernels."""
     scale = (scale_x.astype(np.float32) * weight.scale).astype(np.float32)
     return QParams(scale, np.zeros(scale.shape, np.int32), BIAS, 0)
 
 
 def scale_floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Target) -> Array:
-    """The smallest scales [channels] that neither saturate on `target` nor overflow the bias of `node`."""
+    """The smallest weight scales [channels] that neither saturate on `target` nor overflow the bias of `node`."""
     floor = np.zeros(w.shape[axis], np.float64)
     bias = bias_of(node)
     if bias is not None and bias.const_value is not None:
@@ -96,15 +96,16 @@ def scale_floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Targ
 
 
 def saturation_floor(w: Array, op_type: str, axis: int) -> Array:
-    """The smallest scales [channels] under which no pair of products of `w` saturates; rounding can move each of the
-    two by half a step.
+    """The smallest scales [channels] for which no pair of products of `w` saturates, given that rounding can move each
+    weight by half a step.
     """
     return np.asarray(largest_pair(reduction_rows(w, op_type, axis)) / (PAIR - 1), dtype=np.float32)
 
 
 def dynamic_params(nodes: Sequence[ir.Node], target: Target) -> tuple[dict[str, QParams], frozenset[str]]:
-    """(grids of the weights of products `nodes` by the weight's name, the names of the nodes that can read them): of one matrix
-    that is read both ways the first reader decides.
+    """(grids of the weights of the products `nodes`, by weight name; names of the nodes that can use them).
+
+    If a matrix is read both as it is and transposed, the first reader decides the axis of its grid.
     """
     params: dict[str, QParams] = {}
     names = {str(n.name) for n in nodes}
@@ -124,7 +125,9 @@ def dynamic_params(nodes: Sequence[ir.Node], target: Target) -> tuple[dict[str, 
 def activation_params(
     plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str, rules: Mapping[str, str] | None = None
 ) -> dict[str, QParams]:
-    """The grid of every value in the plan, by the range rule called `rule`; rules: those of single sources of grids."""
+    """The grid of every value in the plan by the range rule `rule`; rules: exceptions, by the value that determines the
+    grid.
+    """
     own = rules or {}
     of_source = {
         source: choose(
@@ -136,8 +139,9 @@ def activation_params(
 
 
 def untie(model: ir.Model, plan: Plan) -> ir.Model:
-    """A clone in which no two integer nodes share a constant, since each (s_x, s_w) needs integers of its own, and every
-    bias is [channels].
+    """A clone in which no two integer nodes share a constant and every bias is [channels].
+
+    Sharing is not possible because the integers depend on the scales (s_x, s_w) of each node.
     """
     copy = model.clone()
     names = Names(copy)
@@ -157,7 +161,7 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
 
 
 def _own(model: ir.Model, names: Names, node: ir.Node, value: ir.Value, array: Array) -> None:
-    """Let `node` read `array` from an initializer of its own in place of `value`."""
+    """Replace the input `value` of `node` by a new initializer with the content `array`."""
     own = initializer(model, names, f"{value.name}_{node.name}", np.ascontiguousarray(array))
     for i, v in enumerate(node.inputs):
         if v is value:
@@ -167,7 +171,9 @@ def _own(model: ir.Model, names: Names, node: ir.Node, value: ir.Value, array: A
 def quantization_params(
     model: ir.Model, plan: Plan, activation: Mapping[str, QParams], target: Target
 ) -> dict[str, QParams]:
-    """`activation` with the grids of weights, biases and constant operands of the integer nodes of `model` (untied)."""
+    """The grids of `activation`, and those of weights, biases and constant operands of integer nodes in `model`
+    (untied).
+    """
     params = dict(activation)
     for node in model.graph:
         if node.name not in plan.integer:

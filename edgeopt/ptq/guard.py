@@ -1,6 +1,7 @@
-"""Integer weights of a finished QDQ model and the CPUs without VNNI, whose products of bytes are added in pairs of 16 bits: which
-could saturate there, whatever the input, and the same model in which none can. What training moved beyond the guard of
-`ptq.quantize` comes back by it.
+"""Find and correct integer weights of a finished QDQ model whose sums could saturate on CPUs without VNNI.
+
+These CPUs add pairs of 8-bit products in 16 bits. `guarded` changes the weights so that no pair can saturate for any
+input; this corrects weights that training moved beyond the limit set by `ptq.grids`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from edgeopt.ptq.grids import PAIR, largest_pair, reduction_rows, within_pairs
 
 
 def unguarded(model: ir.Model) -> list[str]:
-    """The nodes of `model` in which a pair of products can saturate: for x <= 255 a pair of weights beyond `PAIR`."""
+    """The nodes of `model` in which a pair of products can saturate: some pair of weights sums to more than `PAIR`."""
     return [
         str(node.name)
         for node, _, q, axis in _weights(model)
@@ -24,7 +25,7 @@ def unguarded(model: ir.Model) -> list[str]:
 
 
 def guarded(model: ir.Model) -> ir.Model:
-    """A clone whose weights keep to the pairs that do not saturate."""
+    """A clone with weights reduced so that no pair of products can saturate."""
     copy = model.clone()
     for node, weight, q, axis in _weights(copy):
         weight.const_value = ir.tensor(within_pairs(q, node.op_type, axis), name=weight.name)
@@ -32,7 +33,9 @@ def guarded(model: ir.Model) -> ir.Model:
 
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, int]]:
-    """(product, its int8 weight, the integers, the axis of their channels); depthwise kernels add in 32 bits."""
+    """(node, its int8 weight, the integers, their channel axis) of each product that can saturate; depthwise kernels
+    cannot, since they add in 32 bits.
+    """
     for node in model.graph:
         value = node.inputs[1] if node.op_type in PRODUCTS else None
         dequantize = value.producer() if value is not None else None

@@ -1,7 +1,8 @@
-"""Find the integer nodes to blame for a bad result, so that they can stay float.
+"""Find the integer nodes that lose most accuracy, so that they can stay float.
 
-For each integer node the loss is the SQNR of its float inputs' values minus that of its output, in dB, both against the
-float model on the same sample: what this node itself adds, its weights' rounding and its output's grid.
+The loss of an integer node is the SQNR of its worst input minus the SQNR of its output, in dB, both compared with the
+float model on the same sample. It measures what the node itself adds: rounding of its weights and the grid of its
+output.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _sqnr(r: np.ndarray, y: np.ndarray) -> float:
 
 
 def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed]) -> Mapping[str, float]:
-    """dB lost at each integer node of `plan`, worst first."""
+    """SQNR in dB lost at each integer node of `plan`, worst first."""
     lost = {name: before - after for name, (before, after) in levels(model, quantized, plan, feeds).items()}
     return dict(sorted(lost.items(), key=lambda item: -item[1]))
 
@@ -34,7 +35,7 @@ def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed
 def levels(
     model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed]
 ) -> Mapping[str, tuple[float, float]]:
-    """(SQNR of the worst input, of the output) of each integer node of `plan` in dB, in the order of the graph."""
+    """(SQNR of the worst input, SQNR of the output) in dB for each integer node of `plan`, in graph order."""
     nodes = [n for n in model.graph if n.name in plan.integer]
     outputs = {str(n.name): result(n, plan) for n in nodes}
     watched = sorted(
@@ -60,7 +61,7 @@ def levels(
 
 
 def result(node: ir.Node, plan: Plan) -> str:
-    """The value that gets the grid of what `node` gives: its output, or that of the clamp that the grid takes over."""
+    """The value that carries the output grid of `node`: its output, or that of a clamp merged into the grid."""
     uses = tuple(node.outputs[0].uses())
     if len(uses) == 1 and str(uses[0].node.name) in plan.clamps:
         return str(uses[0].node.outputs[0].name)

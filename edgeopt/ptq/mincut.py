@@ -1,5 +1,5 @@
-"""Minimum s-t cut by Dinic's algorithm (E. A. Dinic, 1970): blocking flows on the level graph until the sink cannot be
-reached.
+"""Minimum s-t cut by Dinic's algorithm (E. A. Dinic, 1970): blocking flows in the level graph until the sink can no
+longer be reached.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ INFINITE = 1 << 60
 
 
 class FlowNetwork:
-    """A directed network with integer capacities; nodes are 0 ... n - 1."""
+    """A directed flow network with integer capacities; nodes are numbered 0 ... n - 1."""
 
     def __init__(self, nodes: int) -> None:
         self._edges: list[list[int]] = [[] for _ in range(nodes)]
@@ -18,12 +18,12 @@ class FlowNetwork:
         self._room: list[int] = []
 
     def add_node(self) -> int:
-        """A new node's number."""
+        """Add a node and return its number."""
         self._edges.append([])
         return len(self._edges) - 1
 
     def add_edge(self, start: int, end: int, capacity: int) -> None:
-        """Let `capacity` units flow from `start` to `end`."""
+        """Add an edge from `start` to `end` with the given capacity."""
         for a, b, room in ((start, end, capacity), (end, start, 0)):
             self._edges[a].append(len(self._to))
             self._to.append(b)
@@ -42,13 +42,16 @@ class FlowNetwork:
         return level
 
     def source_side(self, source: int, sink: int) -> list[bool]:
-        """For each node whether a minimum cut leaves it with `source` (the smallest such set); uses the network up."""
+        """For each node, whether it is on the source side of a minimum cut (the smallest such set).
+
+        The capacities of the network are consumed, so this can be called only once.
+        """
         while (level := self._levels(source))[sink] >= 0:
             self._block(source, sink, level)
         return [x >= 0 for x in level]
 
     def _block(self, source: int, sink: int, level: list[int]) -> None:
-        """Send a blocking flow along edges that go one level down."""
+        """Send a blocking flow along edges that lead to the next level."""
         position = [0] * len(self._edges)
         path: list[int] = []
         node = source

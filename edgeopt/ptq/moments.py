@@ -1,10 +1,10 @@
-"""Second moments of what integer layers read in the float model, from which their weights are rounded.
+"""Second moments of the inputs of integer layers in the float model, used to round the weights.
 
     H = E[x x^T]   and the mean of x
 
-over columns x: the inputs of one output element of a MatMul, Gemm or Conv (a patch). Of each sample some positions are
-taken by chance, with a seed. Sums over samples, so that moments add; added in the order of the samples, so that the same
-samples give the same bits.
+over columns x: the inputs of one output element of a MatMul, Gemm or Conv (a patch). Some positions of each sample are
+chosen at random with a fixed seed. Moments are stored as sums, so that they can be added; they are added in the order
+of the samples, so that the results are reproducible to the last bit.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from edgeopt.hardware.host import cores
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 POSITIONS = 128
-_FEW = 32  # positions where H is small: a depthwise convolution has one of some ten inputs for each channel
-_ROUNDING = 4  # times its moments is what rounding a layer takes: H damped, its factor, the inverse of that
+_FEW = 32  # positions for a depthwise convolution, whose H is small (about ten inputs for each channel)
+_ROUNDING = 4  # memory for rounding a layer relative to its moments: damped H, its factor and the inverse of that
 _TOGETHER = 8  # samples whose columns are multiplied at once
 Sample = tuple[str, Callable[[], Feed]]
 Wide = NDArray[np.float64]
@@ -35,7 +35,7 @@ Wide = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Of `count` columns; h: [groups, in, in] and x: [groups, in] are sums."""
+    """Moments of `count` columns; h: [groups, in, in] and x: [groups, in] are sums."""
 
     count: int
     h: Wide
@@ -43,18 +43,18 @@ class LayerMoments:
 
     @staticmethod
     def of(x: NDArray[np.float32]) -> LayerMoments:
-        """Of columns [n, groups, in]."""
+        """The moments of columns [n, groups, in]."""
         a = np.ascontiguousarray(x.transpose(1, 0, 2))
         h, sums = a.transpose(0, 2, 1) @ a, np.ones(len(x), np.float32) @ x.reshape(len(x), -1)
         return LayerMoments(len(x), h.astype(np.float64), sums.reshape(x.shape[1:]).astype(np.float64))
 
     def merge(self, other: LayerMoments) -> LayerMoments:
-        """Of the columns of both."""
+        """The moments of the columns of both."""
         return LayerMoments(self.count + other.count, self.h + other.h, self.x + other.x)
 
 
 def layers(model: ir.Model, integer: frozenset[str]) -> list[ir.Node]:
-    """The integer nodes of `model` with constant weights whose columns can be taken."""
+    """The integer nodes of `model` with constant weights whose input columns can be extracted."""
     return [
         n
         for n in model.graph
@@ -72,14 +72,16 @@ def _plain(node: ir.Node) -> bool:
 
 
 def size_bytes(node: ir.Node) -> int:
-    """Of the moments of `node`: the sum and a sample's part."""
+    """Size in bytes of the moments of `node`: the sum and the part of one sample."""
     w = rows(node)
     return int(16 * w.shape[0] * w.shape[2] ** 2)
 
 
 def parts(nodes: Sequence[ir.Node], max_ram: int, largest: int) -> tuple[list[list[ir.Node]], list[ir.Node]]:
-    """(`nodes` such that the moments of each part fit into `max_ram` bytes, those that alone are too large to be rounded in
-    `largest`, which decides what comes out and so must not depend on the machine).
+    """(`nodes` in parts whose moments fit into `max_ram` bytes, nodes that are too large to be rounded).
+
+    A node is too large if rounding it needs more than `largest` bytes. This limit changes the result, so it must not
+    depend on the machine.
     """
     found: list[list[ir.Node]] = []
     large: list[ir.Node] = []
@@ -109,7 +111,7 @@ def rows(node: ir.Node, w: NDArray[np.float32] | None = None) -> NDArray[np.floa
 
 
 def unrows(node: ir.Node, found: NDArray[np.floating]) -> NDArray[np.float32]:
-    """`found` [groups, out, in] in the shape of the weight of `node`."""
+    """`found` [groups, out, in] reshaped to the shape of the weight of `node`."""
     weight = weight_of(node)
     assert weight is not None and weight.const_value is not None
     shape = weight.const_value.shape.numpy()
@@ -121,7 +123,7 @@ def unrows(node: ir.Node, found: NDArray[np.floating]) -> NDArray[np.float32]:
 def columns(
     node: ir.Node, x: NDArray[np.float32], rng: np.random.Generator, count: int = POSITIONS
 ) -> NDArray[np.float32]:
-    """Up to `count` columns [n, groups, in] of what `node` reads at positions by chance."""
+    """Up to `count` columns [n, groups, in] of the input `x` of `node`, at random positions."""
     if node.op_type != "Conv":
         flat = x.reshape(-1, x.shape[-1])
         chosen = rng.permutation(len(flat))[:count] if len(flat) > count else np.arange(len(flat))
@@ -150,7 +152,7 @@ def columns(
 
 
 def _pads(node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """(before, after) on each axis of an image, by `pads` or `auto_pad`."""
+    """Padding (before, after) on each spatial axis, by `pads` or `auto_pad`."""
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     if not automatic.startswith("SAME"):
         given = _ints(node, "pads", (0,) * 2 * len(size)) if automatic == "NOTSET" else (0,) * 2 * len(size)
@@ -186,13 +188,13 @@ def gather(
                     found[name] = found[name].merge(new) if name in found else new
             waiting = []
         progress(done, len(samples))
-    return {name: m for name, m in found.items() if np.isfinite(m.h).all()}  # beyond float32, nearest is all there is
+    return {name: m for name, m in found.items() if np.isfinite(m.h).all()}  # after overflow only "nearest" is possible
 
 
 def _columns(
     model: ir.Model, nodes: Sequence[ir.Node], samples: Sequence[Sample]
 ) -> Iterator[Mapping[str, NDArray[np.float32]]]:
-    """Columns of each node, sample by sample and in order; samples that cannot be read have none."""
+    """Columns of each node, one mapping for each sample, in order; empty for samples that cannot be read."""
     read = {str(n.name): str(activations(n)[0][1].name) for n in nodes}
     inner = sorted(set(read.values()) - {str(v.name) for v in model.graph.inputs})
     session = open_session(with_outputs(model, inner)) if inner else None
@@ -210,7 +212,7 @@ def _columns(
         ahead: deque[Future[dict[str, NDArray[np.float32]]]] = deque()
         for seed in range(len(samples)):
             ahead.append(pool.submit(work, seed))
-            if len(ahead) > cores():  # what is ahead of its turn waits in memory
+            if len(ahead) > cores():  # limits the number of results waiting in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

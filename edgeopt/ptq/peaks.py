@@ -1,4 +1,4 @@
-"""The extremes of each channel of inner values over samples."""
+"""The extremes of each channel of intermediate values over samples."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from edgeopt.data import Feed, readable
 from edgeopt.errors import DataError
 from edgeopt.runtime.session import open_session, with_outputs
 
-_ANY = 1 << 40  # single samples may be bad; calibration judges all of them together
+_ANY = 1 << 40  # single samples may be unreadable here; calibration checks all of them together
 Sample = tuple[str, Callable[[], Feed]]
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """highest: the largest value, absolute: the largest magnitude, of each channel [channels]."""
+    """Extremes of each channel [channels]. highest: the largest value; absolute: the largest magnitude."""
 
     highest: NDArray[np.float64]
     absolute: NDArray[np.float64]
 
     @staticmethod
     def of(x: NDArray[np.floating], axis: int) -> Peaks:
-        """Of one array."""
+        """The extremes of one array, with channels on `axis`."""
         rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1).astype(np.float64)
         top, bottom = rows.max(1, initial=-np.inf), rows.min(1, initial=np.inf)
         return Peaks(top, np.maximum(np.maximum(top, -bottom), 0.0))
 
     def merge(self, other: Peaks) -> Peaks:
-        """Of the values of both."""
+        """The extremes over both."""
         return Peaks(np.maximum(self.highest, other.highest), np.maximum(self.absolute, other.absolute))
 
 
 def peaks(model: ir.Model, values: Mapping[str, int], samples: Sequence[Sample]) -> dict[str, Peaks]:
-    """Peaks of `values` (name -> axis of channels) over `samples`, of which those that cannot be read are left out.
+    """Peaks of `values` (name -> channel axis) over `samples`; samples that cannot be read are skipped.
 
     Raises:
-        DataError: none can.
+        DataError: no sample can be read.
     """
     if not values:
         return {}

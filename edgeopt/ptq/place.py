@@ -1,12 +1,12 @@
-"""Which nodes compute in integers: the cheapest placement under the target's cost table, or under times that were measured,
-found exactly as a minimum cut.
+"""Decide which nodes compute in integers: the placement with the lowest total time, found exactly as a minimum cut.
 
-Every node that may be integer pays its integer or its float time; a value that crosses from float to integer pays one
-QuantizeLinear, one that crosses back pays one DequantizeLinear. With labels integer = source side and float = sink side
-all terms are sub-modular, so the minimum cut is the optimum (D. M. Greig et al. 1989). Thin first convolutions, lone
-activations and pooling islands stay float because they do not pay, not by special rules.
+Times come from the target's cost table or from measurements. Each node that can be integer costs its integer or its
+float time; a value that crosses from float to integer costs one QuantizeLinear, a value that crosses back costs one
+DequantizeLinear. With the labels integer = source side and float = sink side all terms are submodular, so the minimum
+cut is the optimum (D. M. Greig et al. 1989). Thin first convolutions, isolated activations and small groups of pooling
+nodes stay float because integers are slower there, not because of special rules.
 
-The result is a `state.Plan`.
+The result is a `graph.plan.Plan`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe
 
-_FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # of an included node without a row
+_FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # for an included node without a row in the table
 
 
 def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
-    """Why `node` can never be integer, or None."""
+    """The reason why `node` can never be integer, or None."""
     if not rule(node).inputs:
         return "no integer kernel for this operator"
     weight = weight_of(node)
@@ -82,7 +82,7 @@ def _bias_along_columns(gemm: ir.Node) -> bool:
 
 
 def _clamp_of(node: ir.Node) -> ir.Node | None:
-    """The Relu or Clip behind `node` that a grid can take over: the only consumer, with 0 inside its bounds."""
+    """The Relu or Clip after `node` that the output grid can replace: the only consumer, with 0 inside its bounds."""
     if rule(node).moves or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
     uses = tuple(node.outputs[0].uses())
@@ -111,8 +111,10 @@ def place(
     include: frozenset[str] = frozenset(),
     costs: Costs | None = None,
 ) -> Plan:
-    """The cheapest placement of `model` (canonical) on `target`; `exclude` stays float, `include` becomes integer where
-    a kernel exists, paying or not; costs: measured ones, which go before the target's.
+    """The fastest placement of `model` (canonical) on `target`.
+
+    exclude: nodes that stay float; include: nodes that become integer if a kernel exists, even if slower; costs:
+    measured costs, used instead of the target's.
     """
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
@@ -141,7 +143,7 @@ def place(
 
 
 def _output(node: ir.Node, clamps: Mapping[str, ir.Node]) -> list[ir.Value]:
-    """The values that `node` gives to the rest of the graph: its clamp's, if it has one."""
+    """The outputs of `node`; if a clamp after it is merged into its grid, the output of the clamp."""
     uses = tuple(node.outputs[0].uses())
     if len(uses) == 1 and str(uses[0].node.name) in clamps:
         return [uses[0].node.outputs[0]]
@@ -150,13 +152,13 @@ def _output(node: ir.Node, clamps: Mapping[str, ir.Node]) -> list[ir.Value]:
 
 @dataclass(frozen=True)
 class _Prices:
-    """Picoseconds, by measured costs where there are any, else by the target's table."""
+    """Costs in picoseconds: measured ones where known, else from the target's table."""
 
     target: Target
     costs: Costs | None
 
     def node(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float]:
-        """(in floats, in integers) of `node`."""
+        """(float time, integer time) of `node`, in picoseconds."""
         found = self.costs.of(node, probes) if self.costs is not None else None
         if found is None or not math.isfinite(found[1]):  # an included node without a kernel
             row = self.target.cost.get(cost_class(node), _FREE)
@@ -165,7 +167,10 @@ class _Prices:
         return found[0], found[1] * (1 + self.target.margin)
 
     def crossing(self, value: Probe, image: bool) -> tuple[float, float]:
-        """(to quantize, to dequantize) `value`; image: it meets a convolution, whose kernels have layouts of their own."""
+        """(time to quantize, time to dequantize) `value`, in picoseconds.
+
+        image: whether a convolution produces or reads it; then converting the memory layout is added.
+        """
         target = self.target
         known = self.costs.crossings if self.costs is not None else None
         quantize, dequantize, layout = known or (target.quantize_ps, target.dequantize_ps, target.layout_ps)
@@ -232,7 +237,7 @@ def _values(model: ir.Model) -> list[ir.Value]:
 
 
 def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str]) -> dict[str, str]:
-    """Every value that gets a grid, mapped to the value whose statistics decide it."""
+    """Every value that gets a grid, mapped to the value whose statistics determine it."""
     grids: dict[str, str] = {}
     for node in model.graph:
         if node.name not in integer:

@@ -1,11 +1,11 @@
-"""Weights and biases of integer layers chosen for what the layers read.
+"""Choose the weights and biases of integer layers for the smallest output error, given the layers' inputs.
 
-GPTQ rounds the weights under H = E[x x^T], centred where the layer has a bias, since the bias takes the mean:
+GPTQ rounds the weights using H = E[x x^T], centred if the layer has a bias, since the bias corrects the mean:
 
     b' = b + (W - W_q) E[x]          bias correction, Nagel et al. 2019, arXiv:1906.04721, section 4.2
 
-Every layer is made good for its own rounding only. What its inputs lost is the business of the layers before: all layers
-are done at once, and to count a shift of the mean in each of them again would multiply it; `refit` goes layer by layer.
+Each layer compensates only its own rounding, not errors in its inputs: all layers are processed at once, and if each of
+them corrected the same shift of the mean, it would be corrected several times. `refit` goes layer by layer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _by_chance(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
 
 
 def _best(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
-    """Of each output what GPTQ gives, or AdaRound where that errs less."""
+    """For each output channel the result of GPTQ, or of AdaRound if its error is smaller."""
     found, other = gptq(w, h, scale, limit), adaround(w, h, scale, limit)
     behind = error(w - found, h) > error(w - other, h)
     return np.where(behind[..., None], other, found)
@@ -64,7 +64,7 @@ def reconstructed(
     target: Target,
     rounding: str = "gptq",
 ) -> ir.Model:
-    """A clone of `model` (untied) whose integer layers have weights on their grids and biases that go with them.
+    """A clone of `model` (untied) whose integer layers have weights on their grids and corrected biases.
 
     rounding: a name in `ROUNDERS`.
     """
@@ -81,8 +81,8 @@ def reconstructed(
 
 @dataclass(frozen=True)
 class Aim:
-    """What a layer is rounded to: weights w [groups, out, in] under h [groups, in, in]; the means [groups, in] of its inputs before,
-    in the float model, and after.
+    """The target of rounding a layer. w: weights [groups, out, in]; h: second moments [groups, in, in]; before, after:
+    means [groups, in] of its inputs in the float model and in the quantized model.
     """
 
     w: Wide
@@ -99,8 +99,9 @@ def _own(m: LayerMoments, w: Wide, centred: bool) -> Aim:
 def rounded(
     node: ir.Node, aim_of: Callable[[Wide, bool], Aim], params: Mapping[str, QParams], target: Target, rounding: str
 ) -> None:
-    """Put the weight of one layer on its grid, and the bias that goes with it. aim_of: of its weights, and whether a bias
-    takes the mean.
+    """Round the weight of one layer to its grid and correct the bias.
+
+    aim_of: function of the weights, and of whether the layer has a bias (then moments are centred).
     """
     weight, bias = weight_of(node), bias_of(node)
     assert weight is not None
@@ -118,14 +119,16 @@ def rounded(
 
 
 def _by_output(scale: NDArray[np.floating], w: Wide) -> Wide:
-    """`scale` (one, or [channels]) as [groups, out]."""
+    """`scale` (a single one, or [channels]) as [groups, out]."""
     return np.broadcast_to(scale.astype(np.float64).reshape(-1), w.shape[0] * w.shape[1]).reshape(w.shape[:2])
 
 
 def clipped(
     model: ir.Model, params: Mapping[str, QParams], moments: Mapping[str, LayerMoments], target: Target
 ) -> dict[str, QParams]:
-    """`params` with weight scales that lose least of what the layers of `model` (untied) give, and biases to match."""
+    """`params` with the weight scales that minimize the output error of the layers of `model` (untied), and matching
+    bias grids.
+    """
     found = dict(params)
     for node in model.graph:
         weight, bias = (weight_of(node), bias_of(node)) if node.name in moments else (None, None)
@@ -145,13 +148,13 @@ def clipped(
 
 
 def covariance(m: LayerMoments, centred: bool) -> Wide:
-    """H of the columns, or of their distance from the mean: [groups, in, in]."""
+    """H of the columns, or if `centred` of their deviations from the mean: [groups, in, in]."""
     h, x = m.h / m.count, m.x / m.count
     return h - x[:, :, None] * x[:, None, :] if centred else h
 
 
 def _guarded(w: NDArray[np.float32], grid: QParams, op_type: str, axis: int) -> NDArray[np.float32]:
-    """On-grid weights with the pairs kept that a saturating target can add."""
+    """Weights on the grid, reduced where needed so that no pair saturates."""
     scale = grid.scale.reshape([-1 if i == axis else 1 for i in range(w.ndim)]) if grid.scale.size > 1 else grid.scale
     q = within_pairs(np.rint(w / scale).astype(np.int32), op_type, axis)
     return np.asarray(q * scale, np.float32)

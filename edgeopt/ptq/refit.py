@@ -1,13 +1,14 @@
-"""Weights fitted anew to what layers read once all before them are integers, one layer after the other.
+"""Refit the weights of one layer after another to inputs computed by the already quantized layers before it.
 
-A layer gave W x and now reads x' = x - d. What gives W x best from x' is a ridge regression around W,
+The float layer computes W x, and the quantized model gives it the input x' = x - d. The weights that best reproduce W x
+from x' are those of a ridge regression around W,
 
     W' = W + W E[d x'^T] (E[x' x'^T] + lambda m I)^-1         m: mean of the diagonal of E[x' x'^T]
 
-with lambda by cross-validation between two halves of the samples, W itself among the choices: few samples would be learned
-by heart. W' is then rounded under E[x' x'^T], and the bias takes the means, of which x' has lost some too. Reading with
-the float targets is the asymmetric calibration of GPTAQ (Li et al. 2025, arXiv:2504.02692), which has no ridge and solves
-column by column.
+with lambda chosen by cross-validation between two halves of the samples, where keeping W is one of the choices: few
+samples would overfit. W' is then rounded using E[x' x'^T], and the bias corrects the mean, including its shift between
+x and x'. Using the outputs of the float model as targets is the asymmetric calibration of GPTAQ (Li et al. 2025,
+arXiv:2504.02692), which has no ridge term and solves column by column.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ _TOGETHER = 8  # samples whose columns are multiplied at once
 
 @dataclass(frozen=True)
 class Joint:
-    """Moments of `count` columns x' of what a layer reads, and of what they lack of the float ones, d = x - x'; sums.
+    """Sums over `count` columns x' of a layer's quantized inputs and their errors d = x - x' (x: the float inputs).
 
-    h: x' x'^T, g: d x'^T, [groups, in, in]; x: x', d: d, [groups, in].
+    h: sum of x' x'^T, g: sum of d x'^T, both [groups, in, in]; x: sum of x', d: sum of d, both [groups, in].
     """
 
     count: int
@@ -55,7 +56,7 @@ class Joint:
 
     @staticmethod
     def of(reads: NDArray[np.float32], wanted: NDArray[np.float32]) -> Joint:
-        """Of columns [n, groups, in], and the float ones."""
+        """The sums for quantized columns `reads` and float columns `wanted`, both [n, groups, in]."""
         x = np.ascontiguousarray(reads.transpose(1, 0, 2))
         d = np.ascontiguousarray(wanted.transpose(1, 0, 2)) - x
         h, g = x.transpose(0, 2, 1) @ x, d.transpose(0, 2, 1) @ x
@@ -63,17 +64,17 @@ class Joint:
         return Joint(len(reads), *found)
 
     def merge(self, other: Joint) -> Joint:
-        """Of the columns of both."""
+        """The sums over the columns of both."""
         return Joint(self.count + other.count, self.h + other.h, self.g + other.g, self.x + other.x, self.d + other.d)
 
     def means(self, centred: bool) -> tuple[Wide, Wide]:
-        """(E[x' x'^T], E[d x'^T]), about the means if `centred`."""
+        """(E[x' x'^T], E[d x'^T]), with the means subtracted if `centred`."""
         h, g, x, d = self.h / self.count, self.g / self.count, self.x / self.count, self.d / self.count
         return (h - x[:, :, None] * x[:, None, :], g - d[:, :, None] * x[:, None, :]) if centred else (h, g)
 
 
 def fitted(w: Wide, halves: tuple[Joint, Joint], centred: bool) -> Wide:
-    """W' for `w` [groups, out, in]; w itself where neither half gains by what the other one teaches."""
+    """W' for `w` [groups, out, in]; `w` itself if fitting on one half of the samples does not help on the other."""
     means = [half.means(centred) for half in halves]
     gains = np.zeros(len(_RIDGES))
     for (h, g), other in (means, means[::-1]):
@@ -97,7 +98,7 @@ def _changes(w: Wide, h: Wide, g: Wide, ridges: Sequence[float]) -> Iterator[Wid
 
 
 def _gain(w: Wide, change: Wide, h: Wide, g: Wide) -> float:
-    """By how much `change` lowers E|W d - change x'|^2."""
+    """The decrease of E|W d - change x'|^2 compared with no change."""
     return float(2 * np.sum((w @ g) * change) - np.sum((change @ h) * change))
 
 
@@ -111,8 +112,8 @@ def refitted(
     rounding: str = "gptq",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ir.Model:
-    """A clone of `model` (untied) whose integer `layers` have weights on their grids, each fitted to what those before it
-    leave.
+    """A clone of `model` (untied) whose integer `layers` have weights on their grids, each fitted to its inputs in the
+    quantized model.
 
     rounding: a name in `reconstruct.ROUNDERS`.
     """
@@ -135,7 +136,7 @@ def _aim(halves: tuple[Joint, Joint], w: Wide, centred: bool) -> Aim:
 
 
 def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence[Sample]) -> tuple[Joint, Joint] | None:
-    """Moments of what `node` reads in `integer`, of every other sample each; None where fewer than two can be looked at."""
+    """Moments of the inputs of `node` in the model `integer` for two halves of the samples; None if a half is empty."""
     position, value = activations(node)[0]
     twin = next(n for n in integer.graph if n.name == node.name).inputs[position]
     assert twin is not None
@@ -166,7 +167,7 @@ def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence
 
 @dataclass(frozen=True)
 class _Reader:
-    """One value of a model; session None: an input."""
+    """Computes one value of a model; session None: the value is an input."""
 
     name: str
     session: Session | None

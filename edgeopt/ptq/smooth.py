@@ -1,11 +1,11 @@
-"""SmoothQuant: what is hard to quantize in activations moves into the weights that read them.
+"""SmoothQuant: move large activation ranges into the weights that read the activations.
 
 Xiao et al. 2022, arXiv:2211.10438, equation 4. For input channel j of the layers that read a value,
 
     s_j = max|X_j|^alpha / max|W_j|^(1 - alpha),    X' = X / s,   W' = W s
 
-with 1 / s folded into the constants of what makes the value: a normalization, a product or a convolution. alpha = 1 gives
-all channels of X the same range.
+with 1 / s folded into the constants of the node that produces the value: a normalization, a product or a convolution.
+alpha = 1 gives all channels of X the same range.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST = 1e4
 
 
 def factors(x: Wide, w: Wide, alpha: float) -> Wide:
-    """s [channels] of peaks |X_j| and |W_j| [channels], with a geometric mean of 1; 1 where either is 0."""
+    """Factors s [channels] for peaks |X_j| and |W_j| [channels], with geometric mean 1; 1 where either peak is 0."""
     live = (x > 0) & (w > 0)
     s = np.where(live, x, 1.0) ** alpha / np.where(live, w, 1.0) ** (1 - alpha)
     if live.any():
@@ -32,7 +32,7 @@ def factors(x: Wide, w: Wide, alpha: float) -> Wide:
 
 
 def _apart(found: Sequence[Boundary]) -> list[Boundary]:
-    """Those of `found` whose readers no earlier one has: where producers nest, the first divides for all."""
+    """The boundaries in `found` without those that share a reader with an earlier one (nested producers)."""
     taken: set[str | None] = set()
     kept = []
     for b in found:
@@ -43,9 +43,9 @@ def _apart(found: Sequence[Boundary]) -> list[Boundary]:
 
 
 def smoothed(model: ir.Model, samples: Sequence[Sample], alpha: float = 0.5) -> ir.Model:
-    """A clone of `model` with smoother inputs of its layers, or `model` itself if there is nothing to move.
+    """A clone of `model` with smoothed layer inputs, or `model` itself if there is nothing to smooth.
 
-    samples: of which the peaks of the activations are taken.
+    samples: give the peaks of the activations.
     """
     found = _apart(boundaries(model))
     if not found:

@@ -1,8 +1,9 @@
-"""Stochastic rounding: up with the probability of the fraction, so that the expected value is the weight itself.
+"""Stochastic rounding: round up with a probability equal to the fraction, so that the expected value is the weight.
 
-    q = floor(w / s) + [u < w / s - floor(w / s)],    u uniform on [0, 1)        (Gupta et al. 2015, arXiv:1502.02551, eq. 1)
+    q = floor(w / s) + [u < w / s - floor(w / s)],    u uniform on [0, 1)
 
-Its error is larger than that of the nearest integers; people ask for it to compare.
+(Gupta et al. 2015, arXiv:1502.02551, equation 1).
+Its error is larger than that of rounding to nearest; it is provided for comparison.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Wide = NDArray[np.float64]
 
 
 def stochastic(w: Wide, scale: Wide, limit: int, rng: np.random.Generator) -> Wide:
-    """`w` on its grid: values scale * q with |q| <= limit. w: [groups, out, in]; scale: [groups, out]."""
+    """Round `w` to its grid: values scale * q with |q| <= limit. w: [groups, out, in]; scale: [groups, out]."""
     unit = w / scale[:, :, None]
     low = np.floor(unit)
     q = low + (rng.random(w.shape) < unit - low)

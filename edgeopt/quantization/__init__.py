@@ -1,1 +1,1 @@
-"""From a float model and samples to a checked file: state, steps, recipes, the judge and the search."""
+"""Post-training quantization of a float model into a checked file: state, steps, recipes, acceptance and search."""

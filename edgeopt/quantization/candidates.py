@@ -1,4 +1,4 @@
-"""Candidates: a recipe with the state that it made, before any check."""
+"""Candidate models: a recipe and the state it produced, before any check."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOTHING = {
 
 @dataclass(frozen=True)
 class Draft:
-    """A model that a recipe made. mode: what reports call it; recipe: None of one that was not made by any."""
+    """A candidate model. mode: its name in reports; recipe: the recipe that produced it, None if there was none."""
 
     mode: str
     state: State
@@ -37,17 +37,17 @@ class Draft:
 
     @property
     def model(self) -> ir.Model:
-        """The model as it would be shipped."""
+        """The model as it would be written."""
         return self.state.model
 
     @property
     def static(self) -> bool:
-        """Whether some nodes compute in integers on grids."""
+        """Whether some nodes use static int8 quantization."""
         return self.state.plan is not None and bool(self.state.plan.integer)
 
 
 def draft(task: Task, recipe: Recipe, mode: str) -> Draft | None:
-    """What `recipe` makes of the task, None where no node gets another form."""
+    """Apply `recipe` to the task; None if no node changes its form."""
     with task.cache.timed("quantize"):
         state = recipe(task.start)
     plan = state.plan
@@ -92,7 +92,7 @@ def _in_integers(model: ir.Model) -> bool:
 
 
 def whole(task: Task, form: Form) -> Draft | None:
-    """The model in which every node that can has `form`."""
+    """The model with `form` applied to every node that supports it."""
     place = task.recipe.find(Place)
     exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
     names = {"int8 dynamic": "dynamic", "int8 stored": "weights"}
@@ -101,10 +101,10 @@ def whole(task: Task, form: Form) -> Draft | None:
 
 
 def of_mode(task: Task) -> Draft:
-    """The one candidate of a mode that is neither static nor auto.
+    """The only candidate of a mode other than static and auto.
 
     Raises:
-        UsageError: the mode has nothing to do in this model.
+        UsageError: the mode applies to no node of this model.
     """
     mode = task.options.mode
     found = draft(task, task.recipe, mode)
@@ -118,5 +118,5 @@ def of_mode(task: Task) -> Draft:
 
 
 def nothing_to_do(mode: str) -> str:
-    """That `mode` has nothing to do in a model, and what to do."""
+    """The error message for a `mode` that applies to no node of the model, with advice."""
     return f"--mode {mode}: {_NOTHING.get(mode, 'nothing to do')}; use --mode auto, or name nodes with --include"

@@ -1,5 +1,5 @@
-"""Nothing is written that was not checked: the ONNX checker, a load, a run on held-out samples, finite, compared with
-float, timed against it.
+"""Checks that every result must pass before it is kept: ONNX checker, loading and running in ONNX Runtime on held-out
+samples, finite outputs; then a comparison with the float model in accuracy and in latency.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Tried:
 
     @property
     def mode(self) -> str:
-        """How it was draft."""
+        """The mode of the candidate."""
         return self.draft.mode
 
     @property
@@ -55,25 +55,25 @@ class Tried:
 
     @property
     def agreement(self) -> float | None:
-        """The lowest top-1 agreement of the outputs that look like class scores."""
+        """The lowest top-1 agreement over the outputs that look like class scores."""
         return lowest_agreement(self.errors)
 
     @property
     def slower(self) -> bool:
-        """Whether it was measured and the 95 % interval says that float is faster, by more than nothing can be told from."""
+        """Whether its latency was measured and, by the 95 % interval and a margin, the float model is faster."""
         return self.latency is not None and self.latency.speedup_high < SLOWER
 
     def candidate(self, verdict: str) -> Candidate:
-        """Its line in the report."""
+        """Its entry in the report's list of candidates."""
         speedup = self.latency.speedup if self.latency else None
         return Candidate(self.mode, self.worst_sqnr_db, speedup, verdict, self.metric)
 
 
 def verify(task: Task, draft: Draft, path: Path) -> Tried:
-    """Write `draft` at `path` (in a stage), check and compare it.
+    """Write `draft` to `path` (in a staging folder), check it and compare it with the float model.
 
     Raises:
-        ValidityError: any check failed; says which.
+        ValidityError: a check failed; the message says which.
     """
     with task.cache.timed("check"):
         session, outputs, made_of = _checked(task, draft, path)
@@ -90,7 +90,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
 
 
 def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Outputs], Kernels]:
-    """(a session of the file at `path`, its outputs on the held-out samples, what ONNX Runtime made of it)."""
+    """(session for the file at `path`, its outputs on the held-out samples, the kernels ONNX Runtime chose)."""
     graph.write(draft.model, path)
     try:
         onnx.checker.check_model(str(path))
@@ -108,7 +108,10 @@ def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Output
 
 
 def _loaded(task: Task, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
-    """A session of the file at `path`, and what ONNX Runtime made of it (nothing known above 2 GB, which it cannot write)."""
+    """A session for the file at `path` and the kernels ONNX Runtime chose.
+
+    The kernels are unknown (empty) above 2 GB, since ONNX Runtime cannot write such an optimized model.
+    """
     if graph.above_protobuf(model):
         return open_session(path, options=_options(task)), Kernels({}, {}, {})
     with temporary_folder() as folder:
@@ -118,13 +121,13 @@ def _loaded(task: Task, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
 
 
 def measurable(task: Task) -> bool:
-    """Whether this machine is the target, so that its clock says something."""
+    """Whether this machine is the target, so that latencies measured here are meaningful."""
     return task.target.name in (target.host(), "cpu-portable")
 
 
 def _options(task: Task) -> dict[str, str]:
-    """Session options that give the target's arithmetic here: exact sums for a target that does not saturate on a
-    machine that does.
+    """Session options that reproduce the target's arithmetic on this machine: exact sums if this machine saturates and
+    the target does not.
     """
     saturating_here = target.load("host").saturates and not task.target.saturates
     return {**task.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}

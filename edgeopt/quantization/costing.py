@@ -1,4 +1,4 @@
-"""Measured costs of nodes: from the file that `--costs` names, and from the clock of this machine where it is the target."""
+"""Measured costs of nodes: from the file given by `--costs`, and timed on this machine if it is the target."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from edgeopt.runtime.probe import Probe
 
 
 def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -> Costs | None:
-    """What is known of the costs of nodes, or what the file holds, with what this machine can measure of those that are missing
-    there; None where there is nothing to go by.
+    """Costs of nodes: those known already or read from the file, and missing ones measured here where possible.
+
+    None if no costs are known and none can be measured.
 
     Raises:
-        DataError: the file is no file of costs. UsageError: it cannot be written, or is not there and cannot be made.
+        DataError: the file is not a file of costs. UsageError: it cannot be written, or it does not exist and cannot
+          be created here.
     """
     resources, model = state.resources, state.source
     known, path = resources.cache.costs, resources.costs_path
@@ -33,7 +35,8 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
     if not missing or not (resources.timed and (known is None or known.host == costs.here())):
         if known is None and path is not None:
             raise UsageError(
-                f"--costs {path}: no such file, and here nothing can be measured for {state.target.name}: make it on a machine that is one"
+                f"--costs {path}: no such file, and here nothing can be measured for {state.target.name}: "
+                "make it on a machine that is one"
             )
         if missing and known is not None:
             resources.listener.note(
@@ -53,7 +56,9 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
 
 
 def _measured(state: State, probes: Mapping[str, Probe], nodes: list[ir.Node], exclude: frozenset[str]) -> Costs:
-    """Of a form of the model with every node in integers; its grids are those of one sample, which decides no time."""
+    """Time a version of the model with every node in integers; its grids come from one sample, which is enough since
+    they do not affect the time.
+    """
     every, model, target = frozenset(str(n.name) for n in nodes), state.source, state.target
     plan = place(model, target, probes, exclude=exclude - every, include=every)
     grids = {v: choose(probes[s].lo, probes[s].hi, target.activation_type) for v, s in plan.grids.items()}

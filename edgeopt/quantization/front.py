@@ -1,4 +1,6 @@
-"""The front of a search: models that no other one beats in both accuracy and speed, as files, a table and a picture."""
+"""The Pareto front of a search: models that no other model beats in both accuracy and speed, as files, a table and a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,12 @@ from edgeopt.quantization.search import Attempt
 
 _EQUAL = 1.03
 _TABLE = "pareto.json"
-_FAR_DB = 100.0  # the picture goes no further
+_FAR_DB = 100.0  # limit of the picture's SQNR axis
 _ABOVE_DB = 3.0
 
 
 def front(points: Sequence[Attempt]) -> list[Attempt]:
-    """Those of `points` that none is better than, the fastest first; speeds within 3 % count as equal, for the clock tells
-    no more.
-    """
+    """The Pareto-optimal `points`, fastest first; speeds within 3 % count as equal, since timing is no more precise."""
     found: list[Attempt] = []
     for p in sorted(points, key=lambda p: (p.score, p.sqnr_db, p.speed), reverse=True):
         if not any(q.speed * _EQUAL >= p.speed for q in found):
@@ -35,9 +35,11 @@ def front(points: Sequence[Attempt]) -> list[Attempt]:
 
 
 def write_front(task: Task, points: Sequence[Attempt], folder: Path) -> list[Tried]:
-    """Each model of the front checked like any result, in `folder`: NN-name.onnx, pareto.json, pareto.svg.
+    """Write the models of the front to `folder` as NN-name.onnx, with pareto.json and pareto.svg; each is checked like
+    any result.
 
-    The figures are on the held-out samples and against float. A model that fails a check is told and left out.
+    The figures compare with the float model on the held-out samples. A model that fails a check is reported in a note
+    and left out.
     """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ def write_front(task: Task, points: Sequence[Attempt], folder: Path) -> list[Tri
 
 
 def _forget(folder: Path) -> None:
-    """Remove the models of an earlier front, by its table."""
+    """Remove the models of an earlier front, listed in its table."""
     try:
         rows = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
         names = [str(row["file"]) for row in rows]
@@ -91,14 +93,14 @@ def _row(what: str, t: Tried) -> dict[str, str | float | None]:
 
 
 def _levels(rows: Sequence[dict[str, str | float | None]]) -> list[float]:
-    """Where the picture puts rows, in dB; what is exact a little above all others."""
+    """Vertical position of each row in the picture, in dB; exact results are placed a little above all others."""
     given = [math.inf if r["sqnr_db"] is None else float(r["sqnr_db"]) for r in rows]
     known = [max(-_FAR_DB, min(_FAR_DB, x)) for x in given if x < math.inf]
     return [max(known, default=0.0) + _ABOVE_DB if x == math.inf else max(-_FAR_DB, min(_FAR_DB, x)) for x in given]
 
 
 def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
-    """SQNR against speed-up with 95 % intervals, an SVG; rows that were not timed stand at 1."""
+    """An SVG of SQNR against speed-up with 95 % intervals; rows that were not timed are placed at 1."""
     levels = _levels(rows)
     xs = [float(r[k] or 1.0) for r in rows for k in ("speedup_low", "speedup_high")] or [1.0]
     ys = levels or [0.0]
@@ -109,7 +111,8 @@ def picture(rows: Sequence[dict[str, str | float | None]]) -> str:
         exact = " exact" if r["sqnr_db"] in (None, math.inf) else ""
         body += [
             axes.whisker(low, high, db),
-            f'<circle class="bubble" cx="{axes.x(at):.1f}" cy="{axes.y(db):.1f}" r="5"><title>{escape(str(r["what"]))}</title></circle>',
+            f'<circle class="bubble" cx="{axes.x(at):.1f}" cy="{axes.y(db):.1f}" r="5">'
+            f"<title>{escape(str(r['what']))}</title></circle>",
             text(axes.x(at), axes.y(db) - 9, f"{str(r['file'])[:2]}{exact}", kind="name", anchor="middle"),
         ]
     return svg(WIDE, axes.bottom + 46, "SQNR against speed", body, alone=True) + "\n"

@@ -1,5 +1,6 @@
-"""What becomes of a first result: a search from it, training through its Q/DQ; each replaces it only if it is better on the
-held-out samples.
+"""Improve a first result by a search or by quantization-aware training.
+
+Either replaces the first result only if it is better on the held-out samples.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from edgeopt.quantization.steps import Refit, Round
 
 @dataclass(frozen=True)
 class Outcome:
-    """kept: the candidate in the stage; sizes: bytes of its files, as they are and deflated; reason: why it; ended: what cut
-    the work short; search: what is still to be put away.
+    """The candidate that is kept, and why.
+
+    kept: the candidate in the staging folder; reason: why it was kept; sizes: its files in bytes, uncompressed and
+    deflated; ended: messages about work that was cut short; search: a search whose front and journal are still to be
+    handled.
     """
 
     kept: Tried
@@ -38,7 +42,7 @@ class Outcome:
 
 
 def outcome(kept: Tried, reason: str, candidates: Sequence[Candidate]) -> Outcome:
-    """Of a candidate whose files are alone in their folder."""
+    """The outcome for a candidate whose folder contains only its own files."""
     return Outcome(kept, reason, tuple(candidates), _sizes(kept.path.parent))
 
 
@@ -48,7 +52,7 @@ def _sizes(folder: Path) -> tuple[int, int]:
 
 
 def searched(task: Task, before: Outcome, path: Path, output: Path | None) -> Outcome:
-    """What a search makes of the static result."""
+    """The outcome after a search that starts from the static result."""
     if not before.kept.draft.static:
         task.note(f"search: none, since it begins with a static result, and {before.kept.mode} was kept")
         return before
@@ -75,7 +79,7 @@ def searched(task: Task, before: Outcome, path: Path, output: Path | None) -> Ou
 
 
 def put_away(task: Task, found: Outcome) -> None:
-    """The front of what a search tried, for `options.pareto`; its journal is not needed any more, unless it is gone on with."""
+    """Write the Pareto front of the search for `options.pareto`, and delete its journal unless it was interrupted."""
     if found.search is None:
         return
     if task.options.pareto is not None:
@@ -85,7 +89,7 @@ def put_away(task: Task, found: Outcome) -> None:
 
 
 def _unsteady(task: Task) -> list[str]:
-    """What is wrong with the metric, if it does not say of the float model what it said at first."""
+    """A message if the metric no longer gives its first value for the float model."""
     assert task.metric is not None
     try:
         varies = task.metric.varies(task.float_session)
@@ -95,7 +99,9 @@ def _unsteady(task: Task) -> list[str]:
 
 
 def trained(task: Task, before: Outcome, path: Path) -> Outcome:
-    """What training makes of the static result, if it is nearer to float; the report compares it with every effort before."""
+    """The outcome after quantization-aware training of the static result, kept if it is closer to float; the report
+    also compares it with plain rounding to nearest.
+    """
     from edgeopt.quantization import qat
 
     kept = before.kept.draft
@@ -107,7 +113,7 @@ def trained(task: Task, before: Outcome, path: Path) -> Outcome:
 
 
 def _untimed(task: Task, recipe: Recipe, name: str) -> Candidate:
-    """A line of the report for a model that is not kept."""
+    """A line of the report for a model that serves only as a comparison; its latency is not measured."""
     mode = "static, weights to the nearest"
     try:
         made = draft(task, recipe, mode)
@@ -121,8 +127,9 @@ def _untimed(task: Task, recipe: Recipe, name: str) -> Candidate:
 
 
 def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *, faster: bool = False) -> Outcome:
-    """`made` in the place of what was kept, if on the held-out samples it is nearer to float, or, where it is faster, near
-    enough; and no slower than float because of it. Otherwise `path` stays empty.
+    """Replace the kept candidate by `made` if `made` is better on the held-out samples; otherwise `path` stays empty.
+
+    Better means closer to float, or close enough where `faster`; and it must not become slower than float.
     """
     kept = before.kept
     try:

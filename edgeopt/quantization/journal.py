@@ -1,7 +1,7 @@
-"""What a search has tried, a line each in a file beside the output, so that a search that was killed goes on where it was.
+"""The journal of a search: one line for each attempt, in a file beside the output, so that a killed search can resume.
 
-The first line names the job by a digest of the float model, the samples and the options; a journal of another job, or one
-that cannot be read, counts for nothing and is written anew.
+The first line identifies the job by a digest of the float model, the samples and the options. A journal of another job,
+or one that cannot be read, is ignored and written anew.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe, from_json
 from edgeopt.runtime.costs import Costs, document, parsed
 
-_LOOKED_AT = 4  # calibration samples whose content is in the digest; the others by name
+_LOOKED_AT = 4  # calibration samples whose content is in the digest; of the others only the names
 _SUFFIX = ".search.jsonl"
 _FORGET = (
     "budget_s",
@@ -31,12 +31,13 @@ _FORGET = (
     "force",
     "steps",
     "recipe",
-)  # these change no verdict; a function is known by what it says of the float model, steps by the recipe and their code
+)  # options that change no verdict; a metric is identified by its name and its value for the float model, steps by the
+# recipe and their code
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A `recipe` that was tried against the best at the time, `against`."""
+    """The verdict on a `recipe` that was compared with `against`, the best recipe at the time."""
 
     recipe: Recipe
     against: Recipe
@@ -45,30 +46,30 @@ class Verdict:
 
     @property
     def kept(self) -> bool:
-        """Whether it was better."""
+        """Whether `recipe` was better and was kept."""
         return self.verdict == "kept"
 
 
 @dataclass
 class Journal:
-    """The entries of one job, and the costs that it measured; path None: in memory only."""
+    """The entries of one job and the costs it measured; path None: kept in memory only."""
 
     path: Path | None = None
     entries: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     costs: Costs | None = None
 
     def find(self, recipe: Recipe, against: Recipe) -> Verdict | None:
-        """What came of `recipe` against `against`."""
+        """The verdict on `recipe` compared with `against`, None if it was not tried."""
         return self.entries.get((recipe.digest, against.digest))
 
     def add(self, entry: Verdict) -> None:
-        """Note `entry`, in the file too."""
+        """Add `entry`, also to the file."""
         self.entries[entry.recipe.digest, entry.against.digest] = entry
         recipes = {"recipe": entry.recipe.to_json(), "against": entry.against.to_json()}
         self._write({**recipes, "what": entry.what, "verdict": entry.verdict})
 
     def keep(self, costs: Costs | None) -> None:
-        """Note `costs`, so that a search that goes on places nodes as it did."""
+        """Store `costs`, so that a resumed search places nodes in the same way."""
         if costs is not None and costs is not self.costs:
             self.costs = costs
             self._write({"costs": document(costs)})
@@ -85,12 +86,12 @@ class Journal:
 
 
 def journal_of(output: Path) -> Path:
-    """Where the journal of a search for `output` lies."""
+    """The path of the journal of a search for `output`."""
     return output.with_name(output.name + _SUFFIX)
 
 
 def is_of(task: Task, output: Path) -> bool:
-    """Whether the journal beside `output` is of `job`."""
+    """Whether the journal beside `output` belongs to `task`."""
     try:
         with journal_of(output).open(encoding="utf-8", errors="replace") as file:
             return bool(_read(file.readline()).get("job") == _digest(task))
@@ -99,8 +100,9 @@ def is_of(task: Task, output: Path) -> bool:
 
 
 def journal(task: Task, output: Path | None) -> Journal:
-    """The journal of a search whose result goes to `output`: what is there already, if it is of the
-    same task. A name with no room for the suffix, or a disk without any: in memory only.
+    """The journal of a search whose result goes to `output`, with the existing entries if they belong to the same task.
+
+    It is kept in memory only if the file cannot be written (file name too long, disk full).
     """
     if output is None:
         return Journal()
@@ -124,7 +126,7 @@ def _opened(path: Path, key: str) -> Journal:
             if entry is not None:
                 found.entries[entry.recipe.digest, entry.against.digest] = entry
             found.costs = _costs(content) or found.costs
-        if not text.endswith("\n"):  # it was cut off
+        if not text.endswith("\n"):  # the last line was cut off
             path.write_text(text + "\n", encoding="utf-8")
     else:
         path.write_text(json.dumps({"job": key}) + "\n", encoding="utf-8")
@@ -156,7 +158,7 @@ def _digest(task: Task) -> str:
 
 
 def _read(line: str) -> Mapping[str, Any]:
-    """The object in `line`; nothing for a line that was cut off."""
+    """The JSON object in `line`; empty if the line was cut off."""
     try:
         found = json.loads(line)
     except ValueError:

@@ -1,4 +1,4 @@
-"""When a result is good enough: near enough to float, by the user's bars or, without any, by ours, and no slower."""
+"""Acceptance of results: close enough to float by the user's thresholds, else by default ones, and not slower."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from edgeopt.quantization.check import SLOWER, Tried
 from edgeopt.quantization.prepare import Task
 
-GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # below either a result is to be improved
-_LOSS_DB = 0.5  # what something faster may lose where no bar was given
-_SMALLER, _FASTER = 1.25, 1.1  # what either has to win to be worth having
-SURE_SQNR_DB = 15.0  # from here on agreement is not asked: an embedding's largest element is no class
+GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # a result below either of them needs improvement
+_LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
+_SMALLER, _FASTER = 1.25, 1.1  # a result that gains less than both is not worth having
+SURE_SQNR_DB = 15.0  # from here on agreement is not checked: the largest element of an embedding is not a class
 
 
-_SAME = 1e-6  # metrics that differ by less, relatively, are equal
+_SAME = 1e-6  # metrics with a smaller relative difference are equal
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How near to float something is. score: of the user's metric, 0 without one; agreement: of class scores, None without."""
+    """How close a model is to float. score: the user's metric, 0 without one; sqnr_db: the lowest SQNR of its outputs;
+    agreement: top-1 agreement of class scores, None if there are none.
+    """
 
     score: float
     sqnr_db: float
@@ -28,12 +30,12 @@ class Figures:
 
     @staticmethod
     def of(t: Tried) -> Figures:
-        """Those of a result on the held-out samples."""
+        """The figures of a result on the held-out samples."""
         return Figures(t.metric or 0.0, t.worst_sqnr_db, t.agreement)
 
 
 def meets(task: Task, f: Figures) -> bool | None:
-    """Whether figures meet the bars that the user gave; None where none was given."""
+    """Whether the figures meet the user's thresholds; None if the user gave none."""
     options = task.options
     found: list[bool] = []
     if task.metric is not None and options.max_drop is not None:
@@ -46,28 +48,29 @@ def meets(task: Task, f: Figures) -> bool | None:
 
 
 def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
-    """Whether `f` is nearer to float: by the user's bars, then by the metric, then by SQNR, of which it must win `gain_db`, then by
-    agreement.
+    """Whether `f` is closer to float than `than`: by the user's thresholds, then by the metric, then by SQNR (which
+    must be higher by `gain_db`), then by agreement.
     """
     ours, theirs = (meets(task, x) is not False for x in (f, than))
     if ours != theirs:
         return ours
     if not math.isclose(f.score, than.score, rel_tol=_SAME, abs_tol=_SAME):
         return f.score > than.score
-    if f.sqnr_db == than.sqnr_db:  # infinite ones too
+    if f.sqnr_db == than.sqnr_db:  # also if both are infinite
         return gain_db == 0 and (f.agreement or 0.0) > (than.agreement or 0.0)
     return f.sqnr_db >= than.sqnr_db + gain_db
 
 
 def near_enough(task: Task, f: Figures, to: Figures) -> bool:
-    """Whether something faster is near enough: by the user's bars, else not much further than what it replaces."""
+    """Whether a faster model is close enough to float: by the user's thresholds, else nearly as close as `to`."""
     asked = meets(task, f)
     return asked if asked is not None else f.score >= to.score and f.sqnr_db >= to.sqnr_db - _LOSS_DB
 
 
 def close(task: Task, t: Tried) -> bool:
-    """Near enough to float: by the user's bars, else by SQNR, and below `SURE_SQNR_DB` by agreement too where the output looks
-    like class scores.
+    """Whether a result is close enough to float: by the user's thresholds, else by SQNR.
+
+    Below `SURE_SQNR_DB` the top-1 agreement is checked as well, if an output looks like class scores.
     """
     asked = meets(task, Figures.of(t))
     if asked is not None:
@@ -86,12 +89,12 @@ def gains(t: Tried) -> bool:
 
 
 def good(task: Task, t: Tried) -> bool:
-    """Close, not slower than float, and worth having."""
+    """Whether a result is close enough to float, not slower, and worth having."""
     return close(task, t) and not t.slower and gains(t)
 
 
 def nearest(task: Task, tried: Sequence[Tried]) -> Tried:
-    """The nearest of some results, the first of equals."""
+    """The result closest to float; the first one of equals."""
     best = tried[0]
     for t in tried[1:]:
         if nearer(task, Figures.of(t), Figures.of(best)):
@@ -100,7 +103,7 @@ def nearest(task: Task, tried: Sequence[Tried]) -> Tried:
 
 
 def why_not(task: Task, t: Tried) -> str:
-    """What `t` lacks."""
+    """Why `t` was not chosen, in words."""
     if close(task, t):
         if t.slower:
             return "slower than float"
@@ -126,13 +129,13 @@ def _bar(task: Task) -> str:
 
 
 def line(task: Task, t: Tried) -> str:
-    """`t` in a line."""
+    """A one-line description of `t`."""
     speed = f", {t.latency.speedup:.2f}x float speed" if t.latency else ""
     return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if good(task, t) else ' - ' + why_not(task, t)}"
 
 
 def missed(task: Task, t: Tried) -> list[str]:
-    """The demands that `t` does not meet, in words; a search must not end slower than float."""
+    """The user's requirements that `t` does not meet, in words; a search must also not end slower than float."""
     options = task.options
     speedup = t.latency.speedup if t.latency else None
     demands = (

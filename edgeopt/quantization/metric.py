@@ -1,5 +1,7 @@
-"""What a result is judged by besides SQNR: a user's own figure of merit, a function that runs the model as it likes and
-returns a number, or how alike outputs are to the float model's, which needs no labels. Higher is better.
+"""Accuracy metrics besides SQNR; higher is better.
+
+Either a user's function that runs the model on data of its own and returns a number, or a similarity of the outputs to
+those of the float model, which needs no labels. For instance:
 
 def top1(run):                      # run(feed) -> outputs, a list of arrays
     return float(np.mean([run({"image": x})[0].argmax() == y for x, y in samples]))
@@ -28,7 +30,7 @@ _TINY = 1e-12
 
 
 def agreement(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
-    """The lowest share of equal top-1 of the outputs that look like class scores."""
+    """The lowest top-1 agreement over the outputs that look like class scores."""
     found = lowest_agreement(compare(_names(reference), reference, outputs))
     if found is None:
         raise DataError("--eval agreement: no output looks like class scores; try cosine, or a function of your own")
@@ -36,12 +38,12 @@ def agreement(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float
 
 
 def cosine(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
-    """The lowest cosine of an output and the float model's."""
+    """The lowest cosine similarity of an output to that of the float model."""
     return min((e.cosine for e in compare(_names(reference), reference, outputs)), default=1.0)
 
 
 def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
-    """Minus the mean of KL(float || result) in nats, over the outputs that look like class scores."""
+    """The negative mean of KL(float || result) in nats over the outputs that look like class scores."""
     columns = range(len(reference[0]))
     scores = [i for i in columns if class_scores([r[i] for r in reference])]
     if not scores:
@@ -51,7 +53,7 @@ def kl(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> float:
 
 
 def _divergence(r: NDArray[Any], y: NDArray[Any]) -> float:
-    """Mean KL over the last axis of probabilities, or of scores by way of their softmax, as `r` looks."""
+    """Mean KL divergence over the last axis; softmax is applied first if `r` does not look like probabilities."""
     p, q = (np.maximum(x.astype(np.float64), np.finfo(np.float32).min) for x in (r, y))  # masked classes are -inf
     if not are_probabilities(p):
         p, q = as_probabilities(p), as_probabilities(q)
@@ -68,8 +70,8 @@ LIKENESSES: Mapping[str, Likeness] = {"agreement": agreement, "cosine": cosine, 
 
 @dataclass(frozen=True)
 class Metric:
-    """function: the user's, or None; likeness: of outputs, or None; name: what reports call it; on_float: its value for the
-    float model.
+    """A metric. function: the user's function, or None; likeness: a similarity of outputs, or None; name: its name in
+    reports; on_float: its value for the float model.
     """
 
     function: Function | None
@@ -78,10 +80,10 @@ class Metric:
     on_float: float
 
     def __call__(self, session: Session, reference: Sequence[Outputs] = (), outputs: Sequence[Outputs] = ()) -> float:
-        """Its value for a session, whose outputs on some samples are `outputs` where the float model gives `reference`.
+        """The value for a session; on some samples its outputs are `outputs` and those of the float model `reference`.
 
         Raises:
-            DataError: it raises, or gives no finite number.
+            DataError: the function raises, or does not return a finite number.
         """
         if self.likeness is not None:
             return self.likeness(reference, outputs)
@@ -89,7 +91,7 @@ class Metric:
         return _value(self.function, self.name, session)
 
     def varies(self, session: Session) -> str | None:
-        """What it says of the float model's `session` now, if that is not what it said at first."""
+        """A message if the value for the float model's `session` differs from the first one, else None."""
         if self.function is None:
             return None
         again = _value(self.function, self.name, session)
@@ -99,11 +101,12 @@ class Metric:
 
 
 def metric(source: str | Function, session: Session, reference: Sequence[Outputs]) -> Metric:
-    """The likeness called `source`, the function `source`, or the one that `package.module:function` names, and its value for
+    """The metric for `source`: the name of a similarity, a function, or `package.module:function`; it is evaluated on
     the float model.
 
     Raises:
-        UsageError: there is no such function. DataError: it raises, gives no finite number, or varies between two calls.
+        UsageError: there is no such function. DataError: it raises, does not return a finite number, or two calls give
+          different values.
     """
     if isinstance(source, str) and source in LIKENESSES:
         return Metric(None, LIKENESSES[source], source, LIKENESSES[source](reference, reference))

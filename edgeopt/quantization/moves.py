@@ -1,6 +1,6 @@
-"""The ways from one recipe to others, in one table, in the order in which they are tried: `State, Recipe -> (words, Recipe) ...`.
+"""The moves of a search, in the order in which they are tried: `State, Recipe -> (description, Recipe) ...`.
 
-A move sees the best state so far, with its quantized model, and the recipe that made it.
+A move gets the best state so far, with its quantized model, and the recipe that produced it; it yields changed recipes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLAME_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Move:
-    """A row: faster: whether it is taken for speed, and has to be near enough only."""
+    """One row of the table of moves. faster: whether it aims at speed; then the result must only be close enough."""
 
     name: str
     moves: Callable[[State, Recipe], Moves]
@@ -36,7 +36,7 @@ class Move:
 
 
 def _changed(words: str, *steps: Step, instead_of: tuple[type[Step], ...] = ()) -> Callable[[State, Recipe], Moves]:
-    """The recipe with some of its steps otherwise."""
+    """A move that sets fields of some steps and removes the steps of the kinds in `instead_of`."""
 
     def moves(state: State, recipe: Recipe) -> Moves:
         found = recipe.without(*instead_of)
@@ -51,7 +51,7 @@ def _changed(words: str, *steps: Step, instead_of: tuple[type[Step], ...] = ()) 
 
 
 def placements(state: State, recipe: Recipe) -> Moves:
-    """The recipe placed by measured times, where that places some nodes otherwise than the target's table."""
+    """The recipe with nodes placed by measured times, if that gives another placement than the target's cost table."""
     place = recipe.find(Place)
     if place is None or place.measured or state.plan is None or not state.resources.timed:
         return
@@ -64,7 +64,7 @@ def placements(state: State, recipe: Recipe) -> Moves:
 
 
 def ranges(state: State, recipe: Recipe) -> Moves:
-    """The recipe in which what its worst nodes read and give has ranges by another rule."""
+    """Recipes with another range rule for the inputs and outputs of the nodes that lose most accuracy."""
     grids = recipe.find(Grids)
     if grids is None or state.plan is None:
         return
@@ -80,7 +80,7 @@ def ranges(state: State, recipe: Recipe) -> Moves:
 
 
 def mixtures(state: State, recipe: Recipe) -> Moves:
-    """The recipe with some or all of its matrix products dynamic: the worst ones, then all."""
+    """Recipes with dynamic quantization of matrix products: first those that lose most accuracy, then all."""
     place = recipe.find(Place)
     if place is None or state.plan is None:
         return
@@ -97,7 +97,7 @@ def mixtures(state: State, recipe: Recipe) -> Moves:
 
 
 def islands(state: State, recipe: Recipe) -> Moves:
-    """The recipe with more and more of its worst nodes in float."""
+    """Recipes that keep more and more of the nodes that lose most accuracy in float."""
     place = recipe.find(Place)
     if place is None:
         return
@@ -106,7 +106,7 @@ def islands(state: State, recipe: Recipe) -> Moves:
 
 
 def _worst(state: State, shares: tuple[float, ...]) -> Iterator[tuple[str, frozenset[str]]]:
-    """More and more of the integer nodes that lose most, each with how many."""
+    """Growing sets of the integer nodes that lose most accuracy, each with a description of its size."""
     if state.plan is None or not state.plan.integer or not state.written:
         return
     seen, _ = readable(state.samples[:_BLAME_SAMPLES], total=len(state.samples))

@@ -1,5 +1,5 @@
-"""From a model and data to a `Task`: the simplified model, samples to calibrate with, held-out samples and the float
-model's answers on them.
+"""Prepare a `Task` from a model and data: the simplified model, calibration samples, held-out samples and the float
+model's outputs on the held-out samples.
 """
 
 from __future__ import annotations
@@ -40,66 +40,66 @@ _QUANTIZED = frozenset(
 
 @dataclass
 class Notes:
-    """Lines that were told to a listener, kept for the report."""
+    """Notes sent to a listener and kept for the report."""
 
     listener: Listener
     lines: list[str] = field(default_factory=list)
 
     def note(self, line: str) -> None:
-        """Tell the listener and keep the line."""
+        """Send the line to the listener and keep it."""
         self.lines.append(line)
         self.listener.note(line)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be quantized, and what results are judged by."""
+    """A quantization job: the model, its samples and the data used to judge results."""
 
     options: Quantize
     source: ir.Model
-    """Canonical, as the user gave it."""
+    """The user's model in canonical form, not simplified."""
     start: State
-    """The simplified model and the samples to calibrate with."""
+    """The simplified model and the calibration samples."""
     recipe: Recipe
-    """What the options ask for."""
+    """The recipe that the options ask for."""
     rest: tuple[Sample, ...]
-    """Samples that neither calibrate nor are held out."""
+    """Samples used neither for calibration nor as held-out samples."""
     held: tuple[tuple[str, Feed], ...]
-    """Held-out samples."""
+    """Held-out samples: (name, feed)."""
     reference: tuple[Outputs, ...]
-    """The float model's answers to them."""
+    """The float model's outputs on the held-out samples."""
     float_session: Session
     preprocess: str
-    """How images became inputs, in words."""
+    """How images were turned into inputs, in words."""
     notes: Notes
     metric: Metric | None = None
 
     @property
     def target(self) -> Target:
-        """The hardware that the result is for."""
+        """The hardware on which the result will run."""
         return self.start.target
 
     @property
     def cache(self) -> Cache:
-        """What attempts share."""
+        """Costly results shared between attempts."""
         return self.start.resources.cache
 
     @property
     def listener(self) -> Listener:
-        """Who is told; notes are kept for the report too."""
+        """Receives notes and progress; notes are also kept for the report."""
         return self.start.resources.listener
 
     def note(self, line: str) -> None:
-        """Tell the user and put it in the report."""
+        """Send a line to the user and add it to the report."""
         self.notes.note(line)
 
 
 def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
-    """Everything up to the first candidate.
+    """Do all work that precedes the first candidate.
 
     Raises:
-        ModelError: quantized already, NaN weights, or refused by ONNX Runtime. DataError, UsageError: see
-          `edgeopt.data`.
+        ModelError: the model is quantized already, has NaN weights, or is rejected by ONNX Runtime. DataError,
+          UsageError: see `edgeopt.data`.
     """
     cache, notes = Cache(), Notes(options.listener)
     with cache.timed("prepare"):
@@ -111,7 +111,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: Cache, not
     _check(model)
     target = targets.load(options.target)
     simplified = simplify(model)
-    # names are looked for in the file as given too: what was folded away is no error
+    # names are also looked up in the original model, so that naming a node that was folded away is not an error
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     keep = select([model, simplified], options.keep)
     recipe = _recipe(options, [model, simplified], exclude | (keep if options.mode == "fp16" else frozenset()), include)
@@ -176,19 +176,21 @@ def _check(model: ir.Model) -> None:
         stored = node.op_type == "Cast" and constant(first) and first is not None and first.dtype == ir.DataType.INT8
         if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or stored:
             raise ModelError(
-                f"node {node.name!r} is a {node.op_type}{' of int8 weights' if stored else ''}: the model is quantized already; give the float model"
+                f"node {node.name!r} is a {node.op_type}{' of int8 weights' if stored else ''}: "
+                "the model is quantized already; give the float model"
             )
     for g in model.graphs():
         for value in g.initializers.values():
             tensor = value.const_value
             if tensor is not None and tensor.dtype.is_floating_point() and np.isnan(tensor.numpy()).any():
                 raise ModelError(
-                    f"weight {value.name!r} holds NaN; the model is broken before quantization: train or export it again"
+                    f"weight {value.name!r} holds NaN; the model is broken before quantization: "
+                    "train or export it again"
                 )
 
 
 def _ranked(model: ir.Model, outputs: Outputs) -> ir.Model:
-    """A clone whose outputs declare a shape, as a valid file must: at least the rank that they have on a sample."""
+    """A clone in which every output declares a shape, as a valid file must: at least the rank it has on a sample."""
     copy = model.clone()
     for value, y in zip(copy.graph.outputs, outputs, strict=True):
         if value.shape is None:
@@ -209,7 +211,7 @@ def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> No
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:
     feed = dict(read())
     if _LABEL not in {str(v.name) for v in model.graph.inputs}:
-        feed.pop(_LABEL, None)  # of samples that `distill` reads too
+        feed.pop(_LABEL, None)  # labels that only `distill` uses
     check_feed(feed, model, name)
     if name not in looks:
         looks[name] = look(feed)

@@ -1,4 +1,4 @@
-"""Training after quantization: the static result of a task, trained on through its Q/DQ against its own float model."""
+"""Quantization-aware training: fine-tune a static result through its Q/DQ nodes with the float model as teacher."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MODE = "QAT"
 
 
 def trained(task: Task, draft: Draft) -> Draft:
-    """`draft` with weights, biases and steps trained on the samples that are not held out.
+    """`draft` with weights, biases and quantization step sizes trained on the samples that are not held out.
 
     Raises:
-        ModelError: `draft` is no static result.
+        ModelError: `draft` is not a static result.
     """
     if not draft.static:
         raise ModelError(f"--qat trains a static result, and this is {draft.mode}: try --mode static")

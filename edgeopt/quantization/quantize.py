@@ -1,7 +1,7 @@
-"""The main job: `quantize(model, data) -> Result`, from a float model and samples to a checked file.
+"""The main entry point `quantize(model, data) -> Result`: from a float model and samples to a checked file.
 
-load -> canonical -> ONNX Runtime's basic optimizations -> candidates of the mode -> each written to a stage, checked,
-compared, timed -> the best is kept
+load -> canonical form -> ONNX Runtime's basic optimizations -> candidates of the mode -> each is written to a staging
+folder, checked, compared with float and timed -> the best one is kept
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _quantized(model: Source, data: Data, options: Quantize, start: float) -> Re
     task = prepare(graph.load(model), data, options)
     resumed = path is not None and journal and is_of(task, path)
     if path is not None:
-        check_place(path, options.force or resumed)  # what a search left that was cut short is gone on with
+        check_place(path, options.force or resumed)  # the file of an interrupted search may be replaced
     input_bytes = _input_bytes(model, task.source)
     with temporary_folder() as folder:
         done = _done(task, path or folder / "model.onnx", path, resumed)
@@ -77,8 +77,10 @@ def _quantized(model: Source, data: Data, options: Quantize, start: float) -> Re
 
 
 def _done(task: Task, place: Path, output: Path | None, resumed: bool) -> Outcome:
-    """The result of all that the options ask for, in its place. The first one is there before a search begins, whatever happens then;
-    what a search has left that is gone on with stays there until the end.
+    """Do all that the options ask for and write the result to `place`.
+
+    The first result is written before a search begins, so that it is there whatever happens later. When a search is
+    resumed, the file from the interrupted search stays in place until the end.
     """
     with ExitStack() as until_now, ExitStack() as until_the_end:
         first = (until_the_end if resumed else until_now).enter_context(staged(place))
@@ -110,9 +112,7 @@ def _input_bytes(model: object, source: ir.Model) -> int:
 
 @dataclass
 class Trials:
-    """Candidates that were checked, each in a folder of its own beside `path`, since a data file beside a model is found by its
-    name.
-    """
+    """Checked candidates, each in its own folder beside `path`, since a model refers to its data file by name."""
 
     task: Task
     path: Path
@@ -121,7 +121,7 @@ class Trials:
     folders: list[Path] = field(default_factory=list)
 
     def add(self, made: Draft) -> Tried | None:
-        """`made` after the checks; None where it failed one, which is told."""
+        """Check `made` and add it; None if a check failed, which is reported in a note."""
         self.folders.append(Path(tempfile.mkdtemp(prefix=".", dir=self.path.parent)))
         try:
             found = verify(self.task, made, self.folders[-1] / self.path.name)
@@ -136,11 +136,11 @@ class Trials:
 
     @property
     def good(self) -> bool:
-        """Whether one is near enough and no slower than float."""
+        """Whether a candidate is close enough to float and not slower."""
         return any(good(self.task, t) for t in self.tried)
 
     def keep(self, kept: Tried) -> Tried:
-        """`kept` at the path, the others gone."""
+        """Move the files of `kept` to the path and delete the other candidates."""
         if kept.path != self.path:
             for file in kept.path.parent.iterdir():
                 file.replace(self.path.parent / file.name)
@@ -150,7 +150,7 @@ class Trials:
 
 
 def _best(task: Task, path: Path) -> Outcome:
-    """The candidate of the options' mode that is good, or the best there is; at `path`, with all that were tried."""
+    """The best candidate of the options' mode, written to `path`, with the list of all candidates that were tried."""
     options = task.options
     if options.recipe is not None or options.mode not in ("auto", "static"):
         tried = verify(task, _asked_for(task), path)
@@ -175,7 +175,7 @@ def _asked_for(task: Task) -> Draft:
 
 
 def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
-    """(the fastest of what is good, else the nearest of mode static, else float; why)."""
+    """(the fastest good candidate, else in mode static the one closest to float, else the float model; the reason)."""
     tried = trials.tried
     found = [t for t in tried if good(task, t)]
     if found:
@@ -196,7 +196,7 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
 
 
 def _try_static(task: Task, trials: Trials) -> None:
-    """The static model, and repaired ones while it is too far from float."""
+    """Try the static model, and repaired versions while it is too far from float."""
     first = draft(task, settled(task), "static")
     if first is None or not first.static:
         raise UsageError(nothing_to_do("static"))
@@ -206,7 +206,7 @@ def _try_static(task: Task, trials: Trials) -> None:
 
 
 def _try_auto(task: Task, trials: Trials) -> None:
-    """Candidates in turn until one is good: static, dynamic, static repaired, weights."""
+    """Try candidates until one is good: static, dynamic, repaired static, weight-only."""
     made = draft(task, settled(task), "static")
     static = trials.add(made) if made is not None and made.static else None
     if trials.good:
@@ -223,7 +223,7 @@ def _try_auto(task: Task, trials: Trials) -> None:
 
 
 def _repair(task: Task, trials: Trials, first: Tried) -> None:
-    """Better and better forms of a static result that missed its bar, until one is good."""
+    """Try better and better versions of a static result that missed its threshold, until one is good."""
     task.note(f"{line(task, first)}: looking for what helps")
     try:
         search = start_search(task, first.draft)

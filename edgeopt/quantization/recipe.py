@@ -1,4 +1,7 @@
-"""A recipe: the steps that make a quantized model, a frozen value that a search moves in, a journal is keyed by and a user writes down."""
+"""A recipe: the sequence of steps that produce a quantized model.
+
+It is immutable: a search changes it step by step, a journal uses it as a key, and a user can write it in a file.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ S = TypeVar("S", bound=Step)
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps in the order in which they are taken; `recipe(state)` takes them."""
+    """Steps in the order in which they run; `recipe(state)` runs them."""
 
     steps: tuple[Step, ...] = ()
 
@@ -45,7 +48,7 @@ class Recipe:
         """The state after the last step.
 
         Raises:
-            UsageError: a step comes before another that it needs. EdgeoptError: as a step raises.
+            UsageError: a step comes before another step that it needs. EdgeoptError: raised by a step.
         """
         for step in self.steps:
             for field in step.needs:
@@ -57,11 +60,11 @@ class Recipe:
         return state
 
     def find(self, kind: type[S]) -> S | None:
-        """The step of that kind, None where there is none."""
+        """The first step of that kind, None if there is none."""
         return next((s for s in self.steps if isinstance(s, kind)), None)
 
     def having(self, step: Step) -> Recipe:
-        """With `step` in the place of the one of its kind, or where its kind belongs."""
+        """A recipe with `step` in place of the step of its kind, or inserted where its kind belongs."""
         at = next((i for i, s in enumerate(self.steps) if type(s) is type(step)), None)
         if at is not None:
             return Recipe((*self.steps[:at], step, *self.steps[at + 1 :]))
@@ -70,11 +73,11 @@ class Recipe:
         return Recipe((*self.steps[:at], step, *self.steps[at:]))
 
     def without(self, *kinds: type[Step]) -> Recipe:
-        """Without the steps of these kinds."""
+        """A recipe without the steps of these kinds."""
         return Recipe(tuple(s for s in self.steps if not isinstance(s, kinds)))
 
     def with_own(self, steps: Iterable[Own]) -> Recipe:
-        """With each of the user's steps behind the one that it names."""
+        """A recipe with each of the user's own steps inserted after the step that it names."""
         found = list(self.steps)
         for own in steps:
             at = [i for i, s in enumerate(found) if s.step == own.after]
@@ -93,17 +96,17 @@ class Recipe:
         return tuple(s for s in self.steps if isinstance(s, Own))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Plain values, a mapping a step; without what is the default."""
+        """Plain values, one mapping for each step; defaults are left out."""
         return [{"step": s.step} | _plain(s.model_dump(exclude_defaults=True, exclude={"step"})) for s in self.steps]
 
     @property
     def digest(self) -> str:
-        """A text that is the same for the same recipe."""
+        """A string that is equal for equal recipes."""
         return json.dumps(self.to_json(), sort_keys=True)
 
     @staticmethod
     def of(options: Quantize, exclude: frozenset[str] = frozenset(), include: frozenset[str] = frozenset()) -> Recipe:
-        """What `options` ask for; exclude, include: the nodes that they name."""
+        """The recipe that `options` ask for; exclude, include: names of nodes selected by the options."""
         if options.mode in _WHOLE:
             form: Form = "int4 stored" if options.mode == "weights" and options.bits == 4 else _WHOLE[options.mode]
             found = Recipe((Place(form=form, exclude=exclude, include=include), Write(io_types=options.io_types)))
@@ -128,10 +131,10 @@ def _static(options: Quantize, exclude: frozenset[str], include: frozenset[str])
 
 
 def own_step(given: object) -> Own:
-    """The step of `package.module:function@step`, or of a function.
+    """The step for `package.module:function@step`, or for a function.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: `given` is neither of them.
     """
     if isinstance(given, Own):
         return given
@@ -144,10 +147,10 @@ def own_step(given: object) -> Own:
 
 
 def from_json(found: Any) -> Recipe:
-    """The recipe in plain values, as `Recipe.to_json` gives them.
+    """The recipe for plain values as `Recipe.to_json` returns them.
 
     Raises:
-        UsageError: an unknown step, or a field that it has not.
+        UsageError: an unknown step, or an unknown field of a step.
     """
     if not isinstance(found, list | tuple) or not all(isinstance(s, Mapping) for s in found):
         raise UsageError("a recipe is a list of steps, each a table with its name in `step`")
@@ -158,7 +161,7 @@ def load(path: Path) -> Recipe:
     """The recipe in a TOML file of [[steps]].
 
     Raises:
-        UsageError: not TOML, or no recipe.
+        UsageError: the file is not TOML, or not a recipe.
     """
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -192,7 +195,7 @@ def _without_grids(state: State) -> bool:
 
 
 def _plain(x: Any) -> Any:
-    """`x` as JSON has it: sets in order, functions by name."""
+    """`x` converted for JSON: sets become sorted lists, functions become names."""
     if isinstance(x, dict):
         return {k: _plain(v) for k, v in x.items()}
     if isinstance(x, tuple | list):

@@ -1,4 +1,4 @@
-"""What `quantize` reports: frozen values that become JSON as they are (`edgeopt.quantization.report/1`)."""
+"""The report of `quantize`: frozen dataclasses that are written as JSON (schema `edgeopt.quantization.report/1`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ SCHEMA = "edgeopt.quantization.report/1"
 
 @dataclass(frozen=True)
 class ActivationReport:
-    """A quantized activation over the calibration samples: what was seen (mean, std of a subsample) and the grid it got."""
+    """A quantized activation: its range over the calibration samples, the mean and standard deviation of a subsample,
+    and its grid.
+    """
 
     seen: tuple[float, float]
     mean: float
@@ -37,7 +39,7 @@ class ActivationReport:
 
 @dataclass(frozen=True)
 class LatencyReport:
-    """Median latency in this machine's ONNX Runtime, and the speed-up over float with its 95 % interval."""
+    """Median latency (ms) in ONNX Runtime on this machine, and the speed-up over float with its 95 % interval."""
 
     float_ms: float
     latency_ms: float
@@ -49,7 +51,7 @@ class LatencyReport:
 
 @dataclass(frozen=True)
 class MetricReport:
-    """The user's own metric of the float model and of the result; higher is better."""
+    """The user's metric for the float model and for the result; higher is better."""
 
     name: str
     on_float: float
@@ -58,7 +60,7 @@ class MetricReport:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mode that was tried: its figures, and why it was kept or not."""
+    """A candidate that was tried: its mode, its figures, and why it was kept or not."""
 
     mode: str
     worst_sqnr_db: float | None
@@ -69,7 +71,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Report:
-    """The evidence for one quantized file."""
+    """All measurements and decisions for one quantized file."""
 
     mode: str
     reason: str
@@ -96,9 +98,9 @@ class Report:
     missed: tuple[str, ...] = ()
     interrupted: bool = False
     choices: Mapping[str, Any] = field(default_factory=dict)
-    """Options that were chosen otherwise than the default."""
+    """Options that differ from their defaults."""
     recipe: tuple[Mapping[str, Any], ...] = ()
-    """The steps that made the model."""
+    """The steps that produced the model."""
     schema: str = field(default=SCHEMA)
 
     @property
@@ -108,24 +110,26 @@ class Report:
 
     @property
     def agreement(self) -> float | None:
-        """The lowest top-1 agreement of the outputs that look like class scores."""
+        """The lowest top-1 agreement over the outputs that look like class scores."""
         return lowest_agreement(self.outputs)
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """What it says to a reader, as (label, text)."""
+        """The content of the report for a reader, as (label, text)."""
         yield "mode", self.reason
         yield "target", self.target + ("" if self.target == self.host else f" (this machine: {self.host})")
         small, large = self.output_bytes, self.input_bytes
         yield (
             "size",
-            f"{megabytes(large)} -> {megabytes(small)} ({large / small:.2f}x smaller); download {megabytes(self.download_bytes)}",
+            f"{megabytes(large)} -> {megabytes(small)} ({large / small:.2f}x smaller); "
+            f"download {megabytes(self.download_bytes)}",
         )
         yield "weights", ", ".join(f"{k} {megabytes(v)}" for k, v in self.bytes_after.items())
         if self.latency is not None:
             x = self.latency
             yield (
                 "latency",
-                f"{x.float_ms:.2f} ms -> {x.latency_ms:.2f} ms, {x.speedup:.2f}x [{x.speedup_low:.2f}, {x.speedup_high:.2f}], {x.threads} thread",
+                f"{x.float_ms:.2f} ms -> {x.latency_ms:.2f} ms, {x.speedup:.2f}x "
+                f"[{x.speedup_low:.2f}, {x.speedup_high:.2f}], {x.threads} thread",
             )
         if self.metric is not None:
             yield "metric", f"{self.metric.name} {self.metric.on_float:.4g} -> {self.metric.result:.4g}"
@@ -133,7 +137,8 @@ class Report:
             agreement = "" if o.agreement is None else f", top-1 agreement {o.agreement:.1%}"
             yield (
                 f"output {o.output}",
-                f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}{agreement} ({self.samples['held_out']} held-out samples)",
+                f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}{agreement} "
+                f"({self.samples['held_out']} held-out samples)",
             )
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
@@ -151,7 +156,7 @@ class Report:
             yield "stays float", f"{len(nodes)}: {', '.join(nodes[:3])}{' ...' if len(nodes) > 3 else ''} - {reason}"
 
     def to_json(self) -> str:
-        """JSON text; infinities become null."""
+        """The report as JSON text; infinite values become null."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
 
 
@@ -165,7 +170,10 @@ def _plain(x: Any) -> Any:
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """The quantized model, where it was written (None: nowhere), and the evidence. It prints in five lines, and in a notebook as a table."""
+    """The quantized model, the path it was written to (None: not written), and the report.
+
+    It prints as five lines, and in a notebook as a table.
+    """
 
     model: ir.Model
     path: Path | None
@@ -173,20 +181,20 @@ class Result:
 
     @property
     def proto(self) -> onnx.ModelProto:
-        """The model as onnx has it.
+        """The model as an `onnx.ModelProto`.
 
         Raises:
-            UsageError: it is beyond what one protobuf message can hold.
+            UsageError: the model is too large for one protobuf message.
         """
         if above_protobuf(self.model):
             raise UsageError("the model is above 2 GB, which no ModelProto can hold: use save(path)")
         return ir.to_proto(self.model)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Write the model, with a data file beside it where it is above 2 GB; all of it or nothing.
+        """Write the model to `path`, with an external data file beside it if it is above 2 GB; all of it or nothing.
 
         Raises:
-            UsageError: `path` exists and not `force`, or cannot be written.
+            UsageError: `path` exists and `force` is not set, or it cannot be written.
         """
         place = Path(path)
         check_place(place, force)

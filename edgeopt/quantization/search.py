@@ -1,10 +1,10 @@
-"""From a static result to a nearer one that is no slower, and to a faster one that is no further, move by move within a
-budget: `--effort high`, and the repair of a result that misses its bar.
+"""Search for a static result that is closer to float and not slower, or faster and close enough, within a time budget.
 
-The moves are those of `moves.MOVES`, and training through the Q/DQ where torch is installed. Each is kept only if it pays, and
-the next starts from it. Accuracy is seen on calibration samples (or by the user's metric), speed on this machine if it is
-the target; the held-out samples of the report have no say. A move that fails is told and passed over. What was tried is in
-the `Journal`, so that a search that was killed does not try it again.
+It is used for `--effort high` and to repair a result that misses its threshold. The moves are those of `moves.MOVES`,
+and quantization-aware training if torch is installed. A move is kept only if it improves the result; the next move
+starts from it. Accuracy is measured on calibration samples (or by the user's metric), speed on this machine if it is
+the target; the held-out samples of the report are not used. A move that fails is reported in a note and skipped. All
+attempts are in the `Journal`, so that a killed search does not repeat them.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from edgeopt.quantization.steps import SELECTION
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import open_session, run_all
 
-_GAIN_DB = 0.2  # a move that wins less does not pay
+_GAIN_DB = 0.2  # a move must gain at least this much SQNR
 _SLOWER = 1.03
 FASTER = 1.02
 _MEASURED_S = 0.5
-_TRAINING_S = 60.0  # with less left, training would not get far
+_TRAINING_S = 60.0  # with less time left, training is not worth starting
 _EPOCHS = 12
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A model that was tried. score: the metric, or 0 without one; agreement: of class scores, None without them; speed: against
-    the first one, 1 if not measured.
+    """A model that was tried. score: the metric, 0 without one; agreement: top-1 agreement of class scores, None if
+    there are none; speed: relative to the first model, 1 if not measured.
     """
 
     what: str
@@ -55,13 +55,13 @@ class Attempt:
 
     @property
     def figures(self) -> Figures:
-        """How near to float it is."""
+        """How close it is to float."""
         return Figures(self.score, self.sqnr_db, self.agreement)
 
 
 @dataclass
 class Search:
-    """What is compared with what; best: so far; attempts: all that were made, the first one first."""
+    """The state of a search. best: the best attempt so far; attempts: all attempts, in the order they were made."""
 
     task: Task
     feeds: Sequence[tuple[str, Feed]]
@@ -71,20 +71,20 @@ class Search:
     journal: Journal
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt = field(init=False)
-    fastest: float = 1.0  # of those that were kept
+    fastest: float = 1.0  # the highest speed of the attempts that were kept
 
     def __post_init__(self) -> None:
         self.best = self._attempt("as it was", self.first)
         self.attempts.append(self.best)
 
     def run(self) -> None:
-        """All moves that there is time for; `best` is what came of them."""
+        """Try all moves within the budget, then training; the result is `best`."""
         for _ in self.kept():
             pass
         self.train()
 
     def kept(self) -> Iterator[Draft]:
-        """Each model that pays, move by move in the order of the table."""
+        """Each model that improves the result, move by move in the order of the table."""
         for move in MOVES:
             try:
                 yield from self._moved(move)
@@ -93,7 +93,7 @@ class Search:
             self.journal.keep(self.task.cache.costs)
 
     def all_attempts(self) -> list[Attempt]:
-        """What was tried, and the float model: none can be nearer to it, and untimed it counts as the slowest."""
+        """All attempts and the float model, which is exact; if nothing was timed it counts as the slowest."""
         exact = self._attempt("float", Draft("float", self.task.start))
         return [*self.attempts, exact if self._timed else replace(exact, speed=0.0)]
 
@@ -103,11 +103,11 @@ class Search:
 
     @property
     def recipe(self) -> Recipe:
-        """That of the best so far."""
+        """The recipe of the best attempt so far."""
         return self.best.draft.recipe or self.task.recipe
 
     def left(self) -> float:
-        """Seconds."""
+        """Time left, in seconds."""
         return self.deadline - time.monotonic()
 
     def _attempt(self, what: str, made: Draft) -> Attempt:
@@ -123,7 +123,10 @@ class Search:
         return Attempt(what, made, score, lowest_sqnr_db(errors), speed, lowest_agreement(errors))
 
     def consider(self, what: str, made: Draft, *, faster: bool = False) -> str:
-        """Take `made` if it is nearer to float and no slower, or faster and near enough; "kept", or why not."""
+        """Keep `made` if it is closer to float and not slower, or for `faster` if it is faster and close enough.
+
+        Returns "kept", or the reason why not.
+        """
         attempt, best = self._attempt(what, made), self.best
         verdict = self._faster(attempt) if faster else self._nearer(attempt)
         metric = "" if self.task.metric is None else f", {self.task.metric.name} {attempt.score:.4g}"
@@ -132,7 +135,7 @@ class Search:
         if verdict == "kept":
             self.best = attempt
             self.fastest = max(self.fastest, attempt.speed)
-        elif self.task.options.pareto is None:  # nobody asks for the model again
+        elif self.task.options.pareto is None:  # the model is not needed again: free its memory
             attempt = replace(attempt, draft=replace(made, state=self.task.start))
         self.attempts.append(attempt)
         return verdict
@@ -148,13 +151,13 @@ class Search:
         return "kept" if near_enough(self.task, a.figures, self.best.figures) else "too far from float"
 
     def _moved(self, move: Move) -> Iterator[Draft]:
-        """Each model of `move` that pays; what the journal knows not to pay is not made again."""
+        """Each model of `move` that improves the result; recipes rejected in the journal are not built again."""
         for what, recipe in move.moves(self.best.draft.state, self.recipe):
             if self.left() < 0:
                 return
             against = self.recipe
             known = self.journal.find(recipe, against)
-            if known is not None and not known.kept and self.task.options.pareto is None:  # a front wants all models
+            if known is not None and not known.kept and self.task.options.pareto is None:  # a front needs all models
                 self.task.note(f"search: {what}: {known.verdict} (known from before)")
                 continue
             verdict = self._tried(what, recipe, move.faster)
@@ -173,7 +176,7 @@ class Search:
             return f"failed: {e}"
 
     def train(self) -> None:
-        """Train the best so far, if there is time and torch."""
+        """Train the best model so far, if there is enough time and torch is installed."""
         if self.left() < _TRAINING_S or importlib.util.find_spec("torch") is None:
             return
         from edgeopt.quantization.qat import trained
@@ -190,8 +193,9 @@ class Search:
 
 
 def start(task: Task, first: Draft, output: Path | None = None) -> Search | None:
-    """A search from `first` (static) with the task's budget, or None where there is nothing to select by; its journal is beside
-    `output`.
+    """A search that starts from `first` (static) with the task's time budget; its journal is beside `output`.
+
+    None if `first` is not static or no calibration sample can be read.
 
     Raises:
         DataError: the user's metric fails on the first result.

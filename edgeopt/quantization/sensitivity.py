@@ -1,12 +1,12 @@
-"""`sensitivity(model, data)`: which nodes lose the accuracy when a model becomes integer, and by what.
+"""`sensitivity(model, data)`: which nodes lose accuracy when a model is quantized, and why.
 
-For each integer node of the plan, on some samples and against the float model: the noise that the outputs get when it
-alone is quantized, the part of it that its weights make and the part its activations make, and the SQNR that is won when
-it alone stays float. Noise powers of single nodes nearly add up, so a share of their sum is a share of the loss. Weights
-are rounded to the nearest here: this tells what learned rounding has to deal with.
+For each integer node of the plan, on some samples and compared with the float model: the noise in the outputs when only
+this node is quantized, the parts of it caused by its weights and by its activations, and the SQNR gained when only this
+node stays float. The noise powers of single nodes nearly add up, so a share of their sum is a share of the loss.
+Weights are rounded to nearest here: the result shows the error that learned rounding has to reduce.
 
-Where one run for each node would take longer than the budget, shares are approximate: of what each node adds to the noise
-that its inputs carry in the model that is quantized as a whole, as if all noise reached the outputs alike.
+If one run for each node would take longer than the budget, shares are approximate: they come from the noise that each
+node adds to that of its inputs in the fully quantized model, as if all noise reached the outputs equally.
 """
 
 from __future__ import annotations
@@ -42,16 +42,21 @@ from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import Feed, Session, open_session, run_all
 
 _MEASURED_S = 0.1
-_TRIED = 8  # nodes, before the time of all is forecast
+_TRIED = 8  # nodes to run before the total time is estimated
 _LEVELS = 4
-_TOLD = 10  # channels whose weights span more than this are told
+_TOLD = 10  # a larger spread of the channels' weight ranges is reported
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one node loses. share: of the noise that all nodes make one by one; weights, activations: of its own noise, None
-    when the budget was over; kl: of class scores against float's when it alone is quantized, in nats; won_db: SQNR that is won when it alone stays float, likewise; float_ms: what an inference then takes longer, None when that cannot be told from 0 or this machine is not the
-    target; spread: largest over median weight range of its channels.
+    """The accuracy that one node loses.
+
+    sqnr_db: SQNR in dB when only this node is quantized; share: its part of the sum of the noise of all nodes, each
+    quantized alone; weights, activations: parts of its own noise, None if the budget was used up; won_db: SQNR in dB
+    gained when only this node stays float, None likewise; float_ms: by how many ms an inference is then slower, None
+    if not significantly different from 0 or if this machine is not the target; spread: largest over median weight
+    range of its channels; kl: KL divergence in nats of class scores from those of the float model when only this node
+    is quantized.
     """
 
     name: str
@@ -66,7 +71,7 @@ class Node:
     kl: float | None
 
     def describe(self) -> str:
-        """In plain words."""
+        """A description in plain words."""
         parts = [f"{self.share:.0%} of the loss" + ("" if self.kl is None else f" (KL {self.kl:.2g})")]
         if self.weights is not None and self.activations is not None:
             side = "weights" if self.weights >= self.activations else "activations"
@@ -82,8 +87,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The nodes, worst first; sqnr_db: with all of them quantized; samples, seconds: what it is based on; complete: whether
-    the budget sufficed for every figure; exact: whether shares come from a run for each node.
+    """The nodes, worst first; sqnr_db: SQNR with all of them quantized; samples, seconds: samples used and time taken;
+    complete: whether the budget was enough for every figure; exact: whether shares come from one run for each node.
     """
 
     nodes: tuple[Node, ...]
@@ -96,12 +101,13 @@ class Sensitivity:
 
 @takes(SensitivityOptions)
 def sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensitivity:
-    """Which nodes of `model` lose accuracy in static int8.
+    """Find the nodes of `model` that lose accuracy in static int8.
 
-    Where the budget is over figures are left out: first what single nodes gain in float, then their weights.
+    When the budget is used up, figures are left out: first the gain of single nodes in float, then the split of their
+    noise into weights and activations.
 
     Raises:
-        EdgeoptError: as `edgeopt.quantize`; ModelError also where no node becomes integer.
+        EdgeoptError: as for `edgeopt.quantize`; ModelError also if no node becomes integer.
     """
     with numeric_work():
         return _sensitivity(model, data, options)
@@ -151,7 +157,7 @@ def _trial(task: Task, samples: int) -> _Trial:
 
 
 def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
-    """`node`, whose noise alone is `own`, with what there is time for."""
+    """The figures of `node`, which alone makes the noise power `own`, as far as the time allows."""
     name = str(node.name)
     weights = activations = won = ms = None
     if time.monotonic() < deadline:
@@ -167,7 +173,7 @@ def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: fl
 
 @dataclass(frozen=True)
 class _Trial:
-    """Runs the model with some nodes quantized."""
+    """Runs the model with a subset of its nodes quantized."""
 
     model: ir.Model
     plan: Plan
@@ -182,8 +188,9 @@ class _Trial:
         return _power(_floats(self.reference))
 
     def loss(self, integer: frozenset[str], side: str = "both") -> tuple[float, float | None]:
-        """(mean power of what the outputs are off by, KL of class scores) with only `integer` quantized: weights, activations
-        or both.
+        """(mean power of the outputs' error, KL divergence of class scores) if only the nodes `integer` are quantized.
+
+        side: "weights", "activations" or "both".
         """
         session = self.session(integer, side)
         found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
@@ -212,7 +219,9 @@ class _Trial:
         return open_session(model)
 
     def longer_ms(self, integer: frozenset[str]) -> float | None:
-        """How many ms more an inference takes with `integer` than with all; None if the 95 % interval holds 0."""
+        """By how many ms an inference is slower with only `integer` quantized than with all nodes quantized; None if
+        the 95 % interval contains 0.
+        """
         sessions = {"all": self.session(self.plan.integer), "part": self.session(integer)}
         found = interleaved(sessions, "all", dict.fromkeys(sessions, self.feeds[0]), seconds=_MEASURED_S)
         part = found["part"]
@@ -221,7 +230,7 @@ class _Trial:
         return found["all"].latency_ms * (1 / part.speedup - 1)
 
     def added(self, whole: float) -> list[float]:
-        """What each integer node adds to the noise `whole`, roughly."""
+        """The approximate part of the noise power `whole` that each integer node adds."""
         quantized = shield(fold_weights(insert_qdq(self.model, self.plan, self.params)))
         found = levels(self.model, quantized, self.plan, self.feeds[:_LEVELS])
         shares = [max(0.0, 10 ** (-after / 10) - 10 ** (-before / 10)) for before, after in found.values()]
@@ -233,7 +242,7 @@ class _Trial:
         return replace(self.plan, forms=dict.fromkeys(integer, "int8 static"), clamps=clamps)
 
     def _needed(self, plan: Plan) -> set[str]:
-        """The values that keep a grid: what integer nodes read and make."""
+        """The values that keep a grid: inputs and outputs of integer nodes."""
         by_clamp = {node: clamp for clamp, node in plan.clamps.items()}
         outputs = {str(n.name): str(n.outputs[0].name) for n in self.model.graph if n.outputs}
         found: set[str] = set()
@@ -257,14 +266,14 @@ def _rounded(model: ir.Model, params: Mapping[str, QParams]) -> ir.Model:
 
 
 def _floats(outputs: Sequence[Outputs]) -> list[list[np.ndarray]]:
-    """The float outputs of each sample, 0 where they are not finite, as masked scores are."""
+    """The float outputs of each sample; values that are not finite (such as masked scores) become 0."""
     return [
         [np.where(np.isfinite(y), y, 0) for y in sample if np.issubdtype(y.dtype, np.floating)] for sample in outputs
     ]
 
 
 def _power(outputs: Sequence[Sequence[np.ndarray]]) -> float:
-    """The mean square, each output with the weight of one."""
+    """The mean square, with equal weight for every output."""
     return float(np.mean([np.mean(np.square(y, dtype=np.float64)) for sample in outputs for y in sample]))
 
 
@@ -282,7 +291,7 @@ def _spread(node: ir.Node) -> float | None:
 
 
 def picture(found: Sensitivity, most: int = 40) -> str:
-    """The worst nodes as bars, an SVG; dark: weights, light: activations."""
+    """An SVG bar chart of the worst nodes; dark: weights, light: activations."""
     top = max((n.share for n in found.nodes[:most]), default=1.0) or 1.0
     rows = []
     for node in found.nodes[:most]:

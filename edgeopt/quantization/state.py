@@ -1,4 +1,4 @@
-"""What a recipe hands from step to step: a frozen `State`; a step returns a new one."""
+"""The frozen `State` that a recipe passes from step to step; each step returns a new one."""
 
 from __future__ import annotations
 
@@ -28,31 +28,33 @@ T = TypeVar("T")
 
 @dataclass
 class Cache:
-    """What is costly and shared between recipes: each entry is a function of its key, so that nothing depends on who asked first.
-    Models are keys by identity, and kept alive here.
+    """Costly results shared between recipes.
+
+    Each entry depends only on its key, so that results do not depend on the order of requests. Models are identified by
+    `id` and kept alive here.
     """
 
     probes: dict[int, Mapping[str, Probe]] = field(default_factory=dict)
-    """Extremes by value, of each float model: of one sample, then of all that calibrated."""
+    """Shape and extremes of each value, for each float model: of one sample, later of all calibration samples."""
     statistics: dict[int, dict[str, Statistics]] = field(default_factory=dict)
     moments: dict[int, dict[str, LayerMoments]] = field(default_factory=dict)
     models: dict[object, ir.Model] = field(default_factory=dict)
     costs: Costs | None = None
     """Measured times of nodes."""
     looks: dict[str, Look] = field(default_factory=dict)
-    """What each sample that was read looked like."""
+    """Summary of each sample that was read."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time that was spent, by stage."""
+    """Time spent in each stage, in seconds."""
 
     def model(self, key: object, make: Callable[[], ir.Model]) -> ir.Model:
-        """The model of `key`, made once."""
+        """The model for `key`, built only once."""
         if key not in self.models:
             self.models[key] = make()
         return self.models[key]
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the time of the block to `stage`."""
+        """Add the time that the block takes to `stage`."""
         start = time.perf_counter()
         try:
             yield
@@ -62,48 +64,51 @@ class Cache:
 
 @dataclass(frozen=True)
 class Resources:
-    """What steps may use, and who is told."""
+    """Data and services that steps may use."""
 
     feeds: tuple[Feed, ...]
-    """Samples on which the float model ran; not those that calibrate, where there are others."""
+    """Samples on which the float model was run; not calibration samples, unless there are no others."""
     run: Callable[[Feed], object]
-    """The float model."""
+    """Runs the float model on a feed."""
     listener: Listener = field(default_factory=Listener)
     cache: Cache = field(default_factory=Cache)
     max_ram: int | None = None
-    """Bytes for calibration; None: half of the free memory."""
+    """Memory limit for calibration in bytes; None: half of the free memory."""
     timed: bool = False
-    """Whether this machine's clock says something of the target."""
+    """Whether times measured on this machine are valid for the target."""
     costs_path: Path | None = None
-    """File of measured times of nodes."""
+    """File with measured times of nodes."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A model on its way from floats to integers."""
+    """A model between two steps of quantization."""
 
     model: ir.Model
-    """As the steps so far have made it; canonical."""
+    """The model after the steps so far, in canonical form."""
     target: Target
     samples: tuple[Sample, ...]
-    """Samples to calibrate with."""
+    """Calibration samples."""
     resources: Resources
     source: ir.Model
-    """The same function in floats: what `plan` and `statistics` are for."""
+    """The equivalent float model, to which `plan` and `statistics` refer."""
     plan: Plan | None = None
     probes: Mapping[str, Probe] = field(default_factory=dict)
     """Shape and extremes of the float values of `source`."""
     statistics: Mapping[str, Statistics] = field(default_factory=dict)
-    """What calibration saw of each value that decides a grid."""
+    """Calibration statistics of each value that determines a grid."""
     params: Mapping[str, QParams] = field(default_factory=dict)
-    """Grids by value: activations, weights and biases."""
+    """The grid of each value: activations, weights and biases."""
     written: bool = False
-    """Whether plan and grids are in the model."""
+    """Whether plan and grids have been written into the model."""
     placed: tuple[Plan, Callable[[State, Mapping[str, Probe]], Plan]] | None = None
-    """The plan of the last placement and how to place again when more is known; a plan that a user's step made stays."""
+    """The plan of the last placement, and the function that places again when more is known.
+
+    A plan that a user's step made is not replaced.
+    """
 
     def of(self, model: ir.Model) -> State:
-        """This state with another model of the same function; what was found of the one before is forgotten."""
+        """This state with another model that computes the same function; all results for the old model are dropped."""
         return replace(
             self, model=model, source=model, plan=None, probes={}, statistics={}, params={}, written=False, placed=None
         )

@@ -1,4 +1,5 @@
-"""The steps of a recipe: each a frozen value that makes a new `State` of one; the mathematics is in `ptq` and `passes`.
+"""The steps of a recipe: each is a frozen value that turns one `State` into a new one; the algorithms are in `ptq` and
+`passes`.
 
 equalize, smooth -> place -> observe -> grids -> clip -> round or refit -> write
 """
@@ -43,12 +44,12 @@ from edgeopt.quantization.state import State
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe, probe
 
-SELECTION = 32  # calibration samples, the first ones, by which a search judges; weights are not fitted to them
+SELECTION = 32  # the first calibration samples, on which a search compares models; weights are not fitted to them
 _MOMENT_SAMPLES = 32
 _FITTED = 256
 _PEAKS = 32
 _PEAK_SAMPLES = 4
-_LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
+_LARGEST = 8 << 30  # memory limit for one layer in bytes if --max-ram is not given
 _INT4_OPSET = 21
 _WORTH_STORING = 0.01  # of a model's bytes; below, a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
@@ -60,7 +61,7 @@ class Step(Options):
     """A frozen configuration that makes a new state of one."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """Fields of a state that another step has to fill before."""
+    """Fields of the state that an earlier step must have filled."""
 
     step: str
 
@@ -123,7 +124,7 @@ class Place(Step):
         return replace(state, probes=probes, plan=plan, placed=(plan, self.plan))
 
     def plan(self, state: State, probes: Mapping[str, Probe]) -> Plan:
-        """The placement of the state's float model under `probes`."""
+        """The placement of the state's float model, given `probes`."""
         out = self.floats | self.dynamics
         costs = state.resources.cache.costs if self.measured else None
         found = place(
@@ -140,7 +141,7 @@ class Place(Step):
         return replace(found, forms=forms, kept_float={n: words.get(n, r) for n, r in found.kept_float.items()})
 
     def _whole(self, model: ir.Model) -> Plan:
-        """One form for every node that can take it."""
+        """A plan with one form for every node that supports it."""
         nodes = frozenset(str(n.name) for n in model.graph.all_nodes())
         taken: dict[str, Form] = {}
         if self.form == "int8 dynamic":
@@ -158,7 +159,9 @@ class Place(Step):
 
 
 class Observe(Step):
-    """Statistics of the values that decide grids, over the samples; nodes are placed again by what all samples showed."""
+    """Statistics of the values that decide grids, over the samples; nodes are placed again by what all samples
+    showed.
+    """
 
     step: Literal["observe"] = "observe"
     needs: ClassVar[tuple[str, ...]] = ("plan",)
@@ -348,12 +351,12 @@ def _check_interface(before: ir.Model, after: object, who: str) -> None:
 
 
 def _widened(p: Probe, statistics: Statistics) -> Probe:
-    """`p` with the extremes of all samples: a mask may be in none of the first."""
+    """`p` with the extremes over all samples: the first sample may not contain a mask."""
     return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
 
 
 def _observe(state: State, plan: Plan, known: dict[str, Statistics]) -> None:
-    """Add to `known` what the grids of `plan` need and it lacks, with a forecast before the first time."""
+    """Add to `known` the statistics that the grids of `plan` still need; the first time, announce the expected cost."""
     values = sorted(set(plan.grids.values()) - known.keys())
     if not values:
         return
@@ -385,14 +388,14 @@ def _observe(state: State, plan: Plan, known: dict[str, Statistics]) -> None:
 
 
 def _oddities(state: State) -> Iterator[str]:
-    """A line on constant and one on repeated samples among those that calibrate."""
+    """One line on constant samples and one on repeated samples among the calibration samples."""
     looks, names = state.resources.cache.looks, [name for name, _ in state.samples]
     others = [name for name in looks if name not in set(names)]
     return oddities({n: looks[n] for n in (*others, *names) if n in looks}, set(names))
 
 
 def _moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMoments]]:
-    """Moments of the integer layers, all at once and kept in the cache, or as many at a time as fit into memory."""
+    """Moments of the integer layers: all at once and kept in the cache, or in parts that fit into memory."""
     resources, found = state.resources, _parts(state)
     known = resources.cache.moments.setdefault(id(state.source), {})
     for part in found:
@@ -414,7 +417,7 @@ def _moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMoments]]
 
 
 def _parts(state: State) -> list[list[ir.Node]]:
-    """The layers whose moments can be taken, as many at a time as fit into memory."""
+    """The layers whose moments can be collected, in parts that fit into memory."""
     assert state.plan is not None
     limit = state.resources.max_ram
     max_ram = (limit or free_bytes() // 2) // 2

@@ -1,6 +1,6 @@
-"""All that runs a model: the only importer of onnxruntime.
+"""Everything that runs models; the only package that imports onnxruntime.
 
-ONNX Runtime's official builds send telemetry unless told otherwise before they load, so this is the place that says so.
+ONNX Runtime's official builds send telemetry unless it is disabled before they are loaded; it is disabled here.
 """
 
 import os

@@ -1,5 +1,5 @@
-"""ONNX Runtime's own basic optimizations, written back as standard ONNX: constants and BatchNorm folded, MatMul + Add
-to Gemm, LayerNorm recognised.
+"""ONNX Runtime's basic optimizations, with the result as standard ONNX: constants and BatchNorm are folded, MatMul +
+Add become Gemm, LayerNorm is recognized.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from edgeopt.runtime.session import open_session
 
 
 def basic(model: ir.Model) -> ir.Model:
-    """`model` after ONNX Runtime's basic level, in canonical form, with the original's metadata; a model above 2 GB
-    comes back as it is.
+    """`model` after ONNX Runtime's basic optimizations, in canonical form, with its original metadata; a model above
+    2 GB is returned unchanged.
     """
     if above_protobuf(model):
         return model
@@ -39,7 +39,7 @@ def basic(model: ir.Model) -> ir.Model:
 
 
 def _share(result: ir.Model, model: ir.Model) -> None:
-    """Let weights of `result` that did not change be those of `model`, so that they are in memory once."""
+    """Let `result` share unchanged weights with `model`, so that they are in memory only once."""
     for name, value in result.graph.initializers.items():
         new = value.const_value
         old = model.graph.initializers[name].const_value if name in model.graph.initializers else None

@@ -1,8 +1,9 @@
-"""Statistics of activations over samples, streamed: nothing is kept but the observers.
+"""Calibration: collect statistics of activations over samples; only the observers are kept in memory.
 
-Several samples run at once, each on one thread, which beats one sample on many threads with the small operators of mobile
-models; each worker owns its statistics; the merge does not depend on who saw what. Values are observed in groups that fit
-under the memory cap, one pass of the model a group.
+Several samples run in parallel, each on one thread, which is faster than one sample on many threads for the small
+operators of mobile models. Each worker has its own statistics; the merged result does not depend on which worker
+processed which sample. Values are observed in groups that fit into the memory limit, with one pass over the samples for
+each group.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.probe import Probe
 from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
 
-SUBSAMPLE = 1024  # elements of a tensor and sample that enter the histogram
+SUBSAMPLE = 1024  # elements of each tensor that enter the histogram, for each sample
 Sample = tuple[str, Callable[[], Feed]]
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Statistics by value, and the samples that could not be read with the reason."""
+    """Statistics of each value, and the reasons for samples that could not be read."""
 
     statistics: dict[str, Statistics]
     skipped: dict[str, str]
@@ -40,15 +41,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a calibration will need, before it runs."""
+    """Expected cost of a calibration: passes over the samples and memory in bytes."""
 
     passes: int
     ram_bytes: int
 
 
 def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fixed: int = 0) -> list[list[str]]:
-    """`values` in as few groups as keep one worker's observed bytes below its share of `max_ram` (bytes); at least one
-    value a group.
+    """Split `values` into groups such that the observed values of one worker fit into its share of `max_ram` (bytes);
+    each group has at least one value. fixed: bytes that are needed in any case.
     """
     share = max(max_ram - fixed, max_ram // 4) / cores()
     parts: list[list[str]] = []
@@ -64,7 +65,7 @@ def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fix
 
 
 def forecast(model: ir.Model, values: Sequence[str], probes: Mapping[str, Probe], max_ram: int) -> Forecast:
-    """Passes over the samples and peak bytes of `observe` beyond the interpreter's own."""
+    """The expected cost of `observe`: passes over the samples, and peak memory in addition to the interpreter's own."""
     parts = groups(values, probes, max_ram, size_bytes(model))
     largest = max((sum(4 * probes[v].size for v in part if v in probes) for part in parts), default=0)
     return Forecast(len(parts), 2 * size_bytes(model) + cores() * largest)
@@ -79,12 +80,13 @@ def observe(
     max_ram: int,
     progress: Progress = lambda done, total: None,
 ) -> Observation:
-    """Statistics of the values called `values` over `samples`; the same bytes for every order, split and number of
-    threads.
+    """Statistics of the values called `values` over `samples`; bit-identical for every order of the samples and number
+    of threads.
 
     Raises:
-        CalibrationError: NaN or infinity in a value (names it and the sample), or no sample at all.
-        DataError: more than 5 % of the samples cannot be read, or the model fails on one.
+        CalibrationError: a value contains NaN or infinity (the message names it and the sample), or there are no
+          samples.
+        DataError: more than 5 % of the samples cannot be read, or the model fails on a sample.
     """
     if not samples:
         raise CalibrationError("no samples to calibrate with")
@@ -115,7 +117,7 @@ def _observe_group(
     done = 0
     workers = min(cores(), len(samples))
     stop = threading.Event()
-    turn = threading.Lock()  # updates are many small NumPy calls, which two threads at once only slow down
+    turn = threading.Lock()  # updates are many small NumPy calls, which are slower in several threads at once
 
     def work(worker: int) -> dict[str, Statistics]:
         nonlocal done
@@ -140,7 +142,7 @@ def _observe_group(
         try:
             futures = [pool.submit(work, i) for i in range(workers)]
             wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # an error or Ctrl-C ends the other workers at their next sample
+        finally:  # after an error or Ctrl-C the other workers stop at their next sample
             stop.set()
     return merge([f.result() for f in futures])
 
@@ -156,13 +158,14 @@ def _update(statistics: Statistics, x: np.ndarray, value: str, sample: str) -> S
     updated = statistics.update(x, SUBSAMPLE)
     if x.size and not (np.isfinite(updated.minmax.lo) and np.isfinite(updated.minmax.hi)):
         raise CalibrationError(
-            f"value {value!r} is not finite on sample {sample}; check the sample, or keep the node in float with --exclude"
+            f"value {value!r} is not finite on sample {sample}; check the sample, "
+            "or keep the node in float with --exclude"
         )
     return updated
 
 
 def merge(shards: Sequence[Mapping[str, Statistics]]) -> dict[str, Statistics]:
-    """The statistics of all shards together."""
+    """Merge the statistics of all shards."""
     total = dict(shards[0])
     for shard in shards[1:]:
         for name, statistics in shard.items():

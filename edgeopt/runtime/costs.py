@@ -1,13 +1,14 @@
-"""What nodes cost on this machine, in floats and in integers, and what it costs to cross between them: from profiled runs of
-both forms of a model, in turn.
+"""Measured costs of nodes on this machine, in float and in integers, and of crossings between the two, from alternating
+profiled runs of both forms of a model.
 
-A kernel in ONNX Runtime's profile is called after its node, or after the value that it makes; layout changes append to the
-name. A node's time is that of all kernels called after it, its outputs, or the clamp behind it. What a crossing costs comes from
-a chain of three convolutions, of which the middle one computes in integers: the kernels in between quantize, and change
-the layout of images between blocks of channels and channels last.
+A kernel in ONNX Runtime's profile is named after its node, or after the value that it produces; layout changes append a
+suffix to the name. The time of a node is the sum over all kernels named after it, after its outputs, or after the clamp
+that follows it. The cost of a crossing is measured on a chain of three convolutions, of which the middle one computes
+in integers: the kernels in between quantize, dequantize, and convert images between a layout in blocks of channels and
+channels last.
 
-Times are kept by what decides them (operator, attributes, shapes), so that a file of them serves other models too: measured on
-one board, used on any machine. Units: picoseconds on one core.
+Times are stored by what determines them (operator, attributes, shapes), so that a file of costs can be used for other
+models too: measured on one board, used on any machine. Unit: picoseconds on one core.
 """
 
 from __future__ import annotations
@@ -39,16 +40,19 @@ from edgeopt.runtime.trace import kernel_runs, read_events
 
 SCHEMA = "edgeopt.costs/1"
 _ROUNDS = (5, 40)
-_SECONDS = 3.0  # for the rounds of one model
+_SECONDS = 3.0  # time for all rounds of a measurement
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
-_PS = 1e6  # in a microsecond
-_CHAIN = (64, 28)  # channels and side of the images that the crossing is measured on
+_PS = 1e6  # picoseconds in a microsecond
+_CHAIN = (64, 28)  # channels and side length of the images used to measure crossings
 
 
 @dataclass(frozen=True)
 class Costs:
-    """times: (floats, integers) of a node by its key; an infinite one has no integer kernel. crossings: per element, to quantize,
-    to dequantize, and to change the layout of an image at either; host: what they were measured on.
+    """Measured costs in picoseconds.
+
+    host: the machine and software they were measured on; times: (float time, integer time) of a node by its key,
+    infinite if there is no integer kernel; crossings: time for each element to quantize, to dequantize, and to convert
+    the layout of an image at either of them.
     """
 
     host: str
@@ -56,17 +60,19 @@ class Costs:
     crossings: tuple[float, float, float] | None = None
 
     def of(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float] | None:
-        """Of `node`, or None where it was not measured."""
+        """(float time, integer time) of `node`, None if it was not measured."""
         return self.times.get(key(node, probes))
 
 
 def here() -> str:
-    """What decides times: processor, ONNX Runtime, threads."""
+    """Description of what determines times on this machine: processor, ONNX Runtime version and threads."""
     return f"{cpu_name()}, onnxruntime {ort.__version__}, 1 thread"
 
 
 def key(node: ir.Node, probes: Mapping[str, Probe]) -> str:
-    """What decides the time of `node`: its operator, attributes and shapes, and whether a clamp follows."""
+    """A key of all that determines the time of `node`: its operator, attributes and shapes, and whether a clamp
+    follows.
+    """
     values = [*node.inputs, *node.outputs]
     shapes = ["-" if v is None else _shape(v, probes) for v in values]
     attributes = sorted(str(a) for a in node.attributes.values())
@@ -89,9 +95,10 @@ def measured(
     feed: Feed,
     probes: Mapping[str, Probe],
 ) -> Costs:
-    """Times of `nodes` of the model `floating`, of which `integer` has them all in integers, and crossings.
+    """Measure the times of `nodes` of the model `floating`, and crossings; in the model `integer` all of them compute
+    in integers.
 
-    clamps: the Relu or Clip that the integer form does without -> the node before it.
+    clamps: Relu or Clip node that the integer form does not have -> the node before it.
     """
     before, after = profiled([floating, integer], feed)
     owners = _owners(nodes, clamps, floating)
@@ -100,7 +107,7 @@ def measured(
     for node in nodes:
         name = str(node.name)
         if rule(node).weight is not None and not (name in of_float and name in of_integer):
-            continue  # fused with others in one of the forms: the table knows better
+            continue  # fused with other nodes in one of the forms: the target's table is more reliable
         kinds = {kind(op) for op in of_integer.get(name, {})}
         missing = kinds == {"float"} and not rule(node).moves
         ours = math.inf if missing else sum(of_integer.get(name, {}).values())
@@ -118,7 +125,7 @@ Events = Mapping[tuple[str, str], float]
 
 
 def profiled(models: Sequence[ir.Model], feed: Feed) -> list[Events]:
-    """Median picoseconds of every kernel by (name, operator), of models that run in turn."""
+    """Median time in picoseconds of every kernel by (name, operator), for each of several models run in turn."""
     with temporary_folder() as folder:
         sessions = [open_session(m, profile=folder / str(i)) for i, m in enumerate(models)]
         start, rounds = time.monotonic(), 0
@@ -137,7 +144,7 @@ def _medians(trace: Path) -> Events:
 
 
 def _owners(nodes: Sequence[ir.Node], clamps: Mapping[str, str], model: ir.Model) -> dict[str, str]:
-    """Names that kernels may go by -> the node that they belong to."""
+    """Name that a kernel may have -> the node to which the kernel belongs."""
     found: dict[str, str] = {}
     for node in nodes:
         found |= {str(v.name): str(node.name) for v in node.outputs} | {str(node.name): str(node.name)}
@@ -149,7 +156,7 @@ def _owners(nodes: Sequence[ir.Node], clamps: Mapping[str, str], model: ir.Model
 
 
 def _by_node(events: Events, owners: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Times by node and operator."""
+    """Times by node and operator of the kernel, in picoseconds."""
     found: dict[str, dict[str, float]] = {}
     for (name, op), ps in events.items():
         base = _SUFFIX.sub("", name).removeprefix("fused ")
@@ -172,7 +179,9 @@ _TEXT = """<ir_version: 9, opset_import: ["": 17]> g (float[1,C,S,S] x) => (floa
 
 
 def crossings() -> tuple[float, float, float]:
-    """Picoseconds an element to quantize, to dequantize, and to change the layout of an image at either."""
+    """Measure the time in picoseconds for each element to quantize, to dequantize, and to convert the layout of an
+    image at either of them.
+    """
     channels, side = _CHAIN
     size = channels * side * side
     proto = onnx.parser.parse_model(_TEXT.replace("C,S,S", f"{channels},{side},{side}"))
@@ -189,16 +198,16 @@ def crossings() -> tuple[float, float, float]:
     ops: dict[str, float] = defaultdict(float)
     for (_, op), ps in events.items():
         ops[op] += ps / size
-    # the first input and the last output are reordered too
+    # the graph's input and output are reordered too, and are not part of a crossing
     layout = (ops["Transpose"] + (ops["ReorderInput"] + ops["ReorderOutput"]) / 2) / 2
     return ops["QuantizeLinear"], ops["DequantizeLinear"], layout
 
 
 def load(path: Path) -> Costs | None:
-    """The costs in a file, None if there is none.
+    """The costs in a file, None if the file does not exist.
 
     Raises:
-        DataError: it is another file.
+        DataError: it is not a file of costs.
     """
     if not path.exists():
         return None
@@ -210,10 +219,10 @@ def load(path: Path) -> Costs | None:
 
 
 def parsed(found: Mapping[str, object]) -> Costs:
-    """The costs in a document.
+    """The costs in a JSON document.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is another document.
+        ValueError, KeyError, TypeError, AttributeError: it is not a document of costs.
     """
     if found["schema"] != SCHEMA:
         raise ValueError(f"schema {found['schema']!r}")
@@ -225,7 +234,7 @@ def parsed(found: Mapping[str, object]) -> Costs:
 
 
 def document(costs: Costs) -> dict[str, object]:
-    """`costs` as JSON has it."""
+    """`costs` as a JSON document."""
     times = {k: [round(a), None if math.isinf(b) else round(b)] for k, (a, b) in sorted(costs.times.items())}
     return {
         "schema": SCHEMA,
@@ -236,11 +245,11 @@ def document(costs: Costs) -> dict[str, object]:
 
 
 def save(costs: Costs, path: Path) -> None:
-    """Write `costs`, whole or not at all."""
+    """Write `costs` to a file, completely or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(document(costs), indent=1) + "\n", encoding="utf-8")
 
 
 def joined(known: Costs, new: Costs) -> Costs:
-    """Both; what is known stays."""
+    """Both merged; known entries are kept."""
     return Costs(known.host, {**new.times, **known.times}, known.crossings or new.crossings)

@@ -1,5 +1,5 @@
-"""What ONNX Runtime made of a model: the graph after its optimizations, as counts of integer kernels, float operators
-and left-over Q/DQ.
+"""The kernels that ONNX Runtime chose for a model: counts of integer kernels, float operators and remaining Q/DQ in the
+graph after its optimizations.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import onnx
 
 _INTEGER = frozenset(
     {
-        "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "QLinearAdd", "QLinearMul", "QLinearConcat",
-        "QLinearWhere", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax", "DynamicQuantizeMatMul",
+        "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
+        "QLinearAdd", "QLinearMul", "QLinearConcat",
+        "QLinearWhere", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid",
+        "QLinearSoftmax", "DynamicQuantizeMatMul",
         "DynamicQuantizeLSTM", "MatMulNBits", "NhwcMaxPool",
     }
 )  # fmt: skip
@@ -23,7 +25,7 @@ _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
 def kind(op: str) -> Literal["integer", "float", "qdq"]:
-    """What an executed operator of type `op` is."""
+    """The kind of an executed operator of type `op`."""
     if op in _INTEGER:
         return "integer"
     return "qdq" if op in _QDQ else "float"
@@ -39,7 +41,7 @@ class Kernels:
 
 
 def kernels(optimized: Path) -> Kernels:
-    """Counts of the graph that ONNX Runtime wrote at `optimized`, bodies of If and Loop included."""
+    """Operator counts of the graph that ONNX Runtime wrote to `optimized`, including bodies of If and Loop."""
     counts: Counter[str] = Counter()
     _count(onnx.load(optimized, load_external_data=False).graph, counts)
     return Kernels(

@@ -1,8 +1,8 @@
-"""A short latency comparison that noise of the machine hits evenly: blocks of runs of each model, interleaved in random
-order, paired by round.
+"""A short latency comparison in which machine noise affects all models equally: blocks of runs of each model are
+interleaved in random order and paired by round.
 
-The ratio's estimate is the median over rounds of log(a / b) of block medians; its 95 % interval a bootstrap over
-rounds.
+The log-ratio is estimated by the median over rounds of log(a / b) of block medians; its 95 % interval comes from a
+bootstrap over rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _WARM_UP_S = 0.1
 
 @dataclass(frozen=True)
 class PairedLatency:
-    """Of one model: median of block medians in milliseconds; the speed-up over the reference with its 95 % interval."""
+    """Latency of one model: median of block medians in milliseconds; speed-up over the reference with its 95 %
+    interval.
+    """
 
     latency_ms: float
     speedup: float
@@ -40,7 +42,7 @@ def _block(session: Session, feed: Feed, runs: int) -> float:
 
 
 def _runs(session: Session, feed: Feed) -> int:
-    """Runs a block, after a warm-up."""
+    """The number of runs in a block, found during a warm-up."""
     start, count = time.perf_counter(), 0
     while count < 2 or time.perf_counter() - start < _WARM_UP_S:
         session.run(feed)
@@ -53,8 +55,9 @@ def _runs(session: Session, feed: Feed) -> int:
 def interleaved(
     sessions: Mapping[str, Session], reference: str, feeds: Mapping[str, Feed], *, seconds: float = 2.0
 ) -> dict[str, PairedLatency]:
-    """Latency of each session on its feed and its speed-up over the one called `reference`, in about `seconds` a model
-    after warm-up; >= 7 rounds.
+    """Latency of each session on its feed and its speed-up over the session called `reference`.
+
+    It takes about `seconds` for each model after the warm-up, and usually at least 7 rounds.
     """
     rng = np.random.default_rng(0)
     names = list(sessions)

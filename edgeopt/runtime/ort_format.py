@@ -1,5 +1,5 @@
-"""ONNX Runtime's own file format (.ort) for minimal builds, with the list of operators that such a build needs, checked against
-the ONNX file.
+"""Convert models to ONNX Runtime's own file format (.ort) for minimal builds, with the list of required operators; the
+result is checked against the ONNX file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ _FAILURES: tuple[type[BaseException], ...] = (*ERRORS, OSError, SystemExit)
 
 
 def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
-    """`folder`/NAME.ort and NAME.required_operators.config of the model at `path`; both formats answer `feed` alike.
+    """Write `folder`/NAME.ort and NAME.required_operators.config for the model at `path`, and check that the outputs
+    for `feed` are the same in both formats.
 
     Raises:
-        ValidityError: the conversion fails, or the converted file answers otherwise; nothing was written.
+        ValidityError: the conversion fails, or the outputs of the converted file differ; nothing was written.
     """
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)  # it would tell of every file
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)  # otherwise it logs every file
     target, config = folder / f"{path.stem}.ort", folder / f"{path.stem}.required_operators.config"
     with temporary_folder() as work, staged(target) as stage:
         _copy(path, work)
@@ -45,14 +46,14 @@ def to_ort(path: Path, folder: Path, feed: Feed) -> list[Path]:
             raise ValidityError(f"{path.name}: not convertible to .ort: {said.getvalue()[-200:]}")
         _check(path, made, feed)
         lines = (work / "made" / "required_operators.config").read_text(encoding="utf-8").splitlines()
-        kept = "".join(f"{line}\n" for line in lines if not line.startswith("#"))  # comments name temporary folders
+        kept = "".join(f"{line}\n" for line in lines if not line.startswith("#"))  # comments contain temporary paths
         (stage / config.name).write_text(f"# of {path.name}\n{kept}", encoding="utf-8")
         shutil.move(made, stage / target.name)
     return [target, config]
 
 
 def _copy(path: Path, work: Path) -> None:
-    """The model as `work`/model.onnx, for the tool takes no other name, and its data from where the model says."""
+    """Copy the model to `work`/model.onnx, with its external data files at the same relative paths."""
     shutil.copyfile(path, work / "model.onnx")
     for file in graph.external_files(graph.load(path)):
         place = work / file.relative_to(path.parent)
@@ -70,6 +71,6 @@ def _check(path: Path, converted: Path, feed: Feed) -> None:
 
 
 def _alike(x: NDArray[Any], y: NDArray[Any]) -> bool:
-    if x.dtype.kind not in "fiub":  # texts
+    if x.dtype.kind not in "fiub":  # strings
         return bool((x == y).all())
     return np.allclose(x, y, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -1,7 +1,7 @@
-"""One run of the float model on one sample with every value exposed: shapes as they really are, and what must never set
-a range.
+"""Run the float model on one sample with all values as outputs: real shapes, and values that must not determine a range
+(such as attention masks).
 
-Static shape inference fails on many exported models; a sample does not.
+Static shape inference fails on many exported models; running a sample does not.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 _VALUES_A_RUN = 400
-_SIZES = 16  # elements of a value that may be a shape
+_SIZES = 16  # largest number of elements of a value that may be a shape
 MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A float value on one sample."""
+    """Shape and extremes of a float value on one sample."""
 
     shape: tuple[int, ...]
     lo: float
@@ -37,7 +37,7 @@ class Probe:
 
     @property
     def masked(self) -> bool:
-        """Whether it holds an attention mask (far below zero, and nothing so far above) or an infinity."""
+        """Whether it contains an attention mask (values far below zero, none as far above) or an infinity."""
         return not (math.isfinite(self.lo) and math.isfinite(self.hi)) or (self.lo <= -MASK and self.hi < -self.lo / 10)
 
 
@@ -64,7 +64,7 @@ def shapes(model: ir.Model, feed: Feed) -> dict[str, tuple[int, ...]]:
 
 
 def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict[str, NDArray[np.int64]]]:
-    """(the shape of every value, the content of those of a few whole numbers or truths, as sizes are) on `feed`, by name."""
+    """(shapes of all values, contents of small integer and boolean values, which may be sizes) on `feed`, by name."""
     found, numbers = dict[str, tuple[int, ...]](), dict[str, NDArray[np.int64]]()
     for name, x in _values(model, feed):
         found[name] = x.shape

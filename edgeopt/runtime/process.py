@@ -1,4 +1,6 @@
-"""The host's end of a worker: start it under any interpreter, ask, wait no longer than a time limit, and tell how it died."""
+"""The client side of a worker process: start it with any interpreter, send requests with a time limit, and report how
+it ended.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ TIMEOUT_S = 300.0
 
 
 class Worker:
-    """A measured process; see `edgeopt/runtime/worker`."""
+    """A worker process in which models are measured; see `edgeopt/runtime/worker`."""
 
     def __init__(self, python: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
@@ -60,13 +62,13 @@ class Worker:
         self._answers.put("")
 
     def ask(self, do: str, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
-        """The answer to one request.
+        """Send one request and return its answer.
 
         Raises:
-            WorkerError: the worker refused, died or took longer than `timeout_s` (then it is killed).
+            WorkerError: the worker returned an error, died, or took longer than `timeout_s` (then it is killed).
         """
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # a dead worker: told below
+        with contextlib.suppress(OSError):  # a dead worker: reported below
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
         answer = self._answer(do, timeout_s or self.timeout_s)
@@ -76,10 +78,10 @@ class Worker:
         return found
 
     def greet(self) -> dict[str, Any]:
-        """What it answers to `hello`.
+        """The answer to the request `hello`.
 
         Raises:
-            WorkerError: it is no Python with onnxruntime; names `--python`.
+            WorkerError: the interpreter is not a Python with onnxruntime; the message names `--python`.
         """
         try:
             return self.ask("hello")
@@ -87,7 +89,7 @@ class Worker:
             raise e if self._python is None else WorkerError(f"--python {self._python}: {e}") from e
 
     def _answer(self, do: str, limit_s: float) -> dict[str, Any]:
-        """The next line that is an answer; what else is printed there, by a library or a wrapper, is none."""
+        """The next line that is an answer; other output, from a library or a wrapper script, is ignored."""
         deadline = time.monotonic() + limit_s
         while True:
             try:
@@ -96,7 +98,7 @@ class Worker:
                 self._kill()
                 raise WorkerError(f"no answer to {do!r} within {limit_s:.0f} s; the worker was killed") from None
             if not line:
-                self._answers.put("")  # dead it stays
+                self._answers.put("")  # later requests fail as well
                 raise WorkerError(self._death(do))
             with contextlib.suppress(ValueError):
                 answer = json.loads(line)
@@ -104,12 +106,12 @@ class Worker:
                     return answer
 
     def _kill(self) -> None:
-        """End the process and what it started: `--python` may be a script around an interpreter."""
+        """Kill the process and its children, since `--python` may be a script that starts an interpreter."""
         with contextlib.suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _death(self, do: str) -> str:
-        """How the worker ended while it was asked to `do` something."""
+        """A description of how the worker ended during the request `do`."""
         code = self._process.wait()
         words = self.said()
         if code >= 0:
@@ -126,7 +128,7 @@ class Worker:
         return " | ".join(lines[-3:])
 
     def stop(self) -> None:
-        """End the process, at once."""
+        """End the process immediately."""
         self._kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -137,13 +139,13 @@ class Worker:
 
 
 def _plain(message: str) -> str:
-    """An error of ONNX Runtime without its codes and C++ signatures."""
+    """An error message of ONNX Runtime without error codes and C++ signatures."""
     return _CODE.split(_SIGNATURE.sub("", message))[-1].strip() or message
 
 
 @contextlib.contextmanager
 def worker(python: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Worker]:
-    """A worker that lives as long as the block."""
+    """A worker that is stopped at the end of the block."""
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no such program")
     started = Worker(python, timeout_s)

@@ -1,4 +1,5 @@
-"""Execution providers: one table, the `NAME:key=value,...` of the command line, and what an interpreter has of them.
+"""Execution providers: a table of them, parsing of `NAME:key=value,...` from the command line, and which of them an
+interpreter has.
 
 Sources: onnxruntime.ai/docs/execution-providers and the packages' own pages on PyPI, November 2026.
 """
@@ -23,9 +24,9 @@ _TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[
 
 @dataclass(frozen=True)
 class Provider:
-    """A row. package: on PyPI, None where there is none; module: of a plugin that `package` brings; systems: where it can
-    run; simulated: whether an x86 machine only simulates the hardware;
-    probe: options that it needs to be tried.
+    """A row of the table. package: its package on PyPI, None if there is none; module: Python module of a plugin in
+    `package`; systems: operating systems it supports; simulated: whether an x86 machine only simulates the hardware;
+    probe: options needed to try it.
     """
 
     name: str
@@ -42,7 +43,10 @@ CPU = "CPUExecutionProvider"
 PROVIDERS = (
     Provider(CPU, "cpu", "any CPU", "onnxruntime", systems=("Linux", "Windows", "Darwin")),
     Provider("OpenVINOExecutionProvider", "openvino", "Intel CPU, GPU, NPU", "onnxruntime-openvino"),
-    Provider("QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn", simulated=True, probe={"backend_type": "htp"}),
+    Provider(
+        "QNNExecutionProvider", "qnn", "Qualcomm NPU (simulated on x86)", "onnxruntime-qnn", "onnxruntime_qnn",
+        simulated=True, probe={"backend_type": "htp"},
+    ),
     Provider("CUDAExecutionProvider", "cuda", "NVIDIA GPU", "onnxruntime-gpu"),
     Provider("TensorrtExecutionProvider", "tensorrt", "NVIDIA GPU", "onnxruntime-gpu"),
     Provider("MIGraphXExecutionProvider", "migraphx", "AMD GPU", "onnxruntime-migraphx", systems=("Linux",)),
@@ -58,7 +62,10 @@ PROVIDERS = (
     Provider("NnapiExecutionProvider", "nnapi", "Android NPU (deprecated since Android 15)", systems=("Android",)),
     Provider("DnnlExecutionProvider", "dnnl", "x86 CPU"),
     Provider("VitisAIExecutionProvider", "vitisai", "AMD NPU"),
-    Provider("AzureExecutionProvider", "azure", "a remote endpoint", "onnxruntime", systems=("Linux", "Windows", "Darwin")),
+    Provider(
+        "AzureExecutionProvider", "azure", "a remote endpoint", "onnxruntime",
+        systems=("Linux", "Windows", "Darwin"),
+    ),
 )  # fmt: skip
 _BY_ALIAS = {p.alias: p for p in PROVIDERS}
 _BY_NAME = {p.name.lower(): p for p in PROVIDERS}
@@ -66,7 +73,7 @@ _BY_NAME = {p.name.lower(): p for p in PROVIDERS}
 
 @dataclass(frozen=True)
 class Requested:
-    """A provider that is asked for. library: of a plugin that is in no package of the table."""
+    """A requested provider. library: path of a plugin that is not in a package of the table."""
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
@@ -74,7 +81,7 @@ class Requested:
 
     @property
     def simulated(self) -> bool:
-        """Whether its times here are a simulator's."""
+        """Whether its times on this machine come from a simulator."""
         known = _BY_NAME.get(self.name.lower())
         return known is not None and known.simulated and platform.machine() in ("x86_64", "AMD64")
 
@@ -87,10 +94,10 @@ class Requested:
 
 
 def parse(text: str, plugins: Mapping[str, str] | None = None) -> Requested:
-    """The provider that `NAME[:key=value,...]` asks for; plugins: library paths by provider name.
+    """Parse `NAME[:key=value,...]`; plugins: library paths by provider name.
 
     Raises:
-        UsageError: an unknown name (suggests one), or an option without `=`.
+        UsageError: an unknown name (the message suggests one), or an option without `=`.
     """
     name, _, rest = text.partition(":")
     known = _BY_ALIAS.get(name.lower()) or _BY_NAME.get(name.lower())
@@ -109,15 +116,16 @@ def parse(text: str, plugins: Mapping[str, str] | None = None) -> Requested:
 
 
 def _absolute(library: str | None) -> str | None:
-    """ONNX Runtime looks for a relative path beside itself."""
+    """The absolute path, since ONNX Runtime resolves relative paths in its own folder."""
     return None if library is None else str(Path(library).absolute())
 
 
 def make_present(w: Worker, wanted: Requested, have: Sequence[str]) -> str | None:
-    """Register the plugin that brings `wanted` if it is not built in; the provider's name if it is a plugin's.
+    """Register the plugin that contains `wanted` if it is not built in; return the provider's name if it is a plugin,
+    else None.
 
     Raises:
-        WorkerError: not there; says what would bring it.
+        WorkerError: the provider is missing; the message says how to install it.
     """
     if wanted.library is not None:
         w.ask("plugin", _PROBE_S, name=wanted.name, library=wanted.library)
@@ -158,7 +166,7 @@ class Listed:
 
 
 def listed(python: str | None = None) -> tuple[list[Listed], str]:
-    """(every provider of the table and what this interpreter has of it, the interpreter's ONNX Runtime in words)."""
+    """(all providers of the table with their state in the interpreter, a description of its ONNX Runtime)."""
     with worker(python, _PROBE_S) as w:
         hello = w.greet()
     with temporary_folder() as folder:
@@ -170,7 +178,7 @@ def listed(python: str | None = None) -> tuple[list[Listed], str]:
 
 
 def _listed(row: Provider, hello: Mapping[str, Any], python: str | None, model: Path) -> Listed:
-    """One provider, tried in a process of its own, since a broken one may take its process with it."""
+    """Try one provider in its own process, since a broken provider may crash the process."""
     state, why = "missing", _missing(row)
     devices = [d for d in hello["devices"] if d[0] == row.name]
     if row.name in hello["providers"] or row.module is not None:

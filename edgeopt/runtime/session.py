@@ -1,4 +1,6 @@
-"""Sessions on ONNX Runtime's CPU provider: threads set explicitly, errors in our own words, extra outputs on request."""
+"""Sessions on ONNX Runtime's CPU provider, with explicit threads, edgeopt's own errors, and intermediate values as
+outputs on request.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model; `outputs` in the order that `run` returns them; halves: inputs that are float16, for which it takes float32
-    too.
+    """A loaded model. outputs: output names in the order of the results of `run`; halves: float16 inputs, for which
+    float32 arrays are accepted too.
     """
 
     raw: ort.InferenceSession
@@ -58,7 +60,7 @@ class Session:
         """The outputs for one feed.
 
         Raises:
-            DataError: the runtime refused the feed or failed on it.
+            DataError: ONNX Runtime rejected the feed or failed on it.
         """
         try:
             return list(self.raw.run(list(self.outputs), self._fitting(feed)))
@@ -74,7 +76,7 @@ class Session:
 
 @functools.cache
 def _share_arena() -> None:
-    """One arena for all sessions, which grows by what is asked for and not by powers of two."""
+    """Use one memory arena for all sessions, which grows by the requested size and not by powers of two."""
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
@@ -88,11 +90,13 @@ def open_session(
     optimized: Path | None = None,
     profile: Path | None = None,
 ) -> Session:
-    """Load `model` (in memory or from a file) on the CPU; `optimized`: where ONNX Runtime shall write the graph it made
-    of it; `profile`: how the name of the file begins that it writes the times of kernels to.
+    """Load `model` (in memory or from a file) on the CPU.
+
+    optimized: file to which ONNX Runtime writes the optimized graph; profile: prefix of the file to which it writes the
+    times of kernels.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model.
+        ModelError: ONNX Runtime rejects the model.
     """
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
@@ -122,7 +126,7 @@ def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.Inference
     providers = ["CPUExecutionProvider"]
     if isinstance(model, Path):
         return ort.InferenceSession(str(model), settings, providers=providers)
-    # by way of a file, because bytes in memory would stay beside what the session makes of them
+    # through a file, because serialized bytes would stay in memory in addition to the session's own copy
     with temporary_folder() as folder:
         path = folder / "model.onnx"
         write(model, path)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's trace of a session: the kernels that ran, and when."""
+"""Read ONNX Runtime's trace of a session: the kernels that ran, and when."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _KERNEL = "_kernel_time"
 
 @dataclass(frozen=True)
 class KernelRun:
-    """One run of a kernel. name: of its node, or of the value that it makes; start_us, us: in microseconds."""
+    """One run of a kernel. name: of its node, or of the value that it produces; start_us, us: start and duration in
+    microseconds.
+    """
 
     name: str
     op: str
@@ -26,7 +28,7 @@ class KernelRun:
 
     @property
     def end_us(self) -> float:
-        """When it ended."""
+        """When it ended, in microseconds."""
         return self.start_us + self.us
 
     def shapes(self, key: str) -> list[tuple[str, Sequence[int]]]:
@@ -38,7 +40,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of the trace at `path`, as ONNX Runtime wrote them.
 
     Raises:
-        WorkerError: it is no trace.
+        WorkerError: it is not a trace.
     """
     try:
         return [event for event in json.loads(path.read_text(encoding="utf-8")) if isinstance(event, dict)]

@@ -1,9 +1,9 @@
-"""Fusions of whole transformer blocks by ONNX Runtime's own tools: `onnxruntime.transformers`, or the package it came
-from.
+"""Fuse whole transformer blocks with ONNX Runtime's own tools: `onnxruntime.transformers`, or its predecessor
+onnxruntime-tools.
 
-Both write `com.microsoft` operators that only ONNX Runtime's CPU and CUDA providers know. onnxruntime-tools (1.7.0,
-2021) is deprecated by its own words and breaks its successor when both are imported into one process, so each runs in a
-process of its own.
+Both write `com.microsoft` operators that only ONNX Runtime's CPU and CUDA providers support. onnxruntime-tools (1.7.0,
+2021) is officially deprecated and breaks its successor if both are imported into one process, so each runs in its own
+process.
 """
 
 from __future__ import annotations
@@ -41,17 +41,20 @@ import sys
 module, source, out, kind, heads, hidden = sys.argv[1:]
 package, _, name = module.rpartition(".")
 optimizer = getattr(__import__(package, fromlist=[name]), name)
-fused = optimizer.optimize_model(source, model_type=kind, num_heads=int(heads), hidden_size=int(hidden), opt_level=0, use_gpu=False)
+fused = optimizer.optimize_model(source, model_type=kind, num_heads=int(heads), hidden_size=int(hidden), \
+opt_level=0, use_gpu=False)
 fused.save_model_to_file(out)
 """
 
 
 def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int = 0, hidden: int = 0) -> ir.Model:
-    """`model` with the fusions that `backend` knows for transformers of `kind`; heads, hidden: 0 lets it find out.
+    """`model` with the fusions of `backend` for transformers of type `kind`.
+
+    heads, hidden: number of attention heads and hidden size; 0: found by the backend.
 
     Raises:
-        UsageError: the backend is not installed, or an unknown kind. ModelError: the backend failed; its last line says
-          why.
+        UsageError: the backend is not installed, or `kind` is unknown. ModelError: the backend failed; the message
+          contains its last line.
     """
     if kind not in TYPES:
         raise UsageError(f"no transformer type {kind!r}; known: {', '.join(TYPES)}")

@@ -1,10 +1,10 @@
-"""The process that is measured. It needs onnxruntime and numpy and nothing of edgeopt, so that any interpreter can run
-it, and speaks JSON lines: a request on stdin, an answer on stdout.
+"""The worker process in which models are measured. It needs only onnxruntime and numpy, not edgeopt, so that any
+interpreter can run it. It communicates by JSON lines: a request on stdin, an answer on stdout.
 
-    {"do": "open", "model": "m.onnx", "providers": [["CPUExecutionProvider", {}]], ...}  ->  {"ok": {...}}
-                                                                                        or  {"error": "...", "type": "..."}
+    {"do": "open", "model": "m.onnx", "providers": [["CPUExecutionProvider", {}]], ...}
+    ->  {"ok": {...}}  or  {"error": "...", "type": "..."}
 
-Statistics are the caller's; here are clocks and counters only. Times are nanoseconds, sizes bytes.
+It only reads clocks and counters; statistics are computed by the caller. Times are in nanoseconds, sizes in bytes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Server:
         }
 
     def plugin(self, name: str, library: str | None = None, module: str | None = None) -> dict[str, Any]:
-        """Register the plugin provider library at a path, or the one that a Python package brings; what devices it adds."""
+        """Register a plugin provider library, from a path or a Python package; the answer lists the devices it adds."""
         before = len(_devices())
         if module is not None:
             library = getattr(importlib.import_module(module), _PLUGIN_LIBRARY)()
@@ -83,7 +83,7 @@ class Server:
         assignment: bool = False,
         fixed: dict[str, int] | None = None,
     ) -> dict[str, Any]:
-        """Create the session. plugin: the provider whose devices take the place of `providers`."""
+        """Create the session. plugin: a plugin provider; its first device is used instead of `providers`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -117,7 +117,7 @@ class Server:
         }
 
     def _assignment(self) -> list[list[Any]] | None:
-        """[provider, [[node, op type], ...]] of every subgraph; None where this ONNX Runtime does not tell."""
+        """[provider, [[node, op type], ...]] of every subgraph; None if this ONNX Runtime does not report it."""
         if not hasattr(self.session, "get_provider_graph_assignment_info"):
             return None
         found = self.session.get_provider_graph_assignment_info()
@@ -135,8 +135,8 @@ class Server:
         return {"feeds": len(self.feeds)}
 
     def block(self, runs: int = 1, seconds: float = 0.0, rate: float = 0.0) -> dict[str, Any]:
-        """Time at least `runs` inferences for at least `seconds`, back to back or `rate` a second; and what the system
-        did to this process meanwhile.
+        """Time at least `runs` inferences for at least `seconds`, back to back or at `rate` per second, and count
+        interruptions of this process by the system.
         """
         session, feeds, clock = self.session, self.feeds, time.perf_counter_ns
         times: list[int] = []
@@ -177,14 +177,14 @@ class Server:
         return {"outputs": names}
 
     def memory(self, reset: bool = False) -> dict[str, Any]:
-        """Bytes of this process now and at its peak; `reset` lets the peak begin anew afterwards, where the kernel can."""
+        """Current and peak memory of this process in bytes; `reset`: restart the peak afterwards, if the kernel can."""
         found = _status()
         if reset:
             found["reset"] = _reset_peak()
         return found
 
     def trace(self) -> dict[str, Any]:
-        """End the session's profile; its file."""
+        """End the session's profiling; the answer contains the file's path."""
         return {"path": self.session.end_profiling()}
 
     def close(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Server:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Equality of two values of an output, NaN equal to itself; what is no numeric array is not looked at."""
+    """Whether two values of an output are equal (NaN equals NaN); values that are not numeric arrays are ignored."""
     numeric = isinstance(a, np.ndarray) and a.dtype != object
     return not numeric or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
@@ -207,7 +207,9 @@ def _devices() -> list[list[str]]:
 
 
 def _run_queue_wait_ns() -> int | None:
-    """Nanoseconds that this process's threads were ready and did not run; None where the kernel does not say."""
+    """Time in nanoseconds that threads of this process were ready but did not run; None if the kernel does not report
+    it.
+    """
     total = None
     with contextlib.suppress(OSError, ValueError, IndexError):
         for task in Path("/proc/self/task").iterdir():
@@ -246,7 +248,7 @@ def _reset_peak() -> bool:
 
 
 def serve() -> None:
-    """Answer requests until stdin ends. What providers print goes to stderr, so that stdout holds answers only."""
+    """Answer requests until stdin ends. Output of providers goes to stderr, so that stdout contains only answers."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Server()
