@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
 from edgeopt.data import audio, text
 from edgeopt.data.images import SUFFIXES, check_header, image_input, read_image, resolve
@@ -199,8 +198,6 @@ def _protobufs(folder: Path, inputs: Sequence[InputSpec]) -> Feed:
     return feed
 
 
-def _slice(data: NDArray[Any], spec: InputSpec, start: int, step: int) -> Feed:
-    return {spec.name: np.ascontiguousarray(data[start : start + step])}
 
 
 def named(source: str, option: str, root: Path | None = None) -> Any:

@@ -59,8 +59,10 @@ def draft(task: Task, recipe: Recipe, mode: str) -> Draft | None:
 
 
 def settled(task: Task) -> Recipe:
-    """The options' recipe with the range rule by which outputs are nearer to float on some calibration samples, weights to the
-    nearest: `mse` clips, `minmax` does not, and which of the two loses less is a property of the model. A rule that was asked for
+    """The options' recipe with the range rule whose outputs are nearer to float on some calibration samples, weights
+    rounded to the nearest.
+
+    `mse` clips, `minmax` does not, and which of the two loses less depends on the model. A rule that was asked for
     stays, and so does `mse` where the other wins little.
     """
     recipe, options = task.recipe, task.options
