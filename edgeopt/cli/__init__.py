@@ -101,8 +101,8 @@ def cli() -> None:
       edgeopt init model.onnx --calib images/              edgeopt.toml: variants and gates; then edgeopt run
 
     \b
-    Exit codes: 0 done; 1 a demanded figure was missed, the file is written; 2 usage; 3 the model, the data, a provider or a check
-    failed; 4 inconclusive, where that was asked for; 5 results are not comparable; 130 interrupted.
+    Exit codes: 0 done; 1 a demanded figure was missed, the file is written; 2 usage; 3 the model, the data, a provider
+    or a check failed; 4 inconclusive, where that was asked for; 5 results are not comparable; 130 interrupted.
     """
 
 

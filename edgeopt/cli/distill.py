@@ -75,11 +75,20 @@ def distill(student: Path, data: str, no_labels: bool, int8: str | None, form: s
 
 def _facts(found: Distilled) -> dict[str, Any]:
     return {
-        "metric": found.metric, "before": found.before, "after": found.after, "teacher": found.teacher, "losses": dict(found.losses),
-        "parity": found.parity, "samples": dict(found.samples), "seconds": found.seconds, "trained": found.trained,
-        "frozen": found.choice.frozen, "tied": found.choice.tied, "diverged": found.diverged,
+        "metric": found.metric,
+        "before": found.before,
+        "after": found.after,
+        "teacher": found.teacher,
+        "losses": dict(found.losses),
+        "parity": found.parity,
+        "samples": dict(found.samples),
+        "seconds": found.seconds,
+        "trained": found.trained,
+        "frozen": found.choice.frozen,
+        "tied": found.choice.tied,
+        "diverged": found.diverged,
         "path": None if found.path is None else str(found.path),
-    }  # fmt: skip
+    }
 
 
 def _print(found: Distilled) -> None:

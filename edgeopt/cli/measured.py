@@ -152,7 +152,9 @@ def _memory(x: Memory) -> dict[str, str]:
     last = x.arena[-1]
     found = {
         "memory: peak RSS": f"{megabytes(peak)}; without arena {megabytes(bare)}",
-        "memory: model's share": f"{megabytes(max(0, peak - base.rss_bytes))} above {megabytes(base.rss_bytes)} of onnxruntime",
+        "memory: model's share": (
+            f"{megabytes(max(0, peak - base.rss_bytes))} above {megabytes(base.rss_bytes)} of onnxruntime"
+        ),
         "memory: peak by phase": ", ".join(f"{p.name} {megabytes(p.peak_bytes)}" for p in x.arena[1:]),
     }
     if last.pss_bytes is not None and last.private_dirty_bytes is not None:
@@ -220,23 +222,71 @@ def _csv(results: Results) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(
-        ["label", "model", "provider", "threads", "shapes", "p50_ms", "p50_low_ms", "p50_high_ms", *(f"p{q}_ms" for q in NEEDED), "min_ms", "mean_ms", "mad_ms", "runs", "throughput_per_s",
-         "contended_blocks", "create_ms", "first_ms", "second_ms", "peak_rss_bytes", "file_bytes", "parameters", "macs", "ratio", "ratio_low",
-         "ratio_high", "verdict", "error"]
-    )  # fmt: skip
+        [
+            "label",
+            "model",
+            "provider",
+            "threads",
+            "shapes",
+            "p50_ms",
+            "p50_low_ms",
+            "p50_high_ms",
+            *(f"p{q}_ms" for q in NEEDED),
+            "min_ms",
+            "mean_ms",
+            "mad_ms",
+            "runs",
+            "throughput_per_s",
+            "contended_blocks",
+            "create_ms",
+            "first_ms",
+            "second_ms",
+            "peak_rss_bytes",
+            "file_bytes",
+            "parameters",
+            "macs",
+            "ratio",
+            "ratio_low",
+            "ratio_high",
+            "verdict",
+            "error",
+        ]
+    )
     compared = {c.other: c for c in results.comparisons}
     for m in results.measured:
         x, cold, c = m.latency, m.cold, compared.get(m.setting.label)
         lines.writerow(
-            [printable(m.setting.label, _WIDEST), printable(m.setting.model, _WIDEST), m.setting.provider, m.setting.threads, _shapes(m)]
-            + ([x.p50_ms.value, x.p50_ms.low, x.p50_ms.high, x.p90_ms, x.p95_ms, x.p99_ms, x.min_ms, x.mean_ms, x.mad_ms, x.runs, x.throughput_per_s, x.contended]
-               if x else [""] * 12)
+            [
+                printable(m.setting.label, _WIDEST),
+                printable(m.setting.model, _WIDEST),
+                m.setting.provider,
+                m.setting.threads,
+                _shapes(m),
+            ]
+            + (
+                [
+                    x.p50_ms.value,
+                    x.p50_ms.low,
+                    x.p50_ms.high,
+                    x.p90_ms,
+                    x.p95_ms,
+                    x.p99_ms,
+                    x.min_ms,
+                    x.mean_ms,
+                    x.mad_ms,
+                    x.runs,
+                    x.throughput_per_s,
+                    x.contended,
+                ]
+                if x
+                else [""] * 12
+            )
             + ([cold.create_ms, cold.first_ms, cold.second_ms] if cold else [""] * 3)
             + [max(p.peak_bytes for p in m.memory.arena) if m.memory else ""]
             + ([m.size.file_bytes, m.size.parameters, m.size.macs] if m.size else [""] * 3)
             + ([c.ratio.value, c.ratio.low, c.ratio.high, c.verdict] if c else [""] * 4)
             + [printable(m.error or "", _WIDEST)]
-        )  # fmt: skip
+        )
     return text.getvalue()
 
 

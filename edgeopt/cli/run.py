@@ -31,8 +31,8 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
 
     \b
     Example: edgeopt run --preset pr
-    Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline, where the
-    policy says so; 130 interrupted.
+    Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline,
+    where the policy says so; 130 interrupted.
     """
     from edgeopt.release.pipeline import run as build
     from edgeopt.release.project import file as project

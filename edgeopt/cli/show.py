@@ -37,7 +37,9 @@ def listener() -> Iterator[Listener]:
 
 
 def printable(text: str, longest: int | None = None) -> str:
-    """`text` without what moves the cursor or colours the screen; lines stay lines, unless `longest` makes it one cell."""
+    """`text` without what moves the cursor or colours the screen; lines stay lines, unless `longest` makes it one
+    cell.
+    """
     kept = "".join(c if c.isprintable() or (c == "\n" and longest is None) else "?" for c in text)
     if longest is not None and len(kept) > longest:
         half = longest // 2 - 1

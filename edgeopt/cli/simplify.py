@@ -28,7 +28,8 @@ def simplify(model: Path, **given: object) -> None:
     click.echo(f"nodes    {x.nodes[0]} -> {x.nodes[1]}")
     click.echo(f"size     {megabytes(x.size_bytes[0])} -> {megabytes(x.size_bytes[1])}")
     click.echo(
-        f"latency  {x.latency.speedup:.2f}x [{x.latency.speedup_low:.2f}, {x.latency.speedup_high:.2f}], {x.latency.latency_ms:.2f} ms, 1 thread"
+        f"latency  {x.latency.speedup:.2f}x [{x.latency.speedup_low:.2f}, {x.latency.speedup_high:.2f}],"
+        f" {x.latency.latency_ms:.2f} ms, 1 thread"
     )
     click.echo(f"outputs  SQNR {decibels(x.worst_sqnr_db)} against the model before")
     click.echo(f"wrote {x.path}")

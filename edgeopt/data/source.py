@@ -198,8 +198,6 @@ def _protobufs(folder: Path, inputs: Sequence[InputSpec]) -> Feed:
     return feed
 
 
-
-
 def named(source: str, option: str, root: Path | None = None) -> Any:
     """Import the object `package.module:name`; modules are also searched in `root` (default: the working directory).
 

@@ -16,8 +16,8 @@ from edgeopt.runtime.providers import CPU, Requested, parse
 
 @dataclass(frozen=True)
 class Preset:
-    """How long to look. seconds: of timing a setting, over all processes; precision: half-width of the interval at which
-    it may end earlier, after every process has run `rounds` rounds.
+    """How long to look. seconds: of timing a setting, over all processes; precision: half-width of the interval at
+    which it may end earlier, after every process has run `rounds` rounds.
     """
 
     processes: int

@@ -1,4 +1,6 @@
-"""From arms to cases: each with the model that was read, its feeds in a file, and the first run that tells who computes what."""
+"""From arms to cases: each with the model that was read, its feeds in a file, and the first run that tells who computes
+what.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
 
 
 def first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool) -> None:
-    """Load and run `case` once with assignment and trace on, in a process that may die of it; a failure is the case's error."""
+    """Load and run `case` once with assignment and trace on, in a process that may die of it; a failure is the case's
+    error.
+    """
     t = case.timing
     try:
         with live(t.arm, assignment=True, profile=str(folder / "trace")) as started:

@@ -13,9 +13,25 @@ from edgeopt.profiling.results import Environment
 
 _CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 _FEATURES = (
-    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_tile", "asimd", "asimddp", "asimdhp",
-    "i8mm", "bf16", "sve", "sve2",
-)  # fmt: skip
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_tile",
+    "asimd",
+    "asimddp",
+    "asimdhp",
+    "i8mm",
+    "bf16",
+    "sve",
+    "sve2",
+)
 
 
 def environment() -> Environment:

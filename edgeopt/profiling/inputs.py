@@ -26,7 +26,8 @@ def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray
     for name, path in given.items():
         if name not in inputs:
             raise UsageError(
-                f"--input {name}: the model has no such input{suggestion(name, inputs)} Known: {', '.join(sorted(inputs))}"
+                f"--input {name}: the model has no such input{suggestion(name, inputs)} Known:"
+                f" {', '.join(sorted(inputs))}"
             )
         try:
             with path.open("rb") as stream:

@@ -1,4 +1,6 @@
-"""Who computes what, and where the time goes: the runtime's assignment of nodes to providers and the trace of a few runs."""
+"""Who computes what, and where the time goes: the runtime's assignment of nodes to providers and the trace of a few
+runs.
+"""
 
 from __future__ import annotations
 
@@ -98,10 +100,15 @@ def ops(trace: Trace) -> Ops | None:
         )
     nodes = [
         NodeTime(
-            name=key.rpartition(" #")[0], op=n.op, provider=n.provider, time_ms=times[key] / 1e3, share=times[key] / wall, shapes=n.shapes
+            name=key.rpartition(" #")[0],
+            op=n.op,
+            provider=n.provider,
+            time_ms=times[key] / 1e3,
+            share=times[key] / wall,
+            shapes=n.shapes,
         )
         for key, n in sorted(trace.nodes.items(), key=lambda item: -times[item[0]])
-    ]  # fmt: skip
+    ]
     kinds: Counter[str] = Counter()
     for t in types:
         kinds[t.kind] += t.time_ms  # type: ignore[assignment]
@@ -110,7 +117,9 @@ def ops(trace: Trace) -> Ops | None:
 
 
 def placement(requested: str, assignment: Sequence[Sequence[Any]] | None, trace: Trace | None) -> Placement:
-    """The placement on the provider `requested`; from the trace alone where the runtime does not tell its assignment."""
+    """The placement on the provider `requested`; from the trace alone where the runtime does not tell its
+    assignment.
+    """
     if assignment is None:
         executed = list(trace.nodes.items()) if trace else []
         assignment = [[n.provider, [[key.rpartition(" #")[0], n.op]]] for key, n in executed]
@@ -166,6 +175,6 @@ def refuse_fallback(found: Placement) -> None:
     names = ", ".join(found.fallback_nodes[:_NAMED]) + (" ..." if len(found.fallback_nodes) > _NAMED else "")
     by = ", ".join(f"{n} {op}" for op, n in found.fallback_ops.items())
     raise WorkerError(
-        f"{found.requested} leaves {len(found.fallback_nodes)} of {sum(found.nodes.values())} nodes to others ({by}): {names}; "
-        "--allow-fallback measures it as it is"
+        f"{found.requested} leaves {len(found.fallback_nodes)} of {sum(found.nodes.values())} nodes to others ({by}):"
+        f" {names}; --allow-fallback measures it as it is"
     )

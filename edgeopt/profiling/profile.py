@@ -271,7 +271,9 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
 
 @takes(ProfileOne)
 def self_check(model: str | Path, options: ProfileOne) -> Results:
-    """`model` against itself, `trials` times: the false-alarm rate, and the smallest change that this machine can see."""
+    """`model` against itself, `trials` times: the false-alarm rate, and the smallest change that this machine can
+    see.
+    """
     start, ears = time.perf_counter(), options.listener
     files = Files(options.report, None, files_read(options, [Path(model)]))
     arm, *others = wanted(options, [Path(model)])

@@ -1,4 +1,5 @@
-"""The results document of `profile` and `compare`: one schema, published by `edgeopt schema results`, read back strictly.
+"""The results document of `profile` and `compare`: one schema, published by `edgeopt schema results`, read back
+strictly.
 
 Times are milliseconds, sizes bytes, shares between 0 and 1. Block medians are in the document, so that stored results
 can be compared; single inferences are in an .npz beside it.

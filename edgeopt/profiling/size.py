@@ -1,8 +1,8 @@
 """Size of a file and of what it computes.
 
-Shapes come from one traced run without optimization, so that nothing need be inferred. An operator that can work in place
-(an activation function, a reshape) stores nothing of its own, nor does a value that is at once quantized, nor one that is
-only dequantized for its consumer: what counts is what an executor has to keep.
+Shapes come from one traced run without optimization, so that nothing need be inferred. An operator that can work in
+place (an activation function, a reshape) stores nothing of its own, nor does a value that is at once quantized, nor one
+that is only dequantized for its consumer: what counts is what an executor has to keep.
 """
 
 from __future__ import annotations
@@ -29,10 +29,22 @@ from edgeopt.runtime.trace import kernel_runs, read_events
 _ALIASES = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DequantizeLinear"})
 _IN_PLACE = frozenset(
     {
-        "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Gelu", "Erf",
+        "Relu",
+        "Clip",
+        "LeakyRelu",
+        "PRelu",
+        "Elu",
+        "Selu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+        "Softplus",
+        "Gelu",
+        "Erf",
         "BatchNormalization",
     }
-)  # fmt: skip
+)
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _BYTES = {
     "float16": 2,
@@ -145,7 +157,9 @@ def _stored(
 
 
 def _only_quantized(value: ir.Value) -> bool:
-    """Whether every reader of `value`, behind what works in place, quantizes it: an integer kernel writes the integers."""
+    """Whether every reader of `value`, behind what works in place, quantizes it: an integer kernel writes the
+    integers.
+    """
     readers = [node for node, _ in value.uses()]
     return bool(readers) and all(
         n.op_type == "QuantizeLinear" or (_reused(n) is value and _only_quantized(n.outputs[0])) for n in readers

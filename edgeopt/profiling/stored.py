@@ -1,4 +1,6 @@
-"""Two stored results against each other: only if they were made under the same conditions, and as the weaker evidence."""
+"""Two stored results against each other: only if they were made under the same conditions, and as the weaker
+evidence.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ def _pairs(a: Results, b: Results, name_a: str, name_b: str) -> list[tuple[Measu
     shared = [label for label in ours if label in theirs]
     if not shared:
         raise ComparabilityError(
-            f"no setting of one is in the other: {name_a} has {', '.join(ours) or 'none that was timed'}; {name_b} has {', '.join(theirs) or 'none that was timed'}"
+            f"no setting of one is in the other: {name_a} has {', '.join(ours) or 'none that was timed'}; {name_b} has"
+            f" {', '.join(theirs) or 'none that was timed'}"
         )
     return [(ours[label], theirs[label]) for label in shared]
 

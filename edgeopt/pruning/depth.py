@@ -1,7 +1,7 @@
 """Fewer layers: residual blocks whose output is nearest to their input go.
 
-A block is y = x + f(x) with layers inside f; its influence is 1 - cos(x, y), averaged over samples (block influence, Men
-et al. 2024, ShortGPT, arXiv:2403.03853). Without it y is x, and what only f needed goes too.
+A block is y = x + f(x) with layers inside f; its influence is 1 - cos(x, y), averaged over samples (block influence,
+Men et al. 2024, ShortGPT, arXiv:2403.03853). Without it y is x, and what only f needed goes too.
 """
 
 from __future__ import annotations

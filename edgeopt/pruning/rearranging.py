@@ -160,8 +160,8 @@ def pad(t: Tracker, node: ir.Node) -> None:
 def reshape(t: Tracker, node: ir.Node) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: axes are matched by runs of the same size.
 
-    A run of axes that becomes one: its labels are repeated. One that becomes several (heads of attention): that of the heads
-    takes the labels, all that belong to a head tied. Others stay.
+    A run of axes that becomes one: its labels are repeated. One that becomes several (heads of attention): that of the
+    heads takes the labels, all that belong to a head tied. Others stay.
     """
     x, out = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -197,7 +197,9 @@ def reshape(t: Tracker, node: ir.Node) -> None:
 
 
 def _heads(sizes: Sequence[int]) -> int:
-    """Which of several axes counts heads: the first, or the one behind it where that tells queries, keys and values apart."""
+    """Which of several axes counts heads: the first, or the one behind it where that tells queries, keys and values
+    apart.
+    """
     return 1 if len(sizes) > len(("heads", "width")) and sizes[0] <= len("qkv") else 0
 
 

@@ -31,11 +31,16 @@ from edgeopt.pruning.rearranging import (
 from edgeopt.pruning.tracker import Rule
 
 _GROUPS: dict[Rule, str] = {
-    same: "Relu LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Erf Gelu Softplus Softsign Elu Selu Celu Exp Log Sqrt Neg Abs Floor Ceil Round Reciprocal "
-    "Sign Not Identity Cast Clip Dropout Mish Swish IsNaN IsInf Sin Cos ThresholdedRelu QuickGelu",
+    same: (
+        "Relu LeakyRelu Sigmoid HardSigmoid HardSwish Tanh Erf Gelu Softplus Softsign Elu Selu Celu Exp Log Sqrt Neg"
+        " Abs Floor Ceil Round Reciprocal Sign Not Identity Cast Clip Dropout Mish Swish IsNaN IsInf Sin Cos"
+        " ThresholdedRelu QuickGelu"
+    ),
     spatial: "MaxPool AveragePool GlobalAveragePool GlobalMaxPool LpPool Resize Upsample",
     along: "Softmax LogSoftmax Hardmax LpNormalization",
-    elementwise: "Add Sub Mul Div Pow Max Min Mean Sum PRelu Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Mod",
+    elementwise: (
+        "Add Sub Mul Div Pow Max Min Mean Sum PRelu Where Equal Greater Less GreaterOrEqual LessOrEqual And Or Mod"
+    ),
     conv: "Conv",
     conv_transpose: "ConvTranspose",
     gemm: "Gemm",

@@ -1,7 +1,7 @@
 """`shrink(model) -> Shrunk`: a student for those who have none: the same network with narrower layers or fewer blocks.
 
-Importance "norm" needs no data. "first-order" asks data: with y the outputs and r random and normal, the change of y . r
-when unit u goes is to first order sum_{w in u} w d(y . r)/dw; its square, averaged over r, is the squared change of y
+Importance "norm" needs no data. "first-order" asks data: with y the outputs and r random and normal, the change of y .
+r when unit u goes is to first order sum_{w in u} w d(y . r)/dw; its square, averaged over r, is the squared change of y
 (Molchanov et al. 2019, arXiv:1906.10771, with a random projection in place of a loss).
 """
 
@@ -36,8 +36,8 @@ Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The student and what it lost. parameters, macs: before and after; widths: units before and after by layer; blocks:
-    how influential each residual block was, and which went.
+    """The student and what it lost. parameters, macs: before and after; widths: units before and after by layer;
+    blocks: how influential each residual block was, and which went.
     """
 
     model: ir.Model
@@ -89,8 +89,8 @@ def shrink(model: Source, options: Shrink) -> Shrunk:
 
 
 def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]:
-    """(`model` with what it computes from fixed sizes folded, so that heads of attention can go where their width is no function
-    of the channels any more; which of the elements of other computed sizes are fixed).
+    """(`model` with what it computes from fixed sizes folded, so that heads of attention can go where their width is no
+    function of the channels any more; which of the elements of other computed sizes are fixed).
     """
     if not any(n.op_type == "Shape" for n in model.graph):
         return model, {}
@@ -178,7 +178,8 @@ def _macs(model: ir.Model, feed: Feed) -> int:
 
 
 def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> None:
-    """Check that the result is valid, runs, and gives outputs of the same names, types and shapes; then put it in place.
+    """Check that the result is valid, runs, and gives outputs of the same names, types and shapes; then put it in
+    place.
 
     Raises:
         ValidityError: it does not.

@@ -18,8 +18,8 @@ class Tracker:
     def __init__(
         self, model: ir.Model, shapes: Shapes, rules: Mapping[str, Rule], readers: Set[Rule], known: Known
     ) -> None:
-        """shapes: of every value of `model` on one feed; readers: the rules that label the weights which they read; known:
-        the elements of computed sizes that are the same for every feed.
+        """shapes: of every value of `model` on one feed; readers: the rules that label the weights which they read;
+        known: the elements of computed sizes that are the same for every feed.
         """
         self.units, self.known = Units(), known
         self.axes: dict[ir.Value, Axes] = {}

@@ -20,8 +20,8 @@ Count = Callable[[Sequence[int]], int]  # how many of some labels are kept
 
 @dataclass(frozen=True)
 class Edit:
-    """A number in the graph that follows from how many channels are kept: of an attribute (name) or of the constant at an
-    input (position); made: the new content from the count.
+    """A number in the graph that follows from how many channels are kept: of an attribute (name) or of the constant at
+    an input (position); made: the new content from the count.
     """
 
     node: str

@@ -26,7 +26,9 @@ _WIDE = 16  # from so many units on a space keeps a multiple
 
 
 def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = (), known: Known | None = None) -> Units:
-    """The units of `model` (simplified); the outputs of the nodes `keep` stay as wide as they are; known: see `Tracker`."""
+    """The units of `model` (simplified); the outputs of the nodes `keep` stay as wide as they are; known: see
+    `Tracker`.
+    """
     tracker = Tracker(model, shapes, RULES, READERS, known or {})
     for node in keep:
         for value in node.outputs:
@@ -73,8 +75,8 @@ def _array(model: ir.Model, name: str) -> NDArray[np.float32]:
 
 
 def chosen(units: Units, scores: Scores, width: float) -> tuple[set[int], dict[str, tuple[int, int]]]:
-    """(the units that go, units before and after by the layer that bore their space) when each space keeps `width` of its
-    units; a space of many keeps a multiple of `MULTIPLE`.
+    """(the units that go, units before and after by the layer that bore their space) when each space keeps `width` of
+    its units; a space of many keeps a multiple of `MULTIPLE`.
     """
     gone: set[int] = set()
     sizes: dict[str, tuple[int, int]] = {}

@@ -81,8 +81,8 @@ def close(task: Task, t: Tried) -> bool:
 
 
 def gains(t: Tried) -> bool:
-    """Whether a result is worth having: not larger than float, and a fifth smaller or a tenth faster (by the lower bound
-    of the interval). Where speed is not measured, integers count as faster.
+    """Whether a result is worth having: not larger than float, and a fifth smaller or a tenth faster (by the lower
+    bound of the interval). Where speed is not measured, integers count as faster.
     """
     faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
     return t.smaller >= 1 and (t.smaller >= _SMALLER or faster)

@@ -1,4 +1,6 @@
-"""What a run found out, as one document: `results.json`, from which all other artefacts are made and gates are judged again."""
+"""What a run found out, as one document: `results.json`, from which all other artefacts are made and gates are judged
+again.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,8 @@ class StepResult(_Model):
 
 
 class VariantResult(_Model):
-    """A variant; error: why there is no file. sha256: of the file, or of the hashes of it and its data files. metrics: by the
-    names that gates use.
+    """A variant; error: why there is no file. sha256: of the file, or of the hashes of it and its data files. metrics:
+    by the names that gates use.
     """
 
     name: str
@@ -83,7 +85,9 @@ class VariantResult(_Model):
 
 
 class GateResult(_Model):
-    """One bound of one metric of one variant. line: of the project file; level: what the policy makes of the outcome."""
+    """One bound of one metric of one variant. line: of the project file; level: what the policy makes of the
+    outcome.
+    """
 
     variant: str
     metric: str

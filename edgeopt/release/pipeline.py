@@ -1,7 +1,7 @@
 """`run(project)`: build the variants, evaluate, measure, judge, write the evidence.
 
-What was built and evaluated is kept by its content, so that a second run does only what changed and an interrupted one goes
-on. What is released is replaced at the end, all of it at once.
+What was built and evaluated is kept by its content, so that a second run does only what changed and an interrupted one
+goes on. What is released is replaced at the end, all of it at once.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def run(
 ) -> Run:
     """Build, measure and judge a project; the evidence is in its output folder.
 
-    project: its file, or the model of one with `root`, the folder that its paths are relative to and in which its functions are
-    looked for. preset: how long to measure (quick, pr, release), over the project's. The verdict and the exit code that goes
-    with it are in the result.
+    project: its file, or the model of one with `root`, the folder that its paths are relative to and in which its
+    functions are looked for. preset: how long to measure (quick, pr, release), over the project's. The verdict and the
+    exit code that goes with it are in the result.
 
     Raises:
         EdgeoptError: the project, the float model or the data cannot be used. A variant that fails does not raise.
@@ -179,7 +179,9 @@ def _judged(document: Run, context: Context, stand: baseline.KeptBaseline, file:
 
 
 def _settled(document: Run, stage: Path, folder: Path) -> Run:
-    """`document` with the files of `stage` where they are in the end, and without those of variants that failed there."""
+    """`document` with the files of `stage` where they are in the end, and without those of variants that failed
+    there.
+    """
     found = [publishing.withdraw(v, stage) if v.error and v.file and v.name != FLOAT else v for v in document.variants]
     staged = [v.file for v in document.variants if v.file is not None and Path(v.file).parent == stage]
     places = {file: str(folder / Path(file).name) for file in staged}

@@ -1,7 +1,8 @@
-"""What hangs on the student while it learns and is left behind afterwards: hints and classifiers on inner values.
+"""Auxiliary modules used only in training: hints and classifiers on inner values.
 
 Hint (Romero et al. 2015, FitNets, arXiv:1412.6550), unit vectors over the channels:
-    mean |P f_s / |P f_s| - f_t / |f_t||^2        P: linear, where the channels differ in number; the finer grid is pooled
+    mean |P f_s / |P f_s| - f_t / |f_t||^2        P: linear, where the channels differ in number; the finer grid is
+    pooled
 Heads (Zhang et al. 2019, Be Your Own Teacher, arXiv:1905.08094): each inner classifier learns from the labels and from
 what the network's own output says.
 """
@@ -52,7 +53,8 @@ class Hints(nn.Module):
                 t.shape[:1] if t.ndim == _IMAGE else _rest(t)
             ):
                 raise UsageError(
-                    f"--hint {name}={other}: {list(s.shape)} and {list(t.shape)} cannot be compared (pictures may differ in size and channels, others in the last axis)"
+                    f"--hint {name}={other}: {list(s.shape)} and {list(t.shape)} cannot be compared (pictures may"
+                    " differ in size and channels, others in the last axis)"
                 )
             wide, goal = _channels_last(s).shape[-1], _channels_last(t).shape[-1]
             self.projections.append(nn.Identity() if wide == goal else nn.Linear(wide, goal, bias=False))
@@ -106,5 +108,6 @@ def check_heads(pairs: Sequence[Pair], output: Tensor) -> None:
     """
     if output.ndim != 2 or pairs[0].loss not in losses.CLASSES:
         raise UsageError(
-            f"--heads: output {pairs[0].student!r} {list(output.shape)} is no row of class scores, which inner classifiers could learn"
+            f"--heads: output {pairs[0].student!r} {list(output.shape)} is no row of class scores, which inner"
+            " classifiers could learn"
         )

@@ -55,8 +55,8 @@ class Examples:
 def read(
     samples: Sequence[Sample], wanted: bool | Path | None, classes: Sequence[str] = ()
 ) -> tuple[Examples, dict[str, str]]:
-    """(the readable samples, why others are not). Labels are the entry `label` of a feed, or the name of the folder that
-    an image lies in; wanted: None takes them when every sample has one; a path is a CSV file of sample and label;
+    """(the readable samples, why others are not). Labels are the entry `label` of a feed, or the name of the folder
+    that an image lies in; wanted: None takes them when every sample has one; a path is a CSV file of sample and label;
     classes: the names of the classes in their order, where they are known.
 
     Raises:
@@ -174,7 +174,9 @@ def divide(count: int, seed: int) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """indices: of the samples in their Examples; feed: float and integer tensors [batch, ...] by input; labels: [batch]."""
+    """indices: of the samples in their Examples; feed: float and integer tensors [batch, ...] by input; labels:
+    [batch].
+    """
 
     indices: NDArray[np.intp]
     feed: Mapping[str, torch.Tensor]
@@ -194,7 +196,8 @@ def batches(examples: Examples, size: int) -> Iterator[Batch]:
 def shuffled(
     examples: Examples, size: int, seed: tuple[int, ...], augment: Sequence[str] = (), share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Every sample once, in batches of one shape, shuffled and augmented by `seed`; share: (i, n) gives batches i, i + n, ...
+    """Every sample once, in batches of one shape, shuffled and augmented by `seed`; share: (i, n) gives batches i, i +
+    n, ...
 
     Every batch has a generator of its own, so that a batch is the same whoever makes it.
     """

@@ -1,11 +1,11 @@
-"""`distill(student, data, teacher=...)`: fine-tune an ONNX student against a teacher; ONNX in, the same ONNX with better
-weights out.
+"""`distill(student, data, teacher=...)`: fine-tune an ONNX student against a teacher; ONNX in, the same ONNX with
+better weights out.
 
-offline: the teacher is an ONNX Runtime session and stays as it is. online: student, teacher and peers learn together from
-the labels and from each other (deep mutual learning, Zhang et al. 2018, arXiv:1706.00384). self: the teacher is the
-student of the generation before (born-again networks, Furlanello et al. 2018, arXiv:1805.04770), its moving average, or
-its own output for classifiers on inner values. What comes back is the best by the held-out metric measured in ONNX
-Runtime, the input included.
+offline: the teacher is an ONNX Runtime session and stays as it is. online: student, teacher and peers learn together
+from the labels and from each other (deep mutual learning, Zhang et al. 2018, arXiv:1706.00384). self: the teacher is
+the student of the generation before (born-again networks, Furlanello et al. 2018, arXiv:1805.04770), its moving
+average, or its own output for classifiers on inner values. What comes back is the best by the held-out metric measured
+in ONNX Runtime, the input included.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def distill(student: Model, data: Data, options: Distill) -> Distilled:
 
 
 def _trained(job: Job, score: Callable[[nn.Module], float]) -> Progress:
-    """Train by the kind; the module is left with its best weights. A generation of kind self starts where the first did,
-    with the one before as its teacher.
+    """Train by the kind; the module is left with its best weights. A generation of kind self starts where the first
+    did, with the one before as its teacher.
     """
     count = job.options.generations
     _forget(job)

@@ -37,7 +37,8 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
         classes = theirs[first.teacher][0].shape[-1]
         if taught < 2 / classes and job.options.kind == "offline":
             job.listener.note(
-                f"the teacher tells only {taught:.1%} of the held-out samples right: are its classes in another order? (--student-classes, --teacher-classes)"
+                f"the teacher tells only {taught:.1%} of the held-out samples right: are its classes in another order?"
+                " (--student-classes, --teacher-classes)"
             )
 
     def score(module: nn.Module) -> float:
@@ -78,6 +79,7 @@ def parity_of(job: Job) -> float:
     limit = QUANTIZED_PARITY if job.options.quantized else HALF_PARITY if job.module.half else PARITY
     if not worst <= limit:
         raise ModelError(
-            f"torch and ONNX Runtime differ by {worst:.1e} on this student (the limit is {limit:g}): it cannot be trained faithfully"
+            f"torch and ONNX Runtime differ by {worst:.1e} on this student (the limit is {limit:g}): it cannot be"
+            " trained faithfully"
         )
     return worst

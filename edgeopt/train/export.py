@@ -56,9 +56,9 @@ class Exported:
 def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) -> Exported:
     """Export what `package.module:factory` returns, or the program in a .pt2 file, and check it against torch.
 
-    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are asked for random
-    inputs (normal floats; integers 0 and 1, which every vocabulary and mask has) and for samples. A .pt2 is read without its
-    pickles; but torch evaluates expressions in it, so take none from strangers.
+    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are asked for
+    random inputs (normal floats; integers 0 and 1, which every vocabulary and mask has) and for samples. A .pt2 is read
+    without its pickles; but torch evaluates expressions in it, so take none from strangers.
 
     Raises:
         UsageError: no such factory, or a file that needs `trust`. DataError: samples that do not fit. ModelError: torch

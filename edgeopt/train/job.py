@@ -184,8 +184,8 @@ def _labelled(examples: Examples, options: Distill, output: torch.Tensor, listen
     if not count or options.labels is not None or options.student_classes is not None or output.shape[-1] == count:
         return examples
     listener.note(
-        f"{count} folders ({', '.join(examples.classes[:3])} ...) are no labels for {output.shape[-1]} classes: trained without; "
-        "--labels FILE.csv or --student-classes say otherwise"
+        f"{count} folders ({', '.join(examples.classes[:3])} ...) are no labels for {output.shape[-1]} classes: trained"
+        " without; --labels FILE.csv or --student-classes say otherwise"
     )
     return Examples(examples.feeds, None)
 
@@ -231,19 +231,29 @@ def _check_quantized(student: ir.Model, options: Distill) -> None:
     dynamic = next((n for n in student.graph if n.op_type in _INTEGER_OPERATORS), None)
     if dynamic is not None:
         raise ModelError(
-            f"the student is quantized (node {dynamic.name!r} is a {dynamic.op_type}): give its float form, or a static int8 file with --qat"
+            f"the student is quantized (node {dynamic.name!r} is a {dynamic.op_type}): give its float form, or a static"
+            " int8 file with --qat"
         )
     if found and not options.quantized:
         raise ModelError(
-            f"the student is quantized ({len(found)} integer weights): train it through its Q/DQ with --qat, or give its float form"
+            f"the student is quantized ({len(found)} integer weights): train it through its Q/DQ with --qat, or give"
+            " its float form"
         )
     if options.quantized and not found:
         raise ModelError("--qat trains a quantized student, and this one has no Q/DQ: edgeopt quantize makes it")
 
 
 _INTEGER_OPERATORS = frozenset(
-    {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "QLinearConv", "QLinearMatMul"}
-)  # fmt: skip
+    {
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
 
 
 def _check_labels(job: Job) -> None:
@@ -251,7 +261,8 @@ def _check_labels(job: Job) -> None:
     if not labels:
         if job.options.kind != "offline" or job.options.classifiers:
             raise UsageError(
-                f"--kind {job.options.kind} learns from labels too: a folder for each class, an entry 'label' in every .npz, or --labels FILE.csv"
+                f"--kind {job.options.kind} learns from labels too: a folder for each class, an entry 'label' in every"
+                " .npz, or --labels FILE.csv"
             )
         return
     if job.held.rows > 1:
@@ -264,5 +275,8 @@ def _check_labels(job: Job) -> None:
         raise DataError(
             f"label {worst} is out of range: the model has {y.shape[-1]} classes"
             if y.ndim == 2
-            else f"labels cannot be used with output {job.pairs[0].student!r} {list(y.shape)}: --no-labels, or --match another output"
+            else (
+                f"labels cannot be used with output {job.pairs[0].student!r} {list(y.shape)}: --no-labels, or --match"
+                " another output"
+            )
         )

@@ -55,7 +55,7 @@ def heads_of(job: Job) -> Heads | None:
 def lesson_of(
     job: Job, networks: list[OnnxModule], teach: teachers.Teacher | None, hints: Hints | None, heads: Heads | None
 ) -> Lesson:
-    """The loss of a batch: by the labels, by who teaches, and by what hangs on the student."""
+    """The loss of a batch: by the labels, by who teaches, and by the auxiliary modules."""
     options, pairs = job.options, job.pairs
     taps = (*(hints.names if hints else ()), *(heads.names if heads else ()))
     aims = [losses.Objective(p.loss, options.temperature, options.alpha, p is pairs[0]) for p in pairs]

@@ -1,8 +1,8 @@
 """The training loop: one student, a loss over batches, the best by a held-out metric that others measure.
 
-AdamW or SGD, a cosine after a linear warm-up, clipped gradients. Everything that decides the next step is in a checkpoint,
-so that a run that was killed ends as if it had not been. A time limit decides how many epochs
-there are, and so how long the cosine is. Several ranks train as one process would that accumulates over their batches.
+AdamW or SGD, a cosine after a linear warm-up, clipped gradients. Everything that decides the next step is in a
+checkpoint, so that a run that was killed ends as if it had not been. A time limit decides how many epochs there are,
+and so how long the cosine is. Several ranks train as one process would that accumulates over their batches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far; epochs: how many there will be, of how many that were asked for; diverged: where the loss stopped being a number; identity: of the job."""
+    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far;
+    epochs: how many there will be, of how many that were asked for; diverged: where the loss stopped being a number;
+    identity: of the job.
+    """
 
     epochs: int = 0
     epoch: int = 0
@@ -103,10 +106,10 @@ def fit(
 ) -> Progress:
     """Train `modules` until the epochs, the minutes or the patience end; the student is left with its best weights.
 
-    lesson: the loss of a batch, given the student's moving average where there is one. epoch_batches: this rank's batches
-    of an epoch by its number; batch_count: those of all ranks; score: a module's held-out metric; higher is better; rank 0
-    asks it, also before the first step, so that a student that only gets worse comes back as it was. identity: of the job,
-    so that a checkpoint of another one is refused.
+    lesson: the loss of a batch, given the student's moving average where there is one. epoch_batches: this rank's
+    batches of an epoch by its number; batch_count: those of all ranks; score: a module's held-out metric; higher is
+    better; rank 0 asks it, also before the first step, so that a student that only gets worse comes back as it was.
+    identity: of the job, so that a checkpoint of another one is refused.
 
     Raises:
         Diverged: the loss is not a number and no epoch before was better than the input; the student has its best
@@ -137,7 +140,8 @@ def fit(
             listener.progress("training", progress.epoch, progress.epochs)
             left = (time.monotonic() - begun) * (progress.epochs - progress.epoch)
             listener.note(
-                f"epoch {progress.epoch}/{progress.epochs}: loss {seen:.4f}, held out {found:.4f} (best {progress.best:.4f}), {left:.0f} s left"
+                f"epoch {progress.epoch}/{progress.epochs}: loss {seen:.4f}, held out {found:.4f} (best"
+                f" {progress.best:.4f}), {left:.0f} s left"
             )
             progress.stopped = _enough(run, options, seconds, listener)
             _save(run, options, listener)
@@ -199,8 +203,8 @@ def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, optio
 
 
 def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: Distill, begun: float) -> float:
-    """One pass, or what of it fits into the minutes since `begun`; the mean loss over all ranks. Every rank takes every step, with
-    or without a batch of its own.
+    """One pass, or what of it fits into the minutes since `begun`; the mean loss over all ranks. Every rank takes every
+    step, with or without a batch of its own.
     """
     run.modules.train()
     total, count, start = 0.0, 0, time.monotonic()
@@ -310,8 +314,16 @@ def _write_state(run: TrainingRun, path: Path) -> None:
 
 
 _BROKEN = (
-    OSError, RuntimeError, KeyError, IndexError, TypeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError,
-)  # fmt: skip
+    OSError,
+    RuntimeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    EOFError,
+    pickle.UnpicklingError,
+)
 
 
 def _load(run: TrainingRun, content: bytes, path: Path, epochs: int, identity: str) -> None:
@@ -337,5 +349,6 @@ def _load(run: TrainingRun, content: bytes, path: Path, epochs: int, identity: s
         raise DataError(f"--resume {path}: that run had another teacher, other samples or other options")
     if run.progress.asked != epochs:
         raise DataError(
-            f"--resume {path}: that run was to take {run.progress.asked} epochs, not {epochs}, and its learning rates follow from that"
+            f"--resume {path}: that run was to take {run.progress.asked} epochs, not {epochs}, and its learning rates"
+            " follow from that"
         )

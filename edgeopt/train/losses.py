@@ -1,8 +1,8 @@
 """Distillation losses: student and teacher values of one output, means over the batch.
 
-p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015, arXiv:1503.02531).
-DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity: Fang et al. 2021,
-SEED, arXiv:2101.04731, with the batch for a queue. The classes are on the last axis.
+p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015,
+arXiv:1503.02531). DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity:
+Fang et al. 2021, SEED, arXiv:2101.04731, with the batch for a queue. The classes are on the last axis.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def cosine(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor 
 
 
 def similarity(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """KL of whom each sample of the batch is like, softmax(cosine / .05) over the others; the sizes of the embeddings may
-    differ.
+    """KL between in-batch similarity distributions, softmax(cosine / .05) over the others; the sizes of the embeddings
+    may differ.
     """
     s, t = (F.normalize(x.flatten(1), dim=1) for x in (student, teacher))
     others = ~torch.eye(len(s), dtype=torch.bool, device=s.device)
     rows = [(x @ x.t())[others].reshape(len(x), -1) / _ALIKE for x in (s, t)]
-    return kd(rows[0], rows[1], 1.0) if len(s) > 1 else student.sum() * 0  # one alone is like nobody
+    return kd(rows[0], rows[1], 1.0) if len(s) > 1 else student.sum() * 0  # undefined for a batch of one
 
 
 def bce(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
@@ -112,7 +112,9 @@ def supervised(loss: str, student: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """alpha of the distillation loss and 1 - alpha of cross-entropy with the labels, where there are any for this output."""
+    """alpha of the distillation loss and 1 - alpha of cross-entropy with the labels, where there are any for this
+    output.
+    """
 
     loss: str = "kd"
     temperature: float = 2.0

@@ -20,8 +20,8 @@ _DENSE = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """student, teacher: names of outputs; order: the teacher's class for each of the student's, None if they agree; axis: of
-    the classes, None: the last, or axis 1 of four and more, as in [batch, classes, height, width].
+    """student, teacher: names of outputs; order: the teacher's class for each of the student's, None if they agree;
+    axis: of the classes, None: the last, or axis 1 of four and more, as in [batch, classes, height, width].
     """
 
     student: str
@@ -117,7 +117,8 @@ def _fitting(order: tuple[int, ...] | None, values: Tensor, name: str) -> tuple[
 def _axis(axis: int | None, values: Tensor, name: str) -> int | None:
     if axis is not None and axis not in range(1, values.ndim) and axis not in range(1 - values.ndim, 0):
         raise UsageError(
-            f"--class-axis {name}={axis}: the output is {list(values.shape)}; from 1 (0 is the batch) to {values.ndim - 1}"
+            f"--class-axis {name}={axis}: the output is {list(values.shape)}; from 1 (0 is the batch) to"
+            f" {values.ndim - 1}"
         )
     return axis
 
@@ -131,8 +132,9 @@ def same(student: Tensor, teacher: Tensor, pair: Pair) -> None:
     apart = pair.ours(student).shape != pair.theirs(teacher).shape
     if apart and not (pair.loss in losses.RELATIVE and len(student) == len(teacher)):
         raise UsageError(
-            f"output {pair.student!r}: the student gives {list(student.shape)}, the teacher {list(teacher.shape)}; they cannot be compared. "
-            "Embeddings of other sizes: --loss similarity; other classes: --student-classes and --teacher-classes; other outputs: --match"
+            f"output {pair.student!r}: the student gives {list(student.shape)}, the teacher {list(teacher.shape)}; they"
+            " cannot be compared. Embeddings of other sizes: --loss similarity; other classes: --student-classes and"
+            " --teacher-classes; other outputs: --match"
         )
 
 

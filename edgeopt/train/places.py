@@ -15,7 +15,8 @@ def check_places(options: Distill, output: Path | None, read: Iterable[object], 
     """Refuse places that would cost the user a file. read: what is read; only paths count.
 
     Raises:
-        UsageError: a file that is read or written already, a folder that is not there, an output or a checkpoint that exists.
+        UsageError: a file that is read or written already, a folder that is not there, an output or a checkpoint that
+          exists.
     """
     if output is not None:
         check_place(output, force)

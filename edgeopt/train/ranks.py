@@ -38,8 +38,8 @@ class Ranks:
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Leave in every gradient its sum over the ranks; a rank that had no batch adds zeros. What has a gradient on no
-        rank has none afterwards.
+        """Leave in every gradient its sum over the ranks; a rank that had no batch adds zeros. What has a gradient on
+        no rank has none afterwards.
         """
         if self.count == 1:
             return
@@ -79,8 +79,8 @@ class Ranks:
         apart = self.total([float(self.told(mine) != mine)])[0]
         if apart:
             raise EdgeoptError(
-                f"rank {self.rank} of {self.count}: {apart:.0f} processes have other models, samples or options than the first; "
-                "give all of them the same files"
+                f"rank {self.rank} of {self.count}: {apart:.0f} processes have other models, samples or options than"
+                " the first; give all of them the same files"
             )
 
     def total(self, values: Iterable[float]) -> list[float]:
@@ -115,8 +115,8 @@ class Ranks:
             collective()
         except RuntimeError as e:
             raise EdgeoptError(
-                f"rank {self.rank} of {self.count}: another process of this run ended or cannot be reached ({str(e).splitlines()[0][:160]}); "
-                "go on from the last checkpoint with --resume"
+                f"rank {self.rank} of {self.count}: another process of this run ended or cannot be reached"
+                f" ({str(e).splitlines()[0][:160]}); go on from the last checkpoint with --resume"
             ) from e
 
 
@@ -141,7 +141,8 @@ def ranks(device: str) -> Iterator[Ranks]:
         if not text.isdecimal() or int(text) >= int(size):
             raise UsageError(f"{name}={text}: a number below WORLD_SIZE={size}")
     rank, local = int(numbers["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # its default arguments hold the group that there is when it is imported: later, by the optimizer, they would keep ours
+    # its default arguments hold the group that there is when it is imported: later, by the optimizer, they would keep
+    # ours
     # and its threads alive when the interpreter ends, which then aborts now and then
     import_module("torch.distributed.nn.functional")
     cuda = device.startswith("cuda")

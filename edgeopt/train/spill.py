@@ -1,4 +1,6 @@
-"""Decoded samples that do not fit into memory, in one file on disk that the system maps: what is needed stays in memory."""
+"""Decoded samples that do not fit into memory, in one file on disk that the system maps: what is needed stays in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Spilled(Sequence[Feed]):
 
 
 class Spill:
-    """Takes feeds one by one: in memory up to `limit` bytes, from then on all of them in a file that is gone with the process."""
+    """Takes feeds one by one: in memory up to `limit` bytes, from then on all of them in a file that is gone with the
+    process.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
@@ -74,8 +78,8 @@ class Spill:
             if self._file is not None:
                 self._file.close()
             raise UsageError(
-                f"the samples fit neither into memory nor on the disk for temporary files ({e.strerror or e}); set TMPDIR to one with "
-                "space, or read fewer with --samples"
+                f"the samples fit neither into memory nor on the disk for temporary files ({e.strerror or e}); set"
+                " TMPDIR to one with space, or read fewer with --samples"
             ) from e
 
     def _write(self, feed: Feed) -> None:

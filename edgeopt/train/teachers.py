@@ -46,7 +46,9 @@ def answers(session: Session, examples: Examples, size: int) -> dict[str, list[N
 
 
 def together(session: Session, examples: Examples) -> bool:
-    """Whether samples side by side along axis 0 give what each gives alone; models that count time or channels there do not."""
+    """Whether samples side by side along axis 0 give what each gives alone; models that count time or channels there do
+    not.
+    """
     first = examples.feeds[0]
     alike = [
         i
@@ -170,8 +172,8 @@ def _shapes(batch: Batch) -> tuple[Any, ...]:
 
 @contextmanager
 def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> Iterator[KeptAnswers]:
-    """A store of answers to `examples`: in a temporary folder, or in one inside `cache` that is named for the teacher and
-    the samples, so that other teachers and samples never meet its files.
+    """A store of answers to `examples`: in a temporary folder, or in one inside `cache` that is named for the teacher
+    and the samples, so that other teachers and samples never meet its files.
 
     Raises:
         DataError: the folder cannot be made.

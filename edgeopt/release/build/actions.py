@@ -30,7 +30,9 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What steps need besides the model. root: the project file's folder; model: the float model; data: as the functions take it."""
+    """What steps need besides the model. root: the project file's folder; model: the float model; data: as the
+    functions take it.
+    """
 
     root: Path
     model: Path
@@ -63,7 +65,7 @@ def settings(step: Any, context: Context) -> Mapping[str, Any]:
 
 
 def reads_data(step: Any) -> bool:
-    """Whether the samples have a say in what `step` makes."""
+    """Whether the result of `step` depends on the samples."""
     return bool(step.step != "simplify")
 
 
@@ -88,7 +90,8 @@ def code(step: Any) -> list[str]:
 
 
 def import_from_root(context: Context, *options: str) -> None:
-    """Import the functions that `options` of the project name from its folder, so that who asks for them by name finds these.
+    """Import the functions that `options` of the project name from its folder, so that later lookups resolve to
+    these.
 
     Raises:
         UsageError: there is no such module or function.
@@ -167,7 +170,8 @@ def _distill(step: Any, source: Path, output: Path, context: Context) -> Facts:
     found = distill(source, context.data, Distill(**_chosen(step, context, more)))
     if not output.is_file():
         raise UsageError(
-            f"distill: nothing was better than its input ({found.metric} {found.before:.4g}); more epochs, another learning_rate, or leave the step out"
+            f"distill: nothing was better than its input ({found.metric} {found.before:.4g}); more epochs, another"
+            " learning_rate, or leave the step out"
         )
     return {"summary": f"{found.metric} {found.before:.4g} -> {found.after:.4g}"}
 

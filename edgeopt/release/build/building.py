@@ -99,8 +99,8 @@ def exported(context: Context, export: Export, cache: Cache) -> Entry:
 
 
 def built(context: Context, cache: Cache, known: Digests) -> list[VariantResult]:
-    """Every variant's file in the cache, in an order in which each comes after its parent; float first. Hashes are of all that is
-    in its entry.
+    """Every variant's file in the cache, in an order in which each comes after its parent; float first. Hashes are of
+    all that is in its entry.
     """
     made: dict[str, tuple[Path, str]] = {FLOAT: (context.model, known.model)}
     found = [

@@ -1,9 +1,9 @@
-"""Files by what they were made from: a step is not run again while the model, its settings, the data and the versions that
-make it are the same.
+"""Files by what they were made from: a step is not run again while the model, its settings, the data and the versions
+that make it are the same.
 
-An entry is a folder `<key>` with the model, `entry.json` (its hash, what was said while it was made, a hash of both) and nothing
-else; what does not have the noted hash is made again. Digests of data are kept with the size and time of each file, so that a
-large folder is not read at every run.
+An entry is a folder `<key>` with the model, `entry.json` (its hash, what was said while it was made, a hash of both)
+and nothing else; what does not have the noted hash is made again. Digests of data are kept with the size and time of
+each file, so that a large folder is not read at every run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Cache:
         self._stats = {file: stat for file, stat in known.items() if isinstance(stat, list) and len(stat) == 3}
 
     def entry(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> Entry:
-        """The entry called `name`; where it is missing or broken, `make` writes the model into a folder and tells facts.
+        """The entry called `name`; where it is missing or broken, `make` writes the model into a folder and tells
+        facts.
 
         Raises:
             EdgeoptError: as `make` does, or there is no room; no entry is left.
@@ -107,7 +108,9 @@ class Cache:
         return key(found)
 
     def keep(self) -> None:
-        """Write down the digests, and forget what nobody has asked for in a month: entries, values, and what a killed run left."""
+        """Write the digests, and drop entries unused for 30 days: entries, values, and what a killed
+        run left.
+        """
         for item in self.folder.iterdir():
             asked = item / _ENTRY if (item / _ENTRY).is_file() else item
             if time.time() - asked.stat().st_mtime > _MONTH_S:

@@ -1,4 +1,5 @@
-"""How good a variant is, by samples: outputs and inner values against the float model, labels, and a metric of the user's own.
+"""How good a variant is, by samples: outputs and inner values against the float model, labels, and a metric of the
+user's own.
 
 All variants are judged on the same samples: those of `data.eval`, or the ones of `data.path` that do not calibrate.
 """
@@ -75,8 +76,8 @@ def jury(context: Context) -> Jury:
 
 
 def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any]) -> list[int]:
-    """Classes by the folder of each sample: a number, or its place among the sorted names of the folders of `everyone`, where
-    there are as many as `scores` of a sample.
+    """Classes by the folder of each sample: a number, or its place among the sorted names of the folders of `everyone`,
+    where there are as many as `scores` of a sample.
     """
     if scores.ndim != 2 or not class_scores([scores]):
         raise DataError("accuracy.labels: the first output gives no class scores, one row a sample")
@@ -87,7 +88,8 @@ def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any])
         known = sorted({PurePath(name).parent.name for name in everyone})
         if len(known) != classes:
             raise DataError(
-                f"accuracy.labels: {len(known)} folders ({', '.join(known[:3])} ...) for {classes} classes; name folders by class number"
+                f"accuracy.labels: {len(known)} folders ({', '.join(known[:3])} ...) for {classes} classes; name"
+                " folders by class number"
             )
         found = [known.index(f) for f in folders]
     if max(found) >= classes:
@@ -97,8 +99,8 @@ def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any])
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a variant. metrics: by the names that gates use; intervals: of those that are shares of samples; drops: of accuracies,
-    below the float model's; layers: worst first.
+    """Of a variant. metrics: by the names that gates use; intervals: of those that are shares of samples; drops: of
+    accuracies, below the float model's; layers: worst first.
     """
 
     metrics: Mapping[str, float]
@@ -149,7 +151,9 @@ def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tup
 
 
 def answers(path: Path, dims: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-    """What the model at `path` answers to `made_up` inputs: shape and first values of each output, None for no number."""
+    """What the model at `path` answers to `made_up` inputs: shape and first values of each output, None for no
+    number.
+    """
     session = open_session(path)
     outputs = session.run(made_up(path, dims or {}))
     return [

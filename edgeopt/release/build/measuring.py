@@ -95,8 +95,8 @@ def inverse(x: Range) -> Range:
 
 
 def again(old: Path, new: Path, how: Mapping[str, Any], listener: Listener) -> dict[str, Range]:
-    """New over old, both measured now and interleaved, by metric; a figure without an interval is what it is. `speedup` is that
-    of the new file over the old one, which is what became of the speed against one float model.
+    """New over old, both measured now and interleaved, by metric; a figure without an interval is what it is. `speedup`
+    is that of the new file over the old one, which is what became of the speed against one float model.
 
     Raises:
         EdgeoptError: one of them cannot be measured.

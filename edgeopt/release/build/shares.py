@@ -1,8 +1,9 @@
 """Intervals of shares of samples, 95 %.
 
-Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4 n^2)) / (1 + z^2 / n), which is sound for few samples and for shares
-near 0 and 1. Differences of shares of the same samples, of which b changed for the worse and c for the better: Agresti and Min
-2005 (doi 10.1002/sim.1781), (b - c) / m +- z sqrt(b + c + 1 - (b - c)^2 / m) / m with m = n + 2.
+Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4 n^2)) / (1 + z^2 / n), which is sound for few samples and
+for shares near 0 and 1. Differences of shares of the same samples, of which b changed for the worse and c for the
+better: Agresti and Min 2005 (doi 10.1002/sim.1781), (b - c) / m +- z sqrt(b + c + 1 - (b - c)^2 / m) / m with m = n +
+2.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def share(p: float, n: int) -> Range:
 
 
 def fall(worse: int, better: int, n: int) -> Range:
-    """By how much a share of `n` samples fell, when `worse` of them changed for the worse and `better` for the better."""
+    """By how much a share of `n` samples fell, when `worse` of them changed for the worse and `better` for the
+    better.
+    """
     value, m = (worse - better) / n, n + 2
     centre = (worse - better) / m
     half = _Z * math.sqrt(worse + better + 1 - (worse - better) ** 2 / m) / m

@@ -1,5 +1,5 @@
-"""What decides a result besides settings: the bytes of models and of their data files, of samples and of what says how to read
-them, of the user's own modules, and the versions of what computes.
+"""What decides a result besides settings: the bytes of models and of their data files, of samples and of what says how
+to read them, of the user's own modules, and the versions of what computes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _RANDOM = "random"
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that have a say, where they are installed."""
+    """Versions of installed packages that can change a result."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -82,8 +82,8 @@ def module_digest(cache: Cache, source: str, root: Path) -> str:
 
 
 def module_files(source: str, root: Path) -> list[Path]:
-    """The code that the module of `package.module:function` may be made of: in `root`, the files of its package or those beside
-    it; elsewhere, its own file. None if there is no such module.
+    """The code that the module of `package.module:function` may be made of: in `root`, the files of its package or
+    those beside it; elsewhere, its own file. None if there is no such module.
     """
     top, *inner = source.partition(":")[0].split(".")
     if _file(root, [top, *inner]) is not None:

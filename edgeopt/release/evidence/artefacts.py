@@ -20,9 +20,17 @@ from edgeopt.release.project.metrics import METRICS
 _MOST_ANNOTATIONS = 8
 _MOST_SUMMARY = 1_000_000  # bytes; GitHub takes a MiB
 FILES = {
-    "results.json", "junit.xml", "summary.md", "metrics.txt", "annotations.txt", "report.html", "bom.json", "manifest.json",
-    "profile.json", "profile.npz",
-}  # fmt: skip
+    "results.json",
+    "junit.xml",
+    "summary.md",
+    "metrics.txt",
+    "annotations.txt",
+    "report.html",
+    "bom.json",
+    "manifest.json",
+    "profile.json",
+    "profile.npz",
+}
 _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
@@ -71,8 +79,8 @@ def _put(folder: Path, files: dict[str, str]) -> None:
 
 
 def junit(run: Run) -> str:
-    """A suite a variant, a case a gate; gates that cannot tell are skipped unless the policy fails them, a variant without a
-    file is an error. As the schemas of Ant and of Jenkins' xUnit plugin want it.
+    """A suite a variant, a case a gate; gates that cannot tell are skipped unless the policy fails them, a variant
+    without a file is an error. As the schemas of Ant and of Jenkins' xUnit plugin want it.
     """
     suites = ET.Element("testsuites")
     for name in dict.fromkeys([*(v.name for v in run.variants), *(g.variant for g in run.gates)]):
@@ -90,9 +98,14 @@ def junit(run: Run) -> str:
 def _suite(run: Run, name: str, cases: Sequence[ET.Element], number: int) -> ET.Element:
     counts = {f: str(sum(c.find(tag) is not None for c in cases)) for f, tag in _COUNTED.items()}
     facts = {
-        "name": name, "package": "edgeopt", "id": str(number), "hostname": "localhost", "time": "0", "tests": str(len(cases)),
+        "name": name,
+        "package": "edgeopt",
+        "id": str(number),
+        "hostname": "localhost",
+        "time": "0",
+        "tests": str(len(cases)),
         "timestamp": run.created.split("+")[0],
-    }  # fmt: skip
+    }
     suite = ET.Element("testsuite", facts | counts)
     properties = ET.SubElement(suite, "properties")
     for key, value in (("project", run.project), ("preset", run.preset)):
@@ -192,7 +205,9 @@ def _property(text: str) -> str:
 
 
 def openmetrics(run: Run) -> str:
-    """OpenMetrics text: a family a metric in base units (seconds, bytes, ratios), a sample a variant; gates as 0 or 1."""
+    """OpenMetrics text: a family a metric in base units (seconds, bytes, ratios), a sample a variant; gates as 0 or
+    1.
+    """
     lines = []
     for name, row in METRICS.items():
         having = [v for v in run.variants if name in v.metrics]
@@ -210,7 +225,8 @@ def openmetrics(run: Run) -> str:
     if run.gates:
         lines += ["# TYPE edgeopt_gate_passed gauge", "# HELP edgeopt_gate_passed Whether the gate passed."]
         lines += [
-            f'edgeopt_gate_passed{{{_labels(run, g.variant)},metric="{g.metric}",bound="{g.bound}"}} {int(g.outcome in ("pass", "warn"))}'
+            f'edgeopt_gate_passed{{{_labels(run, g.variant)},metric="{g.metric}",bound="{g.bound}"}}'
+            f" {int(g.outcome in ('pass', 'warn'))}"
             for g in run.gates
         ]
     return "\n".join([*lines, "# EOF", ""])

@@ -1,4 +1,6 @@
-"""Pictures of a run as inline SVG: text and shapes with class names, so that the page's style colours them for light and dark."""
+"""Pictures of a run as inline SVG: text and shapes with class names, so that the page's style colours them for light
+and dark.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ def _bubbles(having: Sequence[VariantResult], score: Mapping[str, float], accura
         x = axes.x(ms)
         taken.append((x, _free(x, level - radius - 5, half, taken), half))
         told = f"{v.name}: {shown(ms, 'ms')}, {accuracy} {score[v.name]:.4g}"
-        yield f'<circle class="bubble" cx="{x:.1f}" cy="{level:.1f}" r="{radius:.1f}"><title>{escape(told)}</title></circle>'
+        yield (
+            f'<circle class="bubble" cx="{x:.1f}" cy="{level:.1f}"'
+            f' r="{radius:.1f}"><title>{escape(told)}</title></circle>'
+        )
         yield axes.whisker(i.low, i.high, score[v.name])
         yield text(x, taken[-1][1], v.name, kind="name", anchor="middle")
 
@@ -100,7 +105,8 @@ def histogram(layer: Layer) -> str:
         )
         size = 90 * math.log1p(n) / top if top else 0.0
         body.append(
-            f'<rect class="bar{" bad" if outside else ""}" x="{x0:.1f}" y="{bottom - size:.1f}" width="{max(0.5, x1 - x0 - 0.6):.1f}" height="{size:.1f}"/>'
+            f'<rect class="bar{" bad" if outside else ""}" x="{x0:.1f}" y="{bottom - size:.1f}"'
+            f' width="{max(0.5, x1 - x0 - 0.6):.1f}" height="{size:.1f}"/>'
         )
     if h.clip is not None:
         for edge in h.clip:
@@ -108,7 +114,8 @@ def histogram(layer: Layer) -> str:
                 at = (edge - low) / span * width
                 body.append(f'<path class="clip" d="M{at:.1f} 12V{bottom}"/>')
     body.append(
-        f'<text class="tick" x="0" y="{bottom + 14}">{low:.3g}</text><text class="tick" x="{width}" y="{bottom + 14}" text-anchor="end">{high:.3g}</text>'
+        f'<text class="tick" x="0" y="{bottom + 14}">{low:.3g}</text><text class="tick" x="{width}" y="{bottom + 14}"'
+        f' text-anchor="end">{high:.3g}</text>'
     )
     return svg(width, bottom + 20, f"values of {layer.name}, logarithmic counts", body)
 
@@ -135,7 +142,8 @@ def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
         return left + (min(v, high) - low) / span * (WIDE - left - 110)
 
     body = [
-        f'<path class="grid" d="M{left} {y}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4}" text-anchor="end">{p}</text>'
+        f'<path class="grid" d="M{left} {y}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4}"'
+        f' text-anchor="end">{p}</text>'
         for y, p in ((20, "100 %"), (110, "50 %"), (200, "0"))
     ]
     body += [
@@ -146,7 +154,8 @@ def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
         few = blocks[:: max(1, len(blocks) // 120)]
         points = " ".join(f"{x(v):.1f},{bottom - 180 * (k + 1) / len(few):.1f}" for k, v in enumerate(few))
         body.append(
-            f'<polyline class="line c{i % _COLOURS}" points="{points}"/><text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>'
+            f'<polyline class="line c{i % _COLOURS}" points="{points}"/><text class="key c{i % _COLOURS}"'
+            f' x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>'
         )
     body.append(
         f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 34}" text-anchor="middle">median of a block, ms</text>'
@@ -165,7 +174,8 @@ def series(measured: Sequence[tuple[str, Measured]]) -> str:
     low, high = values[0], values[min(len(values) - 1, int(0.99 * len(values)))] * 1.03
     longest, bottom, left = max(len(b) for _, b in found), 180, 50
     body = [
-        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
+        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}"'
+        f' text-anchor="end">{told}</text>'
         for t, told in labelled(low, high)
         for y in [bottom - (t - low) / ((high - low) or 1) * 160]
     ]
@@ -175,11 +185,13 @@ def series(measured: Sequence[tuple[str, Measured]]) -> str:
             at = left + k * few / max(1, longest) * (WIDE - left - 110)
             level = bottom - (min(b.median_ms, high) - low) / ((high - low) or 1) * 160
             body.append(
-                f'<circle class="dot c{i % _COLOURS}{" open" if b.contended else ""}" cx="{at:.1f}" cy="{level:.1f}" r="1.8"/>'
+                f'<circle class="dot c{i % _COLOURS}{" open" if b.contended else ""}" cx="{at:.1f}" cy="{level:.1f}"'
+                ' r="1.8"/>'
             )
         body.append(f'<text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
     body.append(
-        f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 22}" text-anchor="middle">blocks in the order of time; open: contended</text>'
+        f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 22}" text-anchor="middle">blocks in the order of time;'
+        " open: contended</text>"
     )
     return svg(WIDE, bottom + 30, "block medians over time", body)
 
@@ -193,7 +205,8 @@ def trend(runs: Sequence[Run], metric: str) -> str:
     low, high = min(values), max(values)
     span, bottom, left = (high - low) or abs(high) or 1.0, 150, 60
     body = [
-        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{told}</text>'
+        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}"'
+        f' text-anchor="end">{told}</text>'
         for t, told in labelled(low, high, 3)
         for y in [bottom - (t - low) / span * 120]
     ]

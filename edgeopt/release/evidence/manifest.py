@@ -1,5 +1,5 @@
-"""What was released, for an audit: `manifest.json` (the same bytes for the same inputs), a CycloneDX ML-BOM, and the check of
-a folder against its manifest.
+"""What was released, for an audit: `manifest.json` (the same bytes for the same inputs), a CycloneDX ML-BOM, and the
+check of a folder against its manifest.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class _Manifest(_Part):
 def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> str:
     """The variants' files with their hashes, how they came to be, and the figures that no clock has a say in.
 
-    dims: of made-up inputs, where the project says some. ONNX Runtime writes an .ort file in another order of its parts every
-    time, so that its hash is only lasting while the file is.
+    dims: of made-up inputs, where the project says some. ONNX Runtime writes an .ort file in another order of its parts
+    every time, so that its hash is only lasting while the file is.
     """
     source = run.model_sha256
     rows = []
@@ -140,7 +140,9 @@ def files(folder: Path) -> set[str]:
 
 
 def holds(name: str, folder: Path, versions: Mapping[str, str]) -> bool:
-    """Whether the files of the variant called `name` are those that the manifest in `folder` tells of, made by `versions`."""
+    """Whether the files of the variant called `name` are those that the manifest in `folder` tells of, made by
+    `versions`.
+    """
     try:
         found = _read(folder)
     except DataError:
@@ -204,10 +206,12 @@ def bom(run: Run, folder: Path) -> str:
     """A CycloneDX 1.6 ML-BOM: the source model, each variant with its figures and intervals, and the software used."""
     components: list[dict[str, Any]] = [
         {
-            "type": "machine-learning-model", "bom-ref": "model:float", "name": Path(run.model).name,
+            "type": "machine-learning-model",
+            "bom-ref": "model:float",
+            "name": Path(run.model).name,
             "hashes": [{"alg": "SHA-256", "content": sha256(Path(run.model))}],
         }
-    ]  # fmt: skip
+    ]
     made = shipped(run, folder)
     for v in made:
         components.append(
@@ -221,9 +225,15 @@ def bom(run: Run, folder: Path) -> str:
             }
         )
     components += [
-        {"type": "library", "bom-ref": f"pkg:pypi/{name}@{version}", "name": name, "version": version, "purl": f"pkg:pypi/{name}@{version}"}
+        {
+            "type": "library",
+            "bom-ref": f"pkg:pypi/{name}@{version}",
+            "name": name,
+            "version": version,
+            "purl": f"pkg:pypi/{name}@{version}",
+        }
         for name, version in sorted(run.versions.items())
-    ]  # fmt: skip
+    ]
     serial = uuid.uuid5(uuid.NAMESPACE_URL, key([c for c in components if "modelCard" not in c], run.model_sha256))
     found = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",

@@ -1,5 +1,5 @@
-"""`report.html`: one file, no network, readable without JavaScript and on paper. Jinja2 puts the document and its pictures into
-the template; a few lines of script only sort tables.
+"""`report.html`: one file, no network, readable without JavaScript and on paper. Jinja2 puts the document and its
+pictures into the template; a few lines of script only sort tables.
 """
 
 from __future__ import annotations
@@ -17,9 +17,17 @@ from edgeopt.release.project.metrics import METRICS
 from edgeopt.release.project.quantities import shown
 
 _COLUMNS = (
-    "size.file", "size.download", "latency.p50", "latency.p90", "speedup", "memory.peak_rss", "quant.sqnr", "accuracy.agreement", "accuracy.top1",
+    "size.file",
+    "size.download",
+    "latency.p50",
+    "latency.p90",
+    "speedup",
+    "memory.peak_rss",
+    "quant.sqnr",
+    "accuracy.agreement",
+    "accuracy.top1",
     "accuracy.eval",
-)  # fmt: skip
+)
 _BY = ("accuracy.eval", "accuracy.top1", "accuracy.agreement", "accuracy.cosine")
 _TRENDS = (
     "latency.p50",
@@ -36,8 +44,12 @@ _NODES = 12
 def page(runs: Sequence[Run]) -> str:
     """The report of the last of `runs`, with the trend over all of them if there are several."""
     environment = Environment(
-        loader=PackageLoader("edgeopt.release.evidence"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=PackageLoader("edgeopt.release.evidence"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     run = runs[-1]
     measured = _measured(run)
     columns = [c for c in _COLUMNS if any(c in v.metrics for v in run.variants)]
@@ -92,7 +104,13 @@ def _detail(v: VariantResult, m: Measured | None) -> Mapping[str, Any]:
         "name": v.name,
         "error": v.error,
         "steps": [
-            {"text": ", ".join(f"{k} = {x}" for k, x in s.step.items() if k != "step"), "step": s.step.get("step", ""), "cached": s.cached, "seconds": s.seconds, "notes": s.notes[:8]}
+            {
+                "text": ", ".join(f"{k} = {x}" for k, x in s.step.items() if k != "step"),
+                "step": s.step.get("step", ""),
+                "cached": s.cached,
+                "seconds": s.seconds,
+                "notes": s.notes[:8],
+            }
             for s in v.steps
         ],
         "layers": charts.layers(v.layers),
@@ -100,8 +118,12 @@ def _detail(v: VariantResult, m: Measured | None) -> Mapping[str, Any]:
         "worst": [x for x in v.layers if x.sqnr_db < 10][:3],
         "histograms": [(x, charts.histogram(x)) for x in v.layers if x.histogram is not None],
         "times": charts.times(ops) if ops is not None else "",
-        "nodes": [(n.name, n.op, f"{n.time_ms:.3f}", f"{n.share:.1%}", n.shapes) for n in ops.nodes[:_NODES]] if ops is not None else [],
-    }  # fmt: skip
+        "nodes": (
+            [(n.name, n.op, f"{n.time_ms:.3f}", f"{n.share:.1%}", n.shapes) for n in ops.nodes[:_NODES]]
+            if ops is not None
+            else []
+        ),
+    }
 
 
 def _memory(name: str, m: Measured) -> Mapping[str, Any]:
@@ -118,9 +140,13 @@ def _provider(name: str, m: Measured) -> Mapping[str, Any]:
     assert m.placement is not None
     p = m.placement
     return {
-        "name": name, "requested": p.requested, "nodes": ", ".join(f"{k} {n}" for k, n in p.nodes.items()), "coverage": shown(p.coverage_nodes, "share"),
-        "partitions": p.partitions, "fallback": ", ".join(p.fallback_nodes[:5]) or "none",
-    }  # fmt: skip
+        "name": name,
+        "requested": p.requested,
+        "nodes": ", ".join(f"{k} {n}" for k, n in p.nodes.items()),
+        "coverage": shown(p.coverage_nodes, "share"),
+        "partitions": p.partitions,
+        "fallback": ", ".join(p.fallback_nodes[:5]) or "none",
+    }
 
 
 def _environment(run: Run) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The output folder: one run at a time, and all that a run leaves there comes at its end.
 
-Models are put in a folder beside and measured there; the evidence is written beside them; then all of it is moved, the manifest
-last, and what an earlier run left and this one did not make is removed.
+Models are put in a folder beside and measured there; the evidence is written beside them; then all of it is moved, the
+manifest last, and what an earlier run left and this one did not make is removed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def stage(folder: Path) -> Iterator[Path]:
 
 
 def place(variants: Sequence[VariantResult], next_folder: Path, folder: Path, *, convert: bool) -> list[VariantResult]:
-    """`variants` with their files `NAME.onnx` in `next_folder`, made of those in the cache; float stays where it is. What is in
-    `folder` already is taken from there; with `convert`, the .ort files of an earlier run too, in case they still hold.
+    """`variants` with their files `NAME.onnx` in `next_folder`, made of those in the cache; float stays where it is.
+    What is in `folder` already is taken from there; with `convert`, the .ort files of an earlier run too, in case they
+    still hold.
     """
     made = [v.name for v in variants if v.name != FLOAT and v.file is not None and v.error is None]
     with writing(folder):
@@ -47,7 +48,9 @@ def place(variants: Sequence[VariantResult], next_folder: Path, folder: Path, *,
 
 
 def beside(model: Path, folder: Path, name: str) -> Path:
-    """A copy of an exported model of the cache in `folder`/exported, under its name; one that is the same is left alone."""
+    """A copy of an exported model of the cache in `folder`/exported, under its name; one that is the same is left
+    alone.
+    """
     target = folder / "exported" / f"{name or 'model'}.onnx"
     if target.is_file() and fingerprint(target) == fingerprint(model):
         return target

@@ -8,7 +8,16 @@ from edgeopt.release.document import GateResult, Run, VariantResult
 from edgeopt.release.project.metrics import METRICS
 from edgeopt.release.project.quantities import shown
 
-COLUMNS = ("size.file", "latency.p50", "speedup", "memory.peak_rss", "quant.sqnr", "accuracy.agreement", "accuracy.top1", "accuracy.eval")  # fmt: skip
+COLUMNS = (
+    "size.file",
+    "latency.p50",
+    "speedup",
+    "memory.peak_rss",
+    "quant.sqnr",
+    "accuracy.agreement",
+    "accuracy.top1",
+    "accuracy.eval",
+)
 
 
 def cell(v: VariantResult, name: str) -> str:

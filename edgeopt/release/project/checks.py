@@ -1,4 +1,6 @@
-"""What a project file names outside of itself: files, modules, providers. All of it is looked for before anything is built."""
+"""What a project file names outside of itself: files, modules, providers. All of it is looked for before anything is
+built.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`edgeopt.toml` (or `[tool.edgeopt]` in pyproject.toml): what a project builds, measures and demands.
 
-Every mistake is told with its line and, for a name that is nearly right, with the name that was meant. The JSON Schema is
-published by `edgeopt schema project`, so that editors complete the file.
+Every mistake is told with its line and, for a name that is nearly right, with the name that was meant. The JSON Schema
+is published by `edgeopt schema project`, so that editors complete the file.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ FLOAT = "float"  # the name of the model as it came
 Preset = Literal["quick", "pr", "release"]
 PRESETS: tuple[str, ...] = get_args(Preset)
 _NEEDS = {  # keys of [accuracy] that metrics are made of
-    "accuracy.top1": ("labels", "true"), "accuracy.top5": ("labels", "true"), "accuracy.eval": ("eval", '"package.module:function"'),
-}  # fmt: skip
+    "accuracy.top1": ("labels", "true"),
+    "accuracy.top5": ("labels", "true"),
+    "accuracy.eval": ("eval", '"package.module:function"'),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 
     class Data(_Data, Reading):
         """With the options of reading."""
+
 else:
     Data = create_model("Data", __base__=_Data, __doc__=_Data.__doc__, **reading_fields())
 
@@ -94,8 +97,8 @@ class Profile(Table):
 
 
 class Accuracy(Table):
-    """More than SQNR, cosine and agreement with float. labels: the folders of the data are classes (top-1, top-5); eval: a
-    metric of your own, `package.module:function`.
+    """More than SQNR, cosine and agreement with float. labels: the folders of the data are classes (top-1, top-5);
+    eval: a metric of your own, `package.module:function`.
     """
 
     labels: bool = False
@@ -323,8 +326,14 @@ def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
 
 
 _TABLES: Mapping[str, type[Table]] = {
-    "export": Export, "data": Data, "profile": Profile, "accuracy": Accuracy, "policy": Policy, "baseline": Baseline, "output": Output,
-}  # fmt: skip
+    "export": Export,
+    "data": Data,
+    "profile": Profile,
+    "accuracy": Accuracy,
+    "policy": Policy,
+    "baseline": Baseline,
+    "output": Output,
+}
 
 
 def _fields(loc: Sequence[Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """Where things stand in a project file: lines of its keys and headers.
 
-tomllib tells no lines; a place is looked for among the rows that begin with a key or a header, and is the row itself, else
-the first one inside it, else the nearest table around it.
+tomllib tells no lines; a place is looked for among the rows that begin with a key or a header, and is the row itself,
+else the first one inside it, else the nearest table around it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a step of a variant can be: its table in the project file, made from the options of the function of that name."""
+"""What a step of a variant can be: its table in the project file, made from the options of the function of that
+name.
+"""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ def save(project: Project, home: Path, name: str | None = None, *, models: bool 
     """Keep the last run as `name` (its time by default), with its files if `models`; the first one becomes current.
 
     Raises:
-        UsageError: a bad name, or one that is taken, or a run is at work. DataError: there is no run to keep, or with `models`
+        UsageError: a bad name, or one that is taken, or a run is at work. DataError: there is no run to keep, or with
+          `models`
           the files are not those of the run.
     """
     from edgeopt.files import locked
@@ -145,7 +146,9 @@ def kept(project: Project, home: Path) -> KeptBaseline:
 def against(
     project: Project, home: Path, stand: KeptBaseline, run: Run, files: Mapping[str, Path], ears: Listener
 ) -> Against:
-    """What the regressions of `run` are judged by; models of the baseline are measured again beside `files`, by variant."""
+    """What the regressions of `run` are judged by; models of the baseline are measured again beside `files`, by
+    variant.
+    """
     ratios: dict[str, Mapping[str, Range]] = {}
     for name in dict.fromkeys(variant for variant, _ in _asked(project, run)) if stand.run is not None else ():
         model = home / project.baseline.folder / str(stand.name) / f"{name}.onnx"

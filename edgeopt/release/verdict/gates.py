@@ -1,9 +1,9 @@
 """Gates: bounds on metrics, judged with their intervals.
 
-A metric with a 95 % interval [low, high] passes `max` if high <= max, fails if low > max, and is inconclusive in between;
-`min` likewise. A metric without one is what it is. `warn` is a bound of the same side that never fails. Against the baseline
-a regression is judged by the interval of the share by which the figure got worse. What gates that cannot tell count as is the
-project's policy.
+A metric with a 95 % interval [low, high] passes `max` if high <= max, fails if low > max, and is inconclusive in
+between; `min` likewise. A metric without one is what it is. `warn` is a bound of the same side that never fails.
+Against the baseline a regression is judged by the interval of the share by which the figure got worse. What gates that
+cannot tell count as is the project's policy.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _LINE = Callable[[str, str, str], int]
 
 @dataclass(frozen=True)
 class Against:
-    """What regressions are judged by. run: of the baseline, None without one, and then problem says why; ratios: what was
-    measured again, by variant and metric; refused: why stored times cannot be compared.
+    """What regressions are judged by. run: of the baseline, None without one, and then problem says why; ratios: what
+    was measured again, by variant and metric; refused: why stored times cannot be compared.
     """
 
     run: Run | None = None

@@ -13,8 +13,8 @@ from edgeopt.release.verdict.gates import judge
 
 
 def judged_again(project: Project, file: Path, document: Run) -> Run:
-    """`document` by the gates of `project` (of `file`) as they are now, against the baseline that is current now; what was
-    measured against another baseline does not count.
+    """`document` by the gates of `project` (of `file`) as they are now, against the baseline that is current now; what
+    was measured against another baseline does not count.
     """
     old = kept(project, file.parent)
     ratios = document.ratios if document.measured_against == old.known_as else {}

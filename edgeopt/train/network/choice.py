@@ -1,4 +1,6 @@
-"""What of an ONNX graph is trained: which float initializers are weights, which of them are one, and which an exporter drew apart."""
+"""What of an ONNX graph is trained: which float initializers are weights, which of them are one, and which an exporter
+drew apart.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,27 @@ _MASK = -99.0  # at or below it a constant is an additive mask, not a weight
 _ANY = tuple(range(64))
 # which inputs of an operator are weights, when they are float constants of more than one element
 _WEIGHTS: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "LSTM": (1, 2, 3), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "RMSNormalization": (1,), "BatchNormalization": (1, 2),
-    "LayerNormalization": (1, 2), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "PRelu": (1,), "Add": _ANY, "Sub": _ANY, "Mul": _ANY,
-    "Div": _ANY, "Gather": (0,), "Einsum": _ANY, "QuantizeLinear": (0,),
-}  # fmt: skip
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Gemm": (0, 1, 2),
+    "MatMul": (0, 1),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
+    "RMSNormalization": (1,),
+    "BatchNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "PRelu": (1,),
+    "Add": _ANY,
+    "Sub": _ANY,
+    "Mul": _ANY,
+    "Div": _ANY,
+    "Gather": (0,),
+    "Einsum": _ANY,
+    "QuantizeLinear": (0,),
+}
 _MOVES = frozenset(
     {
         "Transpose",
@@ -45,8 +64,9 @@ _TWIN = 64  # smaller ones may be equal by chance
 
 @dataclass(frozen=True)
 class Choice:
-    """What is trained, by initializer name. tied: initializers that several nodes read: one update moves them all; twins:
-    pairs of matrices that are equal, as they are or transposed, and are two all the same: an exporter broke their tie.
+    """What is trained, by initializer name. tied: initializers that several nodes read: one update moves them all;
+    twins: pairs of matrices that are equal, as they are or transposed, and are two all the same: an exporter broke
+    their tie.
     """
 
     trainable: tuple[str, ...]
@@ -59,8 +79,8 @@ def choose(
     model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (), more: Set[str] = frozenset()
 ) -> Choice:
     """Which float initializers of `model` are weights: those that reach a weight input of an operator, also by way of
-    nodes that only move data. Scalars, masks and normalization statistics are not; `freeze` and `train` (names or globs)
-    decide over that. more: others that are trained, as integer weights and step sizes are.
+    nodes that only move data. Scalars, masks and normalization statistics are not; `freeze` and `train` (names or
+    globs) decide over that. more: others that are trained, as integer weights and step sizes are.
 
     Raises:
         UsageError: a name that no float initializer has.
@@ -126,7 +146,9 @@ def _is_weight(value: ir.Value, raw: Set[ir.Value]) -> bool:
 
 
 def _is_grid(tensor: ir.TensorProtocol) -> bool:
-    """Whether the numbers are steps of 1/2 and not all the same, as anchors, strides and bins of a detector's head are."""
+    """Whether the numbers are steps of 1/2 and not all the same, as anchors, strides and bins of a detector's head
+    are.
+    """
     twice = 2 * tensor.numpy().astype(np.float64)
     return bool((twice == np.round(twice)).all() and twice.min() != twice.max())
 

@@ -3,9 +3,10 @@
     q = clip(r(x / s) + z),  y = (q - z) s          r rounds forward and is the identity backward
 
 so that dy/dx = 1 inside the grid and 0 outside, and dy/ds = r(x/s) - x/s inside and the clipped value outside: the
-gradient of learned step sizes (Esser et al. 2020, LSQ, arXiv:1902.08153). A step is learned as s_0 e^p, so that it stays
-positive and an optimizer's step is a share of it, which takes the place of LSQ's gradient scale. Integer weights become
-float masters that are quantized on every run; an int32 bias is rounded on the grid s_x s_w as the integer kernel has it.
+gradient of learned step sizes (Esser et al. 2020, LSQ, arXiv:1902.08153). A step is learned as s_0 e^p, so that it
+stays positive and an optimizer's step is a share of it, which takes the place of LSQ's gradient scale. Integer weights
+become float masters that are quantized on every run; an int32 bias is rounded on the grid s_x s_w as the integer kernel
+has it.
 """
 
 from __future__ import annotations
@@ -55,14 +56,18 @@ def constant(
 
 
 def bias(b: Tensor, scale: Tensor, zero_point: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor:
-    """A float bias rounded on the grid of the accumulator, whose step is x_scale w_scale; `scale` is what the file says."""
+    """A float bias rounded on the grid of the accumulator, whose step is x_scale w_scale; `scale` is what the file
+    says.
+    """
     s = (x_scale * w_scale).detach().reshape(-1)
     return rounded(b / s) * s
 
 
 @dataclass(frozen=True)
 class Master:
-    """A float master of an integer initializer. kind: its integers; scale, zero_point: initializers; axis: of scales."""
+    """A float master of an integer initializer. kind: its integers; scale, zero_point: initializers; axis: of
+    scales.
+    """
 
     node: ir.Node
     kind: ir.DataType

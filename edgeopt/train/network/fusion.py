@@ -1,5 +1,6 @@
-"""Several ONNX nodes as one call of torch, which keeps less for the backward pass and takes less time: exporters take apart
-what torch has whole. Attention keeps no matrix of scores, GELU one value of five, a layer's bias costs no sum of its own.
+"""Several ONNX nodes as one call of torch, which keeps less for the backward pass and takes less time: exporters take
+apart what torch has whole. Attention keeps no matrix of scores, GELU one value of five, a layer's bias costs no sum of
+its own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class _Match:
 
 @dataclass(frozen=True)
 class _Code:
-    """The steps, and what is known of their values. kept: slots that are asked for; shapes: of the values at these inputs."""
+    """The steps, and what is known of their values. kept: slots that are asked for; shapes: of the values at these
+    inputs.
+    """
 
     steps: Sequence[Instruction]
     constants: Mapping[int, Tensor]
@@ -210,7 +213,8 @@ def _fusion(code: _Code, last: int) -> tuple[Instruction, Set[int]]:
         match = code.match(pattern, last)
         function = call(code, match.slots) if match is not None else None
         if match is not None and function is not None:
-            return Instruction(
-                step.node, function, tuple(match.slots[n] for n in inputs.split()), step.outputs
-            ), match.steps
+            return (
+                Instruction(step.node, function, tuple(match.slots[n] for n in inputs.split()), step.outputs),
+                match.steps,
+            )
     return step, set()

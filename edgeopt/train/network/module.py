@@ -1,9 +1,9 @@
 """An ONNX graph as a torch module and back: initializers are parameters by name, and only they change.
 
 The graph is kept as it is. For each set of input shapes a *plan* is made by running it once: what depends on shapes and
-constants only is computed then and kept; the rest is straight-line code, one call of the op table a node. Values that are
-no longer needed are dropped on the way. A float16 model is run and trained in float32, and its weights are rounded when
-they are written back.
+constants only is computed then and kept; the rest is straight-line code, one call of the op table a node. Values that
+are no longer needed are dropped on the way. A float16 model is run and trained in float32, and its weights are rounded
+when they are written back.
 """
 
 from __future__ import annotations
@@ -248,8 +248,8 @@ def write_back(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> ir.Model:
 
 
 def restored(source: ir.Model, result: ir.Model, names: Sequence[str]) -> ir.Model:
-    """`source`, a file as it came, with the weights called `names` of `result`, its canonical form that was trained: every node,
-    name and input is as it was. `result` itself where a weight of it is in no one place of the file.
+    """`source`, a file as it came, with the weights called `names` of `result`, its canonical form that was trained:
+    every node, name and input is as it was. `result` itself where a weight of it is in no one place of the file.
     """
     try:
         copy = source.clone()

@@ -11,10 +11,25 @@ from torch.nn import functional as F
 from edgeopt.train.network.torch_data import Unsupported
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past_key: Tensor | None = None, past_value: Tensor | None = None,
-              lengths: Tensor | None = None, *, is_causal: int = 0, q_num_heads: int = 0, kv_num_heads: int = 0, scale: float | None = None,
-              softcap: float = 0.0, qk_matmul_output_mode: int = 0, softmax_precision: int = 0, left_window_size: int = -1,
-              right_window_size: int = -1) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    past_key: Tensor | None = None,
+    past_value: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    is_causal: int = 0,
+    q_num_heads: int = 0,
+    kv_num_heads: int = 0,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    qk_matmul_output_mode: int = 0,
+    softmax_precision: int = 0,
+    left_window_size: int = -1,
+    right_window_size: int = -1,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention: q [batch, heads, n, d] or [batch, n, heads d]; (y, keys, values)."""
     if past_key is not None or lengths is not None or softcap:
         raise Unsupported("keys from before, lengths or a softcap")
@@ -46,9 +61,19 @@ def _mask(q: Tensor, k: Tensor, mask: Tensor | None, window: tuple[int, int]) ->
     return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -math.inf)
 
 
-def rotary_embedding(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor | None = None, *, interleaved: int = 0, num_heads: int = 0,
-                     rotary_embedding_dim: int = 0) -> Tensor:  # fmt: skip
-    """RotaryEmbedding: x [batch, heads, n, d] or [batch, n, heads d]; cos, sin [batch, n, d/2], or tables by position."""
+def rotary_embedding(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor | None = None,
+    *,
+    interleaved: int = 0,
+    num_heads: int = 0,
+    rotary_embedding_dim: int = 0,
+) -> Tensor:
+    """RotaryEmbedding: x [batch, heads, n, d] or [batch, n, heads d]; cos, sin [batch, n, d/2], or tables by
+    position.
+    """
     flat = x.ndim == 3
     h = x.unflatten(-1, (num_heads, -1)) if flat else x.transpose(1, 2)
     size = rotary_embedding_dim or h.shape[-1]

@@ -11,9 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 DTYPES = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64,
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
     16: torch.bfloat16,
-}  # fmt: skip
+}
 Op = Callable[..., Any]
 
 

@@ -1,4 +1,6 @@
-"""ONNX layers as torch functions: convolution, pooling, normalization, products, resizing, recurrence; see `torch_ops`."""
+"""ONNX layers as torch functions: convolution, pooling, normalization, products, resizing, recurrence; see
+`torch_ops`.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,18 @@ _CONV_T = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Any = None, group: int = 1, kernel_shape: Any = None,
-         pads: Any = None, strides: Any = None) -> Tensor:  # fmt: skip
+def conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Any = None,
+    group: int = 1,
+    kernel_shape: Any = None,
+    pads: Any = None,
+    strides: Any = None,
+) -> Tensor:
     """Conv."""
     n = w.ndim - 2
     strides, dilations = strides or [1] * n, dilations or [1] * n
@@ -59,8 +71,20 @@ def conv(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTS
     return _CONV[n](x, w, b, strides, padding, dilations, group)
 
 
-def conv_transpose(x: Tensor, w: Tensor, b: Tensor | None = None, *, auto_pad: str = "NOTSET", dilations: Any = None, group: int = 1,
-                   kernel_shape: Any = None, output_padding: Any = None, output_shape: Any = None, pads: Any = None, strides: Any = None) -> Tensor:  # fmt: skip
+def conv_transpose(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None = None,
+    *,
+    auto_pad: str = "NOTSET",
+    dilations: Any = None,
+    group: int = 1,
+    kernel_shape: Any = None,
+    output_padding: Any = None,
+    output_shape: Any = None,
+    pads: Any = None,
+    strides: Any = None,
+) -> Tensor:
     """ConvTranspose; the full output is cropped by the pads, so that they may be asymmetric."""
     n = w.ndim - 2
     strides, dilations, extra = strides or [1] * n, dilations or [1] * n, output_padding or [0] * n
@@ -99,8 +123,17 @@ def _ceil_extra(
     return extra
 
 
-def max_pool(x: Tensor, *, kernel_shape: Any, auto_pad: str = "NOTSET", ceil_mode: int = 0, dilations: Any = None, pads: Any = None, storage_order: int = 0,
-             strides: Any = None) -> Tensor:  # fmt: skip
+def max_pool(
+    x: Tensor,
+    *,
+    kernel_shape: Any,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    dilations: Any = None,
+    pads: Any = None,
+    storage_order: int = 0,
+    strides: Any = None,
+) -> Tensor:
     """MaxPool, first output."""
     n = len(kernel_shape)
     strides, dilations = strides or [1] * n, dilations or [1] * n
@@ -118,8 +151,17 @@ def max_pool(x: Tensor, *, kernel_shape: Any, auto_pad: str = "NOTSET", ceil_mod
     return _MAX[n](x, kernel_shape, strides, pads[:n], dilations)
 
 
-def average_pool(x: Tensor, *, kernel_shape: Any, auto_pad: str = "NOTSET", ceil_mode: int = 0, count_include_pad: int = 0, dilations: Any = None,
-                 pads: Any = None, strides: Any = None) -> Tensor:  # fmt: skip
+def average_pool(
+    x: Tensor,
+    *,
+    kernel_shape: Any,
+    auto_pad: str = "NOTSET",
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+    dilations: Any = None,
+    pads: Any = None,
+    strides: Any = None,
+) -> Tensor:
     """AveragePool, as a depthwise convolution with ones over the sum of what counts."""
     n = len(kernel_shape)
     strides, dilations = strides or [1] * n, dilations or [1] * n
@@ -141,8 +183,17 @@ def spatial(x: Tensor) -> list[int]:
     return list(range(2, x.ndim))
 
 
-def batch_normalization(x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, *, epsilon: float = 1e-5, momentum: float = 0.9,
-                        training_mode: int = 0) -> Tensor:  # fmt: skip
+def batch_normalization(
+    x: Tensor,
+    scale: Tensor,
+    b: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    epsilon: float = 1e-5,
+    momentum: float = 0.9,
+    training_mode: int = 0,
+) -> Tensor:
     """BatchNormalization with its stored statistics."""
     if training_mode:
         raise Unsupported("training_mode=1: export the model for inference")
@@ -188,7 +239,9 @@ def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: 
 _GRID = {"linear": "bilinear", "cubic": "bicubic"}  # the names of opset 20 and those before, which are torch's
 
 
-def grid_sample(x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros") -> Tensor:  # fmt: skip
+def grid_sample(
+    x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
+) -> Tensor:
     """GridSample."""
     return F.grid_sample(x, grid, _GRID.get(mode, mode), padding_mode, bool(align_corners))
 
@@ -212,9 +265,22 @@ def gemm(
     return y if c is None else y + (c if beta == 1.0 else beta * c)
 
 
-def resize(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *, antialias: int = 0, axes: Any = None,
-           coordinate_transformation_mode: str = "half_pixel", cubic_coeff_a: float = -0.75, exclude_outside: int = 0, extrapolation_value: float = 0.0,
-           keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest", nearest_mode: str = "round_prefer_floor") -> Tensor:  # fmt: skip
+def resize(
+    x: Tensor,
+    roi: Tensor | None = None,
+    scales: Tensor | None = None,
+    sizes: Tensor | None = None,
+    *,
+    antialias: int = 0,
+    axes: Any = None,
+    coordinate_transformation_mode: str = "half_pixel",
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str = "round_prefer_floor",
+) -> Tensor:
     """Resize, nearest and linear, axis by axis."""
     if mode not in ("nearest", "linear") or antialias or exclude_outside or keep_aspect_ratio_policy != "stretch":
         raise Unsupported(f"mode {mode}, antialias, exclude_outside or a kept aspect ratio")
@@ -263,10 +329,26 @@ def _gates(t: Tensor, order: Sequence[int], hidden: int) -> Tensor:
 def recurrent(kind: str, gates: Sequence[int]) -> Op:
     """LSTM, GRU and RNN by torch's kernels; gates: ONNX's order in torch's."""
 
-    def run(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, h: Tensor | None = None, c: Tensor | None = None,
-            p: Tensor | None = None, *, hidden_size: int, direction: str = "forward", layout: int = 0, linear_before_reset: int = 0,
-            activations: Any = None, activation_alpha: Any = None, activation_beta: Any = None, clip: float | None = None,
-            input_forget: int = 0) -> tuple[Tensor, ...]:  # fmt: skip
+    def run(
+        x: Tensor,
+        w: Tensor,
+        r: Tensor,
+        b: Tensor | None = None,
+        lengths: Tensor | None = None,
+        h: Tensor | None = None,
+        c: Tensor | None = None,
+        p: Tensor | None = None,
+        *,
+        hidden_size: int,
+        direction: str = "forward",
+        layout: int = 0,
+        linear_before_reset: int = 0,
+        activations: Any = None,
+        activation_alpha: Any = None,
+        activation_beta: Any = None,
+        clip: float | None = None,
+        input_forget: int = 0,
+    ) -> tuple[Tensor, ...]:
         usual = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}[kind]
         chosen = tuple(str(a).lower() for a in activations or ())
         if (
