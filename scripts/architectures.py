@@ -1,7 +1,8 @@
 """Ten architectures in plain torch with random weights: what `bench_train` exports to ONNX.
 
-The blocks follow the papers and their usual code; the transformers, the recurrent net and the detector are smaller than theirs. `build` makes a net whose
-norms are no identities: BatchNorm statistics are those of random inputs, then moved, so that folding them into convolutions changes the convolutions.
+The blocks follow the papers and their usual code; the transformers, the recurrent net and the detector are smaller
+than theirs. `build` makes a net whose norms are no identities: BatchNorm statistics are those of random inputs, then
+moved, so that folding them into convolutions changes the convolutions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Inputs = dict[str, Tensor]
 Axes = dict[str, dict[int, str]]
 
 
-def conv(inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = nn.ReLU) -> nn.Sequential:  # fmt: skip
+def conv(
+    inner: int, outer: int, kernel: int, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = nn.ReLU
+) -> nn.Sequential:
     """Convolution without bias, BatchNorm, activation."""
     layers = [nn.Conv2d(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(outer)]
     return nn.Sequential(*layers, *([] if act is None else [act()]))
@@ -61,7 +64,16 @@ class Squeeze(nn.Module):
 class Inverted(nn.Module):
     """The inverted residual of the mobile nets; `squeeze`: a Squeeze, if there is one."""
 
-    def __init__(self, inner: int, middle: int, outer: int, kernel: int, stride: int, act: type[nn.Module], squeeze: nn.Module | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inner: int,
+        middle: int,
+        outer: int,
+        kernel: int,
+        stride: int,
+        act: type[nn.Module],
+        squeeze: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.add = stride == 1 and inner == outer
         layers: list[nn.Module] = [] if middle == inner else [conv(inner, middle, 1, act=act)]
@@ -89,10 +101,18 @@ def mobilenetv2() -> nn.Module:
 def mobilenetv3() -> nn.Module:
     """MobileNetV3 small."""
     table = (
-        (3, 16, 16, True, "r", 2), (3, 72, 24, False, "r", 2), (3, 88, 24, False, "r", 1), (5, 96, 40, True, "h", 2), (5, 240, 40, True, "h", 1),
-        (5, 240, 40, True, "h", 1), (5, 120, 48, True, "h", 1), (5, 144, 48, True, "h", 1), (5, 288, 96, True, "h", 2), (5, 576, 96, True, "h", 1),
+        (3, 16, 16, True, "r", 2),
+        (3, 72, 24, False, "r", 2),
+        (3, 88, 24, False, "r", 1),
+        (5, 96, 40, True, "h", 2),
+        (5, 240, 40, True, "h", 1),
+        (5, 240, 40, True, "h", 1),
+        (5, 120, 48, True, "h", 1),
+        (5, 144, 48, True, "h", 1),
+        (5, 288, 96, True, "h", 2),
         (5, 576, 96, True, "h", 1),
-    )  # fmt: skip
+        (5, 576, 96, True, "h", 1),
+    )
     layers: list[nn.Module] = [conv(3, 16, 3, 2, act=nn.Hardswish)]
     width = 16
     for kernel, middle, outer, squeezed, act, stride in table:
@@ -105,7 +125,15 @@ def mobilenetv3() -> nn.Module:
 
 def efficientnet_b0() -> nn.Module:
     """EfficientNet-B0."""
-    table = ((1, 16, 1, 3, 1), (6, 24, 2, 3, 2), (6, 40, 2, 5, 2), (6, 80, 3, 3, 2), (6, 112, 3, 5, 1), (6, 192, 4, 5, 2), (6, 320, 1, 3, 1))  # fmt: skip
+    table = (
+        (1, 16, 1, 3, 1),
+        (6, 24, 2, 3, 2),
+        (6, 40, 2, 5, 2),
+        (6, 80, 3, 3, 2),
+        (6, 112, 3, 5, 1),
+        (6, 192, 4, 5, 2),
+        (6, 320, 1, 3, 1),
+    )
     layers: list[nn.Module] = [conv(3, 32, 3, 2, act=nn.SiLU)]
     width = 32
     for expand, outer, count, kernel, stride in table:
@@ -113,7 +141,9 @@ def efficientnet_b0() -> nn.Module:
             squeeze = Squeeze(width * expand, width // 4, nn.SiLU, nn.Sigmoid)
             layers.append(Inverted(width, width * expand, outer, kernel, stride if i == 0 else 1, nn.SiLU, squeeze))
             width = outer
-    return nn.Sequential(*layers, conv(320, 1280, 1, act=nn.SiLU), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))  # fmt: skip
+    return nn.Sequential(
+        *layers, conv(320, 1280, 1, act=nn.SiLU), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)
+    )
 
 
 class Attention(nn.Module):
@@ -323,7 +353,14 @@ class CRNN(nn.Module):
         def stage(a: int, b: int, pool: tuple[int, int]) -> list[nn.Module]:
             return [conv(a, b, 3), nn.MaxPool2d(pool, pool)]
 
-        layers = [*stage(1, 32, (2, 2)), *stage(32, 64, (2, 2)), conv(64, 128, 3), *stage(128, 128, (2, 1)), conv(128, 256, 3), *stage(256, 256, (2, 1))]  # fmt: skip
+        layers = [
+            *stage(1, 32, (2, 2)),
+            *stage(32, 64, (2, 2)),
+            conv(64, 128, 3),
+            *stage(128, 128, (2, 1)),
+            conv(128, 256, 3),
+            *stage(256, 256, (2, 1)),
+        ]
         self.body = nn.Sequential(*layers, nn.Conv2d(256, 256, (2, 1)), nn.BatchNorm2d(256), nn.ReLU())
         self.rnn1 = nn.LSTM(256, hidden, bidirectional=True)
         self.middle = nn.Linear(2 * hidden, hidden)
@@ -341,7 +378,11 @@ class C2f(nn.Module):
     def __init__(self, inner: int, outer: int, count: int, add: bool) -> None:
         super().__init__()
         half = outer // 2
-        self.first, self.last, self.add = conv(inner, outer, 1, act=nn.SiLU), conv((2 + count) * half, outer, 1, act=nn.SiLU), add  # fmt: skip
+        self.first, self.last, self.add = (
+            conv(inner, outer, 1, act=nn.SiLU),
+            conv((2 + count) * half, outer, 1, act=nn.SiLU),
+            add,
+        )
         self.blocks = nn.ModuleList(
             nn.Sequential(conv(half, half, 3, act=nn.SiLU), conv(half, half, 3, act=nn.SiLU)) for _ in range(count)
         )

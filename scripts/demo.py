@@ -1,4 +1,6 @@
-"""The main job on the embedded sample: quantize `digits.onnx` in three modes and count right answers on held-out labelled digits."""
+"""The main job on the embedded sample: quantize `digits.onnx` in three modes and count right answers on held-out
+labelled digits.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def main() -> None:
             speed = f"{report.latency.speedup:.2f}x" if report.latency else "-"
             name = f"--mode {mode}" + (f" (kept: {report.mode})" if mode == "auto" else "")
             print(
-                f"{name:26} {accuracy(out):8.1%} {report.output_bytes / 1e3:7.1f} kB {speed:>7} {report.worst_sqnr_db:5.1f} dB"
+                f"{name:26} {accuracy(out):8.1%} {report.output_bytes / 1e3:7.1f} kB {speed:>7}"
+                f" {report.worst_sqnr_db:5.1f} dB"
             )
     print("\nYour own: .venv/bin/edgeopt quantize model.onnx --calib images/")
 

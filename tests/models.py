@@ -1,4 +1,6 @@
-"""Small models as bytes, folders of samples and files meant to harm: what the tests of bad input and of the readers share."""
+"""Small models as bytes, folders of samples and files meant to harm: what the tests of bad input and of the readers
+share.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Samples that cannot be read or do not fit the model: refused with the right error, or skipped with a note; each names the file."""
+"""Samples that cannot be read or do not fit the model: refused with the right error, or skipped with a note; each
+names the file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Models that cannot be read or handled, and options that cannot be: each is refused with the right error, which names what and where."""
+"""Models that cannot be read or handled, and options that cannot be: each is refused with the right error, which
+names what and where.
+"""
 
 from __future__ import annotations
 
@@ -284,7 +286,10 @@ def test_what_edgeopt_made_is_not_quantized_again(mode: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        "g (uint8[2,4] x, uint8[4,4] w, float s, uint8 z) => (uint8[2,4] y) { y = QLinearMatMul(x, s, z, w, s, z, s, z) }",
+        (
+            "g (uint8[2,4] x, uint8[4,4] w, float s, uint8 z) => (uint8[2,4] y) { y = QLinearMatMul(x, s, z, w, s, z,"
+            " s, z) }"
+        ),
         "g (uint8[2,4] x, uint8[4,4] w) => (int32[2,4] y) { y = MatMulInteger(x, w) }",
         "g (uint8[1,3,8,8] x, uint8[4,3,1,1] w) => (int32[1,4,8,8] y) { y = ConvInteger(x, w) }",
     ],

@@ -1,4 +1,6 @@
-"""Where the result goes: an error, a full disk or Ctrl-C leaves nothing behind, and no name of a file breaks anything."""
+"""Where the result goes: an error, a full disk or Ctrl-C leaves nothing behind, and no name of a file breaks
+anything.
+"""
 
 from __future__ import annotations
 
@@ -247,7 +249,9 @@ def ctrl_c() -> None:
 def watched(
     event: Callable[[], object], broken: bool
 ) -> tuple[list[tuple[str, Callable[[], dict[str, np.ndarray]]]], list[int]]:
-    """400 samples of 2 ms and the numbers of those that were read; `event` happens in the 20th, which is NaN if `broken`."""
+    """400 samples of 2 ms and the numbers of those that were read; `event` happens in the 20th, which is NaN if
+    `broken`.
+    """
     seen: list[int] = []
 
     def read(i: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""The real models of `scripts/fetch_models` (marker `real`, skipped where they are not) and the embedded classifier, through the default command."""
+"""The real models of `scripts/fetch_models` (marker `real`, skipped where they are not) and the embedded classifier,
+through the default command.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from edgeopt.runtime.session import Feed, open_session
 
 
 def proto(text: str, **weights: np.ndarray) -> onnx.ModelProto:
-    """The model that ONNX `text` describes, with `weights` as initializers of the main graph by name; without a header it is opset 17."""
+    """The model that ONNX `text` describes, with `weights` as initializers of the main graph by name; without a
+    header it is opset 17.
+    """
     if not text.lstrip().startswith("<"):
         text = '<ir_version: 9, opset_import: ["" : 17]>' + text
     made = onnx.parser.parse_model(text)

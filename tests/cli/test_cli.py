@@ -1,4 +1,6 @@
-"""The command line: exit codes, what goes to stdout and what to stderr, names of files, the same bytes twice, and what is not imported."""
+"""The command line: exit codes, what goes to stdout and what to stderr, names of files, the same bytes twice, and
+what is not imported.
+"""
 
 from __future__ import annotations
 
@@ -184,7 +186,8 @@ def test_done_is_0_and_the_table_ends_with_the_file(run: Run) -> None:
 def test_a_missed_figure_is_1_and_the_file_is_written(
     demand: tuple[str, str], missed: str, run: Run, here: Path
 ) -> None:
-    # the weights are coarse on purpose: an outlier in each column leaves few levels to the rest, so that some top-1 differ
+    # the weights are coarse on purpose: an outlier in each column leaves few levels to the rest, so that some top-1
+    # differ
     w = models.normal(4, 4)
     w[0] = 1000.0
     (here / "model.onnx").write_bytes(models.dense(w=w))

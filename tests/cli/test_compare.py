@@ -1,4 +1,6 @@
-"""`edgeopt compare`: a model with its int8 version and with itself, stored results, verdicts as exit codes, and `edgeopt schema`."""
+"""`edgeopt compare`: a model with its int8 version and with itself, stored results, verdicts as exit codes, and
+`edgeopt schema`.
+"""
 
 from __future__ import annotations
 

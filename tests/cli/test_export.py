@@ -19,7 +19,10 @@ from tests.cli.test_cli import Ended, Run
 from tests.models import normal
 
 _NUMBERS = itertools.count()
-CODE = "from torch import nn\ndef small():\n    return nn.Linear(3, 2)\ndef tokens():\n    return nn.Embedding(10, 2)\ndef broken():\n    raise ValueError('no weights')\n"
+CODE = (
+    "from torch import nn\ndef small():\n    return nn.Linear(3, 2)\ndef tokens():\n    return nn.Embedding(10, 2)\ndef"
+    " broken():\n    raise ValueError('no weights')\n"
+)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""`edgeopt run`, `gate`, `baseline` and `init` from the command line: every exit code, what is said where, and paths."""
+"""`edgeopt run`, `gate`, `baseline` and `init` from the command line: every exit code, what is said where, and
+paths.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +68,9 @@ def test_each_exit_code_means_one_thing_and_the_verdict_is_on_stdout(code: int, 
 
 def test_sigterm_ends_a_run_with_130_in_words_and_the_next_goes_on(file: Path) -> None:
     (file.parent / "slow_feeds.py").write_text(
-        "import time, pathlib, numpy as np\n\ndef feeds():\n    if not pathlib.Path('go').exists():\n"
-        "        pathlib.Path('begun').touch()\n        time.sleep(60)\n    return [{'x': np.ones((1, 4), np.float32) * i} for i in range(20)]\n"
+        "import time, pathlib, numpy as np\n\ndef feeds():\n    if not pathlib.Path('go').exists():\n       "
+        " pathlib.Path('begun').touch()\n        time.sleep(60)\n    return [{'x': np.ones((1, 4), np.float32) * i} for"
+        " i in range(20)]\n"
     )
     edited(
         file,

@@ -154,7 +154,7 @@ def test_a_model_in_which_nothing_can_be_narrower_is_refused_and_nothing_is_writ
 BRANCH = """g (float[N,4] x, bool c) => (float[N,3] y) {
     h = MatMul(x, a)  r = Relu(h)  [last] s = MatMul(r, b)
     y = If < then_branch = t () => (float[N,3] u) { u = Neg(s) }, else_branch = e () => (float[N,3] v) { v = Abs(s) } > (c)
-}"""
+}"""  # noqa: E501
 
 
 def test_layers_before_a_branch_become_narrower_and_what_the_branch_reads_stays(here: Path, run: Run) -> None:

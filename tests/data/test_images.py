@@ -1,4 +1,6 @@
-"""Images to tensors: every format, every recipe against the formula y = (x scale - mean) / std written out, and which recipe wins."""
+"""Images to tensors: every format, every recipe against the formula y = (x scale - mean) / std written out, and
+which recipe wins.
+"""
 
 from __future__ import annotations
 

@@ -130,7 +130,8 @@ def test_a_test_data_set_that_lacks_an_input_is_refused_by_name(tmp_path: Path) 
 
 def test_a_function_in_the_working_folder_gives_feeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_samples.py").write_text(
-        "import numpy as np\ndef feeds():\n    for i in range(1000):\n        yield {'x': np.full((1, 4), i, np.float32)}\n"
+        "import numpy as np\ndef feeds():\n    for i in range(1000):\n        yield {'x': np.full((1, 4), i,"
+        " np.float32)}\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -70,7 +70,8 @@ def test_the_error_inside_the_range_is_at_most_half_a_step(
     p = choose(lo, hi, qtype)
     x = np.clip(lo + (hi - lo) * np.array([0.0, 1.0, *places]), lo, hi).astype(np.float32)
     error = np.abs(fake_quantize(x, p).astype(np.float64) - x)
-    # x / scale, q - zero_point and the product are float32: each is off by 2^-24 of a number of up to `levels` + 1 steps
+    # x / scale, q - zero_point and the product are float32: each is off by 2^-24 of a number of up to `levels` + 1
+    # steps
     assert error.max() <= p.scale * (0.5 + 4 * 2.0**-24 * (qtype.levels + 1))
 
 
@@ -172,7 +173,8 @@ def test_nothing_changes_the_arrays_it_was_given() -> None:
 def node_tests() -> list[Any]:
     """QuantizeLinear and DequantizeLinear cases whose integers, inputs and outputs this module can state.
 
-    Importing an operator's module adds its cases to the list; `collect_testcases` would import those of all operators, which takes ten seconds.
+    Importing an operator's module adds its cases to the list; `collect_testcases` would import those of all
+    operators, which takes ten seconds.
     """
     cases = []
     assert {quantizelinear.__name__, dequantizelinear.__name__} <= sys.modules.keys()

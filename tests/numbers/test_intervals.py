@@ -48,8 +48,8 @@ intervals = st.lists(st.floats(0.5, 2), min_size=3, max_size=3).map(sorted).map(
 def machine(rng: np.random.Generator, blocks: int) -> Floats:
     """How much a machine slows each block down, in logarithms; float64 [PROCESSES, blocks].
 
-    AR(1) noise of 2 % (0.7), drift to some 5 % at the end of a process, and bursts of 1 to 7 blocks that take 10 to 60 %
-    longer.
+    AR(1) noise of 2 % (0.7), drift to some 5 % at the end of a process, and bursts of 1 to 7 blocks that take 10 to
+    60 % longer.
     """
     slow = np.zeros((PROCESSES, blocks))
     noise = rng.normal(size=PROCESSES) * 0.02
@@ -69,13 +69,17 @@ def own(rng: np.random.Generator) -> Floats:
 
 
 def interleaved(rng: np.random.Generator, effect: float) -> Arms:
-    """Block medians of two arms that took turns in random order within rounds; the second takes `effect` times as long."""
+    """Block medians of two arms that took turns in random order within rounds; the second takes `effect` times as
+    long.
+    """
     slow = rng.permuted(machine(rng, 2 * ROUNDS).reshape(PROCESSES, ROUNDS, 2), axis=2)
     return list(np.exp(slow[..., 0] + own(rng))), list(effect * np.exp(slow[..., 1] + own(rng)))
 
 
 def sequential(rng: np.random.Generator) -> Arms:
-    """Block medians of the same model measured twice, one after the other; the machine drifts by some 3 % in between."""
+    """Block medians of the same model measured twice, one after the other; the machine drifts by some 3 % in
+    between.
+    """
     first, second = (list(np.exp(machine(rng, ROUNDS) + own(rng))) for _ in range(2))
     drift = math.exp(rng.normal() * 0.03)
     return first, [drift * p for p in second]

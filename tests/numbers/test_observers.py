@@ -202,7 +202,8 @@ def test_moments_are_those_of_float64_numpy(xs: list[np.ndarray]) -> None:
     x = np.concatenate([x.reshape(-1) for x in xs]).astype(np.float64)
     rms = math.sqrt(float(np.square(x).mean()))
     assert m.count == x.size
-    # a float64 sum of n terms is off by n 2^-53 of the sum of magnitudes at the most; the root of a difference of squares keeps half the digits
+    # a float64 sum of n terms is off by n 2^-53 of the sum of magnitudes at the most; the root of a difference of
+    # squares keeps half the digits
     assert m.mean == pytest.approx(x.mean(), rel=0, abs=x.size * 2.0**-53 * np.abs(x).mean())
     assert m.std == pytest.approx(x.std(), rel=1e-12, abs=2.0**-23 * rms)
 

@@ -65,7 +65,8 @@ every_case = pytest.mark.parametrize(("kind", "qtype"), CASES, ids=lambda v: get
 def test_mse_is_no_worse_than_minmax_in_true_error(kind: str, qtype: QType) -> None:
     x = with_outliers(kind)
     s = seen(x)
-    # the rule knows elements to within a bin and takes rounding for uniform noise, which is good to a few percent of the error
+    # the rule knows elements to within a bin and takes rounding for uniform noise, which is good to a few percent of
+    # the error
     assert squared_error(x, *mse(s, qtype), qtype) <= 1.03 * squared_error(x, *minmax(s, qtype), qtype)
 
 
@@ -110,7 +111,8 @@ def test_mse_does_not_change_when_a_sample_of_zeros_joins(kind: str) -> None:
 def test_mse_lets_exact_zeros_cost_nothing(sign: int) -> None:
     x = with_outliers("after Relu") * np.float32(sign)
     many = np.concatenate([x, np.zeros(10 * x.size, np.float32)])
-    # zero is on every grid, so that more of them move no end; a candidate step, 0.8 % of the range, covers ties in rounding
+    # zero is on every grid, so that more of them move no end; a candidate step, 0.8 % of the range, covers ties in
+    # rounding
     for a, b in zip(mse(seen(many), UINT4), mse(seen(x), UINT4), strict=True):
         assert a == pytest.approx(b, rel=0.02)
 

@@ -107,8 +107,14 @@ def test_a_row_in_a_table_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_users_file_is_checked_by_mypy(tmp_path: Path) -> None:
-    good = 'import edgeopt\nr = edgeopt.quantize("m.onnx", "images/", mode="static", exclude=("a",))\nprint(r.report.mode)\n'
-    good += 'edgeopt.compare("a.onnx", "b.onnx", threads=(1, 2))\nedgeopt.quantize("m.onnx", [], edgeopt.Quantize(samples=3))\n'
+    good = (
+        'import edgeopt\nr = edgeopt.quantize("m.onnx", "images/", mode="static",'
+        ' exclude=("a",))\nprint(r.report.mode)\n'
+    )
+    good += (
+        'edgeopt.compare("a.onnx", "b.onnx", threads=(1, 2))\nedgeopt.quantize("m.onnx", [],'
+        " edgeopt.Quantize(samples=3))\n"
+    )
     good += "def own(state: edgeopt.State) -> edgeopt.State:\n    return state\n"
     good += (
         'edgeopt.quantize("m.onnx", [], steps=(own,), recipe=edgeopt.Recipe((edgeopt.steps.Place(),))).save("q.onnx")\n'

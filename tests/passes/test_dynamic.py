@@ -38,7 +38,9 @@ def made(model: ir.Model) -> ir.Model:
 
 
 def product(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """x [..., k] times integers w [k, n] with x on ONNX's DynamicQuantizeLinear grid: float32 scale, zero included, uint8."""
+    """x [..., k] times integers w [k, n] with x on ONNX's DynamicQuantizeLinear grid: float32 scale, zero included,
+    uint8.
+    """
     lo, hi = np.float32(min(x.min(), 0)), np.float32(max(x.max(), 0))
     scale = np.float32((hi - lo) / np.float32(255))
     zero = np.clip(np.rint(-lo / scale), 0, 255)

@@ -95,7 +95,10 @@ def test_a_scale_that_makes_channels_of_one_stays() -> None:
 
 
 def test_a_shared_weight_is_folded_for_one_reader_only() -> None:
-    text = f"g ({IN}) => ({OUT.format(6)}) {{ a = {PADDED} (x, w, b)  m = Mul(a, c)  k = {PADDED} (x, w, b)  y = Add(m, k) }}"
+    text = (
+        f"g ({IN}) => ({OUT.format(6)}) {{ a = {PADDED} (x, w, b)  m = Mul(a, c)  k = {PADDED} (x, w, b)  y = Add(m,"
+        " k) }"
+    )
     model = tiny.model(text, w=W, b=B, c=COUT)
     result = fold_affine(model)
     assert "Mul" not in tiny.operators(result)

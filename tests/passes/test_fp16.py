@@ -238,7 +238,10 @@ def test_the_scales_of_resize_stay_float32(mode: str) -> None:
 
 @pytest.mark.parametrize("op", ["RandomNormal", "RandomUniform"])
 def test_random_tensors_stay_float32_since_the_runtime_draws_no_halves(op: str) -> None:
-    text = f"g (float[64] x) => (float[64] y) {{ r = {op} <shape = [64], seed = 1.0> ()  z = Mul(r, zero)  y = Add(z, x) }}"
+    text = (
+        f"g (float[64] x) => (float[64] y) {{ r = {op} <shape = [64], seed = 1.0> ()  z = Mul(r, zero)  y = Add(z,"
+        " x) }"
+    )
     model = typed(text, zero=np.float32([0]))
     result = halved(model)
     assert dtypes(result)["r"] == SINGLE
@@ -257,7 +260,10 @@ def test_random_tensors_like_another_follow_it_unless_they_state_a_type(op: str,
 
 
 def test_a_random_tensor_that_is_kept_stays_float32() -> None:
-    text = "g (float[8] x) => (float[8] y) { [keep] r = RandomNormal <shape = [8], seed = 1.0> ()  z = Mul(r, zero)  y = Add(z, x) }"
+    text = (
+        "g (float[8] x) => (float[8] y) { [keep] r = RandomNormal <shape = [8], seed = 1.0> ()  z = Mul(r, zero)  y ="
+        " Add(z, x) }"
+    )
     model = typed(text, zero=np.float32([0]))
     result = halved(model, keep=frozenset({"keep"}))
     assert dtypes(result)["r"] == SINGLE
@@ -271,7 +277,8 @@ def test_an_eye_keeps_the_type_that_it_states() -> None:
 
 def test_drawn_bits_have_a_type_that_their_node_states() -> None:
     model = typed(
-        "g (float[4] x) => (float[4] y) { a = Clip(x, one, one)  b = Bernoulli <dtype = 1, seed = 1.0> (a)  y = Add(b, x) }",
+        "g (float[4] x) => (float[4] y) { a = Clip(x, one, one)  b = Bernoulli <dtype = 1, seed = 1.0> (a)  y = Add(b,"
+        " x) }",
         one=np.float32(1),
     )
     halved(model)  # which checks the types
@@ -292,7 +299,10 @@ def test_an_operator_without_half_stays_float32() -> None:
 
 
 def test_a_sequence_keeps_its_type() -> None:
-    text = "g (float[4] x) => (float[8] y) { a = Exp(x)  s = SequenceConstruct(a, x)  y = ConcatFromSequence <axis = 0> (s) }"
+    text = (
+        "g (float[4] x) => (float[8] y) { a = Exp(x)  s = SequenceConstruct(a, x)  y = ConcatFromSequence <axis = 0>"
+        " (s) }"
+    )
     model = typed(text)
     near(model, halved(model), {"x": normal(4)})
 
@@ -389,7 +399,7 @@ def test_unnamed_nodes_in_bodies_are_told_apart() -> None:
     for name in ("[t1] ", "[t2] ", "[e1] "):
         text = text.replace(name, "")
     model = typed(text, k=normal(4))
-    (first, *_) = (str(n.name) for n in model.graph)
+    first, *_ = (str(n.name) for n in model.graph)
     result = halved(model, keep=frozenset({first}))  # the Exp alone
     inner = [
         v.dtype

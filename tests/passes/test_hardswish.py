@@ -32,7 +32,9 @@ OTHERS = {
     "upside down": "s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  y = Div(six, m)",
     "the default HardSigmoid": "h = HardSigmoid(x)  y = Mul(x, h)",
     "another factor": "s = Add(x, three)  g1 = Clip(s, zero, six)  n = Neg(x)  m = Mul(n, g1)  y = Div(m, six)",
-    "a gate that is read elsewhere": "s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  d = Div(m, six)  y = Add(d, g1)",
+    "a gate that is read elsewhere": (
+        "s = Add(x, three)  g1 = Clip(s, zero, six)  m = Mul(x, g1)  d = Div(m, six)  y = Add(d, g1)"
+    ),
     "half of it": "s = Add(x, three)  g1 = Clip(s, zero, six)  y = Mul(x, g1)",
 }
 
@@ -67,7 +69,10 @@ def test_what_only_looks_like_it_stays(other: str) -> None:
 
 
 def test_a_model_before_hardswish_stays() -> None:
-    text = '<ir_version: 8, opset_import: ["" : 13]> g (float[4] x) => (float[4] y) { h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (x)  y = Mul(x, h) }'
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13]> g (float[4] x) => (float[4] y) { h = HardSigmoid <alpha = 0.16666667,'
+        " beta = 0.5> (x)  y = Mul(x, h) }"
+    )
     model = tiny.model(text)
     assert fuse_hardswish(model) is model
 

@@ -67,7 +67,10 @@ SAME: Mapping[str, tuple[str, str, int]] = {  # header, body, boundaries
     "leaky": (IMAGE, f"a = Conv {P} (x, k1, kb)  r = LeakyRelu <alpha = 0.3> (a)  y = Conv (r, k3)", 1),
     "depthwise": (
         IMAGE,
-        f"a = Conv {P} (x, k1, kb)  r = Relu(a)  d = Conv <group = 8, pads = [1,1,1,1]> (r, dw, kd)  s = Relu(d)  y = Conv (s, k3, kc)",
+        (
+            f"a = Conv {P} (x, k1, kb)  r = Relu(a)  d = Conv <group = 8, pads = [1,1,1,1]> (r, dw, kd)  s = Relu(d)  y"
+            " = Conv (s, k3, kc)"
+        ),
         2,
     ),
     "groups": (IMAGE, f"a = Conv {P} (x, k1, kb)  r = Relu(a)  y = Conv <group = 2> (r, gr, kc)", 1),
@@ -118,8 +121,10 @@ SAME: Mapping[str, tuple[str, str, int]] = {  # header, body, boundaries
     "clipped rows": (ROWS, "a = MatMul(x, m1)  b = Add(a, v2)  r = Clip(b, zero, bound)  y = MatMul(r, m2)", 1),
     "normalization with three readers": (
         ROWS,
-        "n = LayerNormalization(x, v1, v2)  q = MatMul(n, m1)  k = MatMul(n, m4)  v = MatMul(n, m3)"
-        "  t = Transpose <perm = [0, 2, 1]> (k)  s = MatMul(q, t)  y = MatMul(s, v)",
+        (
+            "n = LayerNormalization(x, v1, v2)  q = MatMul(n, m1)  k = MatMul(n, m4)  v = MatMul(n, m3)"
+            "  t = Transpose <perm = [0, 2, 1]> (k)  s = MatMul(q, t)  y = MatMul(s, v)"
+        ),
         1,
     ),
     "normalization without shift": (ROWS, "n = LayerNormalization(x, v1)  y = MatMul(n, m2)", 1),
@@ -171,7 +176,9 @@ def samples(header: str, count: int = 4) -> list[Feed]:
 
 
 def assert_same(model: ir.Model, made: ir.Model, feeds: Sequence[Feed]) -> None:
-    """Both give the same outputs for `feeds`, to float rounding, under the same names, and the file of `made` says what it holds."""
+    """Both give the same outputs for `feeds`, to float rounding, under the same names, and the file of `made` says
+    what it holds.
+    """
     assert [v.name for v in model.graph.inputs] == [v.name for v in made.graph.inputs]
     assert [v.name for v in model.graph.outputs] == [v.name for v in made.graph.outputs]
     assert [(n.name, n.op_type) for n in model.graph] == [(n.name, n.op_type) for n in made.graph]

@@ -118,10 +118,23 @@ def test_a_shielded_pool_reads_floats_and_gives_the_same(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("what", "text"),
     [
-        ("between integers", "g (float[1,3,4,4] x) => (float[1,3,2,2] y) { a = QuantizeLinear(x, s, z)  d = DequantizeLinear(a, s, z)  p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (d)  q = QuantizeLinear(p, s, z)  y = DequantizeLinear(q, s, z) }"),
-        ("among floats", "g (float[1,3,4,4] x) => (float[1,3,2,2] y) { p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x)  y = Relu(p) }"),
+        (
+            "between integers",
+            (
+                "g (float[1,3,4,4] x) => (float[1,3,2,2] y) { a = QuantizeLinear(x, s, z)  d = DequantizeLinear(a, s,"
+                " z)  p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (d)  q = QuantizeLinear(p, s, z)  y ="
+                " DequantizeLinear(q, s, z) }"
+            ),
+        ),
+        (
+            "among floats",
+            (
+                "g (float[1,3,4,4] x) => (float[1,3,2,2] y) { p = MaxPool <kernel_shape = [2,2], strides = [2,2]> (x) "
+                " y = Relu(p) }"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_pool_that_is_no_border_stays_as_it_is(what: str, text: str) -> None:
     model = tiny.model(text, **(GRID if "Quantize" in text else {}))
     assert tiny.frozen(shield(model)) == tiny.frozen(model), what

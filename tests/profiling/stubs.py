@@ -1,4 +1,6 @@
-"""What tests of measurements share: tiny models in files, interpreters that die or hang, and calls of the command line."""
+"""What tests of measurements share: tiny models in files, interpreters that die or hang, and calls of the command
+line.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def dense(file: Path) -> Path:
 
 
 def interpreter(file: Path, end: str, *, blocks: int, model: str) -> Path:
-    """An interpreter that runs the worker, and does `end` after `blocks` timed blocks of a model whose path holds `model`."""
+    """An interpreter that runs the worker, and does `end` after `blocks` timed blocks of a model whose path holds
+    `model`.
+    """
     file.write_text(_STUB.format(python=sys.executable, end=end, blocks=blocks, model=model), encoding="utf-8")
     file.chmod(0o755)
     return file

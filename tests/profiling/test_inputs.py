@@ -27,7 +27,7 @@ TEXT = """g (int64[batch,seq] ids, int64[batch,seq] attention_mask, float[batch,
     u = Unsqueeze(m, last)
     b = Mul(a, u)
     y = Add(b, extra)
-}"""
+}"""  # noqa: E501
 
 
 def text_model() -> ir.Model:
@@ -143,8 +143,14 @@ def test_what_is_generated_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "moves",
-    ["i = Identity(x)", "i = Cast <to = 7> (x)", "f = Reshape(x, flat)  i = Cast <to = 7> (f)", "t = Transpose(x)  f = Flatten(t)  i = Cast <to = 6> (f)", "f = Unsqueeze(x, one)  s = Squeeze(f, one)  i = Slice(s, zero, one)"],
-)  # fmt: skip
+    [
+        "i = Identity(x)",
+        "i = Cast <to = 7> (x)",
+        "f = Reshape(x, flat)  i = Cast <to = 7> (f)",
+        "t = Transpose(x)  f = Flatten(t)  i = Cast <to = 6> (f)",
+        "f = Unsqueeze(x, one)  s = Squeeze(f, one)  i = Slice(s, zero, one)",
+    ],
+)
 def test_an_index_is_followed_through_what_only_moves_it(moves: str) -> None:
     text = f"g (int64[3,4] x) => (float[N,M,K] y) {{ {moves}  z = Gather(table, i)  y = Reshape(z, out) }}"
     weights = {
@@ -162,7 +168,10 @@ def test_an_index_is_followed_through_what_only_moves_it(moves: str) -> None:
 
 
 def test_the_smallest_table_bounds_an_index_of_several_along_their_axes() -> None:
-    text = "g (int64[2] x) => (float[2,5] y) { a = Gather(big, x)  b = Gather <axis = 1> (wide, x)  t = Transpose(b)  y = Add(a, t) }"
+    text = (
+        "g (int64[2] x) => (float[2,5] y) { a = Gather(big, x)  b = Gather <axis = 1> (wide, x)  t = Transpose(b)  y ="
+        " Add(a, t) }"
+    )
     assert index_bound(tiny.model(text, big=normal(9, 5), wide=normal(5, 7)).graph.inputs[0]) == 7
     text = "g (int64[2,5] x) => (float[2,5] y) { y = GatherElements <axis = -1> (data, x) }"
     assert index_bound(tiny.model(text, data=normal(2, 6)).graph.inputs[0]) == 6
@@ -187,8 +196,16 @@ def test_what_is_no_index_has_no_bound(use: str) -> None:
 
 @pytest.mark.parametrize(
     ("declared", "words"),
-    [("float[1,3,8,8]", "[0, 1)"), ("float[1,8,8,1]", "[0, 1)"), ("float[1,8,8,8]", "normal"), ("float16[1,3,8,8]", "[0, 1)"), ("double[5]", "normal"), ("bfloat16[5]", "normal"), ("bool[5]", "true")],
-)  # fmt: skip
+    [
+        ("float[1,3,8,8]", "[0, 1)"),
+        ("float[1,8,8,1]", "[0, 1)"),
+        ("float[1,8,8,8]", "normal"),
+        ("float16[1,3,8,8]", "[0, 1)"),
+        ("double[5]", "normal"),
+        ("bfloat16[5]", "normal"),
+        ("bool[5]", "true"),
+    ],
+)
 def test_values_have_the_dtype_and_the_words_of_their_input(declared: str, words: str) -> None:
     made = onnx.parser.parse_model(
         f'<ir_version: 9, opset_import: ["": 17]> g ({declared} x) => ({declared} y) {{ y = Identity(x) }}'
@@ -263,9 +280,16 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"text", header("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }") + bytes(8), header("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4"), header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 4), }"), b"PK\x03\x04 and no more of it"],
+    [
+        b"",
+        b"text",
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }") + bytes(8),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4"),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000, 4), }"),
+        b"PK\x03\x04 and no more of it",
+    ],
     ids=["empty", "text", "cut", "open bracket", "huge", "cut zip"],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_array_is_refused_by_its_name(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.npy").write_bytes(content)
     told = refused(tmp_path / "bad.npy")

@@ -37,8 +37,8 @@ def event(span: Span, at: float, index: int) -> dict[str, Any]:
 
 
 def traced(folder: Path, runs: Sequence[Sequence[Span]], wall: float = 100.0) -> Trace:
-    """The trace of two cold runs, which take much longer, and `runs`, each `wall` us long and 10 us after the one before; an
-    event is written when its node ends, as ONNX Runtime does it.
+    """The trace of two cold runs, which take much longer, and `runs`, each `wall` us long and 10 us after the one
+    before; an event is written when its node ends, as ONNX Runtime does it.
     """
     cold: list[Span] = [("Conv a", CPU, 0, 900)]
     events: list[dict[str, Any]] = [{"cat": "Session", "name": "session_initialization", "ts": 0, "dur": 5}]

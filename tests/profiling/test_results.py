@@ -1,4 +1,6 @@
-"""The results document: what is written is what is read, fits the published schema, and anything else is refused by name."""
+"""The results document: what is written is what is read, fits the published schema, and anything else is refused by
+name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Providers besides the CPU, in environments of their own: OpenVINO (another build) and Qualcomm's (a plugin, simulated here)."""
+"""Providers besides the CPU, in environments of their own: OpenVINO (another build) and Qualcomm's (a plugin,
+simulated here).
+"""
 
 from __future__ import annotations
 

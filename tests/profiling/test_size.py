@@ -1,4 +1,6 @@
-"""Size by hand: parameters, what an executor stores, its peak, and multiply-accumulates; and the known figures of ResNet-50."""
+"""Size by hand: parameters, what an executor stores, its peak, and multiply-accumulates; and the known figures of
+ResNet-50.
+"""
 
 from __future__ import annotations
 
@@ -121,8 +123,14 @@ def test_a_gemm_is_m_n_k_however_it_is_transposed(a: int, b: int, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("x", "w", "y", "expected"),
-    [("3,5", (5, 7), "3,7", 105), ("2,4,3,5", (5, 7), "2,4,3,7", 840), ("2,4,3,5", (4, 5, 7), "2,4,3,7", 840), ("5", (5, 7), "7", 35), ("3,5", (5,), "3", 15)],
-)  # fmt: skip
+    [
+        ("3,5", (5, 7), "3,7", 105),
+        ("2,4,3,5", (5, 7), "2,4,3,7", 840),
+        ("2,4,3,5", (4, 5, 7), "2,4,3,7", 840),
+        ("5", (5, 7), "7", 35),
+        ("3,5", (5,), "3", 15),
+    ],
+)
 def test_a_matrix_product_is_its_outputs_times_the_inner_dimension(
     x: str, w: tuple[int, ...], y: str, expected: int, tmp_path: Path
 ) -> None:
@@ -138,7 +146,10 @@ def test_a_matrix_product_of_two_activations_counts_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
 def test_a_recurrent_layer_is_its_gates_at_every_step(op: str, gates: int, direction: str, tmp_path: Path) -> None:
     d = 2 if direction == "bidirectional" else 1
-    text = f'g (float[3,2,5] x) => (float[{d},2,7] h) {{ y, h = {op} <hidden_size = 7, direction = "{direction}"> (x, w, r) }}'
+    text = (
+        f'g (float[3,2,5] x) => (float[{d},2,7] h) {{ y, h = {op} <hidden_size = 7, direction = "{direction}"> (x, w,'
+        " r) }"
+    )
     w, r = normal(d, gates * 7, 5), normal(d, gates * 7, 7)
     assert macs(text, tmp_path, w=w, r=r) == 3 * 2 * d * gates * 7 * (5 + 7)
 
@@ -220,7 +231,10 @@ def test_an_activation_function_on_an_input_stores_its_own(tmp_path: Path) -> No
 
 def test_a_reshape_stores_nothing_whoever_reads_its_input(tmp_path: Path) -> None:
     shapes = {"s": np.int64([4, 4]), "u": np.int64([2, 8])}
-    text = "g (float[2,8] x) => (float[2,8] y) { a = Exp(x)  b = Reshape(a, s)  c = Softmax(b)  d = Reshape(c, u)  y = Add(d, a) }"
+    text = (
+        "g (float[2,8] x) => (float[2,8] y) { a = Exp(x)  b = Reshape(a, s)  c = Softmax(b)  d = Reshape(c, u)  y ="
+        " Add(d, a) }"
+    )
     found = sized(tiny.proto(text, **shapes), tmp_path)
     assert found.activations == 3 * 16 and found.peak_activation_bytes == F * 3 * 16
 
@@ -232,7 +246,10 @@ def test_a_reshape_of_an_input_stores_nothing_either(tmp_path: Path) -> None:
 
 def test_an_activation_function_does_not_overwrite_through_a_reshape_what_is_read_later(tmp_path: Path) -> None:
     shapes = {"s": np.int64([4, 4]), "u": np.int64([2, 8])}
-    text = "g (float[2,8] x) => (float[2,8] y) { a = Exp(x)  b = Reshape(a, s)  c = Relu(b)  d = Reshape(c, u)  y = Add(d, a) }"
+    text = (
+        "g (float[2,8] x) => (float[2,8] y) { a = Exp(x)  b = Reshape(a, s)  c = Relu(b)  d = Reshape(c, u)  y = Add(d,"
+        " a) }"
+    )
     found = sized(tiny.proto(text, **shapes), tmp_path)
     assert found.activations == 3 * 16 and found.peak_activation_bytes == F * 3 * 16
 
@@ -244,7 +261,7 @@ def test_what_lives_in_a_branch_does_not_make_the_rest_smaller(tmp_path: Path) -
                    else_branch = e () => (float[1] q) { q = ReduceMax <axes = [0]> (a) }>
         d = Mul(a, b)
         y = Add(d, a)
-    }"""
+    }"""  # noqa: E501
     found = sized(tiny.proto(text, big=np.int64([50, 100])), tmp_path, c=np.array(True))
     # at y: a, d and y; the branch may count for more, and never for less
     assert found.peak_activation_bytes is not None and found.peak_activation_bytes >= F * 300
@@ -287,7 +304,8 @@ def test_an_int8_model_stores_its_activations_as_one_byte(quantized: Path, tmp_p
     # the input as integers besides what the float model stores; only the output y is dequantized
     assert found.activations == image + 3 * image + 8 + 4
     assert found.activation_bytes == found.activations + (F - 1) * 4
-    # at the addition both summands and the sum, as in the float model: an integer kernel reads the ones and writes the other
+    # at the addition both summands and the sum, as in the float model: an integer kernel reads the ones and writes the
+    # other
     assert found.peak_activation_bytes == 3 * image
 
 
@@ -366,7 +384,8 @@ def test_resnet_50_has_the_parameters_activations_and_macs_of_the_literature(tmp
     assert found.parameters == pytest.approx(25.6e6, rel=3e-3)
     # torchvision says 4.089 G; the fully connected layer is in it
     assert found.macs == pytest.approx(4.089e9, rel=1e-3)
-    # outputs of the convolutions 11.11 M (Radosavovic et al. 2020, arXiv:2003.13678, table 9), of the additions, the pools and the Gemm by hand
+    # outputs of the convolutions 11.11 M (Radosavovic et al. 2020, arXiv:2003.13678, table 9), of the additions, the
+    # pools and the Gemm by hand
     sums = 3 * 256 * 56**2 + 4 * 512 * 28**2 + 6 * 1024 * 14**2 + 3 * 2048 * 7**2
     assert found.activations == pytest.approx(11.11e6 + sums + 64 * 56**2 + 2048 + 1000, rel=1e-3)
     assert found.activation_bytes == F * found.activations

@@ -1,4 +1,6 @@
-"""Channels that go together: a model in which some units are zero everywhere and the model without them are the same."""
+"""Channels that go together: a model in which some units are zero everywhere and the model without them are the
+same.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Files for ARM, run by the aarch64 build of ONNX Runtime on an emulated CPU (scripts/arm64_env makes what it needs)."""
+"""Files for ARM, run by the aarch64 build of ONNX Runtime on an emulated CPU (scripts/arm64_env makes what it
+needs).
+"""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def problem(groups: int, out: int, size: int, seed: int) -> tuple[Wide, Wide, Wi
 
 
 def naive(w: Wide, h: Wide, scale: Wide) -> Wide:
-    """One group, column by column, with the inverse of H written out (Frantar et al. 2022, algorithm 1 without blocks), or the nearest integers where
-    they are nearer to the outputs.
+    """One group, column by column, with the inverse of H written out (Frantar et al. 2022, algorithm 1 without
+    blocks), or the nearest integers where they are nearer to the outputs.
     """
     size = len(h)
     h = h + np.eye(size) * 0.01 * np.diag(h).mean()

@@ -44,7 +44,9 @@ def guarded(w: np.ndarray, op_type: str, axis: int) -> tuple[np.ndarray, QParams
 
 
 def worst_pair_sum(rows: np.ndarray) -> int:
-    """The largest magnitude of x_0 q_0 + x_1 q_1 over all pairs of `rows` and all 0 <= x <= 255: it is at a corner of the square."""
+    """The largest magnitude of x_0 q_0 + x_1 q_1 over all pairs of `rows` and all 0 <= x <= 255: it is at a corner
+    of the square.
+    """
     q = np.pad(rows.astype(np.int64), ((0, 0), (0, rows.shape[1] % 2))).reshape(rows.shape[0], -1, 2)
     corners = [q[..., 0] * a + q[..., 1] * b for a, b in itertools.product((0, 255), repeat=2)]
     return int(np.abs(corners).max())
@@ -130,7 +132,9 @@ def convolve(x: np.ndarray, w: np.ndarray, *, pad: int = 0, group: int = 1) -> n
 
 
 def adversarial(out: int, shape: tuple[int, ...]) -> np.ndarray:
-    """[out, *shape]: all ones, all minus ones, ones in pairs, noise near the peak ...: what makes pairs of products large."""
+    """[out, *shape]: all ones, all minus ones, ones in pairs, noise near the peak ...: what makes pairs of products
+    large.
+    """
     rng = np.random.default_rng(3)
     n = int(np.prod(shape))
     k = np.arange(n)
@@ -189,7 +193,9 @@ def made(layer: Layer, *, saturates: bool) -> Static:
 
 
 def exact(layer: Layer, s: Static, x: np.ndarray) -> np.ndarray:
-    """The integers of y: int64 sums of products, one float32 multiplication, as ONNX defines QLinearConv and QLinearMatMul."""
+    """The integers of y: int64 sums of products, one float32 multiplication, as ONNX defines QLinearConv and
+    QLinearMatMul.
+    """
     px, pw, py = s.params["x"], s.params["w"], s.params["y"]
     qx = quantize(x, px).astype(np.int64) - int(px.zero_point)
     total = layer.product(qx, quantize(layer.w, pw).astype(np.int64))

@@ -84,7 +84,9 @@ def test_a_guarded_file_answers_on_haswell_as_its_integers_say(
 
 
 def vpmaddubsw(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """x [n, k] uint8 times w [out, k] int8 as AVX2 has it: products added in pairs, each sum clipped to 16 bits, then added up."""
+    """x [n, k] uint8 times w [out, k] int8 as AVX2 has it: products added in pairs, each sum clipped to 16 bits,
+    then added up.
+    """
     pairs = x[:, None, :].astype(np.int64) * w[None].astype(np.int64)
     sums = pairs.reshape(*pairs.shape[:2], -1, 2).sum(-1)
     return np.clip(sums, -32768, 32767).sum(-1)

@@ -394,13 +394,19 @@ def test_a_clip_with_bounds_made_at_run_time_is_not_taken_over() -> None:
     ids=["another reader", "a copy", "a later reader"],
 )
 def test_a_clamp_that_is_not_the_only_reader_is_not_taken_over(rest: str) -> None:
-    text = f"g (float[1,8,4,4] x) => (float[1,8,4,4] y, float[1,8,4,4] z) {{ a = Conv <pads = [1,1,1,1]> (x, w3)  {rest} }}"
+    text = (
+        "g (float[1,8,4,4] x) => (float[1,8,4,4] y, float[1,8,4,4] z) { a = Conv <pads = [1,1,1,1]> (x, w3) "
+        f" {rest} }}"
+    )
     _, plan = placed(text, w3=W3)
     assert not plan.clamps and "a" in plan.grids
 
 
 def test_a_clamp_behind_a_graph_output_is_not_taken_over() -> None:
-    text = "g (float[1,8,4,4] x) => (float[1,8,4,4] a, float[1,8,4,4] y) { a = Conv <pads = [1,1,1,1]> (x, w3)  y = Relu(a) }"
+    text = (
+        "g (float[1,8,4,4] x) => (float[1,8,4,4] a, float[1,8,4,4] y) { a = Conv <pads = [1,1,1,1]> (x, w3)  y ="
+        " Relu(a) }"
+    )
     _, plan = placed(text, w3=W3)
     assert not plan.clamps and "a" in plan.grids
 

@@ -1,4 +1,6 @@
-"""Weights fitted to what layers read in integers: the regression against its definition, and what comes of it in a model."""
+"""Weights fitted to what layers read in integers: the regression against its definition, and what comes of it in a
+model.
+"""
 
 from __future__ import annotations
 

@@ -108,7 +108,9 @@ def test_outliers_in_some_channels_cost_less_afterwards() -> None:
     model, feeds = tiny.model(text, s=s, w=w), tiny.feeds(8, x=(2, 5, 8))
 
     def db(m: ir.Model) -> float:
-        """With the input of the product and its weights on 8-bit grids, one scale for the input and one for each column."""
+        """With the input of the product and its weights on 8-bit grids, one scale for the input and one for each
+        column.
+        """
         w, found = tiny.weights_of(m)["w"], []
         grid = np.abs(w).max(0) / 127
         for feed in feeds:

@@ -1,4 +1,6 @@
-"""A user's own metric: measured on the float model and on the result, a gate, and an error in words when it is no metric."""
+"""A user's own metric: measured on the float model and on the result, a gate, and an error in words when it is no
+metric.
+"""
 
 from __future__ import annotations
 

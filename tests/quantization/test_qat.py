@@ -27,7 +27,9 @@ PRODUCTS = ("Conv", "Gemm", "MatMul")
 
 
 def integer_weights(model: ir.Model) -> dict[str, tuple[ir.Node, np.ndarray, int]]:
-    """(the product, its integers, the axis of their scales) by name of the integers, depthwise convolutions left out."""
+    """(the product, its integers, the axis of their scales) by name of the integers, depthwise convolutions left
+    out.
+    """
     found = {}
     for node in model.graph:
         dq = node.inputs[1].producer() if node.op_type in PRODUCTS and node.inputs[1] is not None else None

@@ -1,4 +1,6 @@
-"""Recipes: what options ask for in steps, what is the same when it is written down, and what a user's own step may do."""
+"""Recipes: what options ask for in steps, what is the same when it is written down, and what a user's own step may
+do.
+"""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ Clock = Callable[..., None]
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """`clock(half=2.0, cpu="x")`: from now on everything takes 10 ms, those that are named so many times as long (inf: it
-    dies).
+    """`clock(half=2.0, cpu="x")`: from now on everything takes 10 ms, those that are named so many times as long
+    (inf: it dies).
     """
     slower: dict[str, float] = {}
     machine = {"cpu": "some CPU"}
@@ -92,12 +92,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         first = rows[0]
         comparisons = tuple(
             Comparison(
-                reference=first.setting.label, other=m.setting.label, ratio=around(took(p) / took(paths[0]), 0.01), ratio_uncontended=None,
-                verdict="equivalent", margin=0.03, interleaved=True, file_ratio=None, peak_memory_ratio=None, outputs=None,
+                reference=first.setting.label,
+                other=m.setting.label,
+                ratio=around(took(p) / took(paths[0]), 0.01),
+                ratio_uncontended=None,
+                verdict="equivalent",
+                margin=0.03,
+                interleaved=True,
+                file_ratio=None,
+                peak_memory_ratio=None,
+                outputs=None,
             )
             for p, m in zip(paths[1:], rows[1:], strict=True)
             if m.error is None
-        )  # fmt: skip
+        )
         found = measured("x", cpu=machine["cpu"]).model_copy(
             update={"measured": tuple(rows), "comparisons": comparisons}
         )

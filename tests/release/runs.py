@@ -40,9 +40,13 @@ def run(*variants: VariantResult, **more: Any) -> Run:
     """A run of float and `variants`."""
     given = variants if any(v.name == "float" for v in variants) else (variant("float"), *variants)
     first = {
-        "project": "p", "project_file": "edgeopt.toml", "created": "2024-05-06T07:08:09+00:00", "preset": "quick", "model": "/m/model.onnx",
+        "project": "p",
+        "project_file": "edgeopt.toml",
+        "created": "2024-05-06T07:08:09+00:00",
+        "preset": "quick",
+        "model": "/m/model.onnx",
         "model_sha256": "0" * 64,
-    }  # fmt: skip
+    }
     return Run.model_validate({**first, **more, "variants": given})
 
 
@@ -51,9 +55,17 @@ def measured(*names: str, cpu: str = "some CPU") -> Results:
     block = {"process": 0, "round": 0, "runs": 9, "median_ms": 10.0, "contended": False}
     latency = Latency.model_validate(
         dict.fromkeys(("p90_ms", "p95_ms", "p99_ms", "p50_uncontended_ms"), None)
-        | {"p50_ms": around(10.0, 0.01), "min_ms": 9.0, "mean_ms": 10.0, "mad_ms": 0.1, "throughput_per_s": 100.0, "runs": 9, "processes": 1}
+        | {
+            "p50_ms": around(10.0, 0.01),
+            "min_ms": 9.0,
+            "mean_ms": 10.0,
+            "mad_ms": 0.1,
+            "throughput_per_s": 100.0,
+            "runs": 9,
+            "processes": 1,
+        }
         | {"outliers": 0, "contended": 0, "steady": True, "precise": True, "blocks": (block,)}
-    )  # fmt: skip
+    )
     settings = [Setting(label=n, model=f"/m/{n}.onnx", sha256="0" * 64, provider="cpu") for n in names]
     return Results(
         kind="compare",

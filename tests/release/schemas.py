@@ -10,10 +10,39 @@ _TYPES: Mapping[str, Any] = {
     "integer": int, "number": (int, float),
 }  # fmt: skip
 KNOWN = {
-    "$defs", "$id", "$ref", "$schema", "additionalProperties", "anyOf", "const", "default", "description", "discriminator", "enum",
-    "exclusiveMinimum", "exclusiveMaximum", "format", "items", "maximum", "minItems", "maxItems", "minLength", "minProperties", "minimum", "oneOf", "pattern",
-    "prefixItems", "properties", "propertyNames", "required", "title", "type", "allOf", "not", "patternProperties",
-}  # fmt: skip
+    "$defs",
+    "$id",
+    "$ref",
+    "$schema",
+    "additionalProperties",
+    "anyOf",
+    "const",
+    "default",
+    "description",
+    "discriminator",
+    "enum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "format",
+    "items",
+    "maximum",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "minProperties",
+    "minimum",
+    "oneOf",
+    "pattern",
+    "prefixItems",
+    "properties",
+    "propertyNames",
+    "required",
+    "title",
+    "type",
+    "allOf",
+    "not",
+    "patternProperties",
+}
 
 
 def mistakes(

@@ -1,4 +1,5 @@
-"""The evidence in the formats of others: JUnit, Markdown, workflow commands, OpenMetrics and CycloneDX, judged by their own rules.
+"""The evidence in the formats of others: JUnit, Markdown, workflow commands, OpenMetrics and CycloneDX, judged by their
+own rules.
 
 JUnit: the schemas of Ant (Windy Road Technology) and of the xUnit plugin of Jenkins (junit-10), as tables.
 """
@@ -57,7 +58,9 @@ MOMENT = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
 
 @dataclass(frozen=True)
 class Element:
-    """needed, allowed: attributes with what they look like; children: of which kinds; order: all of these once, in this order."""
+    """needed, allowed: attributes with what they look like; children: of which kinds; order: all of these once, in
+    this order.
+    """
 
     needed: Mapping[str, str]
     allowed: Mapping[str, str]
@@ -72,19 +75,42 @@ COUNTS = {"name": TOKEN, "tests": INT, "failures": INT, "errors": INT}
 PROPERTIES = {"properties": Element({}, {}, ("property",)), "property": Element({"name": TOKEN, "value": ANY}, {})}
 PARTS = ("properties", "testcase", "system-out", "system-err")
 RESULTS = ("skipped", "error", "failure")
-ANT = PLAIN | PROPERTIES | {
-    "testsuites": Element({}, {}, ("testsuite",)),
-    "testsuite": Element(COUNTS | {"timestamp": MOMENT, "hostname": TOKEN, "time": DECIMAL, "package": TOKEN, "id": INT}, {"skipped": INT}, PARTS, PARTS),
-    "testcase": Element({"name": TOKEN, "classname": TOKEN, "time": DECIMAL}, {}, RESULTS, most=1),
-    "skipped": Element({}, {"message": ANY, "type": ANY}),
-    "error": Element({"type": ANY}, SAID),
-    "failure": Element({"type": ANY}, SAID),
-}  # fmt: skip
-JENKINS = PLAIN | PROPERTIES | {n: Element({}, SAID | {"type": ANY}) for n in RESULTS} | {
-    "testsuites": Element({}, {"name": ANY, "time": DECIMAL, "tests": INT, "failures": INT, "errors": INT}, ("testsuite",)),
-    "testsuite": Element(COUNTS, dict.fromkeys(("skipped", "timestamp", "hostname", "id", "package", "file", "log", "url", "group"), ANY) | {"time": DECIMAL}, (*PARTS, "testsuite")),
-    "testcase": Element({"name": ANY}, dict.fromkeys(("time", "classname", "group"), ANY), (*RESULTS, "system-out", "system-err")),
-}  # fmt: skip
+ANT = (
+    PLAIN
+    | PROPERTIES
+    | {
+        "testsuites": Element({}, {}, ("testsuite",)),
+        "testsuite": Element(
+            COUNTS | {"timestamp": MOMENT, "hostname": TOKEN, "time": DECIMAL, "package": TOKEN, "id": INT},
+            {"skipped": INT},
+            PARTS,
+            PARTS,
+        ),
+        "testcase": Element({"name": TOKEN, "classname": TOKEN, "time": DECIMAL}, {}, RESULTS, most=1),
+        "skipped": Element({}, {"message": ANY, "type": ANY}),
+        "error": Element({"type": ANY}, SAID),
+        "failure": Element({"type": ANY}, SAID),
+    }
+)
+JENKINS = (
+    PLAIN
+    | PROPERTIES
+    | {n: Element({}, SAID | {"type": ANY}) for n in RESULTS}
+    | {
+        "testsuites": Element(
+            {}, {"name": ANY, "time": DECIMAL, "tests": INT, "failures": INT, "errors": INT}, ("testsuite",)
+        ),
+        "testsuite": Element(
+            COUNTS,
+            dict.fromkeys(("skipped", "timestamp", "hostname", "id", "package", "file", "log", "url", "group"), ANY)
+            | {"time": DECIMAL},
+            (*PARTS, "testsuite"),
+        ),
+        "testcase": Element(
+            {"name": ANY}, dict.fromkeys(("time", "classname", "group"), ANY), (*RESULTS, "system-out", "system-err")
+        ),
+    }
+)
 
 
 def against_schema(node: ET.Element, known: Mapping[str, Element]) -> Iterator[str]:
@@ -110,7 +136,11 @@ def against_schema(node: ET.Element, known: Mapping[str, Element]) -> Iterator[s
             yield from against_schema(child, known)
 
 
-@pytest.mark.parametrize("made", [everything(), run(variant(metrics={"size.file": 1.0})), run(variant("b", error="x"))], ids=["all", "no gates", "failed"])  # fmt: skip
+@pytest.mark.parametrize(
+    "made",
+    [everything(), run(variant(metrics={"size.file": 1.0})), run(variant("b", error="x"))],
+    ids=["all", "no gates", "failed"],
+)
 @pytest.mark.parametrize("schema", [ANT, JENKINS], ids=["ant", "jenkins"])
 def test_junit_is_of_the_common_schemas(made: Run, schema: Mapping[str, Element]) -> None:
     assert list(dict.fromkeys(against_schema(ET.fromstring(artefacts.junit(made)), schema))) == []
@@ -210,7 +240,12 @@ def test_openmetrics_are_read_by_the_parser_of_prometheus_with_values_in_base_un
     families = {f.name: f for f in parser.text_string_to_metric_families(artefacts.openmetrics(made))}
     assert {s.labels["project"] for f in families.values() for s in f.samples} == {name}
     a = made.variants[1].metrics
-    base = {"edgeopt_latency_p50_seconds": ("latency.p50", 1e-3), "edgeopt_size_file_bytes": ("size.file", 1), "edgeopt_quant_sqnr_decibels": ("quant.sqnr", 1), "edgeopt_speedup": ("speedup", 1)}  # fmt: skip
+    base = {
+        "edgeopt_latency_p50_seconds": ("latency.p50", 1e-3),
+        "edgeopt_size_file_bytes": ("size.file", 1),
+        "edgeopt_quant_sqnr_decibels": ("quant.sqnr", 1),
+        "edgeopt_speedup": ("speedup", 1),
+    }
     for family, (metric, scale) in base.items():
         (value,) = [s.value for s in families[family].samples if s.labels["variant"] == "a"]
         assert value == pytest.approx(a[metric] * scale, rel=1e-6)
@@ -220,7 +255,10 @@ def test_openmetrics_are_read_by_the_parser_of_prometheus_with_values_in_base_un
 
 
 def test_no_sample_of_openmetrics_is_given_twice_where_a_variant_has_gates_of_its_own_and_shared_ones() -> None:
-    found = project('size.file = { max = "1 B", warn = "1 B" }', more='[gates."*"]\nsize.file = { max = "9 B" }\nspeedup = { min = 1 }')  # fmt: skip
+    found = project(
+        'size.file = { max = "1 B", warn = "1 B" }',
+        more='[gates."*"]\nsize.file = { max = "9 B" }\nspeedup = { min = 1 }',
+    )
     made = judge(found, run(variant(metrics={"size.file": 5.0, "speedup": 2.0})), Against())
     rows = [row.rpartition(" ")[0] for row in artefacts.openmetrics(made).split("\n") if row and row[0] != "#"]
     assert len(rows) == len(set(rows)) == 5

@@ -1,5 +1,5 @@
-"""`edgeopt.run`: what is built again and what is not, what is published and when, what goes on after a failure, and what is refused
-before anything is built.
+"""`edgeopt.run`: what is built again and what is not, what is published and when, what goes on after a failure, and
+what is refused before anything is built.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 _NUMBERS = itertools.count()
 METRIC = "import numpy as np\n\ndef score(run):\n    return float(run({'x': np.ones((1, 4), np.float32)})[0].sum())\n"
-FEEDS = "import numpy as np\n\ndef feeds():\n    rng = np.random.default_rng(0)\n    return [{'x': rng.standard_normal((1, 4)).astype(np.float32)} for _ in range(20)]\n"
+FEEDS = (
+    "import numpy as np\n\ndef feeds():\n    rng = np.random.default_rng(0)\n    return [{'x': rng.standard_normal((1,"
+    " 4)).astype(np.float32)} for _ in range(20)]\n"
+)
 
 
 @pytest.fixture
@@ -120,20 +123,41 @@ def changed_versions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], Any], Callable[..., Any], int]] = {
-    "the model": (lambda f: None, lambda f, m: (f / "model.onnx").write_bytes(models.dense(b=models.normal(4, seed=9))), 3),
+    "the model": (
+        lambda f: None,
+        lambda f, m: (f / "model.onnx").write_bytes(models.dense(b=models.normal(4, seed=9))),
+        3,
+    ),
     "a sample": (lambda f: None, lambda f, m: np.save(f / "x.npy", models.normal(30, 4, seed=9)), 2),
-    "preprocess.toml beside the data": (lambda f: None, lambda f, m: (f / "preprocess.toml").write_text("scale = 1.0"), 2),
+    "preprocess.toml beside the data": (
+        lambda f: None,
+        lambda f, m: (f / "preprocess.toml").write_text("scale = 1.0"),
+        2,
+    ),
     "preprocess.toml in the data": (
-        lambda f: ((f / "d").mkdir(), shutil.move(f / "x.npy", f / "d" / "x.npy"), edited(f / "edgeopt.toml", ("x.npy", "d"))),
-        lambda f, m: (f / "d" / "preprocess.toml").write_text("scale = 1.0"), 2,
+        lambda f: (
+            (f / "d").mkdir(),
+            shutil.move(f / "x.npy", f / "d" / "x.npy"),
+            edited(f / "edgeopt.toml", ("x.npy", "d")),
+        ),
+        lambda f, m: (f / "d" / "preprocess.toml").write_text("scale = 1.0"),
+        2,
     ),
     "the tokenizer": (
-        lambda f: ((f / "t.json").write_text("{}"), edited(f / "edgeopt.toml", ('"x.npy"', '"x.npy"\ntokenizer = "t.json"'))),
-        lambda f, m: (f / "t.json").write_text("{ }"), 2,
+        lambda f: (
+            (f / "t.json").write_text("{}"),
+            edited(f / "edgeopt.toml", ('"x.npy"', '"x.npy"\ntokenizer = "t.json"')),
+        ),
+        lambda f, m: (f / "t.json").write_text("{ }"),
+        2,
     ),
     "a version": (lambda f: None, changed_versions, 3),
-    "a dimension": (lambda f: None, lambda f, m: edited(f / "edgeopt.toml", ("measure = false", "measure = false\ndims = { N = 2 }")), 2),
-}  # fmt: skip
+    "a dimension": (
+        lambda f: None,
+        lambda f, m: edited(f / "edgeopt.toml", ("measure = false", "measure = false\ndims = { N = 2 }")),
+        2,
+    ),
+}
 
 
 @pytest.mark.parametrize("what", list(CHANGES))
@@ -470,7 +494,7 @@ def test_a_share_of_few_samples_cannot_tell_and_a_gate_on_it_says_so(file: Path)
     half = found.variant("half")
     assert half is not None and half.metrics["accuracy.agreement"] == half.intervals["accuracy.agreement"].high == 1.0
     assert half.drops["accuracy.agreement"].value == 0.0
-    (float_model, *_) = found.variants
+    float_model, *_ = found.variants
     assert "accuracy.agreement" not in float_model.intervals and not float_model.drops
 
 
@@ -529,7 +553,10 @@ def test_an_exported_model_is_exported_again_only_if_its_code_changed(
 
 def test_an_exported_model_is_compared_with_torch_on_the_samples_of_the_project(file: Path) -> None:
     pytest.importorskip("torch")
-    text = "import torch\nfrom torch import nn\n\nclass M(nn.Module):\n    def forward(self, x):\n        return x + torch.where(x > 50, float(torch.compiler.is_compiling()), 0.0)\n"
+    text = (
+        "import torch\nfrom torch import nn\n\nclass M(nn.Module):\n    def forward(self, x):\n        return x +"
+        " torch.where(x > 50, float(torch.compiler.is_compiling()), 0.0)\n"
+    )
     name = module(file.parent, text)
     edited(file, ('model = "model.onnx"\n', ""))
     edited(file, ("[data]", f'[export]\nfactory = "{name}:M"\ninputs = {{ x = [1, 4] }}\n[data]'))
@@ -624,7 +651,9 @@ def test_a_distill_step_hands_all_its_settings_on(tmp_path: Path, monkeypatch: p
         "qat": True,
     }
     for more in ({}, {"kind": "self"}):
-        found = Project.model_validate({"model": "m", "data": {"path": "random"}, "variants": {"a": {"steps": [step | more]}}})  # fmt: skip
+        found = Project.model_validate(
+            {"model": "m", "data": {"path": "random"}, "variants": {"a": {"steps": [step | more]}}}
+        )
         context = Context(tmp_path, tmp_path / "m", "random", found, Listener())
         with pytest.raises(DataError, match="enough"):
             run_step(found.variants["a"].steps[0], tmp_path / "m", tmp_path / "o", context)

@@ -20,7 +20,10 @@ def normal(*shape: int) -> np.ndarray:
 
 CASES = {
     "batch norm into conv": (
-        "g (float[1,4,6,6] x) => (float[1,8,6,6] y) { c = Conv <pads = [1,1,1,1]> (x, w)  y = BatchNormalization (c, s, o, m, v) }",
+        (
+            "g (float[1,4,6,6] x) => (float[1,8,6,6] y) { c = Conv <pads = [1,1,1,1]> (x, w)  y = BatchNormalization"
+            " (c, s, o, m, v) }"
+        ),
         {"w": normal(8, 4, 3, 3), "s": normal(8), "o": normal(8), "m": normal(8), "v": np.abs(normal(8)) + 1},
         ["Conv"],
     ),

@@ -45,7 +45,10 @@ def test_a_value_without_elements_has_size_zero() -> None:
 
 
 def test_sequences_and_integers_are_left_out() -> None:
-    text = "g (float[4] x) => (float[4] y) { s = SequenceConstruct(x, x)  i = Constant <value = int64 {0}> ()  y = SequenceAt(s, i) }"
+    text = (
+        "g (float[4] x) => (float[4] y) { s = SequenceConstruct(x, x)  i = Constant <value = int64 {0}> ()  y ="
+        " SequenceAt(s, i) }"
+    )
     assert set(probe(tiny.model(text), {"x": np.ones(4, np.float32)})) == {"x", "y"}
 
 

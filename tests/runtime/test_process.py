@@ -1,4 +1,6 @@
-"""The host's end of a worker: deaths, hangs and interpreters that are none are told by name, and nothing is left behind."""
+"""The host's end of a worker: deaths, hangs and interpreters that are none are told by name, and nothing is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -173,14 +175,34 @@ HERE = "/onnxruntime_src/onnxruntime/core"
     ("raw", "plain"),
     [
         # as ONNX Runtime 1.32 and 1.24 say them
-        ("[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from a.onnx failed:Protobuf parsing failed.", "Load model from a.onnx failed:Protobuf parsing failed."),
-        ("[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Relu(14)", "Could not find an implementation for Relu(14)"),
-        (f"[ONNXRuntimeError] : 1 : FAIL : {HERE}/session/provider_bridge_ort.cc:2161 onnxruntime::Provider& onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library x.so", "Failed to load library x.so"),
-        (f"[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: {HERE}/optimizer/initializer.cc:51 onnxruntime::Initializer::Initializer(const onnx::TensorProto&, const std::filesystem::__cxx11::path&) [ONNXRuntimeError] : 1 : FAIL : Initializer 'b': raw_data size (2 bytes) does not match\n", "Initializer 'b': raw_data size (2 bytes) does not match"),
+        (
+            "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from a.onnx failed:Protobuf parsing failed.",
+            "Load model from a.onnx failed:Protobuf parsing failed.",
+        ),
+        (
+            "[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not find an implementation for Relu(14)",
+            "Could not find an implementation for Relu(14)",
+        ),
+        (
+            (
+                f"[ONNXRuntimeError] : 1 : FAIL : {HERE}/session/provider_bridge_ort.cc:2161 onnxruntime::Provider&"
+                " onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library x.so"
+            ),
+            "Failed to load library x.so",
+        ),
+        (
+            (
+                f"[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: {HERE}/optimizer/initializer.cc:51"
+                " onnxruntime::Initializer::Initializer(const onnx::TensorProto&, const"
+                " std::filesystem::__cxx11::path&) [ONNXRuntimeError] : 1 : FAIL : Initializer 'b': raw_data size (2"
+                " bytes) does not match\n"
+            ),
+            "Initializer 'b': raw_data size (2 bytes) does not match",
+        ),
         ("Unknown Provider Type: Foo", "Unknown Provider Type: Foo"),
         ("", ""),
     ],
-)  # fmt: skip
+)
 def test_codes_and_signatures_are_taken_from_a_message_and_nothing_else(raw: str, plain: str) -> None:
     assert _plain(raw) == plain
 
@@ -188,18 +210,39 @@ def test_codes_and_signatures_are_taken_from_a_message_and_nothing_else(raw: str
 @pytest.mark.parametrize(
     ("raw", "plain"),
     [
-        (f"[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'r' Status Message: {HERE}/providers/cpu/tensor/reshape_helper.h:84 onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, onnxruntime::TensorShapeVector&, bool) size != 0 && (input_shape_size % size) == 0 was false. The input tensor cannot be reshaped", "Non-zero status code returned while running Reshape node. Name:'r' Status Message: size != 0 && (input_shape_size % size) == 0 was false. The input tensor cannot be reshaped"),
-        ("/onnxruntime/onnxruntime/python/onnxruntime_pybind_state.cc:1053 std::shared_ptr<onnxruntime::IExecutionProviderFactory> onnxruntime::python::CreateExecutionProviderFactoryInstance(const onnxruntime::SessionOptions&, const std::string&, const onnxruntime::ProviderOptionsMap&) Invalid OpenVINO EP option: foo\n", "Invalid OpenVINO EP option: foo"),
+        (
+            (
+                "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'r'"
+                f" Status Message: {HERE}/providers/cpu/tensor/reshape_helper.h:84"
+                " onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&,"
+                " onnxruntime::TensorShapeVector&, bool) size != 0 && (input_shape_size % size) == 0 was false. The"
+                " input tensor cannot be reshaped"
+            ),
+            (
+                "Non-zero status code returned while running Reshape node. Name:'r' Status Message: size != 0 &&"
+                " (input_shape_size % size) == 0 was false. The input tensor cannot be reshaped"
+            ),
+        ),
+        (
+            (
+                "/onnxruntime/onnxruntime/python/onnxruntime_pybind_state.cc:1053"
+                " std::shared_ptr<onnxruntime::IExecutionProviderFactory>"
+                " onnxruntime::python::CreateExecutionProviderFactoryInstance(const onnxruntime::SessionOptions&, const"
+                " std::string&, const onnxruntime::ProviderOptionsMap&) Invalid OpenVINO EP option: foo\n"
+            ),
+            "Invalid OpenVINO EP option: foo",
+        ),
     ],
     ids=["behind a status", "without a code"],
-)  # fmt: skip
+)
 def test_a_signature_is_taken_out_wherever_it_stands(raw: str, plain: str) -> None:
     assert _plain(raw) == plain
 
 
 def test_an_error_of_a_run_names_the_node_and_no_source_file(tmp_path: Path) -> None:
     made = onnx.parser.parse_model(
-        '<ir_version: 9, opset_import: ["": 17]> g (float[N,M] x) => (float[2,K] y) <int64[2] s = {2, -1}> { [odd] y = Reshape(x, s) }'
+        '<ir_version: 9, opset_import: ["": 17]> g (float[N,M] x) => (float[2,K] y) <int64[2] s = {2, -1}> { [odd] y ='
+        " Reshape(x, s) }"
     )
     onnx.save(made, tmp_path / "m.onnx")
     write_feeds([{"x": np.ones((5, 3), np.float32)}], tmp_path / "f.npz")

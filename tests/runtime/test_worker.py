@@ -1,4 +1,6 @@
-"""The measured process: its protocol, that it needs nothing of edgeopt, and that a block is as long as was asked for."""
+"""The measured process: its protocol, that it needs nothing of edgeopt, and that a block is as long as was asked
+for.
+"""
 
 from __future__ import annotations
 

@@ -126,8 +126,15 @@ def test_a_hint_brings_inner_values_together(kind: str) -> None:
     apart = []
     for weight in (1e-6, 10.0):
         found = distill(
-            toys.perceptron(), data, kind=kind, teacher=toys.perceptron(7), hints={"h": "h"}, hint_weight=weight, epochs=8, learning_rate=3e-2
-        )  # fmt: skip
+            toys.perceptron(),
+            data,
+            kind=kind,
+            teacher=toys.perceptron(7),
+            hints={"h": "h"},
+            hint_weight=weight,
+            epochs=8,
+            learning_rate=3e-2,
+        )
         ours = open_session(with_outputs(found.model, ["h"]))
         theirs = open_session(with_outputs(graph.canonical(graph.load(toys.perceptron(7))), ["h"]))
         s, t = (np.concatenate([m.run({"x": f["x"]})[0] for f in data]) for m in (ours, theirs))

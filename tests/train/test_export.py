@@ -44,7 +44,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 def forward(body: str, init: str = "pass", arguments: str = "x") -> str:
     """A factory f of a module with this `forward`."""
-    return f"class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {init}\n    def forward(self, {arguments}):\n        {body}\nf = M\n"
+    return (
+        f"class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n        {init}\n    def"
+        f" forward(self, {arguments}):\n        {body}\nf = M\n"
+    )
 
 
 def left(folder: Path) -> list[str]:
@@ -99,9 +102,14 @@ def test_dropout_and_batch_norm_are_those_of_inference(make: Make) -> None:
 
 @pytest.mark.parametrize(
     ("body", "says"),
-    [("return x + torch.randn_like(x)", "differs"), ("return x + 1 if torch.compiler.is_compiling() else x", "differs"), ("return (x + (1 if torch.compiler.is_compiling() else 0)).round().to(torch.int64)", "differs"), ("return (x + (9 if torch.compiler.is_compiling() else 0)) > 3", "differs")],
+    [
+        ("return x + torch.randn_like(x)", "differs"),
+        ("return x + 1 if torch.compiler.is_compiling() else x", "differs"),
+        ("return (x + (1 if torch.compiler.is_compiling() else 0)).round().to(torch.int64)", "differs"),
+        ("return (x + (9 if torch.compiler.is_compiling() else 0)) > 3", "differs"),
+    ],
     ids=["random", "float", "int", "bool"],
-)  # fmt: skip
+)
 def test_an_output_that_is_not_the_modules_is_refused_by_name_and_nothing_is_written(
     body: str, says: str, make: Make, tmp_path: Path
 ) -> None:
@@ -112,8 +120,16 @@ def test_an_output_that_is_not_the_modules_is_refused_by_name_and_nothing_is_wri
 
 @pytest.mark.parametrize(
     "body",
-    ["return torch.log(x)", "return 1 / torch.relu(x)", "return x.argmax(-1)", "return x.half()", "return x + 1, self.w", "return x + 1, None", "return x.sum()"],
-)  # fmt: skip
+    [
+        "return torch.log(x)",
+        "return 1 / torch.relu(x)",
+        "return x.argmax(-1)",
+        "return x.half()",
+        "return x + 1, self.w",
+        "return x + 1, None",
+        "return x.sum()",
+    ],
+)
 def test_outputs_of_every_type_and_values_that_are_not_finite_are_exported(body: str, make: Make) -> None:
     assert make(forward(body, "self.w = nn.Parameter(torch.ones(3))")).error <= 1e-3
 
@@ -266,7 +282,10 @@ def test_what_a_module_adds_to_the_path_of_imports_stays_and_nothing_else(
 
 # integers and samples
 
-TOKENS = "class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.e = nn.Embedding(50, 4)\n    def forward(self, ids, mask):\n        return (self.e(ids) * mask[..., None]).mean(1)\nf = M\n"
+TOKENS = (
+    "class M(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.e = nn.Embedding(50, 4)\n  "
+    "  def forward(self, ids, mask):\n        return (self.e(ids) * mask[..., None]).mean(1)\nf = M\n"
+)
 PAIR: dict[str, Any] = {"inputs": {"ids": (1, 6), "mask": (1, 6)}, "dtypes": {"ids": "int64", "mask": "bool"}}
 LARGE = "return x + torch.where(x > 50, float(torch.compiler.is_compiling()), 0.0)"
 
@@ -303,9 +322,16 @@ def test_what_random_inputs_do_not_show_a_sample_does(make: Make, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("data", "says"),
-    [([{"x": np.ones((1, 3), np.float32)}], "missing: ids, mask"), ([{"ids": np.ones((1, 6), np.float32), "mask": np.ones((1, 6), bool)}], "wants int64"), ([{"ids": np.ones((1, 5), np.int64), "mask": np.ones((1, 6), bool)}], "wants shape"), ([{"ids": np.full((1, 6), 50), "mask": np.ones((1, 6), bool)}], "torch gives nothing to compare"), ([], "no sample"), ("none.npz", "--data none.npz: no such file")],
+    [
+        ([{"x": np.ones((1, 3), np.float32)}], "missing: ids, mask"),
+        ([{"ids": np.ones((1, 6), np.float32), "mask": np.ones((1, 6), bool)}], "wants int64"),
+        ([{"ids": np.ones((1, 5), np.int64), "mask": np.ones((1, 6), bool)}], "wants shape"),
+        ([{"ids": np.full((1, 6), 50), "mask": np.ones((1, 6), bool)}], "torch gives nothing to compare"),
+        ([], "no sample"),
+        ("none.npz", "--data none.npz: no such file"),
+    ],
     ids=["names", "type", "shape", "no such token", "none", "no file"],
-)  # fmt: skip
+)
 def test_samples_that_do_not_fit_are_refused_with_why_and_nothing_is_written(
     data: Any, says: str, make: Make, tmp_path: Path
 ) -> None:

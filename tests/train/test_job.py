@@ -27,10 +27,18 @@ def on_disk(folder: Path, model: onnx.ModelProto) -> Path:
     ("peer", "message"),
     [
         (toys.perceptron(3, classes=5), r"'y': the student gives \[1, 3\], the teacher \[1, 5\]"),
-        (tiny.proto(toys.BRANCHED.replace("y", "p").replace("z", "q"), a=toys.normal(0, 4, 8), b=toys.normal(1, 8, 3), c=toys.normal(2, 8, 2)), "outputs y and p, q"),
+        (
+            tiny.proto(
+                toys.BRANCHED.replace("y", "p").replace("z", "q"),
+                a=toys.normal(0, 4, 8),
+                b=toys.normal(1, 8, 3),
+                c=toys.normal(2, 8, 2),
+            ),
+            "outputs y and p, q",
+        ),
     ],
     ids=["other classes", "other outputs"],
-)  # fmt: skip
+)
 def test_a_further_peer_that_does_not_fit_is_refused(peer: onnx.ModelProto, message: str, tmp_path: Path) -> None:
     data, peers = toys.samples(40, labels=True), (on_disk(tmp_path, peer),)
     with pytest.raises(UsageError, match=message):
@@ -49,7 +57,10 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
         distill(toys.perceptron(), toys.samples(20), teacher=toys.perceptron(7), device=device, **ONE)
 
 
-TYPED = "g (float[N,4] x, float[N,3] types) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  s = MatMul(r, b)  y = Add(s, types) }"
+TYPED = (
+    "g (float[N,4] x, float[N,3] types) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  s = MatMul(r, b)  y = Add(s,"
+    " types) }"
+)
 
 
 def typed() -> onnx.ModelProto:
@@ -82,8 +93,12 @@ def test_folders_are_classes_only_where_there_are_as_many(classes: int, labelled
         np.savez(folder / f"{i}.npz", **feed)
     ears = Ears()
     found = distill(
-        toys.perceptron(classes=classes), str(tmp_path), teacher=toys.perceptron(7, classes=classes), listener=ears.listener, **ONE
-    )  # fmt: skip
+        toys.perceptron(classes=classes),
+        str(tmp_path),
+        teacher=toys.perceptron(7, classes=classes),
+        listener=ears.listener,
+        **ONE,
+    )
     assert (found.metric == "held-out accuracy") == labelled
     assert bool(ears.told("are no labels for 3 classes")) == (not labelled)
 
@@ -188,6 +203,12 @@ def test_a_checkpoint_of_another_job_is_refused(change: str, tmp_path: Path) -> 
 def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
     ears = Ears()
     distill(
-        toys.perceptron(), toys.samples(20), teacher=toys.perceptron(7), checkpoint=tmp_path / "s.pt", resume=True, listener=ears.listener, **ONE
-    )  # fmt: skip
+        toys.perceptron(),
+        toys.samples(20),
+        teacher=toys.perceptron(7),
+        checkpoint=tmp_path / "s.pt",
+        resume=True,
+        listener=ears.listener,
+        **ONE,
+    )
     assert ears.told("is not there; from the beginning")

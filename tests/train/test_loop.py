@@ -267,8 +267,15 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
     options = Distill(minutes=0.5, epochs=3, learning_rate=0.2)
     modules = nn.ModuleList([module])
     found = fit(
-        modules, lambda batch, average: distance(module), batches, 1000, lambda m: -distance(m).item(), options, Listener(), Ranks()
-    )  # fmt: skip
+        modules,
+        lambda batch, average: distance(module),
+        batches,
+        1000,
+        lambda m: -distance(m).item(),
+        options,
+        Listener(),
+        Ranks(),
+    )
     assert 0 < len(seen) < 200 and found.epoch == 1 and found.best > found.first
 
 

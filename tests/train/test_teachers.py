@@ -126,8 +126,14 @@ def test_a_cache_is_not_shared_between_teachers_samples_or_ranks(tmp_path: Path)
     wider = Examples(tuple({"x": f["x"].reshape(1, 2, 6)} for f in one.feeds), None)
     folders = set()
     for teacher, data, rank in (
-        (b"a", one, 0), (b"b", one, 0), (b"a", other, 0), (b"a", moved, 0), (b"a", renamed, 0), (b"a", wider, 0), (b"a", one, 1)
-    ):  # fmt: skip
+        (b"a", one, 0),
+        (b"b", one, 0),
+        (b"a", other, 0),
+        (b"a", moved, 0),
+        (b"a", renamed, 0),
+        (b"a", wider, 0),
+        (b"a", one, 1),
+    ):
         with kept(tmp_path, teacher, data, rank) as store:
             folders.add(store.folder)
     assert len(folders) == 7

@@ -70,7 +70,10 @@ def write(folder: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> None:
         np.savez(folder / f"{i:03}.npz", **feed)
 
 
-BRANCHED = "g (float[N,4] x) => (float[N,3] y, float[N,2] z) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b)  z = MatMul(r, c) }"
+BRANCHED = (
+    "g (float[N,4] x) => (float[N,3] y, float[N,2] z) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b)  z = MatMul(r,"
+    " c) }"
+)
 
 
 def branched(seed: int = 0) -> onnx.ModelProto:

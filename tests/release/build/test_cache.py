@@ -74,8 +74,25 @@ def broken(name: str, entry: Path) -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["a bit", "cut", "empty", "no model", "no facts", "facts cut", "facts no JSON", "facts a list", "facts empty", "facts of another kind", "facts changed", "data", "no data", "one more file", "a folder for the model", "a file for the folder"],
-)  # fmt: skip
+    [
+        "a bit",
+        "cut",
+        "empty",
+        "no model",
+        "no facts",
+        "facts cut",
+        "facts no JSON",
+        "facts a list",
+        "facts empty",
+        "facts of another kind",
+        "facts changed",
+        "data",
+        "no data",
+        "one more file",
+        "a folder for the model",
+        "a file for the folder",
+    ],
+)
 def test_a_broken_entry_is_made_again(what: str, tmp_path: Path) -> None:
     make, asked = making(beside=b"weights")
     entry = Cache(tmp_path).entry("k", make)

@@ -88,9 +88,17 @@ def test_figures_are_those_of_the_definitions(judge: Judge, tmp_path: Path) -> N
     assert "accuracy.top1" not in found and "accuracy.eval" not in found
     few = np.concatenate([f["x"] for _, f in j.feeds[:4]])
     inner = {
-        n: tiny.sqnr_db(*(v[0] for v in (values(tmp_path / "model.onnx", [n], {"x": few}), values(tmp_path / "a.onnx", [n], {"x": few}))))
+        n: tiny.sqnr_db(
+            *(
+                v[0]
+                for v in (
+                    values(tmp_path / "model.onnx", [n], {"x": few}),
+                    values(tmp_path / "a.onnx", [n], {"x": few}),
+                )
+            )
+        )
         for n in ("h", "r")
-    }  # fmt: skip
+    }
     assert {x.name: pytest.approx(x.sqnr_db, abs=1e-3) for x in layers} == inner
     assert found["quant.min_layer_sqnr"] == layers[0].sqnr_db == min(x.sqnr_db for x in layers)
 
@@ -217,8 +225,14 @@ def test_a_class_that_no_judged_sample_has_is_counted_all_the_same(judge: Judge,
 
 SHAPES = {
     "samples without folders": TEXT,
-    "a number": "g (float[N,4] x) => (float y) { h = MatMul(x, a)  r = Relu(h)  z = MatMul(r, b)  y = ReduceSum <keepdims = 0> (z) }",
-    "no scores": "g (float[N,4] x) => (float[N] y) { h = MatMul(x, a)  r = Relu(h)  z = MatMul(r, b)  y = ReduceSum <keepdims = 0> (z, one) }",
+    "a number": (
+        "g (float[N,4] x) => (float y) { h = MatMul(x, a)  r = Relu(h)  z = MatMul(r, b)  y = ReduceSum <keepdims = 0>"
+        " (z) }"
+    ),
+    "no scores": (
+        "g (float[N,4] x) => (float[N] y) { h = MatMul(x, a)  r = Relu(h)  z = MatMul(r, b)  y = ReduceSum <keepdims ="
+        " 0> (z, one) }"
+    ),
 }
 
 
@@ -233,7 +247,10 @@ def test_labels_of_what_has_no_classes_are_refused_in_words(kind: str, judge: Ju
 def test_a_model_that_classifies_every_place_of_a_sequence_has_no_one_class_for_a_folder(
     judge: Judge, tmp_path: Path
 ) -> None:
-    text = "g (float[N,3,8,8] x) => (float[N,8,4] y) { m = ReduceMean <axes = [1], keepdims = 0> (x)  z = MatMul(m, w)  y = Softmax <axis = -1> (z) }"
+    text = (
+        "g (float[N,3,8,8] x) => (float[N,8,4] y) { m = ReduceMean <axes = [1], keepdims = 0> (x)  z = MatMul(m, w)  y"
+        " = Softmax <axis = -1> (z) }"
+    )
     sorted_into(tmp_path / "images", ["0", "1", "2", "3"], 10)
     with pytest.raises(DataError, match=r"accuracy\.labels"):
         j, context = judge(tiny.proto(text, w=normal(8, 4)), **LABELLED)
@@ -253,9 +270,15 @@ def test_answers_are_the_same_twice_and_tell_shape_and_first_values(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "text",
-    ["g (float[N,4] x) => (bool[N,4] y) { z = Neg(x)  y = Greater(x, z) }", "g (float[N,4] x) => (string[N,4] y) { y = Cast <to = 8> (x) }", "g (float[N,4] x) => (seq(float[N,2]) y) { y = SplitToSequence <axis = 1> (x) }", "g (float[N,4] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }", "g (float[N,4] x) => (float[M,4] y) { o = Constant <value = int64[1] {0}> ()  y = Slice(x, o, o, o) }"],
+    [
+        "g (float[N,4] x) => (bool[N,4] y) { z = Neg(x)  y = Greater(x, z) }",
+        "g (float[N,4] x) => (string[N,4] y) { y = Cast <to = 8> (x) }",
+        "g (float[N,4] x) => (seq(float[N,2]) y) { y = SplitToSequence <axis = 1> (x) }",
+        "g (float[N,4] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }",
+        "g (float[N,4] x) => (float[M,4] y) { o = Constant <value = int64[1] {0}> ()  y = Slice(x, o, o, o) }",
+    ],
     ids=["bool", "string", "sequence", "number", "empty"],
-)  # fmt: skip
+)
 def test_outputs_of_any_type_are_told_or_left_out(text: str, tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]>{text}'), tmp_path / "m.onnx")
     for answer in answers(tmp_path / "m.onnx"):

@@ -20,7 +20,28 @@ from edgeopt.release.verdict.gates import Against, judge
 from tests.release.runs import around, measured, project, run, variant
 from tests.release.schemas import mistakes
 
-ODD = ("a<b", "a&b", 'a"b', "a'b", "a\nb", "a\rb", "a|b", "né☃", "a\x00b", "a\x1bb", "a\x7fb", "<script>alert(1)</script>", "</title>", "{{ 7*7 }}", "a\\b", "::error::x", "]]>", "\u2028", "\ufffe", "🙂")  # fmt: skip
+ODD = (
+    "a<b",
+    "a&b",
+    'a"b',
+    "a'b",
+    "a\nb",
+    "a\rb",
+    "a|b",
+    "né☃",
+    "a\x00b",
+    "a\x1bb",
+    "a\x7fb",
+    "<script>alert(1)</script>",
+    "</title>",
+    "{{ 7*7 }}",
+    "a\\b",
+    "::error::x",
+    "]]>",
+    "\u2028",
+    "\ufffe",
+    "🙂",
+)
 
 
 def of(name: str = "p", **more: object) -> Run:
@@ -32,11 +53,19 @@ def of(name: str = "p", **more: object) -> Run:
             metrics={"size.file": 5.0, "latency.p50": 10.0, "accuracy.agreement": 0.9, "quant.sqnr": 9.0},
             intervals={"latency.p50": around(10, 0.1)},
             layers=(Layer(name=f"layer {name}", op="Conv", sqnr_db=3.0),),
-            steps=(StepResult(step={"step": "quantize", "exclude": [name]}, cached=False, seconds=1.0, notes=(f"note {name}",)),),
+            steps=(
+                StepResult(
+                    step={"step": "quantize", "exclude": [name]}, cached=False, seconds=1.0, notes=(f"note {name}",)
+                ),
+            ),
         ),
         variant("b", error=f"quantize: {name}"),
-        project=name, project_file=f"{name}.toml", notes=(f"note {name}",), profile=measured("model", "a"), **more,
-    )  # fmt: skip
+        project=name,
+        project_file=f"{name}.toml",
+        notes=(f"note {name}",),
+        profile=measured("model", "a"),
+        **more,
+    )
     return judge(found, made, Against())
 
 
@@ -130,9 +159,13 @@ def test_junit_annotations_and_metrics_call_a_failure_what_ends_the_build_and_no
     outcome: str, level: str
 ) -> None:
     gate = {
-        "no baseline": "size.file = { max_regression = 0 }", "not measured": "accuracy.eval = { min = 1 }", "inconclusive": 'latency.p50 = { max = "10 ms" }',
-        "fail": 'size.file = { max = "1 B" }', "pass": 'size.file = { max = "9 B" }', "warn": 'size.file = { warn = "1 B" }',
-    }[outcome]  # fmt: skip
+        "no baseline": "size.file = { max_regression = 0 }",
+        "not measured": "accuracy.eval = { min = 1 }",
+        "inconclusive": 'latency.p50 = { max = "10 ms" }',
+        "fail": 'size.file = { max = "1 B" }',
+        "pass": 'size.file = { max = "9 B" }',
+        "warn": 'size.file = { warn = "1 B" }',
+    }[outcome]
     policy = "\n".join(f'{n} = "{level}"' for n in ("inconclusive", "not_measured", "no_baseline"))
     made = run(variant(metrics={"size.file": 5.0, "latency.p50": 10.0}, intervals={"latency.p50": around(10, 0.1)}))
     made = judge(project(gate, policy), made, Against())
@@ -182,8 +215,22 @@ def test_the_counts_of_junit_are_those_of_its_cases() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "5", "{}", '{"schema": "edgeopt.run/1"}', '{"schema": "edgeopt.run/2"}', '{"schema": "edgeopt.profiling.results/1"}', '{"schema": ["edgeopt.run/1"]}', "[" * 100_000, '{"schema": "edgeopt.run/1", "variants": 5}', "\x00"],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "5",
+        "{}",
+        '{"schema": "edgeopt.run/1"}',
+        '{"schema": "edgeopt.run/2"}',
+        '{"schema": "edgeopt.profiling.results/1"}',
+        '{"schema": ["edgeopt.run/1"]}',
+        "[" * 100_000,
+        '{"schema": "edgeopt.run/1", "variants": 5}',
+        "\x00",
+    ],
+)
 def test_what_is_no_document_of_a_run_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     file.write_text(text)

@@ -1,4 +1,6 @@
-"""Pictures: well-formed whatever the names and figures, as many marks as there are things to show, and all inside the frame."""
+"""Pictures: well-formed whatever the names and figures, as many marks as there are things to show, and all inside
+the frame.
+"""
 
 from __future__ import annotations
 
@@ -85,10 +87,16 @@ def test_labels_of_ticks_differ_where_the_figures_are_close_together() -> None:
 
 def field(*points: tuple[float, float, float]) -> Run:
     """A run with a variant for each (latency, accuracy, size)."""
-    return run(*(
-        variant(f"v{i}", {"latency.p50": around(ms, 0.1)}, metrics={"latency.p50": ms, "accuracy.top1": share, "size.download": size})
-        for i, (ms, share, size) in enumerate(points)
-    ))  # fmt: skip
+    return run(
+        *(
+            variant(
+                f"v{i}",
+                {"latency.p50": around(ms, 0.1)},
+                metrics={"latency.p50": ms, "accuracy.top1": share, "size.download": size},
+            )
+            for i, (ms, share, size) in enumerate(points)
+        )
+    )
 
 
 @given(st.lists(st.tuples(st.floats(1e-3, 1e5), st.floats(-1e3, 1e3), st.floats(1, 1e10)), min_size=2, max_size=6))
@@ -221,8 +229,9 @@ def test_without_a_latency_there_is_no_curve() -> None:
 @given(st.lists(st.lists(FIGURES | st.none(), min_size=2, max_size=2), min_size=1, max_size=6))
 def test_a_trend_has_a_dot_for_each_figure_inside_the_frame(rows: Sequence[Sequence[float | None]]) -> None:
     runs = [
-        run(*(variant(n, metrics={} if x is None else {"accuracy.eval": x}) for n, x in zip("ab", row, strict=True))) for row in rows
-    ]  # fmt: skip
+        run(*(variant(n, metrics={} if x is None else {"accuracy.eval": x}) for n, x in zip("ab", row, strict=True)))
+        for row in rows
+    ]
     values = [x for row in rows for x in row if x is not None]
     svg = charts.trend(runs, "accuracy.eval")
     if len(runs) < 2 or not values:
@@ -237,6 +246,13 @@ def test_a_trend_has_a_dot_for_each_figure_inside_the_frame(rows: Sequence[Seque
 def test_any_name_is_text_in_a_well_formed_picture(name: str) -> None:
     found = full("a")
     odd = found.model_copy(update={"variants": tuple(v.model_copy(update={"name": name}) for v in found.variants)})
-    for svg in (charts.tradeoff(odd, "accuracy.agreement"), charts.ecdf([(name, traced(2))]), charts.series([(name, traced(2))]), charts.trend([odd, odd], "size.file"), charts.layers(layers(2, name)), charts.histogram(Layer(name=name, op=name, sqnr_db=1.0, histogram=histogram()))):  # fmt: skip
+    for svg in (
+        charts.tradeoff(odd, "accuracy.agreement"),
+        charts.ecdf([(name, traced(2))]),
+        charts.series([(name, traced(2))]),
+        charts.trend([odd, odd], "size.file"),
+        charts.layers(layers(2, name)),
+        charts.histogram(Layer(name=name, op=name, sqnr_db=1.0, histogram=histogram())),
+    ):
         if svg:
             drawn(svg)

@@ -1,4 +1,6 @@
-"""The manifest: the same bytes for the same inputs, wherever and whenever; what has changed since is told by its name."""
+"""The manifest: the same bytes for the same inputs, wherever and whenever; what has changed since is told by its
+name.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +146,10 @@ def test_a_file_whose_data_lies_beside_it_is_verified_with_it(tmp_path: Path) ->
     whole = onnx.load_model_from_string(models.dense())
     onnx.save(whole, tmp_path / "a.onnx", save_as_external_data=True, location="a.onnx.data", size_threshold=0)
     (tmp_path / "model.onnx").write_bytes(models.dense())
-    made = run(variant(answers=({"output": "y", "shape": [1, 4], "first": answers(tmp_path / "a.onnx")},)), model=str(tmp_path / "model.onnx"))  # fmt: skip
+    made = run(
+        variant(answers=({"output": "y", "shape": [1, 4], "first": answers(tmp_path / "a.onnx")},)),
+        model=str(tmp_path / "model.onnx"),
+    )
     (tmp_path / "manifest.json").write_text(manifest(made, tmp_path))
     assert "a.onnx.data: sha256 holds" in verify(tmp_path)
     (tmp_path / "a.onnx.data").write_bytes(bytes(80))
@@ -195,8 +200,18 @@ def test_dimensions_of_the_project_are_used_wherever_inputs_are_made_up(tmp_path
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "5", "{}", '{"schema": "edgeopt.manifest/1"}', '{"schema": "edgeopt.manifest/2", "variants": []}', "[" * 100_000],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "5",
+        "{}",
+        '{"schema": "edgeopt.manifest/1"}',
+        '{"schema": "edgeopt.manifest/2", "variants": []}',
+        "[" * 100_000,
+    ],
+)
 def test_a_folder_without_a_readable_manifest_is_refused_with_its_name(text: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"manifest\.json"):
         verify(tmp_path)

@@ -1,4 +1,6 @@
-"""`report.html` in a real browser: it draws without a word or a request, sorts, prints, fits, and reads without script."""
+"""`report.html` in a real browser: it draws without a word or a request, sorts, prints, fits, and reads without
+script.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,12 @@ ODD = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
 OUTSIDE = """() => [...document.querySelectorAll("svg")].filter(s => s.getClientRects().length).flatMap(s => [...s.querySelectorAll("text")].filter(t => {
     const a = t.getBoundingClientRect(), b = s.getBoundingClientRect();
     return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
-}).map(t => s.getAttribute("aria-label") + ": " + t.textContent))"""
+}).map(t => s.getAttribute("aria-label") + ": " + t.textContent))"""  # noqa: E501
 OVERLAPS = """() => [...document.querySelectorAll("svg")].filter(s => s.getClientRects().length).flatMap(s => {
     const texts = [...s.querySelectorAll("text:not([transform])")].map(t => [t.textContent, t.getBoundingClientRect()]);
     return texts.flatMap(([a, p], i) => texts.slice(i + 1).filter(([b, q]) => p.left < q.right - 2 && q.left < p.right - 2 && p.top < q.bottom - 3 && q.top < p.bottom - 3)
         .map(([b, q]) => s.getAttribute("aria-label") + ": " + a + " on " + b));
-})"""
+})"""  # noqa: E501
 FAINT = """() => {
     const light = c => { const v = c.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255).map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4); return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
     const back = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if (c !== "rgba(0, 0, 0, 0)") return c; } return "rgb(255, 255, 255)"; };
@@ -39,7 +41,7 @@ FAINT = """() => {
         if (ratio < 4.5) found.add(e.tagName + "." + (e.getAttribute("class") || "") + " " + ratio.toFixed(1));
     }
     return [...found];
-}"""
+}"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ Show = Callable[..., Any]
 
 @pytest.fixture
 def show(chromium: Any, tmp_path: Path) -> Iterator[Show]:
-    """`show(run, ...)` opens the page of runs; at the end there was no message, no dialog and no request but for the file."""
+    """`show(run, ...)` opens the page of runs; at the end there was no message, no dialog and no request but for the
+    file.
+    """
     said: list[str] = []
     contexts = []
 
@@ -125,10 +129,61 @@ RUNS = {
     "nothing but float": (run(variant("float")),),
     "all failed": (run(variant("float"), variant("a", error="x: no samples"), variant("b", error="a failed")),),
     "failed and not": (full().model_copy(update={"variants": (*full().variants, variant("z", error="quantize: x"))}),),
-    "profile failed": (full(profile=None).model_copy(update={"profile": profile("int8").model_copy(update={"measured": tuple(m.model_copy(update={"latency": None, "ops": None, "memory": None, "placement": None, "error": "died"}) for m in profile("int8").measured)})}),),
-    "empty histograms": (run(variant(layers=(Layer(name="l", op="Add", sqnr_db=200.0, histogram=LayerHistogram(edges=(), counts=(), clip=None)), Layer(name="m", op="Add", sqnr_db=-200.0, histogram=LayerHistogram(edges=(0.0, 0.0), counts=(0,), clip=(0.0, 0.0))), Layer(name="n", op="Add", sqnr_db=0.0, histogram=LayerHistogram(edges=(1e30, 1e38), counts=(5,), clip=(-1e-30, 1e-30)))))),),
-    "zero figures": (run(variant("float", metrics={"size.file": 0.0, "accuracy.eval": 0.0}), variant(metrics={"size.file": 0.0, "accuracy.eval": 0.0})),) * 2,
-}  # fmt: skip
+    "profile failed": (
+        full(profile=None).model_copy(
+            update={
+                "profile": (
+                    profile("int8").model_copy(
+                        update={
+                            "measured": tuple(
+                                m.model_copy(
+                                    update={
+                                        "latency": None,
+                                        "ops": None,
+                                        "memory": None,
+                                        "placement": None,
+                                        "error": "died",
+                                    }
+                                )
+                                for m in profile("int8").measured
+                            )
+                        }
+                    )
+                )
+            }
+        ),
+    ),
+    "empty histograms": (
+        run(
+            variant(
+                layers=(
+                    Layer(name="l", op="Add", sqnr_db=200.0, histogram=LayerHistogram(edges=(), counts=(), clip=None)),
+                    Layer(
+                        name="m",
+                        op="Add",
+                        sqnr_db=-200.0,
+                        histogram=LayerHistogram(edges=(0.0, 0.0), counts=(0,), clip=(0.0, 0.0)),
+                    ),
+                    Layer(
+                        name="n",
+                        op="Add",
+                        sqnr_db=0.0,
+                        histogram=LayerHistogram(edges=(1e30, 1e38), counts=(5,), clip=(-1e-30, 1e-30)),
+                    ),
+                )
+            )
+        ),
+    ),
+    "zero figures": (
+        (
+            run(
+                variant("float", metrics={"size.file": 0.0, "accuracy.eval": 0.0}),
+                variant(metrics={"size.file": 0.0, "accuracy.eval": 0.0}),
+            ),
+        )
+        * 2
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", list(RUNS))
@@ -243,14 +298,22 @@ def test_every_word_stands_out_on_white_paper_whose_ground_is_not_printed(scheme
 def test_every_variant_is_printed_whether_it_is_folded_or_not(show: Show) -> None:
     shown = show(full())
     shown.emulate_media(media="print")
-    hidden = shown.evaluate("[...document.querySelectorAll('details')].filter(d => ![...d.querySelectorAll('h3')].every(h => h.checkVisibility({contentVisibilityAuto: true, visibilityProperty: true}))).map(d => d.textContent.trim().split('\\n')[0])")  # fmt: skip
+    hidden = shown.evaluate(
+        "[...document.querySelectorAll('details')].filter(d => ![...d.querySelectorAll('h3')].every(h =>"
+        " h.checkVisibility({contentVisibilityAuto: true, visibilityProperty: true}))).map(d =>"
+        " d.textContent.trim().split('\\n')[0])"
+    )
     assert hidden == []
 
 
 def test_no_column_is_cut_off_on_paper(show: Show) -> None:
     shown = show(full(), width=718)  # A4 less its margins, in CSS pixels
     shown.emulate_media(media="print")
-    cut = shown.evaluate("[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1 && s.getClientRects().length).map(s => s.querySelector('th').textContent + ': ' + s.scrollWidth + ' in ' + s.clientWidth)")  # fmt: skip
+    cut = shown.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth + 1 &&"
+        " s.getClientRects().length).map(s => s.querySelector('th').textContent + ': ' + s.scrollWidth + ' in ' +"
+        " s.clientWidth)"
+    )
     assert cut == []
 
 
@@ -271,7 +334,10 @@ def test_a_narrow_screen_never_scrolls_sideways(long: bool, show: Show) -> None:
             update={"variants": (*full().variants, named)}
         )
     shown = show(found, width=400)
-    wide = shown.evaluate("[...document.querySelectorAll('body *')].filter(e => e.scrollWidth > innerWidth && !e.closest('.scroll')).map(e => e.tagName + ' ' + e.className)")  # fmt: skip
+    wide = shown.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => e.scrollWidth > innerWidth &&"
+        " !e.closest('.scroll')).map(e => e.tagName + ' ' + e.className)"
+    )
     assert shown.evaluate("document.documentElement.scrollWidth") <= 400, wide
 
 
@@ -284,14 +350,21 @@ def test_no_word_of_a_picture_is_cut_off(runs: tuple[str], show: Show) -> None:
 
 def test_no_word_of_a_picture_lies_on_another(show: Show) -> None:
     near = full("int8", "fp16", "weights").variants
-    same = tuple(v.model_copy(update={"metrics": {**v.metrics, "latency.p50": 20.0 + i, "accuracy.agreement": 0.99}}) for i, v in enumerate(near[1:]))  # fmt: skip
+    same = tuple(
+        v.model_copy(update={"metrics": {**v.metrics, "latency.p50": 20.0 + i, "accuracy.agreement": 0.99}})
+        for i, v in enumerate(near[1:])
+    )
     shown = show(full().model_copy(update={"variants": (near[0], *same)}))
     assert sorted(set(shown.evaluate(OVERLAPS))) == []
 
 
 def test_words_of_pictures_are_no_smaller_than_nine_pixels_on_a_narrow_screen(show: Show) -> None:
     shown = show(full(), width=400)
-    small = shown.evaluate("[...document.querySelectorAll('svg')].filter(s => s.getClientRects().length && s.querySelector('text')).map(s => [s.getAttribute('aria-label'), parseFloat(getComputedStyle(s.querySelector('text')).fontSize) * s.getBoundingClientRect().width / s.viewBox.baseVal.width]).filter(([_, px]) => px < 9)")  # fmt: skip
+    small = shown.evaluate(
+        "[...document.querySelectorAll('svg')].filter(s => s.getClientRects().length && s.querySelector('text')).map(s"
+        " => [s.getAttribute('aria-label'), parseFloat(getComputedStyle(s.querySelector('text')).fontSize) *"
+        " s.getBoundingClientRect().width / s.viewBox.baseVal.width]).filter(([_, px]) => px < 9)"
+    )
     assert small == []
 
 
@@ -301,7 +374,13 @@ def test_words_of_pictures_are_no_smaller_than_nine_pixels_on_a_narrow_screen(sh
 def test_no_name_becomes_markup_or_runs(show: Show) -> None:
     first = made("a", 8.0).model_copy(update={"name": ODD, "layers": layers(8, ODD), "parent": ODD, "error": None})
     found = full(ODD, project=ODD, project_file=ODD, notes=(ODD,), baseline=ODD)
-    found = found.model_copy(update={"variants": (found.variants[0], first, variant("b", error=ODD)), "versions": {ODD: ODD}, "profile": profile(ODD, node=ODD)})  # fmt: skip
+    found = found.model_copy(
+        update={
+            "variants": (found.variants[0], first, variant("b", error=ODD)),
+            "versions": {ODD: ODD},
+            "profile": profile(ODD, node=ODD),
+        }
+    )
     shown = show(found, found)
     shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert shown.locator("img").count() == 0 and shown.locator("script").count() == 1

@@ -17,9 +17,19 @@ OUTCOMES = ("pass", "warn", "inconclusive", "not comparable", "no baseline", "no
 @given(st.lists(st.sampled_from(OUTCOMES), max_size=9), st.integers(0, 3))
 def test_all_is_told_once_and_the_worst_stands_next_to_the_verdict(outcomes: list[str], failed: int) -> None:
     gates = tuple(
-        GateResult.model_validate({"variant": "a", "metric": "size.file", "bound": "max", "limit": 1.0, "value": 1.0, "outcome": o, "message": f"m{i}"})
+        GateResult.model_validate(
+            {
+                "variant": "a",
+                "metric": "size.file",
+                "bound": "max",
+                "limit": 1.0,
+                "value": 1.0,
+                "outcome": o,
+                "message": f"m{i}",
+            }
+        )
         for i, o in enumerate(outcomes)
-    )  # fmt: skip
+    )
     made = run(variant(), *(variant(f"f{i}", error=f"e{i}") for i in range(failed)))
     told = list(lines(made.model_copy(update={"gates": gates, "verdict": "error"})))
     assert told[:failed] == [f"f{i}: FAILED: e{i}" for i in range(failed)]

@@ -1,4 +1,6 @@
-"""The project file: every line of it mis-typed in turn, with the line and the meant name in the message; and what it takes."""
+"""The project file: every line of it mis-typed in turn, with the line and the meant name in the message; and what it
+takes.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,7 @@ folder = "kept"
 folder = "build/edgeopt"
 html = true
 ort = false
-"""
+"""  # noqa: E501
 NAMES = re.compile(r'^\[+([^\]]*?)\]+|^("?[\w.]+"?) =|[{,] (\w+) =')
 MINIMAL = 'model = "model.onnx"\n[data]\npath = "x"\n[variants.a]\nsteps = [{ step = "fp16" }]\n'
 FREE = {
@@ -374,7 +376,14 @@ def test_gates_of_a_variant_that_is_not_there_are_told_with_the_line_and_what_wa
         ('[variants.b]\nfrom = "aa"\nsteps = [{ step = "fp16" }]', 7, "did you mean 'a'"),
         ('[variants.b]\nfrom = "flot"\nsteps = [{ step = "fp16" }]', 7, "did you mean 'float'"),
         ('[variants.b]\nfrom = "b"\nsteps = [{ step = "fp16" }]', 7, "b"),
-        ('[variants.b]\nfrom = "c"\nsteps = [{ step = "fp16" }]\n[variants.c]\nfrom = "b"\nsteps = [{ step = "fp16" }]', 7, "made from each other: b, c"),
+        (
+            (
+                '[variants.b]\nfrom = "c"\nsteps = [{ step = "fp16" }]\n[variants.c]\nfrom = "b"\nsteps = [{ step ='
+                ' "fp16" }]'
+            ),
+            7,
+            "made from each other: b, c",
+        ),
         ('[variants.float]\nsteps = [{ step = "fp16" }]', 6, "float"),
         ('[variants."a b"]\nsteps = [{ step = "fp16" }]', 6, "a b"),
         ('[variants."../a"]\nsteps = [{ step = "fp16" }]', 6, "../a"),
@@ -388,7 +397,7 @@ def test_gates_of_a_variant_that_is_not_there_are_told_with_the_line_and_what_wa
         ('[variants.b]\nsteps = { step = "quantize" }', 7, "steps"),
         ("[variants.b]", 6, "steps"),
     ],
-)  # fmt: skip
+)
 def test_a_variant_that_cannot_be_made_is_told_with_its_line(table: str, line: int, says: str, tmp_path: Path) -> None:
     message = told(MINIMAL + table + "\n", tmp_path)
     assert says in message
@@ -466,7 +475,12 @@ def test_tables_in_pyproject_mean_the_same_and_mistakes_have_its_lines(tmp_path:
     file = tmp_path / "pyproject.toml"
     file.write_text(in_pyproject(FULL))
     assert load(file) == Project.model_validate(tomllib.loads(FULL))
-    for old, new in (("samples = 64", "sample = 64"), ("samples = 64", 'samples = "x"'), ("html = true", "htm = true"), ("speedup = { min = 1.2 }", "speedup = { max = 1.2 }")):  # fmt: skip
+    for old, new in (
+        ("samples = 64", "sample = 64"),
+        ("samples = 64", 'samples = "x"'),
+        ("html = true", "htm = true"),
+        ("speedup = { min = 1.2 }", "speedup = { max = 1.2 }"),
+    ):
         text = in_pyproject(FULL).replace(old, new)
         line = max(i for i, row in enumerate(text.splitlines(), 1) if row == new)
         assert told(text, tmp_path, "pyproject.toml").startswith(f"{file}:{line}: ")
@@ -519,8 +533,20 @@ def test_the_project_file_is_found_before_pyproject_and_pyproject_only_with_its_
         b'name = "\\ud800"\n',
         b"[" * 100_000,
     ],
-    ids=["BOM-16", "UTF-16", "latin-1", "zeros", "zip", "deep arrays", "deep tables", "deep keys", "huge number", "surrogate", "brackets"],
-)  # fmt: skip
+    ids=[
+        "BOM-16",
+        "UTF-16",
+        "latin-1",
+        "zeros",
+        "zip",
+        "deep arrays",
+        "deep tables",
+        "deep keys",
+        "huge number",
+        "surrogate",
+        "brackets",
+    ],
+)
 def test_a_file_that_is_no_toml_is_refused_with_its_name(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "edgeopt.toml"
     file.write_bytes(content)

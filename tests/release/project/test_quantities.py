@@ -1,4 +1,6 @@
-"""Quantities of a project file: every unit, what a bare number means, what is refused, and that what is shown can be read back."""
+"""Quantities of a project file: every unit, what a bare number means, what is refused, and that what is shown can be
+read back.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,27 @@ def test_a_bare_number_is_taken_where_it_is_unambiguous_and_refused_for_bytes_an
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "given",
-    [True, False, "", " ", "MB", "six MB", "1 2 MB", "1,5 MB", "1.2.3 x", "--3 dB", "0x10 B", "nan", "inf", "1 mb", "3 MB/s", "5 % %", "\x00", "1\n2"],
-)  # fmt: skip
+    [
+        True,
+        False,
+        "",
+        " ",
+        "MB",
+        "six MB",
+        "1 2 MB",
+        "1,5 MB",
+        "1.2.3 x",
+        "--3 dB",
+        "0x10 B",
+        "nan",
+        "inf",
+        "1 mb",
+        "3 MB/s",
+        "5 % %",
+        "\x00",
+        "1\n2",
+    ],
+)
 def test_what_is_no_quantity_is_refused_in_words(kind: Kind, given: object) -> None:
     with pytest.raises(ValueError, match=r"e\.g\."):
         quantity(given, kind)  # type: ignore[arg-type]

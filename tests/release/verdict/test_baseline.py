@@ -1,5 +1,5 @@
-"""The baseline: what is kept is of one run, what is measured again is compared with what it was measured against, and one that is
-gone or broken stops nothing.
+"""The baseline: what is kept is of one run, what is measured again is compared with what it was measured against,
+and one that is gone or broken stops nothing.
 """
 
 from __future__ import annotations

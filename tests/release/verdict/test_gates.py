@@ -91,9 +91,16 @@ def test_a_gate_on_a_variant_that_the_run_does_not_have_is_not_passed_over() -> 
 
 
 def test_star_gates_are_for_all_variants_but_float_and_a_gate_of_the_variant_goes_before() -> None:
-    more = '[variants.b]\nsteps = [{ step = "fp16" }]\n[gates."*"]\nsize.file = { max = "5 B" }\n[gates.float]\nsize.download = { max = "9 B" }'
+    more = (
+        '[variants.b]\nsteps = [{ step = "fp16" }]\n[gates."*"]\nsize.file = { max = "5 B"'
+        ' }\n[gates.float]\nsize.download = { max = "9 B" }'
+    )
     found = project('size.file = { max = "7 B" }', more=more)
-    made = run(variant("float", metrics={"size.file": 9.0, "size.download": 9.0}), variant(metrics={"size.file": 6.0}), variant("b", metrics={"size.file": 6.0}))  # fmt: skip
+    made = run(
+        variant("float", metrics={"size.file": 9.0, "size.download": 9.0}),
+        variant(metrics={"size.file": 6.0}),
+        variant("b", metrics={"size.file": 6.0}),
+    )
     outcomes = {(g.variant, g.metric): g.outcome for g in judge(found, made, Against()).gates}
     assert outcomes == {("float", "size.download"): "pass", ("a", "size.file"): "pass", ("b", "size.file"): "fail"}
 

@@ -1,4 +1,6 @@
-"""Stored results judged again: by the gates and the baseline as they are now, at their lines, without measuring or building."""
+"""Stored results judged again: by the gates and the baseline as they are now, at their lines, without measuring or
+building.
+"""
 
 from __future__ import annotations
 

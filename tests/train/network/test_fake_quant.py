@@ -1,4 +1,6 @@
-"""Quantization-aware training: the module computes what the integer kernels do, learns steps by LSQ's gradient, and writes integers."""
+"""Quantization-aware training: the module computes what the integer kernels do, learns steps by LSQ's gradient, and
+writes integers.
+"""
 
 from __future__ import annotations
 
@@ -84,8 +86,10 @@ def test_a_spoilt_quantized_student_recovers_and_its_bias_steps_stay_products(
     spoilt = write_back(
         quantized,
         {
-            name: np.clip(v.const_value.numpy() + rng.integers(-20, 21, v.const_value.shape.numpy()), -127, 127).astype(
-                np.int8
+            name: (
+                np.clip(v.const_value.numpy() + rng.integers(-20, 21, v.const_value.shape.numpy()), -127, 127).astype(
+                    np.int8
+                )
             )
             for name, v in quantized.graph.initializers.items()
             if name in found and v.const_value is not None and found[name].kind == ir.DataType.INT8

@@ -16,19 +16,42 @@ from tests.models import normal
 
 HEAD = '<ir_version: 9, opset_import: ["" : 18]>'
 NUMBERS = {
-    "root": np.float32(math.sqrt(2)), "inverse": np.float32(math.sqrt(0.5)), "one": np.float32(1), "half": np.float32(0.5), "two": np.float32(2),
-    "three": np.float32(3), "cubic": np.float32(0.044715), "pi": np.float32(math.sqrt(2 / math.pi)), "eps": np.float32(1e-5),
-    "last": np.int64([-1]), "cube": np.int64([-1, 6, 6]), "scale": np.float32([0.35]), "zero": np.float32(0), "six": np.float32(6), "sixth": np.float32(1 / 6), "other": np.float32(0.7),
-}  # fmt: skip
+    "root": np.float32(math.sqrt(2)),
+    "inverse": np.float32(math.sqrt(0.5)),
+    "one": np.float32(1),
+    "half": np.float32(0.5),
+    "two": np.float32(2),
+    "three": np.float32(3),
+    "cubic": np.float32(0.044715),
+    "pi": np.float32(math.sqrt(2 / math.pi)),
+    "eps": np.float32(1e-5),
+    "last": np.int64([-1]),
+    "cube": np.int64([-1, 6, 6]),
+    "scale": np.float32([0.35]),
+    "zero": np.float32(0),
+    "six": np.float32(6),
+    "sixth": np.float32(1 / 6),
+    "other": np.float32(0.7),
+}
 WEIGHTS = {"w": normal(6, 6), "b": normal(6, seed=1), "g": normal(6, seed=2), "wide": normal(6, 1, seed=3)}
-NORM = "m = ReduceMean<keepdims = {keep}>(x, last) c = Sub(x, m) s = Pow(c, two) v = ReduceMean(s, last) e = Add(v, eps) r = Sqrt(e) n = Div(c, r)"
+NORM = (
+    "m = ReduceMean<keepdims = {keep}>(x, last) c = Sub(x, m) s = Pow(c, two) v = ReduceMean(s, last) e = Add(v, eps) r"
+    " = Sqrt(e) n = Div(c, r)"
+)
 # body, how many steps are left
 FUSED = {
     "gelu": ("d = Div(x, root) e = Erf(d) p = Add(e, one) m = Mul(x, p) y = Mul(m, half)", 1),
-    "gelu, multiplied, halved first": ("d = Mul(x, inverse) e = Erf(d) p = Add(one, e) h = Mul(half, x) y = Mul(h, p)", 1),
+    "gelu, multiplied, halved first": (
+        "d = Mul(x, inverse) e = Erf(d) p = Add(one, e) h = Mul(half, x) y = Mul(h, p)",
+        1,
+    ),
     "gelu, halved inside": ("d = Div(x, root) e = Erf(d) p = Add(e, one) h = Mul(p, half) y = Mul(x, h)", 1),
     "gelu by tanh": (
-        "a = Pow(x, three) c = Mul(a, cubic) i = Add(x, c) k = Mul(i, pi) t = Tanh(k) p = Add(t, one) h = Mul(x, half) y = Mul(h, p)", 1,
+        (
+            "a = Pow(x, three) c = Mul(a, cubic) i = Add(x, c) k = Mul(i, pi) t = Tanh(k) p = Add(t, one) h = Mul(x,"
+            " half) y = Mul(h, p)"
+        ),
+        1,
     ),
     "silu": ("s = Sigmoid(x) y = Mul(x, s)", 1),
     "hardswish": ("a = Add(x, three) c = Clip(a, zero, six) m = Mul(x, c) y = Div(m, six)", 1),
@@ -39,33 +62,54 @@ FUSED = {
     "linear": ("m = MatMul(x, w) y = Add(b, m)", 1),
     "attention": ("t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) p = Softmax(z) y = MatMul(p, x)", 2),
     "attention, the axis counted from the front": (
-        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) p = Softmax<axis = 2>(z) y = MatMul(p, x)", 2,
+        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) p = Softmax<axis = 2>(z) y = MatMul(p, x)",
+        2,
     ),
     "attention, flattened for its softmax": (
-        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) s = Shape(z) f = Flatten<axis = 2>(z) o = Softmax(f) p = Reshape(o, s) y = MatMul(p, x)", 2,
+        (
+            "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) s = Shape(z) f = Flatten<axis = 2>(z) o = Softmax(f) p"
+            " = Reshape(o, s) y = MatMul(p, x)"
+        ),
+        2,
     ),
     "attention, scores scaled": (
-        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Mul(z, scale) p = Softmax(u) y = MatMul(p, x)", 2,
+        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Mul(z, scale) p = Softmax(u) y = MatMul(p, x)",
+        2,
     ),
     "attention, scores divided, masked": (
-        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Div(z, scale) a = Add(u, mask) p = Softmax(a) y = MatMul(p, x)", 2,
+        (
+            "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Div(z, scale) a = Add(u, mask) p = Softmax(a) y ="
+            " MatMul(p, x)"
+        ),
+        2,
     ),
     "attention, queries and keys scaled": (
-        "t = Transpose<perm = [0, 2, 1]>(x) q = Mul(x, scale) k = Mul(t, other) z = MatMul(q, k) p = Softmax(z) y = MatMul(p, x)", 2,
+        (
+            "t = Transpose<perm = [0, 2, 1]>(x) q = Mul(x, scale) k = Mul(t, other) z = MatMul(q, k) p = Softmax(z) y ="
+            " MatMul(p, x)"
+        ),
+        2,
     ),
-}  # fmt: skip
+}
 APART = {
     "another root": "d = Div(x, two) e = Erf(d) p = Add(e, one) m = Mul(x, p) y = Mul(m, half)",
     "another value": "n = Neg(x) s = Sigmoid(n) y = Mul(x, s)",
     "a gate of another height": "a = Add(x, three) c = Clip(a, zero, three) m = Mul(x, c) y = Div(m, six)",
     "a sum that is wider than the product": "m = MatMul(x, wide) y = Add(m, b)",
     "a matrix for each sample": "m = MatMul(x, each) y = Add(m, b)",
-    "softmax over another axis": "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) p = Softmax<axis = 1>(z) y = MatMul(p, x)",
-    "softmax over two axes": (
-        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) f = Flatten(z) o = Softmax(f) p = Reshape(o, cube) y = MatMul(p, x)"
+    "softmax over another axis": (
+        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) p = Softmax<axis = 1>(z) y = MatMul(p, x)"
     ),
-    "a temperature for each key": "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Mul(z, mask) p = Softmax(u) y = MatMul(p, x)",
-    "scores over nothing": "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Div(z, zero) p = Softmax(u) y = MatMul(p, x)",
+    "softmax over two axes": (
+        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) f = Flatten(z) o = Softmax(f) p = Reshape(o, cube) y ="
+        " MatMul(p, x)"
+    ),
+    "a temperature for each key": (
+        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Mul(z, mask) p = Softmax(u) y = MatMul(p, x)"
+    ),
+    "scores over nothing": (
+        "t = Transpose<perm = [0, 2, 1]>(x) z = MatMul(x, t) u = Div(z, zero) p = Softmax(u) y = MatMul(p, x)"
+    ),
     "norm of a vector of scales": NORM.format(keep=1) + " k = Mul(n, mask) y = Add(k, b)",
 }
 

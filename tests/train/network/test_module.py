@@ -300,7 +300,7 @@ def test_weights_that_are_all_the_same_are_trained_as_biases_and_norms_begin_so(
 def test_a_weight_that_is_cut_and_joined_for_one_node_is_not_tied() -> None:
     text = """g (float[N,4] x) => (float[N,3] y) {
         top = Slice(w, zero, two, zero)  rest = Slice(w, two, four, zero)  c = Concat <axis = 0> (rest, top)  y = MatMul(x, c)
-    }"""
+    }"""  # noqa: E501
     ints = {"zero": np.int64([0]), "two": np.int64([2]), "four": np.int64([4])}
     found = choose(tiny.model(text, w=normal(4, 3), **ints))
     assert found.trainable == ("w",) and found.tied == ()

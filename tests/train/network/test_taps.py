@@ -22,7 +22,7 @@ RESIDUAL = """g (float[N,4] x) => (float[N,4] y) {
 }"""
 DENSE = """g (float[N,4] x) => (float[N,4] y) {
     a = MatMul(x, w0)  b = MatMul(a, w1)  c = Add(a, b)  d = MatMul(c, w2)  e = Add(a, d)  f = MatMul(e, w3)  y = Add(a, f)
-}"""
+}"""  # noqa: E501
 BLOCK = """
     q{n} = MatMul(s{n}, q)  k{n} = MatMul(s{n}, k)  t{n} = Transpose <perm = [0,2,1]> (k{n})  z{n} = MatMul(q{n}, t{n})
     m{n} = Add(z{n}, bias)  p{n} = Softmax <axis = -1> (m{n})  v{n} = MatMul(s{n}, v)  o{n} = MatMul(p{n}, v{n})
