@@ -35,9 +35,9 @@ def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) 
                 # readers of a weight with the same axis share its integers, but each has its own DequantizeLinear
                 name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
                 made.append(dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner))
-    for value in made:
-        dequantize = value.producer()
-        if dequantize is not None and dequantize.attributes.get_int("block_size", 0) == 0:
+    stored = {value.producer() for value in made}
+    for dequantize in tuple(copy.graph.all_nodes()):
+        if dequantize in stored and dequantize.attributes.get_int("block_size", 0) == 0:
             _multiplied(copy, names, dequantize)
     copy.graph.sort()
     drop_unused(copy)
