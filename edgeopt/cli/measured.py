@@ -217,70 +217,27 @@ def _checked(results: Results) -> list[Row]:
     ]
 
 
+_CSV = (
+    *("label", "model", "provider", "threads", "shapes", "p50_ms", "p50_low_ms", "p50_high_ms"),
+    *(f"p{q}_ms" for q in NEEDED),
+    *("min_ms", "mean_ms", "mad_ms", "runs", "throughput_per_s", "contended_blocks", "create_ms", "first_ms"),
+    *("second_ms", "peak_rss_bytes", "file_bytes", "parameters", "macs", "ratio", "ratio_low", "ratio_high"),
+    *("verdict", "error"),
+)
+
+
 def _csv(results: Results) -> str:
     """A line a setting; numbers only where the table has words around them."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(
-        [
-            "label",
-            "model",
-            "provider",
-            "threads",
-            "shapes",
-            "p50_ms",
-            "p50_low_ms",
-            "p50_high_ms",
-            *(f"p{q}_ms" for q in NEEDED),
-            "min_ms",
-            "mean_ms",
-            "mad_ms",
-            "runs",
-            "throughput_per_s",
-            "contended_blocks",
-            "create_ms",
-            "first_ms",
-            "second_ms",
-            "peak_rss_bytes",
-            "file_bytes",
-            "parameters",
-            "macs",
-            "ratio",
-            "ratio_low",
-            "ratio_high",
-            "verdict",
-            "error",
-        ]
-    )
+    lines.writerow(_CSV)
     compared = {c.other: c for c in results.comparisons}
     for m in results.measured:
         x, cold, c = m.latency, m.cold, compared.get(m.setting.label)
+        setting = [printable(m.setting.label, _WIDEST), printable(m.setting.model, _WIDEST), m.setting.provider]
         lines.writerow(
-            [
-                printable(m.setting.label, _WIDEST),
-                printable(m.setting.model, _WIDEST),
-                m.setting.provider,
-                m.setting.threads,
-                _shapes(m),
-            ]
-            + (
-                [
-                    x.p50_ms.value,
-                    x.p50_ms.low,
-                    x.p50_ms.high,
-                    x.p90_ms,
-                    x.p95_ms,
-                    x.p99_ms,
-                    x.min_ms,
-                    x.mean_ms,
-                    x.mad_ms,
-                    x.runs,
-                    x.throughput_per_s,
-                    x.contended,
-                ]
-                if x
-                else [""] * 12
-            )
+            [*setting, m.setting.threads, _shapes(m)]
+            + (_times(x) if x else [""] * 12)
             + ([cold.create_ms, cold.first_ms, cold.second_ms] if cold else [""] * 3)
             + [max(p.peak_bytes for p in m.memory.arena) if m.memory else ""]
             + ([m.size.file_bytes, m.size.parameters, m.size.macs] if m.size else [""] * 3)
@@ -288,6 +245,11 @@ def _csv(results: Results) -> str:
             + [printable(m.error or "", _WIDEST)]
         )
     return text.getvalue()
+
+
+def _times(x: Latency) -> list[float | None]:
+    middle = [x.p50_ms.value, x.p50_ms.low, x.p50_ms.high, x.p90_ms, x.p95_ms, x.p99_ms]
+    return [*middle, x.min_ms, x.mean_ms, x.mad_ms, x.runs, x.throughput_per_s, x.contended]
 
 
 def _shapes(m: Measured) -> str:

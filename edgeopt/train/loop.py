@@ -125,26 +125,7 @@ def fit(
         listener.note(f"before training: {progress.best:.4f}")
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
-            begun = time.monotonic()
-            seen = _epoch(run, lesson, epoch_batches(progress.epoch), options, start)
-            progress.epoch += 1
-            found = _scored(run, score)
-            if found > progress.best:
-                progress.best, progress.best_epoch, progress.weights = found, progress.epoch, _state(run.judged)
-            left_s = 60 * (options.minutes or 0.0) - (time.monotonic() - start)
-            _fit_into_minutes(run, time.monotonic() - begun, left_s, options)
-            seconds = time.monotonic() - start
-            progress.log.append(
-                Epoch(progress.epoch, seen, found, run.optimizer.param_groups[0]["lr"], round(seconds, 3))
-            )
-            listener.progress("training", progress.epoch, progress.epochs)
-            left = (time.monotonic() - begun) * (progress.epochs - progress.epoch)
-            listener.note(
-                f"epoch {progress.epoch}/{progress.epochs}: loss {seen:.4f}, held out {found:.4f} (best"
-                f" {progress.best:.4f}), {left:.0f} s left"
-            )
-            progress.stopped = _enough(run, options, seconds, listener)
-            _save(run, options, listener)
+            _one(run, lesson, epoch_batches(progress.epoch), score, options, listener, start)
     except _NotFinite as e:
         progress.diverged = str(e)
         if progress.best_epoch == 0:
@@ -153,6 +134,34 @@ def fit(
     finally:
         modules[0].load_state_dict(progress.weights)
     return progress
+
+
+def _one(
+    run: TrainingRun,
+    lesson: Lesson,
+    batches: Iterator[Batch],
+    score: Callable[[nn.Module], float],
+    options: Distill,
+    listener: Listener,
+    start: float,
+) -> None:
+    """Train for one epoch, measure, and note what came of it. start: of the training, by the monotonic clock."""
+    progress, begun = run.progress, time.monotonic()
+    loss = _epoch(run, lesson, batches, options, start)
+    progress.epoch += 1
+    held_out = _scored(run, score)
+    if held_out > progress.best:
+        progress.best, progress.best_epoch, progress.weights = held_out, progress.epoch, _state(run.judged)
+    left_s = 60 * (options.minutes or 0.0) - (time.monotonic() - start)
+    _fit_into_minutes(run, time.monotonic() - begun, left_s, options)
+    seconds, rate = time.monotonic() - start, run.optimizer.param_groups[0]["lr"]
+    progress.log.append(Epoch(progress.epoch, loss, held_out, rate, round(seconds, 3)))
+    listener.progress("training", progress.epoch, progress.epochs)
+    left = (time.monotonic() - begun) * (progress.epochs - progress.epoch)
+    figures = f"loss {loss:.4f}, held out {held_out:.4f} (best {progress.best:.4f})"
+    listener.note(f"epoch {progress.epoch}/{progress.epochs}: {figures}, {left:.0f} s left")
+    progress.stopped = _enough(run, options, seconds, listener)
+    _save(run, options, listener)
 
 
 def _scored(run: TrainingRun, score: Callable[[nn.Module], float]) -> float:
