@@ -2,6 +2,10 @@
 that look like class scores.
 
 SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float output
+centred SQNR = 10 log10( sum (r - m)^2 / sum (r - y)^2 ), m the mean of r over the samples, element by element
+
+An output that is large and hardly varies, as a quality score does, has a high SQNR even if the error is as large as
+the differences between samples; the centred one shows it.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from numpy.typing import NDArray
 from edgeopt.errors import ValidityError
 
 _MIN_CLASSES = 2
+_CONSTANT = 1e-5  # of the power of its mean: an output that varies by less is constant
+_MIN_CENTRED = 4  # samples; the mean of fewer is too near to each of them
 Outputs = list[NDArray[Any]]
 
 
@@ -80,7 +86,19 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Out
             total += r.argmax(-1).size
     sqnr_db = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
     cosine = dot / math.sqrt(signal * power) if signal > 0 and power > 0 else float(signal == power)
-    return OutputReport(name, sqnr_db, cosine, peak, same / total if scores and total else None)
+    agreement = same / total if scores and total else None
+    return OutputReport(name, sqnr_db, cosine, peak, agreement, _centred_db([r for r, _ in pairs], noise))
+
+
+def _centred_db(outputs: Sequence[NDArray[Any]], noise: float) -> float | None:
+    """The centred SQNR; None where there is no mean to tell of: few samples, several shapes, or a constant output."""
+    if len(outputs) < _MIN_CENTRED or len({r.shape for r in outputs}) > 1:
+        return None
+    mean = sum((r.astype(np.float64) for r in outputs), np.zeros(outputs[0].shape)) / len(outputs)
+    varies = sum(float(np.sum((r - mean) ** 2)) for r in outputs)
+    if not math.isfinite(varies) or varies <= _CONSTANT * len(outputs) * float(np.sum(mean**2)):
+        return None
+    return math.inf if noise == 0 else 10 * math.log10(varies / noise)
 
 
 @dataclass(frozen=True)
@@ -95,6 +113,13 @@ class OutputReport:
     cosine: float
     max_abs: float
     agreement: float | None
+    centred_db: float | None = None
+    """SQNR of what varies between the samples; None where nothing can be said."""
+
+
+def lowest_centred_db(outputs: Sequence[OutputReport]) -> float | None:
+    """The lowest centred SQNR in dB, None if no output has one."""
+    return min((o.centred_db for o in outputs if o.centred_db is not None), default=None)
 
 
 def lowest_sqnr_db(outputs: Sequence[OutputReport]) -> float:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeopt.numbers.scores import lowest_centred_db
 from edgeopt.quantization.check import SLOWER, Tried
 from edgeopt.quantization.prepare import Task
 
 GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # a result below either of them needs improvement
+GOOD_CENTRED_DB = 5.0  # below, the error is as large as what the output tells samples apart by
 _LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
 _SMALLER, _FASTER = 1.25, 1.1  # a result that gains less than both is not worth having
 SURE_SQNR_DB = 15.0  # from here on agreement is not checked: the largest element of an embedding is not a class
@@ -75,6 +77,9 @@ def close(task: Task, t: Tried) -> bool:
     asked = meets(task, Figures.of(t))
     if asked is not None:
         return asked
+    centred_db = lowest_centred_db(t.errors)
+    if centred_db is not None and centred_db < GOOD_CENTRED_DB:
+        return False
     if t.worst_sqnr_db >= SURE_SQNR_DB:
         return True
     return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
@@ -112,6 +117,9 @@ def why_not(task: Task, t: Tried) -> str:
     if task.metric is not None and t.metric is not None and most is not None and task.metric.on_float - t.metric > most:
         return f"{task.metric.name} falls from {task.metric.on_float:.4g} to {t.metric:.4g}"
     figures = f"{t.worst_sqnr_db:.1f} dB" + ("" if t.agreement is None else f", agreement {t.agreement:.0%}")
+    centred_db = lowest_centred_db(t.errors)
+    if centred_db is not None and centred_db < GOOD_CENTRED_DB:
+        figures += f", of what varies {centred_db:.1f} dB"
     return f"too far from float ({figures}; {_bar(task)})"
 
 

@@ -126,3 +126,37 @@ def test_outputs_come_in_the_order_of_the_feeds(workers: int) -> None:
     session = open_session(tiny.model("g (float[1] x) => (float[1] y, float[1] z) { y = Neg(x)  z = Abs(x) }"))
     found = run_all(session, [(str(i), {"x": np.float32([i])}) for i in range(9)], workers=workers)
     assert [[float(a[0]) for a in outputs] for outputs in found] == [[-i, i] for i in range(9)]
+
+
+# what varies
+
+
+def centred(reference: list[np.ndarray], result: list[np.ndarray]) -> float | None:
+    (found,) = compare(["y"], [[r] for r in reference], [[y] for y in result])
+    return found.centred_db
+
+
+def test_a_large_mean_does_not_hide_the_error_of_what_varies() -> None:
+    rng = np.random.default_rng(0)
+    scores = [10 + rng.standard_normal((1, 3)) for _ in range(40)]
+    constant = [np.full((1, 3), 10.0) for _ in scores]  # tells no sample from another
+    (found,) = compare(["y"], [[r] for r in scores], [[y] for y in constant])
+    assert found.sqnr_db > 18 and found.centred_db is not None and abs(found.centred_db) < 1
+
+
+def test_the_centred_figure_is_that_of_the_output_without_its_mean() -> None:
+    rng = np.random.default_rng(1)
+    r = [rng.standard_normal((1, 5)) for _ in range(20)]
+    mean = sum(r) / len(r)
+    y = [x + 0.1 * rng.standard_normal((1, 5)) for x in r]
+    (plain,) = compare(["y"], [[x - mean] for x in r], [[x - mean] for x in y])
+    assert centred(r, y) == pytest.approx(plain.sqnr_db)
+    assert centred([x + 100 for x in r], [x + 100 for x in y]) == pytest.approx(plain.sqnr_db)
+    assert centred(r, r) == math.inf
+
+
+def test_where_there_is_no_mean_to_tell_of_nothing_is_said() -> None:
+    few, shapes = [np.ones((1, 3)) * i for i in range(3)], [np.ones((1, i + 1)) * i for i in range(9)]
+    constant = [np.ones((1, 3)) + 1e-6 * i for i in range(9)]
+    for r in (few, shapes, constant):
+        assert centred(r, [x + 0.5 for x in r]) is None

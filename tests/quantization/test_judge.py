@@ -56,9 +56,10 @@ def tried(
     metric: float | None = None,
     smaller: float = 3.0,
     static: bool = True,
+    centred_db: float | None = None,
 ) -> Any:
     latency = None if speedup is None else PairedLatency(1.0, speedup, speedup - 0.01, speedup + 0.01)
-    errors = (OutputReport("y", sqnr_db, 1.0, 0.0, agreement),)
+    errors = (OutputReport("y", sqnr_db, 1.0, 0.0, agreement, centred_db),)
     draft: Any = type("Of", (), {"mode": "static", "static": static})()
     return Tried(draft, Path("y.onnx"), errors, latency, 1.0, Kernels({}, {}, {}), smaller, metric)
 
@@ -206,3 +207,13 @@ def test_a_result_is_worth_having_for_its_size_or_its_speed(
     words = why_not(bench(), result)
     assert words == "another one is faster" if worth else words.startswith("gains too little (")
     assert ("larger than float" in words) == (smaller < 1)
+
+
+@pytest.mark.parametrize(("centred_db", "is_close"), [(None, True), (5.0, True), (4.9, False), (-8.0, False)])
+def test_an_output_whose_mean_hides_its_error_is_not_close_and_the_reason_says_so(
+    centred_db: float | None, is_close: bool
+) -> None:
+    result = tried(30.0, None, 1.5, centred_db=centred_db)
+    assert close(bench(), result) == is_close
+    assert ("of what varies" in why_not(bench(), result)) == (not is_close)
+    assert close(bench(min_sqnr=20.0), result)  # a demand of the user's goes before
