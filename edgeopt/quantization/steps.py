@@ -7,8 +7,7 @@ equalize, smooth -> place -> observe -> grids -> clip -> round or refit -> write
 from __future__ import annotations
 
 import inspect
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,13 +16,10 @@ import onnx_ir as ir
 from pydantic import Field, SkipValidation
 
 from edgeopt import graph
-from edgeopt.data import oddities
 from edgeopt.data.source import named
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
 from edgeopt.graph.ops import rule
 from edgeopt.graph.plan import Form, Plan
-from edgeopt.hardware.host import free_bytes
-from edgeopt.numbers.observers import Statistics
 from edgeopt.options.declare import Options, Table
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
@@ -34,14 +30,13 @@ from edgeopt.passes.shield import shield
 from edgeopt.passes.weights import storable, weight_only
 from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
-from edgeopt.ptq.moments import LayerMoments, gather, layers, parts
 from edgeopt.ptq.place import place
 from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.refit import refitted
 from edgeopt.ptq.smooth import smoothed
 from edgeopt.quantization.costing import costed
+from edgeopt.quantization.looking import layer_moments, layer_parts, observe_missing, widened
 from edgeopt.quantization.state import State
-from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe, probe
 
 SELECTION = 32  # the first calibration samples, on which a search compares models; weights are not fitted to them
@@ -49,7 +44,6 @@ _MOMENT_SAMPLES = 32
 _FITTED = 256
 _PEAKS = 32
 _PEAK_SAMPLES = 4
-_LARGEST = 8 << 30  # memory limit for one layer in bytes if --max-ram is not given
 _INT4_OPSET = 21
 _WORTH_STORING = 0.01  # of a model's bytes; below, a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
@@ -172,13 +166,13 @@ class Observe(Step):
             return state
         cache, key = state.resources.cache, id(state.source)
         known = cache.statistics.setdefault(key, {})
-        _observe(state, state.plan, known)
-        wide = {**state.probes, **{n: _widened(state.probes[n], s) for n, s in known.items() if n in state.probes}}
+        observe_missing(state, state.plan, known)
+        wide = {**state.probes, **{n: widened(state.probes[n], s) for n, s in known.items() if n in state.probes}}
         cache.probes[key] = wide
         plan = state.plan
         if state.placed is not None and state.placed[0] is plan:
             plan = state.placed[1](state, wide)
-            _observe(state, plan, known)
+            observe_missing(state, plan, known)
         return replace(state, probes=wide, plan=plan, statistics=dict(known))
 
 
@@ -208,8 +202,8 @@ class Clip(Step):
 
     def __call__(self, state: State) -> State:
         params = dict(state.params)
-        for moments in _moments(state, self.samples):
-            params = clipped(state.model, params, moments, state.target)
+        for part in layer_moments(state, self.samples):
+            params = clipped(state.model, params, part, state.target)
         return replace(state, params=params)
 
 
@@ -223,8 +217,8 @@ class Round(Step):
 
     def __call__(self, state: State) -> State:
         model = state.model
-        for moments in _moments(state, self.samples):
-            model = reconstructed(model, state.params, moments, state.target, self.how)
+        for part in layer_moments(state, self.samples):
+            model = reconstructed(model, state.params, part, state.target, self.how)
         return replace(state, model=model)
 
 
@@ -237,7 +231,7 @@ class Refit(Step):
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None
-        nodes = [n for part in _parts(state) for n in part]
+        nodes = [n for part in layer_parts(state) for n in part]
         samples = state.samples[min(SELECTION, len(state.samples) // 2) :][:_FITTED]
 
         def progress(done: int, total: int) -> None:
@@ -348,82 +342,3 @@ def _check_interface(before: ir.Model, after: object, who: str) -> None:
         old, new = ([(v.name, v.dtype) for v in getattr(m.graph, what)] for m in (before, after))
         if old != new:
             raise ModelError(f"{who}: changes the model's {what} from {old} to {new}")
-
-
-def _widened(p: Probe, statistics: Statistics) -> Probe:
-    """`p` with the extremes over all samples: the first sample may not contain a mask."""
-    return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
-
-
-def _observe(state: State, plan: Plan, known: dict[str, Statistics]) -> None:
-    """Add to `known` the statistics that the grids of `plan` still need; the first time, announce the expected cost."""
-    values = sorted(set(plan.grids.values()) - known.keys())
-    if not values:
-        return
-    resources, total = state.resources, len(state.samples)
-    listener, cache = resources.listener, resources.cache
-    first = "calibrate" not in cache.seconds
-    max_ram = resources.max_ram or free_bytes() // 2
-    with cache.timed("calibrate"):
-        if first:
-            expected = forecast(state.source, values, state.probes, max_ram)
-            passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
-            start = time.perf_counter()
-            resources.run(resources.feeds[0])
-            seconds = 2 * (time.perf_counter() - start) * expected.passes * total
-            cost = f"about {max(1, round(seconds))} s and {expected.ram_bytes / 1e6:.0f} MB"
-            listener.note(f"calibration: {len(values)} tensors, {total} samples, {passes}; {cost}")
-        found = observe(
-            state.source,
-            values,
-            state.samples,
-            probes=state.probes,
-            max_ram=max_ram,
-            progress=lambda done, of: listener.progress("calibrating", done, of),
-        )
-        if first:
-            for line in (*(f"skipped: {reason}" for reason in found.skipped.values()), *_oddities(state)):
-                listener.note(line)
-    known |= found.statistics
-
-
-def _oddities(state: State) -> Iterator[str]:
-    """One line on constant samples and one on repeated samples among the calibration samples."""
-    looks, names = state.resources.cache.looks, [name for name, _ in state.samples]
-    others = [name for name in looks if name not in set(names)]
-    return oddities({n: looks[n] for n in (*others, *names) if n in looks}, set(names))
-
-
-def _moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMoments]]:
-    """Moments of the integer layers: all at once and kept in the cache, or in parts that fit into memory."""
-    resources, found = state.resources, _parts(state)
-    known = resources.cache.moments.setdefault(id(state.source), {})
-    for part in found:
-        missing = [n for n in part if n.name not in known]
-        with resources.cache.timed("moments"):
-            new = (
-                gather(
-                    state.model,
-                    missing,
-                    state.samples[:samples],
-                    lambda done, total: resources.listener.progress("looking at what layers read", done, total),
-                )
-                if missing
-                else {}
-            )
-        if len(found) == 1:
-            known |= new
-        yield {str(n.name): m for n in part if (m := known.get(str(n.name)) or new.get(str(n.name))) is not None}
-
-
-def _parts(state: State) -> list[list[ir.Node]]:
-    """The layers whose moments can be collected, in parts that fit into memory."""
-    assert state.plan is not None
-    limit = state.resources.max_ram
-    max_ram = (limit or free_bytes() // 2) // 2
-    found, large = parts(layers(state.model, state.plan.integer), max_ram, (limit or _LARGEST) // 2)
-    for node in large:
-        state.resources.listener.note(
-            f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest"
-        )
-    return found

@@ -148,7 +148,7 @@ def test_samples_are_not_looked_at_again_for_another_placement(monkeypatch: pyte
     asked: list[str] = []
     real = observe
     monkeypatch.setattr(
-        "edgeopt.quantization.steps.observe",
+        "edgeopt.quantization.looking.observe",
         lambda model, values, *a, **k: asked.extend(values) or real(model, values, *a, **k),
     )
     for measured in (False, True, False):

@@ -1,0 +1,99 @@
+"""What steps need of the samples, looked at once and kept in the cache: statistics of values, moments of layers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from edgeopt.data import oddities
+from edgeopt.graph.plan import Plan
+from edgeopt.hardware.host import free_bytes
+from edgeopt.numbers.observers import Statistics
+from edgeopt.ptq.moments import LayerMoments, gather, layers, parts
+from edgeopt.quantization.state import State
+from edgeopt.runtime.calibrate import forecast, observe
+from edgeopt.runtime.probe import Probe
+
+_LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
+
+
+def widened(p: Probe, statistics: Statistics) -> Probe:
+    """`p` with the extremes over all samples: the first sample may not contain a mask."""
+    return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
+
+
+def observe_missing(state: State, plan: Plan, known: dict[str, Statistics]) -> None:
+    """Add to `known` the statistics that the grids of `plan` still need; the first time, announce the expected cost."""
+    values = sorted(set(plan.grids.values()) - known.keys())
+    if not values:
+        return
+    resources, total = state.resources, len(state.samples)
+    listener, cache = resources.listener, resources.cache
+    first = "calibrate" not in cache.seconds
+    max_ram = resources.max_ram or free_bytes() // 2
+    with cache.timed("calibrate"):
+        if first:
+            expected = forecast(state.source, values, state.probes, max_ram)
+            passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
+            start = time.perf_counter()
+            resources.run(resources.feeds[0])
+            seconds = 2 * (time.perf_counter() - start) * expected.passes * total
+            cost = f"about {max(1, round(seconds))} s and {expected.ram_bytes / 1e6:.0f} MB"
+            listener.note(f"calibration: {len(values)} tensors, {total} samples, {passes}; {cost}")
+        found = observe(
+            state.source,
+            values,
+            state.samples,
+            probes=state.probes,
+            max_ram=max_ram,
+            progress=lambda done, of: listener.progress("calibrating", done, of),
+        )
+        if first:
+            for line in (*(f"skipped: {reason}" for reason in found.skipped.values()), *_oddities(state)):
+                listener.note(line)
+    known |= found.statistics
+
+
+def _oddities(state: State) -> Iterator[str]:
+    """One line on constant samples and one on repeated samples among the calibration samples."""
+    looks, names = state.resources.cache.looks, [name for name, _ in state.samples]
+    others = [name for name in looks if name not in set(names)]
+    return oddities({n: looks[n] for n in (*others, *names) if n in looks}, set(names))
+
+
+def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMoments]]:
+    """Moments of the integer layers: all at once and kept in the cache, or in parts that fit into memory."""
+    resources, found = state.resources, layer_parts(state)
+    known = resources.cache.moments.setdefault(id(state.source), {})
+    for part in found:
+        missing = [n for n in part if n.name not in known]
+        with resources.cache.timed("moments"):
+            new = (
+                gather(
+                    state.model,
+                    missing,
+                    state.samples[:samples],
+                    lambda done, total: resources.listener.progress("looking at what layers read", done, total),
+                )
+                if missing
+                else {}
+            )
+        if len(found) == 1:
+            known |= new
+        yield {str(n.name): m for n in part if (m := known.get(str(n.name)) or new.get(str(n.name))) is not None}
+
+
+def layer_parts(state: State) -> list[list[ir.Node]]:
+    """The layers whose moments can be collected, in parts that fit into memory."""
+    assert state.plan is not None
+    limit = state.resources.max_ram
+    max_ram = (limit or free_bytes() // 2) // 2
+    found, large = parts(layers(state.model, state.plan.integer), max_ram, (limit or _LARGEST) // 2)
+    for node in large:
+        state.resources.listener.note(
+            f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest"
+        )
+    return found
