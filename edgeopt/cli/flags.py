@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from edgeopt.options.declare import Flag, Options, Table, called, flag_of, known_names
+from edgeopt.options.declare import ChoiceTable, Flag, Options, called, flag_of, known_names
 from edgeopt.options.reading import Reading
 from edgeopt.options.texts import Text, pairs
 
@@ -99,7 +99,7 @@ class _Names(click.ParamType[str]):
 def _type(field: FieldInfo, flag: Flag) -> Any:
     if flag.text is not None or _mapping(field):
         return str
-    if any(isinstance(m, Table) for m in field.metadata) or known_names(field):
+    if any(isinstance(m, ChoiceTable) for m in field.metadata) or known_names(field):
         return _Names(field)
     if _is_literal(field):
         return click.Choice([str(x) for x in get_args(field.annotation)])

@@ -62,7 +62,7 @@ NO_STEP = Flag(step=False)
 
 
 @dataclass(frozen=True)
-class Table:
+class ChoiceTable:
     """The allowed names of an option: the keys of the table `module:NAME`, which is imported only when a name is
     checked.
     """
@@ -77,7 +77,7 @@ class Table:
 
 def known_names(field: FieldInfo) -> tuple[str, ...]:
     """The names that `field` accepts; empty if it is not a choice among names."""
-    table = next((m for m in field.metadata if isinstance(m, Table)), None)
+    table = next((m for m in field.metadata if isinstance(m, ChoiceTable)), None)
     return table.names() if table is not None else _literals(field.annotation)
 
 
@@ -89,7 +89,7 @@ def _literals(annotation: Any) -> tuple[str, ...]:
 def _leaves(annotation: Any) -> Iterable[Any]:
     if getattr(annotation, "__origin__", None) is Literal:
         return get_args(annotation)
-    return (leaf for part in get_args(annotation) if not isinstance(part, Flag | Table) for leaf in _leaves(part))
+    return (leaf for part in get_args(annotation) if not isinstance(part, Flag | ChoiceTable) for leaf in _leaves(part))
 
 
 def flag_of(field: FieldInfo) -> Flag:
@@ -147,7 +147,7 @@ class Options(_Base):
     def _known(self) -> Self:
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            table = next((m for m in field.metadata if isinstance(m, Table)), None)
+            table = next((m for m in field.metadata if isinstance(m, ChoiceTable)), None)
             if table is not None and value is not None and value not in (names := table.names()):
                 raise ValueError(f"{{{name}}} {value!r}: unknown{suggestion(value, names)} Known: {', '.join(names)}")
         return self

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, SkipValidation, model_validator
 from edgeopt.errors import UsageError
 from edgeopt.hardware.target import TargetLike, is_file, load
 from edgeopt.listener import Listener
-from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, Flag, Force, Output, Table
+from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, ChoiceTable, Flag, Force, Output
 from edgeopt.options.reading import Reading
 from edgeopt.options.texts import SIZE, TIME, Text
 
@@ -68,10 +68,10 @@ class Quantize(Placing):
     samples: Annotated[int, NO_STEP] = Field(
         default=128, ge=1, description="Samples to calibrate with; others are held out."
     )
-    range_rule: Annotated[str, Table("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
+    range_rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
         default="mse", description="How ranges are chosen."
     )
-    rounding: Annotated[str | None, Table("edgeopt.ptq.reconstruct:ROUNDERS")] = Field(
+    rounding: Annotated[str | None, ChoiceTable("edgeopt.ptq.reconstruct:ROUNDERS")] = Field(
         default=None, description="How weights are rounded. [default: gptq, nearest with --effort fast]"
     )
     clip_weights: bool = Field(default=False, description="Scales of weights by what layers give, not by the peak.")
@@ -154,7 +154,7 @@ class SensitivityOptions(Placing):
     budget_s: Annotated[float, Flag("--budget", TIME)] = Field(
         default=60.0, ge=0, description="How long it may take, about; then figures are left out."
     )
-    range_rule: Annotated[str, Table("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
+    range_rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
         default="mse", description="How ranges are chosen."
     )
     data_option: Annotated[str, PYTHON_ONLY] = Field(default="--calib", description="What errors call the samples.")

@@ -27,7 +27,7 @@ from edgeopt.options.quantize import Quantize
 from edgeopt.passes.simplifying import simplify
 from edgeopt.quantization.metric import Metric, metric
 from edgeopt.quantization.recipe import Recipe, load, own_step
-from edgeopt.quantization.state import Cache, Resources, State
+from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
@@ -80,7 +80,7 @@ class Task:
         return self.start.target
 
     @property
-    def cache(self) -> Cache:
+    def cache(self) -> SharedResults:
         """Costly results shared between attempts."""
         return self.start.resources.cache
 
@@ -101,12 +101,12 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
         ModelError: the model is quantized already, has NaN weights, or is rejected by ONNX Runtime. DataError,
           UsageError: see `edgeopt.data`.
     """
-    cache, notes = Cache(), Notes(options.listener)
+    cache, notes = SharedResults(), Notes(options.listener)
     with cache.timed("prepare"):
         return _prepared(source, data, options, cache, notes)
 
 
-def _prepared(source: ir.Model, data: Data, options: Quantize, cache: Cache, notes: Notes) -> Task:
+def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
     model = graph.canonical(source)
     _check(model)
     target = targets.load(options.target)

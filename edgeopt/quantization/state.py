@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Cache:
+class SharedResults:
     """Costly results shared between recipes.
 
     Each entry depends only on its key, so that results do not depend on the order of requests. Models are identified by
@@ -71,7 +71,7 @@ class Resources:
     run: Callable[[Feed], object]
     """Runs the float model on a feed."""
     listener: Listener = field(default_factory=Listener)
-    cache: Cache = field(default_factory=Cache)
+    cache: SharedResults = field(default_factory=SharedResults)
     max_ram: int | None = None
     """Memory limit for calibration in bytes; None: half of the free memory."""
     timed: bool = False

@@ -20,7 +20,7 @@ from edgeopt.data.source import named
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
 from edgeopt.graph.ops import rule
 from edgeopt.graph.plan import Form, Plan
-from edgeopt.options.declare import Options, Table
+from edgeopt.options.declare import ChoiceTable, Options
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import embeddings, quantize_embeddings
@@ -48,7 +48,7 @@ _INT4_OPSET = 21
 _WORTH_STORING = 0.01  # of a model's bytes; below, a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
 BLAMED_REASON = "integers lose most of the accuracy here"
-Rounding = Annotated[str, Table("edgeopt.ptq.reconstruct:ROUNDERS")]
+Rounding = Annotated[str, ChoiceTable("edgeopt.ptq.reconstruct:ROUNDERS")]
 
 
 class Step(Options):
@@ -181,7 +181,7 @@ class Grids(Step):
 
     step: Literal["grids"] = "grids"
     needs: ClassVar[tuple[str, ...]] = ("plan", "statistics")
-    rule: Annotated[str, Table("edgeopt.numbers.ranges:RANGES")] = Field(
+    rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES")] = Field(
         default="mse", description="How ranges are chosen."
     )
     rules: frozenset[tuple[str, str]] = Field(default=frozenset(), description="(value, rule) where it is another one.")

@@ -22,7 +22,7 @@ Level = Literal["pass", "warn", "fail"]
 _SEVERITY: Mapping[Outcome, Level] = {"pass": "pass", "warn": "warn", "inconclusive": "warn"}
 
 
-class _Model(BaseModel):
+class _DocumentPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", populate_by_name=True)
 
 
@@ -30,7 +30,7 @@ def _figure(given: Any) -> bool:
     return given is not None and not (isinstance(given, float) and not math.isfinite(given))
 
 
-class LayerHistogram(_Model):
+class LayerHistogram(_DocumentPart):
     """Values of a layer in float, and the range that its grid covers."""
 
     edges: tuple[float, ...]
@@ -38,7 +38,7 @@ class LayerHistogram(_Model):
     clip: tuple[float, float] | None
 
 
-class Layer(_Model):
+class Layer(_DocumentPart):
     """A value that both the float model and the variant compute."""
 
     name: str
@@ -47,7 +47,7 @@ class Layer(_Model):
     histogram: LayerHistogram | None = None
 
 
-class StepResult(_Model):
+class StepResult(_DocumentPart):
     """How a file came to be. cached: it was there already."""
 
     step: Mapping[str, Any]
@@ -56,7 +56,7 @@ class StepResult(_Model):
     notes: tuple[str, ...] = ()
 
 
-class VariantResult(_Model):
+class VariantResult(_DocumentPart):
     """A variant; error: why there is no file. sha256: of the file, or of the hashes of it and its data files. metrics:
     by the names that gates use.
     """
@@ -84,7 +84,7 @@ class VariantResult(_Model):
         return {k: x for k, x in found.items() if _figure(x)} if isinstance(found, Mapping) else found
 
 
-class GateResult(_Model):
+class GateResult(_DocumentPart):
     """One bound of one metric of one variant. line: of the project file; level: what the policy makes of the
     outcome.
     """
@@ -107,7 +107,7 @@ class GateResult(_Model):
         return self.level or _SEVERITY.get(self.outcome, "fail")
 
 
-class Run(_Model):
+class Run(_DocumentPart):
     """The document."""
 
     schema_version: Literal["edgeopt.run/1"] = Field(default="edgeopt.run/1", alias="schema")

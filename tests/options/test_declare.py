@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 import edgeopt
 from edgeopt.errors import UsageError
 from edgeopt.options import Flag, Options, takes
-from edgeopt.options.declare import Face, Table, called
+from edgeopt.options.declare import ChoiceTable, Face, called
 from edgeopt.options.distill import Distill
 from edgeopt.options.models import Export, Inspect, Shrink, Simplify
 from edgeopt.options.profile import ProfileOne
@@ -32,7 +32,7 @@ class Cake(Options):
         default=None, gt=0, description="How high."
     )
     fruit: Literal["apple", "plum"] = Field(default="apple", description="Which.")
-    oven: Annotated[str, Table(f"{__name__}:KEYS")] = Field(default="one", description="Which.")
+    oven: Annotated[str, ChoiceTable(f"{__name__}:KEYS")] = Field(default="one", description="Which.")
 
     @model_validator(mode="after")
     def _together(self) -> Self:

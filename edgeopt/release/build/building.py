@@ -27,7 +27,7 @@ from edgeopt.release.build.actions import (
 )
 from edgeopt.release.build.cache import Cache, Entry, key
 from edgeopt.release.document import Layer, StepResult, VariantResult
-from edgeopt.release.project.file import FLOAT, Export, Variant, in_order
+from edgeopt.release.project.file import FLOAT, ExportTable, Variant, in_order
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def digests(context: Context, cache: Cache) -> Digests:
     )
 
 
-def exported(context: Context, export: Export, cache: Cache) -> Entry:
+def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
     """The model of an [export], made anew only if its code, shapes, data or versions changed.
 
     Raises:
@@ -73,7 +73,7 @@ def exported(context: Context, export: Export, cache: Cache) -> Entry:
     def make(output: Path) -> Mapping[str, Any]:
         try:
             from edgeopt.data.source import named
-            from edgeopt.options.models import Export as ExportOptions
+            from edgeopt.options.models import Export
             from edgeopt.train.export import export as run
         except ImportError as e:
             raise UsageError("[export] needs torch: pip install 'edgeopt[train]'") from e
@@ -83,7 +83,7 @@ def exported(context: Context, export: Export, cache: Cache) -> Entry:
         found = run(
             str(file) if given else export.factory,
             dict(export.inputs),
-            ExportOptions(
+            Export(
                 **{k: v for k, v in data_choices(context.project, context.root).items() if k != "samples"},
                 data_option="data.path",
                 dynamic=export.dynamic,

@@ -59,7 +59,7 @@ class Variant(Table):
     steps: tuple[Step, ...] = Field(min_length=1, strict=False)
 
 
-class Export(Table):
+class ExportTable(Table):
     """Make the model from torch first, and compare it with torch on samples of [data] too; see `edgeopt export`."""
 
     factory: str
@@ -86,7 +86,7 @@ else:
     Data = create_model("Data", __base__=_Data, __doc__=_Data.__doc__, **reading_fields())
 
 
-class Profile(Table):
+class ProfileTable(Table):
     """How to measure; gates look at the first provider and the first number of threads."""
 
     measure: bool = True
@@ -148,10 +148,10 @@ class Project(Table):
 
     name: str = ""
     model: Place | None = None
-    export: Export | None = None
+    export: ExportTable | None = None
     data: Data
     variants: Mapping[str, Variant] = Field(min_length=1)
-    profile: Profile = Profile()
+    profile: ProfileTable = ProfileTable()
     accuracy: Accuracy = Accuracy()
     gates: Mapping[str, Mapping[str, Gate]] = {}
     policy: Policy = Policy()
@@ -326,9 +326,9 @@ def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
 
 
 _TABLES: Mapping[str, type[Table]] = {
-    "export": Export,
+    "export": ExportTable,
     "data": Data,
-    "profile": Profile,
+    "profile": ProfileTable,
     "accuracy": Accuracy,
     "policy": Policy,
     "baseline": Baseline,

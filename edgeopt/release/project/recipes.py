@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from edgeopt.options.declare import PYTHON_ONLY, Options, called, flag_of, in_words
-from edgeopt.options.declare import Table as Known
+from edgeopt.options.declare import PYTHON_ONLY, ChoiceTable, Options, called, flag_of, in_words
 from edgeopt.options.distill import Distill
 from edgeopt.options.models import Shrink, Simplify
 from edgeopt.options.quantize import Quantize
@@ -101,13 +100,13 @@ def _field(name: str, field: FieldInfo) -> tuple[Any, FieldInfo]:
     found.metadata = [m for m in field.metadata if m is not SkipValidation]
     if flag.key:
         found.alias = found.validation_alias = found.serialization_alias = flag.key
-    table = next((m for m in field.metadata if isinstance(m, Known)), None)
+    table = next((m for m in field.metadata if isinstance(m, ChoiceTable)), None)
     if table is not None:
         found.json_schema_extra = functools.partial(_enumerated, table, field.default is None)
     return found.annotation, found
 
 
-def _enumerated(table: Known, optional: bool, schema: dict[str, Any]) -> None:
+def _enumerated(table: ChoiceTable, optional: bool, schema: dict[str, Any]) -> None:
     schema["enum"] = [*table.names(), *([None] if optional else [])]
 
 
