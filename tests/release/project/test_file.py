@@ -83,6 +83,7 @@ accumulate = 2
 optimizer = "sgd"
 warm_up = 0.1
 clip = 1.5
+momentum = 0.5
 weight_decay = 0.1
 ema = 0.5
 augment = ["flip", "crop"]
