@@ -91,12 +91,13 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Out
 
 
 def _centred_db(outputs: Sequence[NDArray[Any]], noise: float) -> float | None:
-    """The centred SQNR; None where there is no mean to tell of: few samples, several shapes, or a constant output."""
-    if len(outputs) < _MIN_CENTRED or len({r.shape for r in outputs}) > 1:
+    """The centred SQNR; None without a mean to tell of: few samples, several shapes, infinities, a constant."""
+    alike = len(outputs) >= _MIN_CENTRED and len({r.shape for r in outputs}) == 1
+    if not alike or not all(np.isfinite(r).all() for r in outputs):
         return None
     mean = sum((r.astype(np.float64) for r in outputs), np.zeros(outputs[0].shape)) / len(outputs)
     varies = sum(float(np.sum((r - mean) ** 2)) for r in outputs)
-    if not math.isfinite(varies) or varies <= _CONSTANT * len(outputs) * float(np.sum(mean**2)):
+    if varies <= _CONSTANT * len(outputs) * float(np.sum(mean**2)):
         return None
     return math.inf if noise == 0 else 10 * math.log10(varies / noise)
 

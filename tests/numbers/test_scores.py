@@ -160,3 +160,8 @@ def test_where_there_is_no_mean_to_tell_of_nothing_is_said() -> None:
     constant = [np.ones((1, 3)) + 1e-6 * i for i in range(9)]
     for r in (few, shapes, constant):
         assert centred(r, [x + 0.5 for x in r]) is None
+
+
+def test_infinities_have_no_centre() -> None:
+    r = [np.array([[1.0, np.inf * (i % 2 or 1), i]]) for i in range(9)]
+    assert centred(r, r) is None
