@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError  # noqa: E402
 from edgeopt.options.models import DTYPES  # noqa: E402
-from edgeopt.release.project.file import Export  # noqa: E402
+from edgeopt.release.project.file import ExportTable  # noqa: E402
 from edgeopt.runtime.session import open_session  # noqa: E402
 from edgeopt.train.export import Exported, export  # noqa: E402
 from tests.models import normal  # noqa: E402
@@ -342,8 +342,8 @@ def test_samples_that_do_not_fit_are_refused_with_why_and_nothing_is_written(
 
 def test_a_project_file_takes_the_types_that_an_input_can_have() -> None:
     for dtype in DTYPES:
-        assert Export(factory="a:b", inputs={"x": (1,)}, dtypes={"x": dtype}).dtypes == {"x": dtype}
-    schema = Export.model_json_schema()["properties"]["dtypes"]["additionalProperties"]["enum"]
+        assert ExportTable(factory="a:b", inputs={"x": (1,)}, dtypes={"x": dtype}).dtypes == {"x": dtype}
+    schema = ExportTable.model_json_schema()["properties"]["dtypes"]["additionalProperties"]["enum"]
     assert set(schema) == set(DTYPES)
 
 
