@@ -13,13 +13,13 @@ which keeps 8 bits in most channels, while "reduced range" would leave 7 bits in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, initializer
-from edgeopt.graph.ops import activations, bias_of, channel_axis, constants, cost_class, weight_of
+from edgeopt.graph.ops import activations, bias_of, channel_axis, constants, cost_class, rule, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import BIAS, Array, QParams, QType, choose
@@ -83,13 +83,18 @@ def bias_params(scale_x: Array, weight: QParams) -> QParams:
     return QParams(scale, np.zeros(scale.shape, np.int32), BIAS, 0)
 
 
-def scale_floor(node: ir.Node, w: Array, axis: int, scale_x: Array, target: Target) -> Array:
-    """The smallest weight scales [channels] that neither saturate on `target` nor overflow the bias of `node`."""
+def scale_floor(readers: Sequence[ir.Node], params: Mapping[str, QParams], target: Target) -> Array:
+    """The smallest scales [channels] of a weight that neither saturate on `target` nor overflow the bias of one of its
+    `readers`, whose inputs have grids in `params`.
+    """
+    node = readers[0]
+    w, axis = weight_array(node), channel_axis(node)
     floor = np.zeros(w.shape[axis], np.float64)
-    bias = bias_of(node)
-    if bias is not None and bias.const_value is not None:
-        floor = np.abs(bias.const_value.numpy().reshape(-1).astype(np.float64)) / (float(scale_x) * _BIAS_LIMIT)
-        floor = np.broadcast_to(floor, w.shape[axis]).copy()
+    for reader in readers:
+        bias = bias_of(reader)
+        if bias is not None and bias.const_value is not None:
+            b = np.abs(bias.const_value.numpy().reshape(-1).astype(np.float64))
+            floor = np.maximum(floor, b / (float(_input_scale(reader, params)) * _BIAS_LIMIT))
     if target.saturates and cost_class(node) != "Conv.depthwise":
         floor = np.maximum(floor, saturation_floor(w, node.op_type, axis))
     return floor.astype(np.float32)
@@ -138,20 +143,41 @@ def activation_params(
     return {value: of_source[source] for value, source in plan.grids.items()}
 
 
-def untie(model: ir.Model, plan: Plan) -> ir.Model:
-    """A clone in which no two integer nodes share a constant and every bias is [channels].
+def by_weight(nodes: Iterable[ir.Node]) -> dict[str, tuple[ir.Node, ...]]:
+    """The readers of each constant weight among `nodes`, by the name of the weight."""
+    found: dict[str, list[ir.Node]] = {}
+    for node in nodes:
+        weight = weight_of(node)
+        if weight is not None:
+            found.setdefault(str(weight.name), []).append(node)
+    return {name: tuple(readers) for name, readers in found.items()}
 
-    Sharing is not possible because the integers depend on the scales (s_x, s_w) of each node.
+
+def untie(model: ir.Model, plan: Plan) -> ir.Model:
+    """A clone in which constants of integer nodes have no other readers and every bias is [channels].
+
+    Layers of one kind that read the same weight go on sharing it. A bias cannot be shared because its integers depend
+    on the scales (s_x, s_w) of its node.
     """
     copy = model.clone()
     names = Names(copy)
+    shared: dict[tuple[object, ...], ir.Value] = {}
     for node in copy.graph:
         if node.name not in plan.integer:
             continue
         weight, bias = weight_of(node), bias_of(node)
-        for value in (weight, *(v for _, v in constants(node))):
-            if value is not None and value.const_value is not None and len(tuple(value.uses())) > 1:
+        for _, value in constants(node):
+            if value.const_value is not None and len(tuple(value.uses())) > 1:
                 _own(copy, names, node, value, value.const_value.numpy())
+        if weight is not None and weight.const_value is not None:
+            key = (weight.name, *_kind(node))
+            if key in shared:
+                _replace(node, weight, shared[key])
+            elif all(u.name in plan.integer and _reads(u, i, weight, node) for u, i in weight.uses()):
+                shared[key] = weight
+            else:
+                shared[key] = _own(copy, names, node, weight, weight.const_value.numpy())
+            weight = shared[key]
         if weight is not None and weight.const_value is not None and bias is not None and bias.const_value is not None:
             b = bias.const_value.numpy()
             channels = (int(weight.const_value.shape.numpy()[channel_axis(node)]),)
@@ -160,12 +186,27 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
     return copy
 
 
-def _own(model: ir.Model, names: Names, node: ir.Node, value: ir.Value, array: Array) -> None:
+def _kind(node: ir.Node) -> tuple[object, ...]:
+    """What layers must have in common to share a weight: the order in which kernels sum, and the axis of its grid."""
+    return node.op_type, channel_axis(node), node.attributes.get_int("group", 1)
+
+
+def _reads(reader: ir.Node, position: int, weight: ir.Value, like: ir.Node) -> bool:
+    """Whether `reader` has `weight` at `position` as a layer of the same kind as `like`."""
+    return weight_of(reader) is weight and position == rule(reader).weight and _kind(reader) == _kind(like)
+
+
+def _own(model: ir.Model, names: Names, node: ir.Node, value: ir.Value, array: Array) -> ir.Value:
     """Replace the input `value` of `node` by a new initializer with the content `array`."""
     own = initializer(model, names, f"{value.name}_{node.name}", np.ascontiguousarray(array))
+    _replace(node, value, own)
+    return own
+
+
+def _replace(node: ir.Node, value: ir.Value, other: ir.Value) -> None:
     for i, v in enumerate(node.inputs):
         if v is value:
-            node.replace_input_with(i, own)
+            node.replace_input_with(i, other)
 
 
 def quantization_params(
@@ -175,6 +216,7 @@ def quantization_params(
     (untied).
     """
     params = dict(activation)
+    layers = by_weight(n for n in model.graph if n.name in plan.integer)
     for node in model.graph:
         if node.name not in plan.integer:
             continue
@@ -183,14 +225,32 @@ def quantization_params(
             extremes = MinMax().update(value.const_value.numpy())
             params[str(value.name)] = choose(extremes.lo, extremes.hi, target.activation_type)
         weight = weight_of(node)
-        if weight is None or weight.const_value is None:
-            continue
-        w, axis = weight.const_value.numpy(), channel_axis(node)
-        scale_x = params[str(activations(node)[0][1].name)].scale
-        params[str(weight.name)] = weight_params(
-            w, axis, target.weight_type, floor=scale_floor(node, w, axis, scale_x, target)
-        )
-        bias = bias_of(node)
-        if bias is not None and bias.const_value is not None:
-            params[str(bias.name)] = bias_params(scale_x, params[str(weight.name)])
+        readers = layers[str(weight.name)] if weight is not None else ()
+        if weight is not None and readers[0] is node:
+            floor = scale_floor(readers, params, target)
+            params[str(weight.name)] = weight_params(
+                weight_array(node), channel_axis(node), target.weight_type, floor=floor
+            )
+            params |= bias_grids(readers, params)
     return params
+
+
+def bias_grids(readers: Sequence[ir.Node], params: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The grids of the biases of the `readers` of one weight, whose grid is in `params`."""
+    found = {}
+    for node in readers:
+        weight, bias = weight_of(node), bias_of(node)
+        if weight is not None and bias is not None and bias.const_value is not None:
+            found[str(bias.name)] = bias_params(_input_scale(node, params), params[str(weight.name)])
+    return found
+
+
+def weight_array(node: ir.Node) -> Array:
+    """The constant weight of a layer."""
+    weight = weight_of(node)
+    assert weight is not None and weight.const_value is not None
+    return weight.const_value.numpy()
+
+
+def _input_scale(node: ir.Node, params: Mapping[str, QParams]) -> Array:
+    return params[str(activations(node)[0][1].name)].scale

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import DataError
 from edgeopt.graph.ops import activations, channel_axis, weight_of
 from edgeopt.hardware.host import cores
+from edgeopt.ptq.grids import by_weight
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 POSITIONS = 128
@@ -31,35 +32,70 @@ _ROUNDING = 4  # memory for rounding a layer relative to its moments: damped H, 
 _TOGETHER = 8  # samples whose columns are multiplied at once
 Sample = tuple[str, Callable[[], Feed]]
 Wide = NDArray[np.float64]
+Layer = tuple[ir.Node, ...]
+"""The integer nodes that read one weight."""
 
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Moments of `count` columns; h: [groups, in, in] and x: [groups, in] are sums."""
+    """Moments of the columns that the readers of one weight get.
 
-    count: int
+    h: the sum of x x^T over the columns of all readers, [groups, in, in]; counts: columns of each reader; x: the sum of
+    the columns of each reader, [readers, groups, in].
+    """
+
+    counts: tuple[int, ...]
     h: Wide
     x: Wide
 
     @staticmethod
-    def of(x: NDArray[np.float32]) -> LayerMoments:
-        """The moments of columns [n, groups, in]."""
+    def of(x: NDArray[np.float32], reader: int = 0, readers: int = 1) -> LayerMoments:
+        """The moments of columns [n, groups, in] of one of the readers."""
         a = np.ascontiguousarray(x.transpose(1, 0, 2))
-        h, sums = a.transpose(0, 2, 1) @ a, np.ones(len(x), np.float32) @ x.reshape(len(x), -1)
-        return LayerMoments(len(x), h.astype(np.float64), sums.reshape(x.shape[1:]).astype(np.float64))
+        h, ones = a.transpose(0, 2, 1) @ a, np.ones(len(x), np.float32)
+        sums = np.zeros((readers, *x.shape[1:]))
+        sums[reader] = (ones @ x.reshape(len(x), -1)).reshape(x.shape[1:])
+        counts = tuple(len(x) if i == reader else 0 for i in range(readers))
+        return LayerMoments(counts, h.astype(np.float64), sums)
 
     def merge(self, other: LayerMoments) -> LayerMoments:
         """The moments of the columns of both."""
-        return LayerMoments(self.count + other.count, self.h + other.h, self.x + other.x)
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
+        return LayerMoments(counts, self.h + other.h, self.x + other.x)
+
+    @property
+    def count(self) -> int:
+        """The number of columns."""
+        return sum(self.counts)
+
+    def mean(self, reader: int) -> Wide:
+        """The mean of the columns of one reader, [groups, in]."""
+        return np.asarray(self.x[reader] / max(self.counts[reader], 1))
+
+    def covariance(self, centred: Sequence[bool]) -> Wide:
+        """E[x x^T] over all columns, where the readers that are `centred` count by their deviations from their own
+        mean: [groups, in, in].
+        """
+        h = self.h / self.count
+        for i, alone in enumerate(centred):
+            if alone:
+                x = self.mean(i)
+                h = h - self.counts[i] / self.count * (x[:, :, None] * x[:, None, :])
+        return h
 
 
-def layers(model: ir.Model, integer: frozenset[str]) -> list[ir.Node]:
-    """The integer nodes of `model` with constant weights whose input columns can be extracted."""
-    return [
-        n
-        for n in model.graph
-        if n.name in integer and n.op_type in ("Conv", "Gemm", "MatMul") and weight_of(n) is not None and _plain(n)
-    ]
+def layers(model: ir.Model, integer: frozenset[str]) -> list[Layer]:
+    """The layers of `model` (untied) whose input columns can be extracted."""
+    kinds = ("Conv", "Gemm", "MatMul")
+    nodes = [n for n in model.graph if n.name in integer and n.op_type in kinds and weight_of(n) is not None]
+    return list(by_weight(n for n in nodes if _plain(n)).values())
+
+
+def name(layer: Layer) -> str:
+    """The name of the weight of a layer."""
+    weight = weight_of(layer[0])
+    assert weight is not None
+    return str(weight.name)
 
 
 def _plain(node: ir.Node) -> bool:
@@ -71,32 +107,32 @@ def _plain(node: ir.Node) -> bool:
     return rank == 2 and not node.attributes.get_int("transA", 0)
 
 
-def size_bytes(node: ir.Node) -> int:
-    """Size in bytes of the moments of `node`: the sum and the part of one sample."""
-    w = rows(node)
+def size_bytes(layer: Layer) -> int:
+    """Size in bytes of the moments of `layer`: the sum and the part of one sample."""
+    w = rows(layer[0])
     return int(16 * w.shape[0] * w.shape[2] ** 2)
 
 
-def parts(nodes: Sequence[ir.Node], max_ram: int, largest: int) -> tuple[list[list[ir.Node]], list[ir.Node]]:
-    """(`nodes` in parts whose moments fit into `max_ram` bytes, nodes that are too large to be rounded).
+def parts(found: Sequence[Layer], max_ram: int, largest: int) -> tuple[list[list[Layer]], list[Layer]]:
+    """(layers in parts whose moments fit into `max_ram` bytes, layers that are too large to be rounded).
 
-    A node is too large if rounding it needs more than `largest` bytes. This limit changes the result, so it must not
+    A layer is too large if rounding it needs more than `largest` bytes. This limit changes the result, so it must not
     depend on the machine.
     """
-    found: list[list[ir.Node]] = []
-    large: list[ir.Node] = []
+    parts: list[list[Layer]] = []
+    large: list[Layer] = []
     used = 0
-    for node in nodes:
-        need = size_bytes(node)
+    for layer in found:
+        need = size_bytes(layer)
         if need * (1 + _ROUNDING) > largest:
-            large.append(node)
+            large.append(layer)
             continue
-        if not found or used + need > max_ram:
-            found.append([])
+        if not parts or used + need > max_ram:
+            parts.append([])
             used = 0
-        found[-1].append(node)
+        parts[-1].append(layer)
         used += need
-    return found, large
+    return parts, large
 
 
 def rows(node: ir.Node, w: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -172,23 +208,26 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
 
 def gather(
     model: ir.Model,
-    nodes: Sequence[ir.Node],
+    wanted: Sequence[Layer],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, LayerMoments]:
-    """Moments of `nodes` (of `model`) by name, in one pass over the samples."""
+    """Moments of layers (of `model`) by the names of their weights, in one pass over the samples."""
     found: dict[str, LayerMoments] = {}
     waiting: list[Mapping[str, NDArray[np.float32]]] = []
-    for done, columns_of in enumerate(_columns(model, nodes, samples), 1):
+    for done, columns_of in enumerate(_columns(model, [n for layer in wanted for n in layer], samples), 1):
         waiting.append(columns_of)
         if len(waiting) == _TOGETHER or done == len(samples):
-            for name in dict.fromkeys(n for c in waiting for n in c):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    new = LayerMoments.of(np.concatenate([c[name] for c in waiting if name in c]))
-                    found[name] = found[name].merge(new) if name in found else new
+            for layer in wanted:
+                for i, node in enumerate(layer):
+                    seen = [c[str(node.name)] for c in waiting if node.name in c]
+                    if seen:
+                        with np.errstate(over="ignore", invalid="ignore"):
+                            new, key = LayerMoments.of(np.concatenate(seen), i, len(layer)), name(layer)
+                            found[key] = found[key].merge(new) if key in found else new
             waiting = []
         progress(done, len(samples))
-    return {name: m for name, m in found.items() if np.isfinite(m.h).all()}  # after overflow only "nearest" is possible
+    return {key: m for key, m in found.items() if np.isfinite(m.h).all()}  # after overflow only "nearest" is possible
 
 
 def _columns(

@@ -10,7 +10,7 @@ them corrected the same shift of the mean, it would be corrected several times. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,15 +19,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.graph.ops import activations, bias_of, channel_axis, cost_class, weight_of
+from edgeopt.graph.ops import bias_of, channel_axis, cost_class, weight_of
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import QParams
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, error, gptq
-from edgeopt.ptq.grids import bias_params, scale_floor, within_pairs
-from edgeopt.ptq.moments import LayerMoments, rows, unrows
+from edgeopt.ptq.grids import bias_grids, by_weight, scale_floor, within_pairs
+from edgeopt.ptq.moments import Layer, LayerMoments, name, rows, unrows
 from edgeopt.ptq.stochastic import stochastic
 
 Rounder = Callable[[Wide, Wide, Wide, int], Wide]
@@ -69,52 +69,60 @@ def reconstructed(
     rounding: a name in `ROUNDERS`.
     """
     copy = model.clone()
-    nodes = [n for n in copy.graph if str(n.name) in moments and weight_of(n) is not None]
+    found = [layer for layer in by_weight(copy.graph).values() if name(layer) in moments]
 
-    def work(node: ir.Node) -> None:
-        rounded(node, partial(_own, moments[str(node.name)]), params, target, rounding)
+    def work(layer: Layer) -> None:
+        rounded(layer, partial(_own, moments[name(layer)]), params, target, rounding)
 
     with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(work, nodes))
+        list(pool.map(work, found))
     return copy
 
 
 @dataclass(frozen=True)
 class Aim:
     """The target of rounding a layer. w: weights [groups, out, in]; h: second moments [groups, in, in]; before, after:
-    means [groups, in] of its inputs in the float model and in the quantized model.
+    means [groups, in] of what each reader gets in the float model and in the quantized model.
     """
 
     w: Wide
     h: Wide
-    before: Wide
-    after: Wide
+    before: Sequence[Wide]
+    after: Sequence[Wide]
 
 
-def _own(m: LayerMoments, w: Wide, centred: bool) -> Aim:
-    mean = m.x / m.count
-    return Aim(w, covariance(m, centred), mean, mean)
+def _own(m: LayerMoments, w: Wide, centred: Sequence[bool]) -> Aim:
+    means = [m.mean(i) for i in range(len(m.counts))]
+    return Aim(w, m.covariance(centred), means, means)
 
 
 def rounded(
-    node: ir.Node, aim_of: Callable[[Wide, bool], Aim], params: Mapping[str, QParams], target: Target, rounding: str
+    layer: Layer,
+    aim_of: Callable[[Wide, Sequence[bool]], Aim],
+    params: Mapping[str, QParams],
+    target: Target,
+    rounding: str,
 ) -> None:
-    """Round the weight of one layer to its grid and correct the bias.
+    """Round the weight of one layer to its grid and correct the biases of its readers.
 
-    aim_of: function of the weights, and of whether the layer has a bias (then moments are centred).
+    aim_of: function of the weights, and for each reader of whether it has a bias (then its moments are centred).
     """
-    weight, bias = weight_of(node), bias_of(node)
+    node = layer[0]
+    weight = weight_of(node)
     assert weight is not None
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
-    aim = aim_of(w, bias is not None)
+    aim = aim_of(w, [bias_of(n) is not None for n in layer])
     q = ROUNDERS[rounding](aim.w, aim.h, _by_output(grid.scale, w), grid.qtype.qmax)
     if target.saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
     weight.const_value = ir.tensor(unrows(node, q), name=weight.name)
-    if bias is not None and bias.const_value is not None:
+    for reader, before, after in zip(layer, aim.before, aim.after, strict=True):
+        bias = bias_of(reader)
+        if bias is None or bias.const_value is None:
+            continue
         b = bias.const_value.numpy()
-        moved = np.einsum("goi,gi->go", w, aim.before) - np.einsum("goi,gi->go", q, aim.after)
+        moved = np.einsum("goi,gi->go", w, before) - np.einsum("goi,gi->go", q, after)
         bias.const_value = ir.tensor((b + moved.reshape(b.shape)).astype(np.float32), name=bias.name)
 
 
@@ -130,27 +138,18 @@ def clipped(
     bias grids.
     """
     found = dict(params)
-    for node in model.graph:
-        weight, bias = (weight_of(node), bias_of(node)) if node.name in moments else (None, None)
-        if weight is None or weight.const_value is None:
+    for key, layer in by_weight(model.graph).items():
+        if key not in moments:
             continue
-        grid, m, w = params[str(weight.name)], moments[str(node.name)], rows(node).astype(np.float64)
+        grid, m, w = params[key], moments[key], rows(layer[0]).astype(np.float64)
         if grid.scale.size == 1:
             continue
-        scale_x = params[str(activations(node)[0][1].name)].scale
-        floor = scale_floor(node, weight.const_value.numpy(), channel_axis(node), scale_x, target)
+        floor = scale_floor(layer, params, target)
         power = np.einsum("gii->gi", m.h) / m.count
         scale = clipped_scale(w, power, _by_output(grid.scale, w), grid.qtype.qmax, _by_output(floor, w))
-        found[str(weight.name)] = replace(grid, scale=scale.reshape(grid.scale.shape).astype(np.float32))
-        if bias is not None:
-            found[str(bias.name)] = bias_params(scale_x, found[str(weight.name)])
+        found[key] = replace(grid, scale=scale.reshape(grid.scale.shape).astype(np.float32))
+        found |= bias_grids(layer, found)
     return found
-
-
-def covariance(m: LayerMoments, centred: bool) -> Wide:
-    """H of the columns, or if `centred` of their deviations from the mean: [groups, in, in]."""
-    h, x = m.h / m.count, m.x / m.count
-    return h - x[:, :, None] * x[:, None, :] if centred else h
 
 
 def _guarded(w: NDArray[np.float32], grid: QParams, op_type: str, axis: int) -> NDArray[np.float32]:

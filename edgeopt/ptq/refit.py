@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +31,8 @@ from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import QParams
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
-from edgeopt.ptq.moments import Sample, columns
+from edgeopt.ptq.grids import by_weight
+from edgeopt.ptq.moments import Layer, Sample, columns, name
 from edgeopt.ptq.reconstruct import Aim, rounded
 from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
 
@@ -104,7 +105,7 @@ def _gain(w: Wide, change: Wide, h: Wide, g: Wide) -> float:
 
 def refitted(
     model: ir.Model,
-    layers: Sequence[ir.Node],
+    layers: Sequence[Layer],
     plan: Plan,
     params: Mapping[str, QParams],
     samples: Sequence[Sample],
@@ -118,21 +119,27 @@ def refitted(
     rounding: a name in `reconstruct.ROUNDERS`.
     """
     made = model.clone()
-    names = {str(n.name) for n in layers}
-    todo = [n for n in made.graph if str(n.name) in names]
-    for done, node in enumerate(todo, 1):
+    names = {name(layer) for layer in layers}
+    todo = [layer for key, layer in by_weight(made.graph).items() if key in names]
+    for done, layer in enumerate(todo, 1):
         integer = shield(fold_weights(insert_qdq(made, plan, params)))
-        halves = _halves(node, model, integer, samples)
-        if halves is not None:
-            rounded(node, partial(_aim, halves), params, target, rounding)
+        halves = [found for node in layer if (found := _halves(node, model, integer, samples)) is not None]
+        if len(halves) == len(layer):
+            rounded(layer, partial(_aim, halves), params, target, rounding)
         progress(done, len(todo))
     return made
 
 
-def _aim(halves: tuple[Joint, Joint], w: Wide, centred: bool) -> Aim:
-    both = halves[0].merge(halves[1])
-    x, d = both.x / both.count, both.d / both.count
-    return Aim(fitted(w, halves, centred), both.means(centred)[0], before=x + d, after=x)
+def _aim(halves: Sequence[tuple[Joint, Joint]], w: Wide, centred: Sequence[bool]) -> Aim:
+    """The aim for a weight whose readers saw `halves`."""
+    first, second = (reduce(Joint.merge, half) for half in zip(*halves, strict=True))
+    h, _ = first.merge(second).means(all(centred))
+    before, after = [], []
+    for both in (a.merge(b) for a, b in halves):
+        x, d = both.x / both.count, both.d / both.count
+        before.append(x + d)
+        after.append(x)
+    return Aim(fitted(w, (first, second), all(centred)), h, before, after)
 
 
 def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence[Sample]) -> tuple[Joint, Joint] | None:

@@ -6,13 +6,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import onnx_ir as ir
-
 from edgeopt.data import oddities
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import free_bytes
 from edgeopt.numbers.observers import Statistics
-from edgeopt.ptq.moments import LayerMoments, gather, layers, parts
+from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, parts
 from edgeopt.quantization.state import State
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe
@@ -69,7 +67,7 @@ def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMome
     resources, found = state.resources, layer_parts(state)
     known = resources.cache.moments.setdefault(id(state.source), {})
     for part in found:
-        missing = [n for n in part if n.name not in known]
+        missing = [layer for layer in part if name(layer) not in known]
         with resources.cache.timed("moments"):
             new = (
                 gather(
@@ -83,17 +81,17 @@ def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMome
             )
         if len(found) == 1:
             known |= new
-        yield {str(n.name): m for n in part if (m := known.get(str(n.name)) or new.get(str(n.name))) is not None}
+        yield {key: m for key in map(name, part) if (m := known.get(key) or new.get(key)) is not None}
 
 
-def layer_parts(state: State) -> list[list[ir.Node]]:
+def layer_parts(state: State) -> list[list[Layer]]:
     """The layers whose moments can be collected, in parts that fit into memory."""
     assert state.plan is not None
     limit = state.resources.max_ram
     max_ram = (limit or free_bytes() // 2) // 2
     found, large = parts(layers(state.model, state.plan.integer), max_ram, (limit or _LARGEST) // 2)
-    for node in large:
+    for layer in large:
         state.resources.listener.note(
-            f"{node.name}: too large to be rounded by what it reads within --max-ram; to the nearest"
+            f"{layer[0].name}: too large to be rounded by what it reads within --max-ram; to the nearest"
         )
     return found

@@ -231,13 +231,13 @@ class Refit(Step):
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None
-        nodes = [n for part in layer_parts(state) for n in part]
+        layers = [layer for part in layer_parts(state) for layer in part]
         samples = state.samples[min(SELECTION, len(state.samples) // 2) :][:_FITTED]
 
         def progress(done: int, total: int) -> None:
             state.resources.listener.progress("fitting layers to what they read in integers", done, total)
 
-        model = refitted(state.model, nodes, state.plan, state.params, samples, state.target, self.how, progress)
+        model = refitted(state.model, layers, state.plan, state.params, samples, state.target, self.how, progress)
         return replace(state, model=model)
 
 

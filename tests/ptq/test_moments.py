@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeopt.ptq.moments import LayerMoments, columns, gather, layers, parts, rows, size_bytes, unrows
+from edgeopt.ptq.moments import LayerMoments, columns, gather, layers, name, parts, rows, size_bytes, unrows
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -43,7 +43,7 @@ def conv(form: str) -> tuple[ir.Model, dict[str, np.ndarray]]:
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_times_every_column_are_the_outputs_of_a_convolution(form: str) -> None:
     model, feed = conv(form)
-    (node,) = layers(model, frozenset({"layer"}))
+    ((node,),) = layers(model, frozenset({"layer"}))
     y = open_session(model).run(feed)[0]
     x = columns(node, feed["x"], np.random.default_rng(0), count=10**6)
     found = np.einsum("goi,ngi->ngo", rows(node), x).reshape(len(x), -1)
@@ -62,7 +62,7 @@ def test_weights_times_every_column_are_the_outputs_of_a_convolution(form: str) 
 )
 def test_weights_times_every_row_are_the_outputs_of_a_product(text: str, shape: tuple[int, int]) -> None:
     model = tiny.model(text, w=normal(*shape))
-    (node,) = layers(model, frozenset({"layer"}))
+    ((node,),) = layers(model, frozenset({"layer"}))
     x = normal(2, 3, 5) if "3,5" in text else normal(6, 5)
     found = columns(node, x, np.random.default_rng(0))
     want = open_session(model).run({"x": x})[0].reshape(-1, 4)
@@ -76,7 +76,18 @@ def test_moments_of_parts_add_up_to_the_moments_of_all() -> None:
     assert parts.count == whole.count == 50
     np.testing.assert_allclose(parts.h, whole.h, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(whole.h[1], x[:, 1].T @ x[:, 1], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(whole.x, x.sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole.x[0], x.sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_moments_of_a_shared_weight_are_sums_and_each_reader_has_its_own_mean() -> None:
+    a, b = normal(30, 2, 7), normal(20, 2, 7, seed=1) + np.float32(3)
+    both = LayerMoments.of(a, 0, 2).merge(LayerMoments.of(b, 1, 2))
+    assert both.counts == (30, 20) and both.count == 50
+    np.testing.assert_allclose(both.h, LayerMoments.of(a).h + LayerMoments.of(b).h)
+    np.testing.assert_allclose(both.mean(1), b.mean(0), rtol=1e-5)
+    apart = np.concatenate([a - a.mean(0), b - b.mean(0)])
+    want = np.einsum("ngi,ngj->gij", apart, apart) / 50
+    np.testing.assert_allclose(both.covariance([True, True]), want, rtol=1e-3, atol=1e-4)
 
 
 TWO = """g (float[N,4,6,6] x) => (float[N,5,6,6] y) {
@@ -96,7 +107,7 @@ def test_moments_of_one_layer_are_the_same_whichever_others_are_looked_at() -> N
     nodes = layers(model, frozenset({"first", "second"}))
     together = gather(model, nodes, samples)
     for node in nodes:
-        found, again = gather(model, [node], samples)[str(node.name)], together[str(node.name)]
+        found, again = gather(model, [node], samples)[name(node)], together[name(node)]
         assert found.count == again.count == 11 * 36
         assert np.array_equal(found.h, again.h)  # bit for bit
 
@@ -117,4 +128,4 @@ def test_memory_decides_how_many_layers_go_together_and_which_are_too_large() ->
 def test_moments_that_are_no_numbers_are_left_out() -> None:
     model = two()
     samples = [(str(i), partial(dict, {"x": np.float32(3e19) * normal(1, 4, 6, 6, seed=i)})) for i in range(2)]
-    assert "first" not in gather(model, layers(model, frozenset({"first"})), samples)
+    assert gather(model, layers(model, frozenset({"first"})), samples) == {}

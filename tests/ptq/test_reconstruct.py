@@ -167,7 +167,7 @@ def test_a_rounding_makes_the_mean_good_by_the_bias() -> None:
     made, moments = found_for(target)
     done = reconstructed(made.model, made.params, moments, target, "nearest")
     before, after = tiny.weights_of(made.model), tiny.weights_of(done)
-    m = moments["head"]
+    m = moments["m"]
     for o in range(5):
-        moved = sum(float(before["m"][i, o] - after["m"][i, o]) * m.x[0, i] / m.count for i in range(6))
+        moved = sum(float(before["m"][i, o] - after["m"][i, o]) * m.x[0, 0, i] / m.count for i in range(6))
         assert after["mb"][o] == pytest.approx(float(before["mb"][o]) + moved, rel=1e-5, abs=1e-6)

@@ -1,0 +1,35 @@
+"""A weight that several layers read stays one weight in the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import edgeopt
+from edgeopt import graph
+from tests import tiny
+from tests.models import normal
+
+STEPS = 6
+UNROLLED = (
+    "g (float[N,64] x) => (float[N,64] y) { h0 = Relu(x)\n"
+    + "\n".join(
+        f"[p{i}] g{i} = Gemm(h{i}, w, b{i % 2})  a{i} = Relu(g{i})  h{i + 1} = Add(a{i}, x)" for i in range(STEPS)
+    )
+    + "\ny = Identity(h6) }"
+)
+
+
+def unrolled() -> bytes:
+    w = normal(64, 64) * np.float32(0.1)
+    return graph.proto_bytes(tiny.model(UNROLLED, w=w, b0=normal(64, seed=1), b1=normal(64, seed=2)))
+
+
+@pytest.mark.parametrize("choices", [{}, {"effort": "fast"}, {"clip_weights": True}], ids=str)
+def test_a_weight_of_unrolled_steps_is_stored_once(choices: dict[str, object]) -> None:
+    samples = [{"x": normal(1, 64, seed=i)} for i in range(40)]
+    found = edgeopt.quantize(unrolled(), samples, mode="static", include=("Gemm",), measure=False, **choices)  # type: ignore[arg-type]
+    assert len([n for n in found.report.integer_nodes if n.startswith("p")]) == STEPS
+    assert found.report.bytes_after["int8"] == pytest.approx(64 * 64, rel=0.1)
+    assert found.report.bytes_after.get("float32", 0) < 64 * 64
+    assert found.report.worst_sqnr_db > 25
