@@ -7,6 +7,7 @@ bootstrap over rounds.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,17 @@ _WARM_UP_S = 0.1
 
 @dataclass(frozen=True)
 class PairedLatency:
-    """Latency of one model: median of block medians in milliseconds; speed-up over the reference with its 95 %
-    interval.
-    """
+    """Latency of one model in milliseconds; speed-up over the reference with its 95 % interval."""
 
     latency_ms: float
     speedup: float
     speedup_low: float
     speedup_high: float
+
+    @property
+    def reference_ms(self) -> float:
+        """Latency of the reference in the same rounds."""
+        return self.latency_ms * self.speedup
 
 
 def _block(session: Session, feed: Feed, runs: int) -> float:
@@ -75,4 +79,6 @@ def interleaved(
 def _latency(blocks: Sequence[float], reference: Sequence[float]) -> PairedLatency:
     ratios = np.log(np.asarray(reference) / np.asarray(blocks))
     found = median_interval([ratios]).exp()
-    return PairedLatency(1e3 * float(np.median(blocks)), found.value, found.low, found.high)
+    # the pair has the ratio of the rounds: medians of each side alone may be of rounds with different load
+    level = math.sqrt(float(np.median(blocks)) * float(np.median(reference)))
+    return PairedLatency(1e3 * level / math.sqrt(found.value), found.value, found.low, found.high)

@@ -37,7 +37,7 @@ def measured(
     *,
     total: float = 2.0,
     busy: Callable[[float], float] = lambda now: 1.0,
-) -> tuple[dict[str, measure.Latency], list[str]]:
+) -> tuple[dict[str, measure.PairedLatency], list[str]]:
     machine = Machine(seconds, busy)
     monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: machine.now))
     return interleaved(machine.sessions, "float", {name: {} for name in seconds}, seconds=total), machine.log
@@ -57,6 +57,8 @@ def test_a_machine_that_becomes_slow_for_a_while_hits_all_models_evenly(monkeypa
     ours = found["double"]
     assert ours.speedup == pytest.approx(2, rel=0.02)
     assert ours.speedup_low <= 2 <= ours.speedup_high and ours.speedup_high / ours.speedup_low < 1.5
+    assert ours.reference_ms / ours.latency_ms == pytest.approx(ours.speedup)  # what is printed agrees with its ratio
+    assert 0.99 <= ours.latency_ms <= 3.01
 
 
 def test_the_models_take_turns_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> None:
