@@ -7,11 +7,13 @@ use one, since ONNX Runtime fuses it with a MatMul into MatMulNBits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, drop_unused, initializer, node, take_over
-from edgeopt.graph.ops import channel_axis, constant, rule
+from edgeopt.graph.ops import channel_axis, constant, rule, weight_of
 from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType, choose
 from edgeopt.passes.qdq import dequantized_constant
 
@@ -19,11 +21,13 @@ INT4_BLOCK = 32
 _SMALLEST = 256  # elements; in smaller weights the scales need more space than is saved
 
 
-def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) -> ir.Model:
+def weight_only(
+    model: ir.Model, bits: int, only: frozenset[str] | None = None, params: Mapping[str, QParams] | None = None
+) -> ir.Model:
     """A clone in which large float32 weights of layers are stored as integers of `bits` bits.
 
     bits: 8, or 4 for a MatMul [K, N] with K a multiple of the block size; only: names of the nodes to change, None for
-    all.
+    all; params: grids of weights that are rounded already, by name.
     """
     copy = model.clone()
     names, made = Names(copy), list[ir.Value]()
@@ -31,7 +35,7 @@ def weight_only(model: ir.Model, bits: int, only: frozenset[str] | None = None) 
         if only is None or layer.name in only:
             for i, value in _stored(layer):
                 assert value.const_value is not None
-                p = _params(value.const_value.numpy(), layer, i, bits)
+                p = (params or {}).get(str(value.name)) or _params(value.const_value.numpy(), layer, i, bits)
                 # readers of a weight with the same axis share its integers, but each has its own DequantizeLinear
                 name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
                 made.append(dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner))
@@ -51,6 +55,16 @@ def storable(model: ir.Model, least_bytes: float) -> frozenset[str]:
         for node in model.graph.all_nodes()
         if sum(4 * v.const_value.size for _, v in _stored(node) if v.const_value is not None) >= max(least_bytes, 1)
     )
+
+
+def stored_grids(model: ir.Model, nodes: frozenset[str]) -> dict[str, QParams]:
+    """The grids on which `weight_only` stores the first weights of `nodes` in 8 bits, by the name of the weight."""
+    found = {}
+    for layer in model.graph:
+        weight = weight_of(layer) if layer.name in nodes else None
+        if weight is not None and weight.const_value is not None and _large(weight):
+            found[str(weight.name)] = _params(weight.const_value.numpy(), layer, rule(layer).weights[0], 8)
+    return found
 
 
 def _stored(layer: ir.Node) -> list[tuple[int, ir.Value]]:

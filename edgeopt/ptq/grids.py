@@ -154,26 +154,27 @@ def by_weight(nodes: Iterable[ir.Node]) -> dict[str, tuple[ir.Node, ...]]:
 
 
 def untie(model: ir.Model, plan: Plan) -> ir.Model:
-    """A clone in which constants of integer nodes have no other readers and every bias is [channels].
+    """A clone in which constants of nodes with integer weights have no other readers and every bias is [channels].
 
-    Layers of one kind that read the same weight go on sharing it. A bias cannot be shared because its integers depend
-    on the scales (s_x, s_w) of its node.
+    Layers of one kind and form that read the same weight go on sharing it. A bias cannot be shared because its integers
+    depend on the scales (s_x, s_w) of its node.
     """
     copy = model.clone()
-    names = Names(copy)
+    names, forms = Names(copy), {n: f for n, f in plan.forms.items() if f in ("int8 static", "int8 stored")}
     shared: dict[tuple[object, ...], ir.Value] = {}
     for node in copy.graph:
-        if node.name not in plan.integer:
+        if node.name not in forms:
             continue
         weight, bias = weight_of(node), bias_of(node)
         for _, value in constants(node):
             if value.const_value is not None and len(tuple(value.uses())) > 1:
                 _own(copy, names, node, value, value.const_value.numpy())
         if weight is not None and weight.const_value is not None:
-            key = (weight.name, *_kind(node))
+            form = forms[str(node.name)]
+            key = (weight.name, form, *_kind(node))
             if key in shared:
                 _replace(node, weight, shared[key])
-            elif all(u.name in plan.integer and _reads(u, i, weight, node) for u, i in weight.uses()):
+            elif all(forms.get(str(u.name)) == form and _reads(u, i, weight, node) for u, i in weight.uses()):
                 shared[key] = weight
             else:
                 shared[key] = _own(copy, names, node, weight, weight.const_value.numpy())

@@ -63,16 +63,18 @@ def reconstructed(
     moments: Mapping[str, LayerMoments],
     target: Target,
     rounding: str = "gptq",
+    stored: frozenset[str] = frozenset(),
 ) -> ir.Model:
-    """A clone of `model` (untied) whose integer layers have weights on their grids and corrected biases.
+    """A clone of `model` (untied) whose layers with `moments` have weights on their grids and corrected biases.
 
-    rounding: a name in `ROUNDERS`.
+    rounding: a name in `ROUNDERS`; stored: nodes that compute in floats, whose sums cannot saturate.
     """
     copy = model.clone()
     found = [layer for layer in by_weight(copy.graph).values() if name(layer) in moments]
 
     def work(layer: Layer) -> None:
-        rounded(layer, partial(_own, moments[name(layer)]), params, target, rounding)
+        saturates = target.saturates and layer[0].name not in stored
+        rounded(layer, partial(_own, moments[name(layer)]), params, rounding, saturates=saturates)
 
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(work, found))
@@ -100,12 +102,14 @@ def rounded(
     layer: Layer,
     aim_of: Callable[[Wide, Sequence[bool]], Aim],
     params: Mapping[str, QParams],
-    target: Target,
     rounding: str,
+    *,
+    saturates: bool,
 ) -> None:
     """Round the weight of one layer to its grid and correct the biases of its readers.
 
-    aim_of: function of the weights, and for each reader of whether it has a bias (then its moments are centred).
+    aim_of: function of the weights, and for each reader of whether it has a bias (then its moments are centred);
+    saturates: whether pairs of products must fit into 16 bits.
     """
     node = layer[0]
     weight = weight_of(node)
@@ -113,7 +117,7 @@ def rounded(
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
     aim = aim_of(w, [bias_of(n) is not None for n in layer])
     q = ROUNDERS[rounding](aim.w, aim.h, _by_output(grid.scale, w), grid.qtype.qmax)
-    if target.saturates and cost_class(node) != "Conv.depthwise":
+    if saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
     weight.const_value = ir.tensor(unrows(node, q), name=weight.name)

@@ -97,8 +97,10 @@ def whole(task: Task, form: Form) -> Draft | None:
     """The model with `form` applied to every node that supports it."""
     place = task.recipe.find(Place)
     exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
-    names = {"int8 dynamic": "dynamic", "int8 stored": "weights"}
-    found = Recipe((Place(form=form, exclude=exclude, include=include), Write()))
+    names = {"int8 dynamic": "dynamic", "int8 stored": "weights", "int4 stored": "weights (4 bits)"}
+    rounding = task.recipe.find(Round) if form == "int8 stored" else None
+    middle = () if rounding is None else (rounding,)
+    found = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
     return draft(task, found.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
 
 

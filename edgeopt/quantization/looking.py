@@ -10,6 +10,7 @@ from edgeopt.data import oddities
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import free_bytes
 from edgeopt.numbers.observers import Statistics
+from edgeopt.ptq.grids import by_weight
 from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, parts
 from edgeopt.quantization.state import State
 from edgeopt.runtime.calibrate import forecast, observe
@@ -67,9 +68,9 @@ def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMome
     resources, found = state.resources, layer_parts(state)
     known = resources.cache.moments.setdefault(id(state.source), {})
     for part in found:
-        missing = [layer for layer in part if name(layer) not in known]
+        missing = [layer for layer in part if _nodes(layer) not in known]
         with resources.cache.timed("moments"):
-            new = (
+            gathered = (
                 gather(
                     state.model,
                     missing,
@@ -79,17 +80,25 @@ def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMome
                 if missing
                 else {}
             )
+        new = {_nodes(layer): gathered[name(layer)] for layer in missing if name(layer) in gathered}
         if len(found) == 1:
             known |= new
-        yield {key: m for key in map(name, part) if (m := known.get(key) or new.get(key)) is not None}
+        yield {name(x): m for x in part if (m := known.get(_nodes(x)) or new.get(_nodes(x))) is not None}
+
+
+def _nodes(layer: Layer) -> tuple[str, ...]:
+    return tuple(str(n.name) for n in layer)
 
 
 def layer_parts(state: State) -> list[list[Layer]]:
-    """The layers whose moments can be collected, in parts that fit into memory."""
+    """The layers with integer weights whose moments can be collected, in parts that fit into memory."""
     assert state.plan is not None
+    integer = frozenset(
+        str(n.name) for layer in by_weight(state.model.graph).values() for n in layer if name(layer) in state.params
+    )
     limit = state.resources.max_ram
     max_ram = (limit or free_bytes() // 2) // 2
-    found, large = parts(layers(state.model, state.plan.integer), max_ram, (limit or _LARGEST) // 2)
+    found, large = parts(layers(state.model, integer), max_ram, (limit or _LARGEST) // 2)
     for layer in large:
         state.resources.listener.note(
             f"{layer[0].name}: too large to be rounded by what it reads within --max-ram; to the nearest"

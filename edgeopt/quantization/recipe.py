@@ -109,14 +109,19 @@ class Recipe:
         """The recipe that `options` ask for; exclude, include: names of nodes selected by the options."""
         if options.mode in _WHOLE:
             form: Form = "int4 stored" if options.mode == "weights" and options.bits == 4 else _WHOLE[options.mode]
-            found = Recipe((Place(form=form, exclude=exclude, include=include), Write(io_types=options.io_types)))
+            place, write = Place(form=form, exclude=exclude, include=include), Write(io_types=options.io_types)
+            found = Recipe((place, *(_rounding(options) if form == "int8 stored" else ()), write))
         else:
             found = _static(options, exclude, include)
         return found.with_own(own_step(text) for text in options.steps)
 
 
-def _static(options: Quantize, exclude: frozenset[str], include: frozenset[str]) -> Recipe:
+def _rounding(options: Quantize) -> tuple[Step, ...]:
     how = options.rounding or ("nearest" if options.effort == "fast" else "gptq")
+    return () if how == "nearest" else (Round(how=how, samples=_MOMENT_SAMPLES[options.effort]),)
+
+
+def _static(options: Quantize, exclude: frozenset[str], include: frozenset[str]) -> Recipe:
     samples = _MOMENT_SAMPLES[options.effort]
     steps: list[Step] = [Equalize()] if options.equalize else []
     steps += [Smooth(alpha=options.smooth)] if options.smooth is not None else []
@@ -124,9 +129,9 @@ def _static(options: Quantize, exclude: frozenset[str], include: frozenset[str])
     steps += [Grids(rule=options.range_rule)]
     steps += [Clip(samples=samples)] if options.clip_weights else []
     if options.refit:
-        steps.append(Refit(how=how))
-    elif how != "nearest":
-        steps.append(Round(how=how, samples=samples))
+        steps.append(Refit(how=options.rounding or ("nearest" if options.effort == "fast" else "gptq")))
+    else:
+        steps += _rounding(options)
     return Recipe((*steps, Write()))
 
 

@@ -37,7 +37,8 @@ class SharedResults:
     probes: dict[int, Mapping[str, Probe]] = field(default_factory=dict)
     """Shape and extremes of each value, for each float model: of one sample, later of all calibration samples."""
     statistics: dict[int, dict[str, Statistics]] = field(default_factory=dict)
-    moments: dict[int, dict[str, LayerMoments]] = field(default_factory=dict)
+    moments: dict[int, dict[tuple[str, ...], LayerMoments]] = field(default_factory=dict)
+    """Moments of each layer, by its nodes, for each float model."""
     models: dict[object, ir.Model] = field(default_factory=dict)
     costs: Costs | None = None
     """Measured times of nodes."""

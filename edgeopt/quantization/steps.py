@@ -27,7 +27,7 @@ from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
-from edgeopt.passes.weights import storable, weight_only
+from edgeopt.passes.weights import storable, stored_grids, weight_only
 from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
 from edgeopt.ptq.place import place
@@ -208,7 +208,7 @@ class Clip(Step):
 
 
 class Round(Step):
-    """Weights of integer layers rounded under what the layers read, biases too."""
+    """Weights of layers that become integers rounded under what the layers read, biases too."""
 
     step: Literal["round"] = "round"
     needs: ClassVar[tuple[str, ...]] = ("plan", "params")
@@ -216,9 +216,12 @@ class Round(Step):
     samples: int = Field(default=_MOMENT_SAMPLES, ge=1, description="Samples whose moments are taken.")
 
     def __call__(self, state: State) -> State:
-        model = state.model
+        assert state.plan is not None
+        stored = state.plan.having("int8 stored")
+        model = state.model if state.params else untie(state.source, state.plan)
+        state = replace(state, model=model, params={**state.params, **stored_grids(model, stored)})
         for part in layer_moments(state, self.samples):
-            model = reconstructed(model, state.params, part, state.target, self.how)
+            model = reconstructed(model, state.params, part, state.target, self.how, stored)
         return replace(state, model=model)
 
 
@@ -265,7 +268,7 @@ class Write(Step):
         layers_stored = (stored | stored4) - embeddings(model)
         if layers_stored:
             raised = graph.raise_opset(model, _INT4_OPSET) if stored4 else model
-            model = weight_only(raised, 4 if stored4 else 8, layers_stored)
+            model = weight_only(raised, 4 if stored4 else 8, layers_stored, state.params)
         return replace(state, model=quantize_embeddings(model, stored | stored4), written=True)
 
     def _half(self, state: State, plan: Plan) -> ir.Model:

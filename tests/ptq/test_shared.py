@@ -33,3 +33,24 @@ def test_a_weight_of_unrolled_steps_is_stored_once(choices: dict[str, object]) -
     assert found.report.bytes_after["int8"] == pytest.approx(64 * 64, rel=0.1)
     assert found.report.bytes_after.get("float32", 0) < 64 * 64
     assert found.report.worst_sqnr_db > 25
+
+
+def test_a_stored_weight_of_unrolled_steps_is_stored_once_too() -> None:
+    samples = [{"x": normal(1, 64, seed=i)} for i in range(40)]
+    found = edgeopt.quantize(unrolled(), samples, mode="weights", measure=False).report
+    assert found.bytes_after["int8"] == 64 * 64 and found.worst_sqnr_db > 30
+
+
+LAYERS = "g (float[N,96] x) => (float[N,32] y) { [one] a = Gemm(x, v, b)  r = Relu(a)  [two] y = Gemm(r, w, c) }"
+
+
+def test_stored_weights_are_rounded_by_what_layers_read_and_still_are_integers_of_the_file() -> None:
+    mix = normal(8, 96, seed=7)  # the inputs vary in eight directions of 96
+    samples = [{"x": normal(16, 8, seed=i) @ mix + np.float32(1)} for i in range(40)]
+    weights = {"v": normal(96, 64), "w": normal(64, 32, seed=1), "b": normal(64, seed=2), "c": normal(32, seed=3)}
+    model = graph.proto_bytes(tiny.model(LAYERS, **weights))
+    near, plain = (
+        edgeopt.quantize(model, samples, mode="weights", effort=e, measure=False) for e in ("normal", "fast")
+    )  # type: ignore[arg-type]
+    assert near.report.worst_sqnr_db > plain.report.worst_sqnr_db + 6
+    assert near.report.bytes_after["int8"] == plain.report.bytes_after["int8"] == 96 * 64 + 64 * 32
