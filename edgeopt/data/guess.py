@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.numbers.scores import as_probabilities
+from edgeopt.numbers.kinds import as_probabilities
 
 _CLEAR = 0.1  # required difference between the best and the second preset, in nats
 

@@ -88,6 +88,14 @@ def unpaired_ratio_interval(reference: Sequence[Floats], other: Sequence[Floats]
     return Interval(value, float(low), float(high))
 
 
+def wilson(share: float, count: int) -> Interval:
+    """The 95 % interval of a share of `count` (Wilson 1927)."""
+    z = 1.959964
+    centre, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = (min(1.0, max(0.0, (centre + s * spread) / (1 + z * z / count))) for s in (-1, 1))
+    return Interval(share, low, high)
+
+
 def verdict(ratio: Interval, margin: float) -> Verdict:
     """The verdict on a latency ratio, given a practical margin (0.03 = 3 %).
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, SkipValidation, model_validator
 from edgeopt.errors import UsageError
 from edgeopt.hardware.target import TargetLike, is_file, load
 from edgeopt.listener import Listener
+from edgeopt.numbers.kinds import KINDS, Kind
 from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, ChoiceTable, Flag, Force, Output
 from edgeopt.options.reading import Reading
 from edgeopt.options.texts import SIZE, TIME, Text
@@ -99,6 +100,12 @@ class Quantize(Placing):
     qat_minutes: float | None = Field(default=10.0, gt=0, description="How long, at the most.")
     qat_epochs: int = Field(default=4, ge=1, description="How many epochs, at the most.")
     measure: Annotated[bool, NO_STEP] = Field(default=True, description="Time the result against float.")
+    kinds: Annotated[Mapping[str, Kind], Flag("--kind", example="scores=classes")] = Field(
+        default={}, description="What an output is, where edgeopt sees it wrongly: " + ", ".join(KINDS) + "."
+    )
+    prefer: Literal["balanced", "speed", "size", "accuracy"] = Field(
+        default="balanced", description="Which of the results that are close to float is kept, of --mode auto."
+    )
     metric: Annotated[
         str | Callable[[Any], float] | None,
         SkipValidation,
@@ -140,6 +147,8 @@ class Quantize(Placing):
             raise ValueError(
                 "{pareto} goes with {effort} high and {mode} static or auto: it is the front of what the search tried"
             )
+        if self.prefer != "balanced" and self.mode != "auto":
+            raise ValueError(f"{{prefer}} chooses among the results of {{mode}} auto, not of {self.mode}")
         if self.recipe is not None and self.mode not in ("auto", "static"):
             raise ValueError("{recipe} says how the model is made, {mode} too: one of them")
         if self.max_drop is not None and self.metric is None:

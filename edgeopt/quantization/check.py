@@ -4,8 +4,8 @@ samples, finite outputs; then a comparison with the float model in accuracy and 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -16,9 +16,11 @@ from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
+from edgeopt.numbers.kinds import Figure
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.ptq.guard import unguarded
 from edgeopt.quantization.candidates import Draft
+from edgeopt.quantization.outputs import steps_on
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
 from edgeopt.runtime.kernels import Kernels, kernels
@@ -26,6 +28,7 @@ from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
 
 SECONDS = 1.0
+_CHANCE_DB = -1.0
 SLOWER = 0.97  # speed-ups above it are none, and no loss either
 
 
@@ -37,11 +40,12 @@ class Tried:
     path: Path
     errors: tuple[OutputReport, ...]
     latency: PairedLatency | None
-    float_ms: float
     kernels: Kernels
     smaller: float
     """Bytes of the float model's weights against its own."""
     metric: float | None = None
+    later: tuple[OutputReport, ...] = ()
+    """The outputs after states were fed back, where there are states."""
 
     @property
     def mode(self) -> str:
@@ -77,16 +81,37 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
     """
     with task.cache.timed("check"):
         session, outputs, made_of = _checked(task, draft, path)
-        errors = tuple(compare(session.outputs, task.reference, outputs))
-    latency, float_ms = None, math.nan
+        errors = tuple(
+            _against_chance(o, task.chance_db) for o in compare(session.outputs, task.reference, outputs, task.kinds)
+        )
+        later = _later(task, session)
+    latency = None
     if task.options.measure and measurable(task):
         with task.cache.timed("measure"):
             sessions = {"float": task.float_session, "result": session}
-            found = interleaved(sessions, "float", dict.fromkeys(sessions, task.held[0][1]), seconds=SECONDS)
-        latency, float_ms = found["result"], found["float"].latency_ms
+            feeds = dict.fromkeys(sessions, task.held[0][1])
+            latency = interleaved(sessions, "float", feeds, seconds=SECONDS)["result"]
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
     smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
-    return Tried(draft, path, errors, latency, float_ms, made_of, smaller, score)
+    return Tried(draft, path, errors, latency, made_of, smaller, score, later)
+
+
+def _later(task: Task, session: Session) -> tuple[OutputReport, ...]:
+    """The outputs other than states after `STEPS` runs in which the states are fed back."""
+    if not task.fed:
+        return ()
+    feeds = [feed for _, feed in task.held[: len(task.reference_later)]]
+    outputs = [steps_on(session, feed, task.fed) for feed in feeds]
+    found = compare(session.outputs, task.reference_later, outputs, task.kinds)
+    return tuple(o for o in found if o.kind != "state")
+
+
+def _against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputReport:
+    """An output that differs between two runs of float is judged by how much it differs."""
+    if o.output not in chance_db:
+        return o
+    nearer = o.sqnr_db - chance_db[o.output]
+    return replace(o, figures=(Figure("against another run of float", nearer, _CHANCE_DB, "dB"),))
 
 
 def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Outputs], Kernels]:

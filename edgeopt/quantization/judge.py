@@ -6,17 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeopt.numbers.scores import lowest_centred_db
+from edgeopt.numbers.scores import OutputReport
 from edgeopt.quantization.check import SLOWER, Tried
+from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
 
-GOOD_SQNR_DB, GOOD_AGREEMENT = 10.0, 0.75  # a result below either of them needs improvement
-GOOD_CENTRED_DB = 5.0  # below, the error is as large as what the output tells samples apart by
+GOOD_SQNR_DB = 10.0  # of an output without a figure of its kind
 _LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
 _SMALLER, _FASTER = 1.25, 1.1  # a result that gains less than both is not worth having
-SURE_SQNR_DB = 15.0  # from here on agreement is not checked: the largest element of an embedding is not a class
-
-
+_NO_LARGER = 0.99  # scales of weights that were integers already are no loss
+_BEHIND = {
+    "balanced": "another one is smaller and faster together",
+    "speed": "another one is faster",
+    "size": "another one is smaller",
+    "accuracy": "another one is nearer to float",
+}
 _SAME = 1e-6  # metrics with a smaller relative difference are equal
 
 
@@ -70,19 +74,24 @@ def near_enough(task: Task, f: Figures, to: Figures) -> bool:
 
 
 def close(task: Task, t: Tried) -> bool:
-    """Whether a result is close enough to float: by the user's thresholds, else by SQNR.
-
-    Below `SURE_SQNR_DB` the top-1 agreement is checked as well, if an output looks like class scores.
+    """Whether a result is close enough to float: by the user's thresholds, else every output by what counts of its
+    kind.
     """
     asked = meets(task, Figures.of(t))
-    if asked is not None:
-        return asked
-    centred_db = lowest_centred_db(t.errors)
-    if centred_db is not None and centred_db < GOOD_CENTRED_DB:
-        return False
-    if t.worst_sqnr_db >= SURE_SQNR_DB:
-        return True
-    return t.worst_sqnr_db >= GOOD_SQNR_DB and (t.agreement is None or t.agreement >= GOOD_AGREEMENT)
+    return not far(t) if asked is None else asked
+
+
+def far(t: Tried) -> list[str]:
+    """The figures of outputs that do not reach their bar, in words."""
+    found = [f"output {o.output}: {text}" for o in t.errors for text in too_far(o)]
+    return found + [f"output {o.output} after {STEPS} steps: {text}" for o in t.later for text in too_far(o)]
+
+
+def too_far(o: OutputReport) -> list[str]:
+    """The figures of one output that do not reach their bar, in words."""
+    if o.figures or o.kind == "state":
+        return [str(f) for f in o.figures if not f.close]
+    return [] if o.sqnr_db >= GOOD_SQNR_DB else [f"SQNR {o.sqnr_db:.1f} dB (bar {GOOD_SQNR_DB:.0f} dB)"]
 
 
 def gains(t: Tried) -> bool:
@@ -90,7 +99,27 @@ def gains(t: Tried) -> bool:
     bound of the interval). Where speed is not measured, integers count as faster.
     """
     faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
-    return t.smaller >= 1 and (t.smaller >= _SMALLER or faster)
+    return t.smaller >= _NO_LARGER and (t.smaller >= _SMALLER or faster)
+
+
+def plenty(task: Task, t: Tried) -> bool:
+    """Whether a result is close to float and both smaller and faster, so that no other needs to be looked for."""
+    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
+    return close(task, t) and t.smaller >= _SMALLER and faster
+
+
+def preferred(task: Task, found: Sequence[Tried]) -> Tried:
+    """The best of the good results by `options.prefer`; balanced: by the product of both gains."""
+    prefer = task.options.prefer
+    if prefer == "accuracy":
+        return nearest(task, found)
+
+    def worth(t: Tried) -> tuple[float, float]:
+        speed = 1.0 if t.latency is None else t.latency.speedup
+        product = speed * t.smaller
+        return {"balanced": product, "speed": speed, "size": t.smaller}[prefer], product
+
+    return max(found, key=worth)
 
 
 def good(task: Task, t: Tried) -> bool:
@@ -112,20 +141,19 @@ def why_not(task: Task, t: Tried) -> str:
     if close(task, t):
         if t.slower:
             return "slower than float"
-        return "another one is faster" if gains(t) else _no_gain(t)
+        return _BEHIND[task.options.prefer] if gains(t) else _no_gain(t)
     most = task.options.max_drop
     if task.metric is not None and t.metric is not None and most is not None and task.metric.on_float - t.metric > most:
         return f"{task.metric.name} falls from {task.metric.on_float:.4g} to {t.metric:.4g}"
+    if meets(task, Figures.of(t)) is None:
+        return f"too far from float ({'; '.join(far(t)[:3])})"
     figures = f"{t.worst_sqnr_db:.1f} dB" + ("" if t.agreement is None else f", agreement {t.agreement:.0%}")
-    centred_db = lowest_centred_db(t.errors)
-    if centred_db is not None and centred_db < GOOD_CENTRED_DB:
-        figures += f", of what varies {centred_db:.1f} dB"
     return f"too far from float ({figures}; {_bar(task)})"
 
 
 def _no_gain(t: Tried) -> str:
     speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x as fast"
-    size = "larger than float" if t.smaller < 1 else f"{1 - 1 / t.smaller:.0%} smaller"
+    size = "larger than float" if t.smaller < _NO_LARGER else f"{1 - 1 / t.smaller:.0%} smaller"
     return f"gains too little ({size}{speed})"
 
 
@@ -133,7 +161,7 @@ def _bar(task: Task) -> str:
     options = task.options
     asked = [f"{options.min_sqnr:g} dB"] if options.min_sqnr is not None else []
     asked += [f"{options.min_agreement:.0%}"] if options.min_agreement is not None else []
-    return f"the bar is {' and '.join(asked or [f'{GOOD_SQNR_DB:.0f} dB', f'{GOOD_AGREEMENT:.0%}'])}"
+    return f"the bar is {' and '.join(asked)}"
 
 
 def line(task: Task, t: Tried) -> str:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from edgeopt.data.source import named
 from edgeopt.errors import DataError, UsageError, suggestion
-from edgeopt.numbers.scores import Outputs, are_probabilities, as_probabilities, class_scores, compare, lowest_agreement
+from edgeopt.numbers.kinds import are_probabilities, as_probabilities
+from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement
 from edgeopt.runtime.session import Session
 
 Run = Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]

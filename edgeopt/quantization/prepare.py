@@ -4,7 +4,7 @@ model's outputs on the held-out samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,30 @@ from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
 from edgeopt.listener import Listener
-from edgeopt.numbers.scores import Outputs
+from edgeopt.numbers.kinds import Kind
+from edgeopt.numbers.scores import Outputs, compare
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.simplifying import simplify
+from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization.metric import Metric, metric
+from edgeopt.quantization.outputs import fed_back, kinds, steps_on
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
 _FEW = 16
+_LATER = 8  # samples with which states are fed back
+_REPEATED_DB = 60.0  # two runs that differ by less are the same
 _LABEL = "label"
-_QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits"}
-)
+_COMPUTES = {
+    "DynamicQuantizeLinear": "dynamic int8",
+    "DynamicQuantizeLSTM": "dynamic int8",
+    "MatMulInteger": "dynamic int8",
+    "ConvInteger": "dynamic int8",
+    "MatMulNBits": "weights of a few bits",
+}
+_QUANTIZED = frozenset({"QuantizeLinear", *_COMPUTES})
 
 
 @dataclass
@@ -69,6 +79,14 @@ class Task:
     reference: tuple[Outputs, ...]
     """The float model's outputs on the held-out samples."""
     float_session: Session
+    kinds: Mapping[str, Kind]
+    """What each output is."""
+    fed: Mapping[int, str]
+    """Position of each output that is a recurrent state -> the input that takes it in the next step."""
+    reference_later: tuple[Outputs, ...]
+    """The float model's outputs on some held-out samples after states were fed back; empty if there are no states."""
+    chance_db: Mapping[str, float]
+    """Outputs that differ between two runs of the float model on one sample, with the SQNR of one to the other."""
     preprocess: str
     """How images were turned into inputs, in words."""
     notes: Notes
@@ -110,12 +128,13 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     model = graph.canonical(source)
     _check(model)
     target = targets.load(options.target)
-    simplified = simplify(model)
+    single = unfolded(widened(model))
+    simplified = simplify(single)
     # names are also looked up in the original model, so that naming a node that was folded away is not an error
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     keep = select([model, simplified], options.keep)
     recipe = _recipe(options, [model, simplified], exclude | (keep if options.mode == "fp16" else frozenset()), include)
-    session = open_session(model, threads=1)
+    session = open_session(model if _runs(model) else single, threads=1)
     given = read(data, specs(model), options, session.run)
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
@@ -126,6 +145,10 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     reference = run_all(session, feeds, workers=cores())
     _check_finite(feeds, reference)
     simplified = _ranked(simplified, reference[0])
+    found = kinds(model, feeds[0][1], reference, options.kinds)
+    fed = fed_back(model, feeds[0][1], reference[0])
+    reference_later = [steps_on(session, feed, fed) for _, feed in feeds[:_LATER]] if fed else []
+    chance_db = _chance(session, feeds[0][1], reference[0])
     resources = Resources(
         feeds=tuple(feed for _, feed in feeds),
         run=session.run,
@@ -139,7 +162,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     judged = None if options.metric is None else metric(options.metric, session, reference)
     held_looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
     told = (*given.notes, *_warnings(calibration, feeds, problems), *oddities(held_looks, set(held_looks)))
-    for line in told:
+    for line in (*told, *_told_of_outputs(model, found, chance_db, reference)):
         notes.note(line)
     return Task(
         options=options,
@@ -153,7 +176,17 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         preprocess=given.recipe,
         notes=notes,
         metric=judged,
+        kinds=found,
+        fed=fed,
+        reference_later=tuple(reference_later),
+        chance_db=chance_db,
     )
+
+
+def _chance(session: Session, feed: Feed, first: Outputs) -> dict[str, float]:
+    """The outputs that differ between two runs of the same sample, with the SQNR of one to the other."""
+    again = compare(session.outputs, [first], [session.run(feed)])
+    return {o.output: o.sqnr_db for o in again if o.sqnr_db < _REPEATED_DB}
 
 
 def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[str], include: frozenset[str]) -> Recipe:
@@ -170,14 +203,35 @@ def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[st
     return found.with_own(own_step(step) for step in options.steps)
 
 
+def _told_of_outputs(
+    model: ir.Model, found: Mapping[str, Kind], chance_db: Mapping[str, float], reference: Sequence[Outputs]
+) -> Iterator[str]:
+    drawn = [str(n.name) for n in model.graph.all_nodes() if n.op_type.startswith("Random") or n.op_type == "Bernoulli"]
+    for name, db in chance_db.items():
+        made = f" ({', '.join(drawn[:3])})" if drawn else ""
+        yield f"output {name} differs between two runs of the float model by {db:.1f} dB{made}: judged against that"
+    for i, name in enumerate(found):
+        seen = [r[i] for r in reference]
+        if len(seen) > 1 and all(np.array_equal(seen[0], y) for y in seen[1:]):
+            yield f"output {name} is the same for every sample: it tells nothing of the result"
+
+
+def _runs(model: ir.Model) -> bool:
+    """Whether ONNX Runtime has kernels for the float types of the model: it has few for bfloat16."""
+    return not any(
+        v.dtype == ir.DataType.BFLOAT16 for n in model.graph.all_nodes() for v in (*n.inputs, *n.outputs) if v
+    )
+
+
 def _check(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
-        first = node.inputs[0] if node.inputs else None
-        stored = node.op_type == "Cast" and constant(first) and first is not None and first.dtype == ir.DataType.INT8
-        if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or stored:
+        computed = node.op_type == "DequantizeLinear" and not constant(node.inputs[0])
+        if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or computed:
+            how = _COMPUTES.get(node.op_type, "static int8")
             raise ModelError(
-                f"node {node.name!r} is a {node.op_type}{' of int8 weights' if stored else ''}: "
-                "the model is quantized already; give the float model"
+                f"node {node.name!r} is a {node.op_type}: the model is quantized already ({how}), and its floats "
+                "are lost; quantize the float model it was made of. edgeopt profile, compare and inspect "
+                "take it as it is"
             )
     for g in model.graphs():
         for value in g.initializers.values():

@@ -23,6 +23,7 @@ from edgeopt import graph
 from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
+from edgeopt.graph.plan import Form
 from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
@@ -31,7 +32,8 @@ from edgeopt.quantization.candidates import Draft, draft, nothing_to_do, of_mode
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
-from edgeopt.quantization.judge import close, good, line, missed, nearest, why_not
+from edgeopt.quantization.judge import close, good, line, missed, nearest, plenty, preferred, why_not
+from edgeopt.quantization.moves import MOVES
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.search import start as start_search
@@ -139,6 +141,11 @@ class Trials:
         """Whether a candidate is close enough to float and not slower."""
         return any(good(self.task, t) for t in self.tried)
 
+    @property
+    def enough(self) -> bool:
+        """Whether no other candidate needs to be tried."""
+        return self.task.options.prefer == "balanced" and any(plenty(self.task, t) for t in self.tried)
+
     def keep(self, kept: Tried) -> Tried:
         """Move the files of `kept` to the path and delete the other candidates."""
         if kept.path != self.path:
@@ -175,11 +182,11 @@ def _asked_for(task: Task) -> Draft:
 
 
 def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
-    """(the fastest good candidate, else in mode static the one closest to float, else the float model; the reason)."""
+    """(the preferred good candidate, else in mode static the one closest to float, else float; the reason)."""
     tried = trials.tried
     found = [t for t in tried if good(task, t)]
     if found:
-        kept = max(found, key=lambda t: t.latency.speedup if t.latency else 0.0)
+        kept = preferred(task, found)
         return kept, _why(task, kept, tried)
     if task.options.mode == "static":
         if not tried:
@@ -206,33 +213,42 @@ def _try_static(task: Task, trials: Trials) -> None:
 
 
 def _try_auto(task: Task, trials: Trials) -> None:
-    """Try candidates until one is good: static, dynamic, repaired static, weight-only."""
+    """Try candidates until one is both smaller and faster: static, dynamic, repaired static, weight-only."""
     made = draft(task, settled(task), "static")
     static = trials.add(made) if made is not None and made.static else None
-    if trials.good:
+    if trials.enough:
         return
-    dynamic = whole(task, "int8 dynamic")
-    if dynamic is not None:
-        trials.add(dynamic)
-    if not trials.good and static is not None and not static.slower:
+    _try_whole(task, trials, "int8 dynamic")
+    if static is not None and not good(task, static) and not trials.enough:
         _repair(task, trials, static)
-    if not trials.good:
-        stored = whole(task, "int8 stored")
-        if stored is not None:
-            trials.add(stored)
+    if not trials.enough:
+        _try_whole(task, trials, "int8 stored")
+    if task.options.prefer == "size":
+        _try_whole(task, trials, "int4 stored")
+
+
+def _try_whole(task: Task, trials: Trials, form: Form) -> None:
+    made = whole(task, form)
+    if made is not None:
+        trials.add(made)
 
 
 def _repair(task: Task, trials: Trials, first: Tried) -> None:
-    """Try better and better versions of a static result that missed its threshold, until one is good."""
+    """Try better and better versions of a static result that is too far from float, or slower, until one is good.
+
+    What helps may cost speed, as long as the result still beats float; a result that is only slower is placed anew by
+    measured times.
+    """
     task.note(f"{line(task, first)}: looking for what helps")
+    moves = [m for m in MOVES if m.faster] if close(task, first) else MOVES
     try:
-        search = start_search(task, first.draft)
+        search = start_search(task, first.draft, enough=None if first.latency is None else 1 / first.latency.speedup)
     except DataError as e:
         task.note(f"no repair: {e}")
         return
     if search is None:
         return
-    for made in search.kept():
+    for made in search.kept(moves):
         found = trials.add(replace(made, mode=f"static, {search.best.what}"))
         if found is not None and good(task, found):
             return
@@ -252,7 +268,7 @@ def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report
         task.note(f"speed not measured: this machine is {target.host()}, the target is {task.target.name}")
     latency = None
     if kept.latency is not None:
-        latency = LatencyReport(float_ms=kept.float_ms, **asdict(kept.latency), threads=1)
+        latency = LatencyReport(float_ms=kept.latency.reference_ms, **asdict(kept.latency), threads=1)
     state, seconds = kept.draft.state, task.cache.seconds
     return Report(
         mode=kept.mode,
@@ -265,6 +281,7 @@ def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report
         bytes_before=graph.bytes_by_dtype(task.source),
         bytes_after=graph.bytes_by_dtype(kept.draft.model),
         outputs=kept.errors,
+        later=kept.later,
         latency=latency,
         kernels=asdict(kept.kernels),
         integer_nodes=tuple(sorted(state.plan.integer)) if state.plan else (),

@@ -19,6 +19,7 @@ from edgeopt.files import check_place, staged
 from edgeopt.graph import above_protobuf, write
 from edgeopt.numbers.scores import OutputReport, lowest_agreement, lowest_sqnr_db
 from edgeopt.numbers.words import counts, decibels, megabytes
+from edgeopt.quantization.outputs import STEPS
 
 SCHEMA = "edgeopt.quantization.report/1"
 
@@ -101,6 +102,8 @@ class Report:
     """Options that differ from their defaults."""
     recipe: tuple[Mapping[str, Any], ...] = ()
     """The steps that produced the model."""
+    later: tuple[OutputReport, ...] = ()
+    """The outputs after recurrent states were fed back, if there are states."""
     schema: str = field(default=SCHEMA)
 
     @property
@@ -134,12 +137,9 @@ class Report:
         if self.metric is not None:
             yield "metric", f"{self.metric.name} {self.metric.on_float:.4g} -> {self.metric.result:.4g}"
         for o in self.outputs:
-            agreement = "" if o.agreement is None else f", top-1 agreement {o.agreement:.1%}"
-            yield (
-                f"output {o.output}",
-                f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}{agreement} "
-                f"({self.samples['held_out']} held-out samples)",
-            )
+            yield f"output {o.output}", f"{_nearness(o)} ({self.samples['held_out']} held-out samples)"
+        for o in self.later:
+            yield f"{o.output}, fed back", f"after {STEPS} steps: {_nearness(o)}"
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
         yield "float", counts(self.kernels["floating"])
@@ -158,6 +158,14 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON text; infinite values become null."""
         return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
+
+
+def _nearness(o: OutputReport) -> str:
+    parts = [f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}"]
+    if o.agreement is not None and o.kind != "regression":
+        x = o.agreement_interval
+        parts.append(f"top-1 agreement {o.agreement:.1%}" + ("" if x is None else f" [{x.low:.0%}, {x.high:.0%}]"))
+    return (f"{o.kind}: " if o.kind else "") + "; ".join([", ".join(parts), *map(str, o.figures)])
 
 
 def _plain(x: Any) -> Any:

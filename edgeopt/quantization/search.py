@@ -61,7 +61,11 @@ class Attempt:
 
 @dataclass
 class Search:
-    """The state of a search. best: the best attempt so far; attempts: all attempts, in the order they were made."""
+    """The state of a search.
+
+    best: the best attempt so far; attempts: all attempts, in the order they were made; enough: the speed, relative to
+    the first model, with which a result that is nearer to float is kept; None: as fast as the fastest one so far.
+    """
 
     task: Task
     feeds: Sequence[tuple[str, Feed]]
@@ -69,6 +73,7 @@ class Search:
     deadline: float
     first: Draft
     journal: Journal
+    enough: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt = field(init=False)
     fastest: float = 1.0  # the highest speed of the attempts that were kept
@@ -83,9 +88,9 @@ class Search:
             pass
         self.train()
 
-    def kept(self) -> Iterator[Draft]:
-        """Each model that improves the result, move by move in the order of the table."""
-        for move in MOVES:
+    def kept(self, moves: Sequence[Move] = MOVES) -> Iterator[Draft]:
+        """Each model that improves the result, move by move."""
+        for move in moves:
             try:
                 yield from self._moved(move)
             except EdgeoptError as e:
@@ -113,7 +118,7 @@ class Search:
     def _attempt(self, what: str, made: Draft) -> Attempt:
         session = open_session(made.model)
         outputs = run_all(session, self.feeds, workers=cores())
-        errors = compare(session.outputs, self.reference, outputs)
+        errors = compare(session.outputs, self.reference, outputs, self.task.kinds)
         metric, speed = self.task.metric, 1.0
         score = 0.0 if metric is None else metric(session, self.reference, outputs)
         if made is not self.first and self._timed:
@@ -143,7 +148,7 @@ class Search:
     def _nearer(self, a: Attempt) -> str:
         if not nearer(self.task, a.figures, self.best.figures, _GAIN_DB):
             return "no gain"
-        return "slower" if a.speed * _SLOWER < self.fastest else "kept"
+        return "slower" if a.speed * _SLOWER < (self.enough or self.fastest) else "kept"
 
     def _faster(self, a: Attempt) -> str:
         if a.speed < self.best.speed * FASTER:
@@ -192,10 +197,10 @@ class Search:
             self.task.note(f"search: training is not possible: {e}")
 
 
-def start(task: Task, first: Draft, output: Path | None = None) -> Search | None:
+def start(task: Task, first: Draft, output: Path | None = None, *, enough: float | None = None) -> Search | None:
     """A search that starts from `first` (static) with the task's time budget; its journal is beside `output`.
 
-    None if `first` is not static or no calibration sample can be read.
+    enough: see `Search`. None if `first` is not static or no calibration sample can be read.
 
     Raises:
         DataError: the user's metric fails on the first result.
@@ -208,7 +213,7 @@ def start(task: Task, first: Draft, output: Path | None = None) -> Search | None
     known = journal(task, output)
     task.cache.costs = task.cache.costs or known.costs
     try:
-        found = Search(task, feeds, reference, deadline, first, known)
+        found = Search(task, feeds, reference, deadline, first, known, enough)
     except EdgeoptError:
         known.remove()
         raise

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.numbers.kinds import Figure, Kind
 from edgeopt.numbers.scores import OutputReport
 from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.check import Tried
@@ -25,6 +26,7 @@ from edgeopt.quantization.judge import (
     near_enough,
     nearer,
     nearest,
+    preferred,
     why_not,
 )
 from edgeopt.runtime.kernels import Kernels
@@ -45,7 +47,7 @@ class Bench:
     metric: OwnMetric | None
 
 
-def bench(own: bool = False, **bars: float) -> Any:
+def bench(own: bool = False, **bars: Any) -> Any:
     return Bench(Quantize(**bars, **({"metric": "cosine"} if own else {})), OwnMetric() if own else None)  # type: ignore[arg-type]
 
 
@@ -56,12 +58,13 @@ def tried(
     metric: float | None = None,
     smaller: float = 3.0,
     static: bool = True,
-    centred_db: float | None = None,
+    kind: Kind | None = None,
+    figures: tuple[Figure, ...] = (),
 ) -> Any:
     latency = None if speedup is None else PairedLatency(1.0, speedup, speedup - 0.01, speedup + 0.01)
-    errors = (OutputReport("y", sqnr_db, 1.0, 0.0, agreement, centred_db),)
+    errors = (OutputReport("y", sqnr_db, 1.0, 0.0, agreement, None, kind, figures),)
     draft: Any = type("Of", (), {"mode": "static", "static": static})()
-    return Tried(draft, Path("y.onnx"), errors, latency, 1.0, Kernels({}, {}, {}), smaller, metric)
+    return Tried(draft, Path("y.onnx"), errors, latency, Kernels({}, {}, {}), smaller, metric)
 
 
 # scores are equal or differ by more than what counts as equal; so are decibels
@@ -134,24 +137,52 @@ def test_nothing_is_nearer_than_the_nearest_in_whatever_order(task: Any, given_:
     )
 
 
+NEAR, FAR = Figure("order of neighbours", 0.95, 0.9), Figure("order of neighbours", 0.85, 0.9)
+
+
 @pytest.mark.parametrize(
-    ("sqnr_db", "agreement", "is_close"),
+    ("sqnr_db", "kind", "figures", "is_close"),
     [
-        (math.inf, None, True),
-        (15.0, 0.1, True),  # the largest element of an embedding is no class
-        (14.9, 0.75, True),
-        (14.9, 0.74, False),
-        (10.0, None, True),
-        (9.9, 1.0, False),
-        (-math.inf, None, False),
+        (math.inf, None, (), True),
+        (10.0, None, (), True),
+        (9.9, None, (), False),
+        (-math.inf, None, (), False),
+        (5.0, "embedding", (NEAR,), True),  # what counts of it is near
+        (30.0, "embedding", (FAR,), False),
+        (30.0, "mask", (NEAR, FAR), False),
+        (9.9, "embedding", (), False),  # too few samples for its figure
+        (-3.0, "state", (), True),  # judged by what comes out when it is fed back
     ],
 )
-def test_without_bars_close_is_by_decibels_and_below_what_is_sure_by_agreement_too(
-    sqnr_db: float, agreement: float | None, is_close: bool
+def test_without_bars_close_is_by_the_figures_of_the_kind_and_else_by_decibels(
+    sqnr_db: float, kind: Kind | None, figures: tuple[Figure, ...], is_close: bool
 ) -> None:
-    result = tried(sqnr_db, agreement, 1.5)
+    result = tried(sqnr_db, None, 1.5, kind=kind, figures=figures)
     assert close(bench(), result) == good(bench(), result) == is_close
-    assert ("too far from float" in why_not(bench(), result)) == (not is_close)
+    assert ("too far from float (output y: " in why_not(bench(), result)) == (not is_close)
+    assert close(bench(min_sqnr=-1000.0), result) == (sqnr_db >= -1000)  # a demand of the user's goes before
+
+
+def test_outputs_after_states_were_fed_back_have_to_be_close_too() -> None:
+    result = tried(30.0, None, 1.5)
+    later = OutputReport("y", 3.0, 1.0, 0.0, None, None, "signal", (Figure("SI-SNR", 3.0, 10.0, "dB"),))
+    far = replace(result, later=(later,))
+    assert close(bench(), result) and not close(bench(), far)
+    assert "output y after 20 steps: SI-SNR 3.0 dB (bar 10.0 dB)" in why_not(bench(), far)
+
+
+gained = st.tuples(st.sampled_from([1.0, 1.2, 2.0]), st.sampled_from([1.3, 2.0, 3.9]), st.sampled_from([12.0, 20.0]))
+
+
+@given(st.lists(gained, min_size=1, max_size=5))
+def test_what_is_preferred_is_behind_no_other_in_what_was_asked(found: list[tuple[float, float, float]]) -> None:
+    results = [tried(db, None, speed, smaller=smaller) for speed, smaller, db in found]
+    kept = {p: preferred(bench(prefer=p), results) for p in ("balanced", "speed", "size", "accuracy")}  # type: ignore[arg-type]
+    speed = [t.latency.speedup for t in results]
+    assert kept["speed"].latency.speedup == max(speed) and kept["size"].smaller == max(t.smaller for t in results)
+    assert kept["accuracy"].worst_sqnr_db == max(t.worst_sqnr_db for t in results)
+    both = kept["balanced"].latency.speedup * kept["balanced"].smaller
+    assert both == max(t.latency.speedup * t.smaller for t in results)
 
 
 @given(
@@ -179,7 +210,10 @@ def test_a_metric_may_fall_by_as_much_as_was_said(score: float, met: bool) -> No
 def test_slower_than_float_is_not_good_however_near_it_is_and_unmeasured_is() -> None:
     fast, slow, unknown = tried(50.0, speedup=1.2), tried(50.0, speedup=0.9), tried(50.0)
     assert [good(bench(), t) for t in (fast, slow, unknown)] == [True, False, True]
-    assert why_not(bench(), slow) == "slower than float" and why_not(bench(), fast) == "another one is faster"
+    assert (
+        why_not(bench(), slow) == "slower than float"
+        and why_not(bench(prefer="speed"), fast) == "another one is faster"
+    )
     within = replace(slow, latency=PairedLatency(1.0, 0.99, 0.95, 1.02))
     assert good(bench(), within)  # the interval does not say that float is faster
 
@@ -193,7 +227,7 @@ def test_slower_than_float_is_not_good_however_near_it_is_and_unmeasured_is() ->
         (1.02, 1.105, True, False),  # the lower bound of the interval is below
         (1.24, 1.0, True, False),
         (1.26, 0.98, True, True),
-        (0.99, 3.0, True, False),  # larger than what came in
+        (0.98, 3.0, True, False),  # larger than what came in
         (1.02, None, True, True),  # not measured: integers are taken for faster
         (1.02, None, False, False),
         (1.3, None, False, True),
@@ -205,15 +239,5 @@ def test_a_result_is_worth_having_for_its_size_or_its_speed(
     result = tried(30.0, None, speedup, smaller=smaller, static=static)
     assert gains(result) == good(bench(), result) == worth
     words = why_not(bench(), result)
-    assert words == "another one is faster" if worth else words.startswith("gains too little (")
+    assert words == "another one is smaller and faster together" if worth else words.startswith("gains too little (")
     assert ("larger than float" in words) == (smaller < 1)
-
-
-@pytest.mark.parametrize(("centred_db", "is_close"), [(None, True), (5.0, True), (4.9, False), (-8.0, False)])
-def test_an_output_whose_mean_hides_its_error_is_not_close_and_the_reason_says_so(
-    centred_db: float | None, is_close: bool
-) -> None:
-    result = tried(30.0, None, 1.5, centred_db=centred_db)
-    assert close(bench(), result) == is_close
-    assert ("of what varies" in why_not(bench(), result)) == (not is_close)
-    assert close(bench(min_sqnr=20.0), result)  # a demand of the user's goes before

@@ -292,6 +292,16 @@ def test_many_moves_that_are_a_little_slower_do_not_add_up(search: Search, monke
     assert verdicts == ["kept"] + 7 * ["slower"]
 
 
+@pytest.mark.parametrize(("speed", "verdict"), [(0.9, "kept"), (0.5, "kept"), (0.4, "slower")])
+def test_a_repair_may_cost_speed_as_long_as_the_result_beats_float(
+    speed: float, verdict: str, search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.enough = 0.5  # of the first model, which is twice as fast as float
+    search.best = Attempt("first", search.first, 0.0, 8.0, 1.0)
+    monkeypatch.setattr(search, "_attempt", lambda what, made: Attempt(what, made, 0.0, 18.0, speed))
+    assert search.consider("new", replace(search.first)) == verdict
+
+
 @pytest.mark.parametrize(
     ("options", "figures", "verdict"),
     [
@@ -318,7 +328,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> None:
     def timed(task: Task, made: Draft, path: Path) -> Tried:
         found = real(task, made, path)
         speed = next((v for k, v in speeds.items() if made.mode.endswith(k)), 1.0)
-        return replace(found, latency=PairedLatency(1.0, speed, speed, speed), float_ms=1.0)
+        return replace(found, latency=PairedLatency(1.0, speed, speed, speed))
 
     for module in ("quantize", "improve"):
         monkeypatch.setattr(f"edgeopt.quantization.{module}.verify", timed)

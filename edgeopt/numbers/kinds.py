@@ -1,0 +1,248 @@
+"""How near an output of one model is to that of another, in what counts of its kind.
+
+A kind says what an output is read for, and so which errors matter:
+
+    classes, probabilities   the largest one of the last axis        tokens      the largest one at each position
+    embedding                which samples are neighbours            mask        what lies above a level, and the peak
+    detections               each channel of each box by itself      regression  how the samples differ
+    signal                   the waveform or spectrum, at any gain   exact       every element
+    state                    what comes out when it is fed back, so it has no figure of its own
+
+Every figure has a bar; what is at least at the bar is close. The bars are those of `scripts/bench_judge`: 126 files and
+more whose loss is known, docs/judge.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kind = Literal[
+    "classes", "probabilities", "embedding", "tokens", "mask", "detections", "regression", "signal", "state", "exact"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Outputs = Sequence[NDArray[Any]]
+_KEPT = 0.98  # of the accuracy of the largest one
+_DECODED = 0.96
+_NEIGHBOURS = 0.9
+_FEWEST = 4  # samples, below which their order says nothing
+_MOST_ROWS = 512
+_OVERLAP = 0.8
+_PEAK = 0.85
+_LEVELS = (0.25, 0.5, 0.75)
+_VARIES_DB = 8.0
+_CORRELATION = 0.9
+_CHANNEL_DB = 5.0
+_SIGNAL_DB = 10.0
+_SAME = 0.99
+_CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of nearness; higher is nearer. unit: "dB", or "" for shares, of which 1 means the same."""
+
+    name: str
+    value: float
+    bar: float
+    unit: str = ""
+
+    @property
+    def close(self) -> bool:
+        """Whether the figure reaches its bar."""
+        return self.value >= self.bar
+
+    def __str__(self) -> str:
+        value, bar = ((f"{x:.1f} dB" if self.unit == "dB" else f"{x:.3f}") for x in (self.value, self.bar))
+        return f"{self.name} {value} (bar {bar})"
+
+
+def as_probabilities(x: NDArray[Any]) -> NDArray[np.float64]:
+    """The softmax of `x` [..., classes] over the last axis; probabilities are returned unchanged."""
+    wide = x.astype(np.float64)
+    if are_probabilities(wide):
+        return wide
+    e = np.exp(wide - wide.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def are_probabilities(x: NDArray[Any]) -> bool:
+    """Whether `x` [..., classes] is non-negative and sums to 1 over the last axis."""
+    return bool(x.size and x.min() >= 0 and np.allclose(x.sum(-1), 1, atol=1e-3))
+
+
+def figures(kind: Kind, reference: Outputs, result: Outputs) -> tuple[Figure, ...]:
+    """The figures of an output of this kind, of which there is one array per sample in both lists; none where the
+    samples do not suffice for the kind.
+    """
+    make = _FIGURES.get(kind)
+    return () if make is None or not reference else tuple(make(reference, result))
+
+
+def _classes(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """What is left of the accuracy: a change of the largest one costs what float itself gave the old one more than the
+    new one. If float's probabilities are true that is the expected change of top-1.
+    """
+    lost, count = 0.0, 0
+    for r, y in zip(reference, result, strict=True):
+        p = as_probabilities(r).reshape(-1, r.shape[-1])
+        before, after = p.argmax(-1), y.reshape(-1, y.shape[-1]).argmax(-1)
+        rows = np.arange(len(p))
+        lost += float((p[rows, before] - p[rows, after]).sum())
+        count += len(p)
+    if count:
+        yield Figure("top-1 expected to stay", 1 - lost / count, _KEPT)
+
+
+def _tokens(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The classes at all positions, and the edit distance after greedy decoding (repeats are one)."""
+    yield from _classes(reference, result)
+    errors = length = 0
+    for r, y in zip(reference, result, strict=True):
+        for before, after in zip(_sequences(r), _sequences(y), strict=True):
+            errors += edit_distance(before, after)
+            length += len(before)
+    if length:
+        yield Figure("decoded alike", 1 - errors / length, _DECODED)
+
+
+def _sequences(x: NDArray[Any]) -> Iterator[list[int]]:
+    """Greedy decoding of [..., positions, classes]: runs of one class become one."""
+    for row in x.argmax(-1).reshape(-1, x.shape[-2]):
+        yield [int(v) for i, v in enumerate(row) if i == 0 or v != row[i - 1]]
+
+
+def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
+    """The Levenshtein distance of two sequences."""
+    above = np.arange(len(b) + 1)
+    other = np.asarray(b)
+    for i, x in enumerate(a, 1):
+        row = np.minimum(above[1:] + 1, above[:-1] + (other != x))
+        offset = np.arange(1, len(b) + 1)
+        left = np.minimum.accumulate(np.concatenate([[i], row - offset]))  # insertions cost one for each place
+        above = np.concatenate([[i], left[1:] + offset])
+    return int(above[-1])
+
+
+def _embedding(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The correlation of the similarities (cosine) of all pairs of samples."""
+    a, b = (_vectors(x) for x in (reference, result))
+    if len(a) < _FEWEST:
+        return
+    i, j = np.triu_indices(len(a), 1)
+    yield Figure("order of neighbours", _correlation((a @ a.T)[i, j], (b @ b.T)[i, j]), _NEIGHBOURS)
+
+
+def _vectors(outputs: Outputs) -> NDArray[np.float64]:
+    """One vector of length 1 for each sample: the mean over the positions of a sequence."""
+    rows = [x.reshape(len(x), -1, x.shape[-1]).mean(1) if x.ndim > 1 else x[None] for x in outputs]
+    found = np.concatenate(rows).astype(np.float64)[:_MOST_ROWS]
+    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), _TINY))
+
+
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    power = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / power if power > _TINY else float(np.array_equal(a, b))
+
+
+def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The overlap (IoU) of what lies above levels between float's extremes, the best level counting, since a reader
+    chooses one; and how high float itself is where the result has its peak.
+    """
+    low, high = min(float(x.min()) for x in reference), max(float(x.max()) for x in reference)
+    if high <= low:
+        return
+    overlap = []
+    for level in (low + s * (high - low) for s in _LEVELS):
+        both = sum(int(((r > level) & (y > level)).sum()) for r, y in zip(reference, result, strict=True))
+        either = sum(int(((r > level) | (y > level)).sum()) for r, y in zip(reference, result, strict=True))
+        if either:
+            overlap.append(both / either)
+    if overlap:
+        yield Figure("overlap above a level", float(np.median(overlap)), _OVERLAP)
+    at = [
+        (r.reshape(-1)[int(y.argmax())] - r.min()) / max(float(r.max() - r.min()), _TINY)
+        for r, y in zip(reference, result, strict=True)
+    ]
+    yield Figure("height at the peak", float(np.mean(at)), _PEAK)
+
+
+def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it."""
+    axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
+    flat = [
+        np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in xs]).astype(np.float64)
+        for xs in (reference, result)
+    ]
+    found = [db for c in range(flat[0].shape[1]) if (db := _varying_db(flat[0][:, c], flat[1][:, c])) is not None]
+    if found:
+        yield Figure("weakest channel", min(found), _CHANNEL_DB, "dB")
+
+
+def _varying_db(r: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
+    """SQNR of what varies over the first axis; None if nothing does."""
+    noise, varies = float(((r - y) ** 2).sum()), float(((r - r.mean(0)) ** 2).sum())
+    if varies <= _CONSTANT * float((r.mean(0) ** 2).sum()) * len(r) or varies == 0:
+        return None
+    return math.inf if noise == 0 else 10 * math.log10(varies / noise)
+
+
+def _regression(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The correlation over the samples, and SQNR of what varies between them: a large mean must not hide an error."""
+    if len({x.shape for x in reference}) != 1:
+        return
+    a, b = (
+        np.concatenate([x.reshape(len(x) if x.ndim > 1 else 1, -1) for x in xs]).astype(np.float64)
+        for xs in (reference, result)
+    )
+    if len(a) < _FEWEST:
+        return
+    found = [
+        (_correlation(a[:, i], b[:, i]), db)
+        for i in range(a.shape[1])
+        if (db := _varying_db(a[:, i], b[:, i])) is not None
+    ]
+    if found:
+        yield Figure("correlation over the samples", min(c for c, _ in found), _CORRELATION)
+        yield Figure("of what varies", min(db for _, db in found), _VARIES_DB, "dB")
+
+
+def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """SI-SNR over all samples, which no gain of the result changes."""
+    r, y = (np.concatenate([x.reshape(-1) for x in xs]).astype(np.float64) for xs in (reference, result))
+    power = float(r @ r)
+    if power <= 0:
+        return
+    target = float(r @ y) / power * r
+    noise, signal = float(((y - target) ** 2).sum()), float(target @ target)
+    yield Figure(
+        "SI-SNR", math.inf if noise == 0 else 10 * math.log10(max(signal, _TINY * power) / noise), _SIGNAL_DB, "dB"
+    )
+
+
+def _exact(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The share of elements that are equal."""
+    total = sum(x.size for x in reference)
+    if total:
+        same = sum(int((r == y).sum()) for r, y in zip(reference, result, strict=True))
+        yield Figure("equal", same / total, _SAME)
+
+
+_FIGURES: Mapping[Kind, Callable[[Outputs, Outputs], Iterator[Figure]]] = {
+    "classes": _classes,
+    "probabilities": _classes,
+    "embedding": _embedding,
+    "tokens": _tokens,
+    "mask": _mask,
+    "detections": _detections,
+    "regression": _regression,
+    "signal": _signal,
+    "exact": _exact,
+}

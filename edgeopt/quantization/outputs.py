@@ -1,0 +1,171 @@
+"""What the outputs of a model are: from names, from the operator that makes them, from shapes, and from their values on
+the samples.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, figures
+from edgeopt.numbers.scores import Outputs
+from edgeopt.runtime.session import Feed, Session
+
+STEPS = 20  # in which recurrent states are fed back
+_NAMES: tuple[tuple[str, Kind], ...] = (
+    (r"embed|feature|descriptor|vector|pooled|hidden", "embedding"),
+    (r"mask|segm|heat|salien", "mask"),
+    (r"logit|class|label|score|prob", "classes"),
+)
+_MOVES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Cast"})
+_POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
+_SURE = 0.2  # mean of the largest probability that logits of classes have at least
+_FEW_CLASSES = 10  # with fewer of them the largest one may be large by chance
+_MANY = 16
+_PLANE = 8  # both sides of a mask
+_BOXES = 100  # at least
+_COLUMNS = 5  # four sides and a score
+
+
+def kinds(
+    model: ir.Model, feed: Feed, reference: Sequence[Outputs], given: Mapping[str, Kind], flag: str = "--kind"
+) -> dict[str, Kind]:
+    """The kind of each output of `model`, whose values on the samples are `reference`, the first on `feed`.
+
+    Raises:
+        UsageError: `given` has an output or a kind that there is not. DataError: the samples do not suffice for a kind
+          that was given.
+    """
+    names = [str(v.name) for v in model.graph.outputs]
+    found: dict[str, Kind] = {}
+    for name, kind in given.items():
+        if name not in names:
+            raise UsageError(
+                f"{flag} {name}: no output of the model{suggestion(name, names)} It has {', '.join(names)}"
+            )
+        if kind not in KINDS:
+            raise UsageError(f"{flag} {name}={kind}: no kind{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}")
+    fed = fed_back(model, feed, reference[0])
+    for i, value in enumerate(model.graph.outputs):
+        name, seen = str(value.name), [r[i] for r in reference]
+        found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0]))
+        if name in given and found[name] != "state" and not _suffices(found[name], seen):
+            raise DataError(
+                f"{flag} {name}={found[name]}: {len(seen)} held-out sample{'s' if len(seen) > 1 else ''} of shape "
+                f"{list(seen[0].shape)} cannot be judged so; give more samples, or another kind"
+            )
+    return found
+
+
+def _suffices(kind: Kind, seen: Outputs) -> bool:
+    try:
+        return bool(figures(kind, seen, seen))
+    except (ValueError, IndexError):  # of a rank that the kind does not have
+        return False
+
+
+def fed_back(model: ir.Model, feed: Feed, outputs: Outputs) -> dict[int, str]:
+    """Position of each output that is a recurrent state -> the input that takes it in the next step.
+
+    A state has the shape and type of an input. The first input and the first output are the data.
+    """
+    inputs = [str(v.name) for v in model.graph.inputs][1:]
+    found: dict[int, str] = {}
+    for i, (value, y) in enumerate(zip(model.graph.outputs, outputs, strict=True)):
+        alike = [n for n in inputs if n in feed and feed[n].shape == y.shape and feed[n].dtype == y.dtype]
+        alike = [n for n in alike if n not in found.values() and y.ndim > 1 and y.size > 1]
+        if i and alike and np.issubdtype(y.dtype, np.floating):
+            found[i] = max(alike, key=lambda n: _common(n, str(value.name)))
+    return found
+
+
+def _common(a: str, b: str) -> int:
+    """The number of letters at the beginning that two names share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = STEPS) -> Outputs:
+    """The outputs after `steps` runs, each with the states of the one before."""
+    values = dict(feed)
+    outputs = session.run(values)
+    for _ in range(steps - 1):
+        outputs = session.run(values | {name: outputs[i] for i, name in fed.items()})
+    return outputs
+
+
+def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
+    first = seen[0]
+    if not np.issubdtype(first.dtype, np.floating):
+        return "exact"
+    last, named = _maker(value), _named(str(value.name))
+    if first.ndim >= 3 and are_probabilities(first) and first.shape[-1] > 1:
+        return "tokens"
+    if first.ndim >= 4 and min(first.shape[-2:]) >= _PLANE:
+        return "mask" if named == "mask" or _is_map(seen) else "signal"
+    if first.ndim == 3:
+        return "detections" if _are_boxes(value, first, last, all_outputs) else _of_rows(last, named)
+    return _of_vectors(seen, last, named) if first.ndim in (1, 2) or first.size == max(first.shape) else "signal"
+
+
+def _are_boxes(value: ir.Value, first: NDArray[Any], last: str, all_outputs: Outputs) -> bool:
+    """Whether [batch, rows, columns] are many boxes: the model always gives as many, as columns of one tensor, or in
+    several outputs of as many rows.
+    """
+    fixed = value.shape is not None and all(isinstance(d, int) for d in list(value.shape)[1:])
+    few, many = sorted(first.shape[1:])
+    if not fixed or many < _BOXES:
+        return False
+    apart = any(y.ndim == 3 and y.shape[1] == first.shape[1] == many and y.shape != first.shape for y in all_outputs)
+    return apart or (_COLUMNS <= few < many // 2 and last in ("Concat", "Sigmoid"))
+
+
+def _of_rows(last: str, named: Kind | None) -> Kind:
+    """The kind of [batch, positions, columns]."""
+    if named == "classes" or last == "LogSoftmax":
+        return "tokens"
+    return "embedding" if named == "embedding" or last == "LayerNormalization" else "signal"
+
+
+def _of_vectors(seen: Outputs, last: str, named: Kind | None) -> Kind:
+    """The kind of [batch, columns]."""
+    rows = np.concatenate([x.reshape(-1, x.shape[-1] if x.ndim == 2 else x.size) for x in seen])
+    size = rows.shape[1]
+    if size > 1 and are_probabilities(rows):
+        return "probabilities"
+    if size == 1:
+        return "regression"
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+    if named == "embedding" or (size >= _MANY and norms.std() <= 1e-3 * norms.mean()):
+        return "embedding"
+    if named == "classes":
+        return "classes"
+    sure = float(as_probabilities(rows).max(-1).mean())
+    if last in _POOLS:
+        return "embedding" if size >= _MANY else "regression"
+    if size >= _FEW_CLASSES and sure >= _SURE and len(set(rows.argmax(-1).tolist())) > 1:
+        return "classes"
+    return "embedding" if size >= _MANY and size < 2048 else "regression" if size < _MANY else "signal"
+
+
+def _is_map(seen: Outputs) -> bool:
+    """Whether the values are those of a map of probabilities: all in [0, 1], and most of them near an end."""
+    values = np.concatenate([x.reshape(-1) for x in seen])
+    return bool(values.min() >= 0 and values.max() <= 1 and ((values < 0.1) | (values > 0.9)).mean() >= 0.5)
+
+
+def _maker(value: ir.Value) -> str:
+    """The operator that computes a value, past those that only change its shape or type."""
+    node = value.producer()
+    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return "" if node is None else node.op_type
+
+
+def _named(name: str) -> Kind | None:
+    return next((kind for pattern, kind in _NAMES if re.search(pattern, name.lower())), None)

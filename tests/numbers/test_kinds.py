@@ -1,0 +1,179 @@
+"""Figures of nearness: 1 or infinite for the same outputs, lower with more error, blind to what does not count."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeopt.numbers.kinds import KINDS, Figure, Kind, edit_distance, figures
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "classes": (1, 10),
+    "probabilities": (1, 10),
+    "embedding": (2, 32),
+    "tokens": (1, 12, 8),
+    "mask": (1, 1, 16, 16),
+    "detections": (1, 200, 6),
+    "regression": (1, 3),
+    "signal": (1, 400),
+    "exact": (1, 50),
+}
+JUDGED: list[Any] = list(SHAPES)
+
+
+def outputs(kind: str, n: int = 12, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    found = [rng.standard_normal(SHAPES[kind]).astype(np.float32) for _ in range(n)]
+    if kind == "probabilities":
+        found = [np.exp(3 * x) / np.exp(3 * x).sum(-1, keepdims=True) for x in found]
+    return [1 / (1 + np.exp(-4 * x)) for x in found] if kind == "mask" else found
+
+
+def noisy(xs: list[np.ndarray], level: float) -> list[np.ndarray]:
+    rng = np.random.default_rng(9)
+    return [(x + level * x.std() * rng.standard_normal(x.shape)).astype(x.dtype) for x in xs]
+
+
+def test_every_kind_but_a_state_has_figures() -> None:
+    assert {*SHAPES, "state"} == set(KINDS)
+    assert figures("state", outputs("signal"), outputs("signal")) == ()
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+def test_an_output_is_as_near_to_itself_as_can_be(kind: Kind) -> None:
+    x = outputs(kind)
+    found = figures(kind, x, x)
+    assert found and all(f.close for f in found)
+    assert all(f.value == math.inf if f.unit == "dB" else f.value == pytest.approx(1) for f in found)
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+def test_more_noise_is_further_away_and_much_of_it_is_not_close(kind: Kind) -> None:
+    x = outputs(kind)
+    little, more, much = (figures(kind, x, noisy(x, level)) for level in (0.01, 0.5, 10.0))
+    for a, b, c in zip(little, more, much, strict=True):
+        assert a.value >= b.value >= c.value or a.name == "height at the peak"
+    assert not all(f.close for f in much)
+    assert kind == "exact" or all(f.close for f in little)
+
+
+# what counts, against the definition
+
+
+def test_a_change_of_the_largest_class_costs_what_float_gave_the_one_more_than_the_other() -> None:
+    r = [np.float64([[0.5, 0.4, 0.1]]), np.float64([[0.2, 0.7, 0.1]])]
+    y = [np.float64([[0.4, 0.5, 0.1]]), np.float64([[0.1, 0.8, 0.1]])]
+    (found,) = figures("probabilities", r, y)
+    assert found.value == pytest.approx(1 - (0.5 - 0.4) / 2)
+
+
+def test_logits_are_taken_by_their_softmax() -> None:
+    p = np.float64([[0.6, 0.3, 0.1]])
+    changed = np.float64([[0, 5, 1]])
+    of_logits, of_probabilities = (figures("classes", [x], [changed])[0].value for x in (np.log(p) + 7, p))
+    assert of_logits == pytest.approx(of_probabilities) == pytest.approx(0.7)
+
+
+def test_a_turned_or_scaled_embedding_has_the_same_neighbours() -> None:
+    x = outputs("embedding")
+    turn = np.linalg.qr(np.random.default_rng(1).standard_normal((32, 32)))[0]
+    (found,) = figures("embedding", x, [3 * v @ turn for v in x])
+    assert found.value == pytest.approx(1, abs=1e-6)
+
+
+def test_an_embedding_that_is_the_same_for_all_has_no_neighbours() -> None:
+    x = outputs("embedding")
+    (found,) = figures("embedding", x, [np.ones_like(v) for v in x])
+    assert not found.close
+
+
+def test_a_mask_may_be_fatter_only_if_it_crosses_the_levels_at_the_same_places() -> None:
+    disc = (np.hypot(*np.mgrid[-16:16, -16:16]) < 9).astype(np.float32)[None, None]
+    steeper, wider = (
+        np.clip(disc * 0.8 + 0.1, 0, 1),
+        (np.hypot(*np.mgrid[-16:16, -16:16]) < 12).astype(np.float32)[None, None],
+    )
+    assert all(f.close for f in figures("mask", [disc], [steeper]))
+    (overlap, _) = figures("mask", [disc], [wider])
+    assert overlap.value == pytest.approx(disc.sum() / wider.sum()) and not overlap.close
+
+
+def test_a_peak_at_another_place_is_as_bad_as_float_is_low_there() -> None:
+    r = np.zeros((1, 1, 8, 8), np.float32)
+    r[0, 0, 2, 2], r[0, 0, 5, 5] = 1.0, 0.6
+    y = r.copy()
+    y[0, 0, 5, 5] = 1.1
+    assert figures("mask", [r], [y])[1].value == pytest.approx(0.6)
+
+
+def test_the_scores_of_boxes_are_not_hidden_by_their_coordinates() -> None:
+    x = [v * np.float32([100, 100, 100, 100, 1, 1]) for v in outputs("detections")]
+    dead = [v * np.float32([1, 1, 1, 1, 0, 1]) for v in x]
+    sqnr = 10 * np.log10(sum((v**2).sum() for v in x) / sum(((v - d) ** 2).sum() for v, d in zip(x, dead, strict=True)))
+    (found,) = figures("detections", x, dead)
+    assert sqnr > 40 and found.value == pytest.approx(0, abs=0.1) and not found.close
+
+
+def test_a_large_mean_does_not_hide_the_error_of_what_varies() -> None:
+    x = [100 + v for v in outputs("regression", 40)]
+    constant = [np.full((1, 3), 100.0, np.float32) for _ in x]
+    correlation, varying = figures("regression", x, constant)
+    assert not correlation.close and not varying.close and varying.value == pytest.approx(0, abs=1)
+
+
+def test_a_gain_does_not_change_a_signal() -> None:
+    x = outputs("signal")
+    (found,) = figures("signal", x, [v * np.float32(0.5) for v in x])
+    assert found.value > 100
+
+
+def test_repeats_are_one_in_what_is_decoded() -> None:
+    def row(text: str) -> np.ndarray:
+        return np.eye(4, dtype=np.float32)[[ord(c) - ord("a") for c in text]][None]
+
+    _, decoded = figures("tokens", [row("aabbcc")], [row("abbbcc")])
+    assert decoded.value == 1
+    _, decoded = figures("tokens", [row("aabbcc")], [row("aabbdd")])
+    assert decoded.value == pytest.approx(1 - 1 / 3)
+
+
+texts = st.text("abc", max_size=7)
+
+
+@given(texts, texts, texts)
+def test_the_edit_distance_is_a_metric_and_that_of_the_definition(a: str, b: str, c: str) -> None:
+    def distance(x: str, y: str) -> int:
+        return edit_distance([*map(ord, x)], [*map(ord, y)])
+
+    def slow(x: str, y: str) -> int:
+        if not x or not y:
+            return len(x) + len(y)
+        return min(slow(x[1:], y) + 1, slow(x, y[1:]) + 1, slow(x[1:], y[1:]) + (x[0] != y[0]))
+
+    assert distance(a, b) == distance(b, a) and (distance(a, b) == 0) == (a == b)
+    assert distance(a, c) <= distance(a, b) + distance(b, c)
+    if len(a) + len(b) <= 9:
+        assert distance(a, b) == slow(a, b)
+
+
+@pytest.mark.parametrize(("kind", "n"), [("embedding", 1), ("regression", 3)])
+def test_too_few_samples_have_no_order(kind: Kind, n: int) -> None:
+    x = outputs(kind, n)
+    assert figures(kind, x, x) == ()
+
+
+def test_an_output_that_is_constant_is_not_judged_by_what_varies() -> None:
+    x = [np.full((1, 3), 2.0, np.float32)] * 9
+    assert figures("regression", x, [v + 0.5 for v in x]) == ()
+
+
+def test_a_figure_says_its_value_and_its_bar() -> None:
+    assert str(Figure("equal", 0.5, 0.99)) == "equal 0.500 (bar 0.990)"
+    assert (
+        str(Figure("SI-SNR", 9.96, 10.0, "dB")) == "SI-SNR 10.0 dB (bar 10.0 dB)" and not Figure("x", 9.96, 10.0).close
+    )

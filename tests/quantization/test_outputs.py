@@ -1,0 +1,142 @@
+"""What an output is, seen in the graph, in names and in values; states are fed back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import edgeopt
+from edgeopt import graph
+from edgeopt.errors import DataError, UsageError
+from edgeopt.numbers.kinds import Kind
+from edgeopt.quantization.outputs import fed_back, kinds, steps_on
+from edgeopt.runtime.session import open_session
+from tests import tiny
+from tests.models import normal
+
+
+def seen(
+    model: ir.Model, n: int = 8, given: Mapping[str, Kind] | None = None, **shapes: tuple[int, ...]
+) -> dict[str, Kind]:
+    feeds = tiny.feeds(n, **shapes)
+    session = open_session(model)
+    return kinds(model, feeds[0], [session.run(f) for f in feeds], given or {})
+
+
+HALF = "k = Constant<value = float {30.0}>()  m = Mul(l, k)"
+GRAPHS: list[tuple[str, tuple[int, ...], tuple[int, ...], Kind]] = [
+    ("(float[N,8] x) => (float[N,4] y) { l = MatMul(x, w)  y = Softmax(l) }", (1, 8), (8, 4), "probabilities"),
+    ("(float[N,8] x) => (float[N,4] logits) { logits = MatMul(x, w) }", (1, 8), (8, 4), "classes"),
+    (f"(float[N,8] x) => (float[N,40] y) {{ l = MatMul(x, w)  {HALF}  y = Neg(m) }}", (1, 8), (8, 40), "classes"),
+    ("(float[N,8] x) => (float[N,40] embedding) { embedding = MatMul(x, w) }", (1, 8), (8, 40), "embedding"),
+    ("(float[N,8] x) => (float[N,40] y) { m = MatMul(x, w)  y = LpNormalization(m) }", (1, 8), (8, 40), "embedding"),
+    ("(float[N,8] x) => (float[N,40] y) { m = MatMul(x, w)  y = Relu(m) }", (1, 8), (8, 40), "embedding"),
+    ("(float[N,8] x) => (float[N,1] y) { y = MatMul(x, w) }", (1, 8), (8, 1), "regression"),
+    ("(float[N,8] x) => (float[N,3] y) { y = MatMul(x, w) }", (1, 8), (8, 3), "regression"),
+    ("(float[N,T,8] x) => (float[N,T,5] y) { l = MatMul(x, w)  y = Softmax(l) }", (1, 6, 8), (8, 5), "tokens"),
+    ("(float[N,T,8] x) => (float[N,T,5] logits) { logits = MatMul(x, w) }", (1, 6, 8), (8, 5), "tokens"),
+    ("(float[N,T,8] x) => (float[N,T,5] y) { y = MatMul(x, w) }", (1, 6, 8), (8, 5), "signal"),
+    ("(float[N,T,8] x) => (float[N,T,8] hidden) { hidden = MatMul(x, w) }", (1, 6, 8), (8, 8), "embedding"),
+    (
+        f"(float[N,3,16,16] x) => (float[N,1,16,16] y) {{ l = Conv(x, w)  {HALF}  y = Sigmoid(m) }}",
+        (1, 3, 16, 16),
+        (1, 3, 1, 1),
+        "mask",
+    ),
+    ("(float[N,3,16,16] x) => (float[N,2,16,16] y) { y = Conv(x, w) }", (1, 3, 16, 16), (2, 3, 1, 1), "signal"),
+    (
+        "(float[1,300,4] x) => (float[1,300,7] y) { m = MatMul(x, w)  y = Sigmoid(m) }",
+        (1, 300, 4),
+        (4, 7),
+        "detections",
+    ),
+    ("(float[N,8] x) => (int64[N,1] y) { m = MatMul(x, w)  y = ArgMax <axis = 1> (m) }", (1, 8), (8, 4), "exact"),
+]
+
+
+@pytest.mark.parametrize(("text", "shape", "weights", "kind"), GRAPHS)
+def test_an_output_is_seen_as_what_it_is(
+    text: str, shape: tuple[int, ...], weights: tuple[int, ...], kind: Kind
+) -> None:
+    assert list(seen(tiny.model(f"g {text}", w=normal(*weights)), x=shape).values()) == [kind]
+
+
+def test_outputs_of_as_many_rows_are_boxes_and_their_scores() -> None:
+    text = "g (float[1,200,4] x) => (float[1,200,1] a, float[1,200,16] b) { a = MatMul(x, v)  b = MatMul(x, w) }"
+    found = seen(tiny.model(text, v=normal(4, 1), w=normal(4, 16)), x=(1, 200, 4))
+    assert found == {"a": "detections", "b": "detections"}
+
+
+STEP = """g (float[1,4] x, float[1,6] h) => (float[1,4] y, float[1,6] next) {
+    a = MatMul(x, v)
+    b = Add(a, h)
+    k = Constant<value = float {0.5}>()
+    next = Mul(b, k)
+    y = MatMul(next, w)
+}"""
+
+
+def test_a_state_is_fed_back_step_by_step() -> None:
+    model = tiny.model(STEP, v=normal(4, 6), w=normal(6, 4, seed=1))
+    (feed,) = tiny.feeds(1, x=(1, 4), h=(1, 6))
+    session = open_session(model)
+    assert fed_back(model, feed, session.run(feed)) == {1: "h"}
+    h, a = feed["h"], feed["x"] @ tiny.weights_of(model)["v"]
+    for _ in range(20):
+        h = (a + h) / 2
+    y, state = steps_on(session, feed, {1: "h"})
+    np.testing.assert_allclose(state, h, rtol=1e-5)
+    np.testing.assert_allclose(y, h @ tiny.weights_of(model)["w"], rtol=1e-4, atol=1e-5)
+    assert seen(model, x=(1, 4), h=(1, 6)) == {"y": "regression", "next": "state"}
+
+
+def test_the_report_says_what_each_output_is_and_what_comes_of_a_state() -> None:
+    model = graph.proto_bytes(tiny.model(STEP, v=normal(4, 6), w=normal(6, 4, seed=1)))
+    samples = tiny.feeds(24, x=(1, 4), h=(1, 6))
+    found = edgeopt.quantize(model, samples, mode="static", include=("MatMul",), measure=False).report
+    assert [o.kind for o in found.outputs] == ["regression", "state"] and [o.output for o in found.later] == ["y"]
+    rows = dict(found.rows())
+    assert rows["output y"].startswith("regression: SQNR ") and "after 20 steps" in rows["y, fed back"]
+
+
+PAIR = "g (float[N,8] x) => (float[N,40] y) { m = MatMul(x, w)  y = Relu(m) }"
+
+
+@pytest.mark.parametrize(
+    ("given", "n", "error", "words"),
+    [
+        ({"z": "classes"}, 8, UsageError, "--kind z: no output of the model"),
+        ({"y": "clases"}, 8, UsageError, "no kind; did you mean 'classes'"),
+        ({"y": "embedding"}, 1, DataError, "1 held-out sample of shape"),
+        ({"y": "regression"}, 3, DataError, "cannot be judged so"),
+    ],
+)
+def test_a_kind_that_cannot_be_is_refused(given: Any, n: int, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        seen(tiny.model(PAIR, w=normal(8, 40)), n, given, x=(1, 8))
+
+
+def test_a_kind_of_the_user_goes_before() -> None:
+    assert seen(tiny.model(PAIR, w=normal(8, 40)), given={"y": "classes"}, x=(1, 8)) == {"y": "classes"}
+
+
+def test_an_output_that_draws_random_numbers_is_judged_by_how_much_float_itself_differs() -> None:
+    text = """g (float[1,8] x) => (float[1,16] y) {
+        m = MatMul(x, w)  r = RandomNormal <shape = [1, 16], scale = 3.0> ()  a = Relu(m)  y = Add(a, r) }"""
+    model = graph.proto_bytes(tiny.model(text, w=normal(8, 16)))
+    found = edgeopt.quantize(model, tiny.feeds(24, x=(1, 8)), mode="dynamic", measure=False).report
+    assert any("differs between two runs of the float model" in n for n in found.notes)
+    (figure,) = found.outputs[0].figures
+    assert figure.name == "against another run of float" and abs(figure.value) < 4
+
+
+def test_an_output_that_is_the_same_for_every_sample_is_told() -> None:
+    text = """g (float[1,8] x) => (float[1,16] y, float[1,1] c) {
+        y = MatMul(x, w)  s = ReduceSum(x)  z = Sub(s, s)  o = Reshape(z, r)  c = Cos(o) }"""
+    model = graph.proto_bytes(tiny.model(text, w=normal(8, 16), r=np.int64([1, 1])))
+    found = edgeopt.quantize(model, tiny.feeds(24, x=(1, 8)), mode="static", include=("MatMul",), measure=False).report
+    assert any(n.startswith("output c is the same for every sample") for n in found.notes)
