@@ -1,6 +1,6 @@
 """ONNX models as graphs: files, canonical form, operator table, edits, and the plan of a quantized model."""
 
-from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, size_bytes
+from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, fixed, size_bytes
 from edgeopt.graph.form import canonical, raise_opset, typed
 from edgeopt.graph.serialization import embedded, external_files, load, proto_bytes, write, write_valid
 
@@ -10,6 +10,7 @@ __all__ = [
     "canonical",
     "embedded",
     "external_files",
+    "fixed",
     "load",
     "proto_bytes",
     "raise_opset",

@@ -29,6 +29,11 @@ def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
+def fixed(model: ir.Model) -> bool:
+    """Whether every dimension of every input has a known size."""
+    return all(v.shape is not None and all(isinstance(d, int) for d in v.shape) for v in model.graph.inputs)
+
+
 def above_protobuf(model: ir.Model) -> bool:
     """Whether the weights alone exceed the size limit of one protobuf message."""
     return size_bytes(model) > PROTOBUF_LIMIT

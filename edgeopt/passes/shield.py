@@ -7,24 +7,30 @@ is constant. So the bias of such a node is stored as int32 with its own scale, a
 
 `QDQPropagationTransformer` moves a QuantizeLinear above a float MaxPool, which then runs on uint8 in NCHW: slower than
 in float, and so are the layout changes around it. It cannot move one above Max, so Max(x, lowest) stands between.
+
+`MatMulAddFusion` makes a float Gemm of a product of integers with three or more axes and the Add of a bias [channels]
+where sizes are fixed. It leaves a bias alone that has all the axes of the product.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, initializer
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import CLAMPS
+from edgeopt.graph.ops import CLAMPS, constant
 
 _TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LARGEST = 2.0**31 - 1
+_AXES = 3
 _LOWEST = np.float32(-3e38)  # below whatever a pool can give
 
 
-def shield(model: ir.Model) -> ir.Model:
-    """A clone of `model` (with Q/DQ) in which the bias of float nodes between integer nodes protects them."""
+def shield(model: ir.Model, ranks: Mapping[str, int] | None = None) -> ir.Model:
+    """A clone of `model` (with Q/DQ) that ONNX Runtime runs as it is written; ranks: number of axes by value."""
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):
@@ -32,6 +38,8 @@ def shield(model: ir.Model) -> ir.Model:
             _protect(copy, names, node)
         elif node.op_type == "MaxPool" and _float_pool(node):
             _stop(copy, names, node)
+        elif node.op_type == "Add":
+            _spread(copy, names, node, ranks or {})
     copy.graph.sort()
     return copy
 
@@ -61,6 +69,26 @@ def _float_pool(node: ir.Node) -> bool:
     if before is not None and before.op_type == "DequantizeLinear":
         return False
     return any(user.op_type == "QuantizeLinear" for user in node.outputs[0].consumers())
+
+
+def _spread(model: ir.Model, names: Names, add: ir.Node, ranks: Mapping[str, int]) -> None:
+    """Give a bias [channels] that is added to a product of integers one axis of size 1 for each other axis."""
+    for i, bias in enumerate(add.inputs):
+        other = add.inputs[1 - i]
+        product = None if other is None else other.producer()
+        if product is None or product.op_type != "MatMul" or not constant(bias) or bias is None:
+            continue
+        x, rank = product.inputs[0], ranks.get(str(product.outputs[0].name), 0)
+        before = None if x is None else x.producer()
+        if before is None or before.op_type != "DequantizeLinear" or rank < _AXES:
+            continue
+        assert bias.const_value is not None
+        b = bias.const_value.numpy()
+        if b.ndim == 1:
+            spread = b.reshape((1,) * (rank - 1) + b.shape)
+            add.replace_input_with(i, initializer(model, names, f"{bias.name}_{rank}d", spread))
+            if not bias.uses() and str(bias.name) in model.graph.initializers:
+                del model.graph.initializers[str(bias.name)]
 
 
 def _stop(model: ir.Model, names: Names, pool: ir.Node) -> None:

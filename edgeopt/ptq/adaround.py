@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Wide = NDArray[np.float64]
+Wide = NDArray[np.floating]
 Single = NDArray[np.float32]
 _LOW, _HIGH = -0.1, 1.1  # gamma and zeta: the sigmoid is stretched to reach 0 and 1
 _WARM = 0.2  # share of the steps without the regularizer

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Wide = NDArray[np.float64]
+Wide = NDArray[np.floating]
 SHARES = tuple(1 - i / 40 for i in range(21))  # down to one half
 
 

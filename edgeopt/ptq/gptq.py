@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Wide = NDArray[np.float64]
+Wide = NDArray[np.floating]
 _HOPELESS = 1e6
 _BLOCK = 64  # columns whose updates are collected before they are applied to the remaining columns
 
@@ -24,12 +24,14 @@ _BLOCK = 64  # columns whose updates are collected before they are applied to th
 def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) -> Wide:
     """Round `w` to its grid: values scale * q with |q| <= limit.
 
-    w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out].
+    w: [groups, out, in]; h: [groups, in, in], in whose precision is computed; scale: [groups, out].
     """
+    w, scale = w.astype(h.dtype), scale.astype(h.dtype)
     groups, _, size = w.shape
     diagonal = np.einsum("gii->gi", h)
     dead = diagonal <= 0
-    h = h + np.where(dead, 1.0, 0.0)[:, :, None] * np.eye(size)
+    if dead.any():
+        h = h + np.where(dead, 1.0, 0.0).astype(h.dtype)[:, :, None] * np.eye(size, dtype=h.dtype)
     order = np.argsort(-diagonal, axis=1, kind="stable")
     rows = np.arange(groups)[:, None]
     damped, u = _factored(h[rows[:, :, None], order[:, :, None], order[:, None, :]], damping)
@@ -37,7 +39,7 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
     done = np.empty_like(left)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        errors = np.empty((groups, w.shape[1], stop - start))
+        errors = np.empty((groups, w.shape[1], stop - start), h.dtype)
         for i in range(start, stop):
             done[:, :, i] = scale * np.clip(np.rint(left[:, :, i] / scale), -limit, limit)
             errors[:, :, i - start] = (left[:, :, i] - done[:, :, i]) / u[:, i, i][:, None]
@@ -61,10 +63,10 @@ def error(d: Wide, h: Wide) -> Wide:
 
 def _factored(h: Wide, damping: float) -> tuple[Wide, Wide]:
     """(damped `h`, Cholesky factor of its inverse); the damping is increased if rounding errors make it indefinite."""
-    size = h.shape[1]
     strength = np.maximum(np.abs(np.einsum("gii->gi", h)).mean(1), 1e-30)
     while True:
-        damped = h + np.eye(size) * (damping * strength)[:, None, None]
+        damped = h.copy()
+        np.einsum("gii->gi", damped)[...] += (damping * strength)[:, None]
         try:
             return damped, _upper(damped)
         except np.linalg.LinAlgError:
@@ -79,5 +81,16 @@ def _upper(h: Wide) -> Wide:
     With J the reversal of the order, J h J = L L^T gives h^-1 = V^T V with V = J L^-1 J.
     """
     lower = np.linalg.cholesky(h[:, ::-1, ::-1])
-    inverse = np.linalg.solve(lower, np.broadcast_to(np.eye(h.shape[1]), h.shape))
-    return np.ascontiguousarray(inverse[:, ::-1, ::-1])
+    return np.ascontiguousarray(_inverse(lower)[:, ::-1, ::-1])
+
+
+def _inverse(lower: Wide) -> Wide:
+    """The inverses of lower triangular matrices [groups, n, n], by halves."""
+    size = lower.shape[1]
+    if size <= _BLOCK:
+        return np.asarray(np.linalg.solve(lower, np.broadcast_to(np.eye(size, dtype=lower.dtype), lower.shape)))
+    half = size // 2
+    found = np.zeros_like(lower)
+    found[:, :half, :half], found[:, half:, half:] = _inverse(lower[:, :half, :half]), _inverse(lower[:, half:, half:])
+    found[:, half:, :half] = -found[:, half:, half:] @ (lower[:, half:, :half] @ found[:, :half, :half])
+    return found

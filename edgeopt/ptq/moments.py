@@ -27,11 +27,12 @@ from edgeopt.ptq.grids import by_weight
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 POSITIONS = 128
+EXACT = 512  # inputs of a layer up to which its covariance is computed with in float64
 _FEW = 32  # positions for a depthwise convolution, whose H is small (about ten inputs for each channel)
 _ROUNDING = 4  # memory for rounding a layer relative to its moments: damped H, its factor and the inverse of that
 _TOGETHER = 8  # samples whose columns are multiplied at once
 Sample = tuple[str, Callable[[], Feed]]
-Wide = NDArray[np.float64]
+Wide = NDArray[np.floating]
 Layer = tuple[ir.Node, ...]
 """The integer nodes that read one weight."""
 
@@ -40,28 +41,32 @@ Layer = tuple[ir.Node, ...]
 class LayerMoments:
     """Moments of the columns that the readers of one weight get.
 
-    h: the sum of x x^T over the columns of all readers, [groups, in, in]; counts: columns of each reader; x: the sum of
-    the columns of each reader, [readers, groups, in].
+    h: the sum of x x^T over the columns of all readers, float32 [groups, in, in]; counts: columns of each reader; x:
+    the sum of the columns of each reader, [readers, groups, in].
     """
 
     counts: tuple[int, ...]
-    h: Wide
+    h: NDArray[np.float32]
     x: Wide
 
     @staticmethod
     def of(x: NDArray[np.float32], reader: int = 0, readers: int = 1) -> LayerMoments:
         """The moments of columns [n, groups, in] of one of the readers."""
-        a = np.ascontiguousarray(x.transpose(1, 0, 2))
-        h, ones = a.transpose(0, 2, 1) @ a, np.ones(len(x), np.float32)
+        if x.shape[1] == 1:
+            h = (x[:, 0].T @ x[:, 0])[None]  # numpy then computes one half only
+        else:
+            a = np.ascontiguousarray(x.transpose(1, 0, 2))
+            h = a.transpose(0, 2, 1) @ a
+        ones = np.ones(len(x), np.float32)
         sums = np.zeros((readers, *x.shape[1:]))
         sums[reader] = (ones @ x.reshape(len(x), -1)).reshape(x.shape[1:])
         counts = tuple(len(x) if i == reader else 0 for i in range(readers))
-        return LayerMoments(counts, h.astype(np.float64), sums)
+        return LayerMoments(counts, h, sums)
 
     def merge(self, other: LayerMoments) -> LayerMoments:
-        """The moments of the columns of both."""
+        """The moments of the columns of both; they take the memory of this one, which is used up."""
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
-        return LayerMoments(counts, self.h + other.h, self.x + other.x)
+        return LayerMoments(counts, np.add(self.h, other.h, out=self.h), self.x + other.x)
 
     @property
     def count(self) -> int:
@@ -76,11 +81,12 @@ class LayerMoments:
         """E[x x^T] over all columns, where the readers that are `centred` count by their deviations from their own
         mean: [groups, in, in].
         """
-        h = self.h / self.count
+        h: Wide = self.h.astype(np.float64) if self.h.shape[-1] <= EXACT else self.h.copy()
+        h /= self.count
         for i, alone in enumerate(centred):
             if alone:
                 x = self.mean(i)
-                h = h - self.counts[i] / self.count * (x[:, :, None] * x[:, None, :])
+                h -= self.counts[i] / self.count * (x[:, :, None] * x[:, None, :])
         return h
 
 
@@ -110,7 +116,7 @@ def _plain(node: ir.Node) -> bool:
 def size_bytes(layer: Layer) -> int:
     """Size in bytes of the moments of `layer`: the sum and the part of one sample."""
     w = rows(layer[0])
-    return int(16 * w.shape[0] * w.shape[2] ** 2)
+    return int(8 * w.shape[0] * w.shape[2] ** 2)
 
 
 def parts(found: Sequence[Layer], max_ram: int, largest: int) -> tuple[list[list[Layer]], list[Layer]]:

@@ -36,7 +36,7 @@ from edgeopt.ptq.moments import Layer, Sample, columns, name
 from edgeopt.ptq.reconstruct import Aim, rounded
 from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
 
-Wide = NDArray[np.float64]
+Wide = NDArray[np.floating]
 _RIDGES = tuple(4.0**k for k in range(6, -4, -1))
 _TINY = 1e-30
 _TOGETHER = 8  # samples whose columns are multiplied at once

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Wide = NDArray[np.float64]
+Wide = NDArray[np.floating]
 
 
 def stochastic(w: Wide, scale: Wide, limit: int, rng: np.random.Generator) -> Wide:

@@ -11,6 +11,7 @@ from edgeopt.errors import UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.scores import compare, lowest_sqnr_db
+from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
@@ -93,15 +94,27 @@ def _in_integers(model: ir.Model) -> bool:
     return any(v.dtype in _INTEGERS for v in model.graph.initializers.values())
 
 
-def whole(task: Task, form: Form) -> Draft | None:
-    """The model with `form` applied to every node that supports it."""
+def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
+    """The model with `form` applied to every node that supports it.
+
+    lstm: LSTMs get the form "int8 dynamic" too, which some lose much by; None if there is none.
+    """
     place = task.recipe.find(Place)
     exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
-    names = {"int8 dynamic": "dynamic", "int8 stored": "weights", "int4 stored": "weights (4 bits)"}
+    if lstm:
+        found = frozenset(str(n.name) for n in dynamic_nodes(task.start.source, lstm=True) if n.op_type == "LSTM")
+        if not found - exclude - include:
+            return None
+        include = include | found
+    names = {
+        "int8 dynamic": "dynamic, LSTM too" if lstm else "dynamic",
+        "int8 stored": "weights",
+        "int4 stored": "weights (4 bits)",
+    }
     rounding = task.recipe.find(Round) if form == "int8 stored" else None
     middle = () if rounding is None else (rounding,)
-    found = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
-    return draft(task, found.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
+    recipe = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
+    return draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
 
 
 def of_mode(task: Task) -> Draft:

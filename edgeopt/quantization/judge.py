@@ -21,6 +21,7 @@ _BEHIND = {
     "size": "another one is smaller",
     "accuracy": "another one is nearer to float",
 }
+_AS_MUCH = 1.05  # products of gains that differ by less are equal
 _SAME = 1e-6  # metrics with a smaller relative difference are equal
 
 
@@ -109,7 +110,9 @@ def plenty(task: Task, t: Tried) -> bool:
 
 
 def preferred(task: Task, found: Sequence[Tried]) -> Tried:
-    """The best of the good results by `options.prefer`; balanced: by the product of both gains."""
+    """The best of the good results by `options.prefer`; balanced: by the product of both gains, and among those that
+    gain nearly as much as the best, the one closest to float.
+    """
     prefer = task.options.prefer
     if prefer == "accuracy":
         return nearest(task, found)
@@ -119,7 +122,10 @@ def preferred(task: Task, found: Sequence[Tried]) -> Tried:
         product = speed * t.smaller
         return {"balanced": product, "speed": speed, "size": t.smaller}[prefer], product
 
-    return max(found, key=worth)
+    best = max(found, key=worth)
+    if prefer != "balanced":
+        return best
+    return nearest(task, [best, *(t for t in found if t is not best and worth(t)[0] * _AS_MUCH >= worth(best)[0])])
 
 
 def good(task: Task, t: Tried) -> bool:

@@ -140,3 +140,6 @@ MOVES: tuple[Move, ...] = (
         _changed("weights rounded by GPTQ or AdaRound, output by output", Round(how="best"), instead_of=(Refit,)),
     ),
 )
+FASTER = tuple(m for m in MOVES if m.faster)
+NEARER = tuple(sorted((m for m in MOVES if not m.faster), key=lambda m: m.name != "islands"))
+"""Moves for a result that is far from float: mostly few nodes lose nearly all, so those in float come first."""

@@ -53,7 +53,7 @@ def kinds(
             raise UsageError(f"{flag} {name}={kind}: no kind{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}")
     fed = fed_back(model, feed, reference[0])
     for i, value in enumerate(model.graph.outputs):
-        name, seen = str(value.name), [r[i] for r in reference]
+        name, seen = str(value.name), [np.nan_to_num(r[i]) for r in reference]
         found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0]))
         if name in given and found[name] != "state" and not _suffices(found[name], seen):
             raise DataError(

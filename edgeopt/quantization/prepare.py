@@ -162,7 +162,8 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     judged = None if options.metric is None else metric(options.metric, session, reference)
     held_looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
     told = (*given.notes, *_warnings(calibration, feeds, problems), *oddities(held_looks, set(held_looks)))
-    for line in (*told, *_told_of_outputs(model, found, chance_db, reference)):
+    looks = {look.digest for look in held_looks.values()}
+    for line in (*told, *_told_of_outputs(model, found, chance_db, reference if len(looks) > 1 else ())):
         notes.note(line)
     return Task(
         options=options,

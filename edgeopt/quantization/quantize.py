@@ -33,7 +33,7 @@ from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, line, missed, nearest, plenty, preferred, why_not
-from edgeopt.quantization.moves import MOVES
+from edgeopt.quantization.moves import FASTER, NEARER
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.search import start as start_search
@@ -219,6 +219,7 @@ def _try_auto(task: Task, trials: Trials) -> None:
     if trials.enough:
         return
     _try_whole(task, trials, "int8 dynamic")
+    _try_whole(task, trials, "int8 dynamic", lstm=True)
     if static is not None and not good(task, static) and not trials.enough:
         _repair(task, trials, static)
     if not trials.enough:
@@ -227,8 +228,8 @@ def _try_auto(task: Task, trials: Trials) -> None:
         _try_whole(task, trials, "int4 stored")
 
 
-def _try_whole(task: Task, trials: Trials, form: Form) -> None:
-    made = whole(task, form)
+def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) -> None:
+    made = whole(task, form, lstm=lstm)
     if made is not None:
         trials.add(made)
 
@@ -240,7 +241,7 @@ def _repair(task: Task, trials: Trials, first: Tried) -> None:
     measured times.
     """
     task.note(f"{line(task, first)}: looking for what helps")
-    moves = [m for m in MOVES if m.faster] if close(task, first) else MOVES
+    moves = FASTER if close(task, first) else NEARER
     try:
         search = start_search(task, first.draft, enough=None if first.latency is None else 1 / first.latency.speedup)
     except DataError as e:

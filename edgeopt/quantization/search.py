@@ -88,9 +88,9 @@ class Search:
             pass
         self.train()
 
-    def kept(self, moves: Sequence[Move] = MOVES) -> Iterator[Draft]:
-        """Each model that improves the result, move by move."""
-        for move in moves:
+    def kept(self, moves: Sequence[Move] | None = None) -> Iterator[Draft]:
+        """Each model that improves the result, move by move; moves: None for all in the order of the table."""
+        for move in MOVES if moves is None else moves:
             try:
                 yield from self._moved(move)
             except EdgeoptError as e:

@@ -263,7 +263,8 @@ class Write(Step):
             nodes = [n for n in dynamic_nodes(model, lstm=True) if n.name in dynamics]
             model = dynamic(model, *dynamic_params(nodes, state.target))
         if plan.integer:
-            model = shield(model)
+            ranks = {name: len(p.shape) for name, p in state.probes.items()} if graph.fixed(model) else {}
+            model = shield(model, ranks)
         stored, stored4 = (plan.having(form) for form in ("int8 stored", "int4 stored"))
         layers_stored = (stored | stored4) - embeddings(model)
         if layers_stored:

@@ -138,3 +138,27 @@ def test_a_shielded_pool_reads_floats_and_gives_the_same(tmp_path: Path) -> None
 def test_a_pool_that_is_no_border_stays_as_it_is(what: str, text: str) -> None:
     model = tiny.model(text, **(GRID if "Quantize" in text else {}))
     assert tiny.frozen(shield(model)) == tiny.frozen(model), what
+
+
+PRODUCT = """g (float[1,16,32] x) => (float[1,16,64] y) {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    v = DequantizeLinear(w, s, k)
+    [product] m = MatMul(d, v)
+    y = Add(m, b)
+}"""
+
+
+def product() -> ir.Model:
+    w = np.random.default_rng(0).integers(-127, 128, (32, 64)).astype(np.int8)
+    return tiny.model(PRODUCT, w=w, b=normal(64), k=np.int8(0), **GRID)
+
+
+def test_a_product_of_integers_with_a_bias_stays_one_where_sizes_are_fixed(tmp_path: Path) -> None:
+    model, feed = product(), {"x": normal(1, 16, 32)}
+    assert optimized(model, tmp_path)["Gemm"] == 1  # should this fail, the pass is no longer needed
+    shielded = shield(model, {"m": 3})
+    kernels = optimized(shielded, tmp_path)
+    assert kernels["Gemm"] == 0 and kernels["MatMulIntegerToFloat"] == 1
+    np.testing.assert_allclose(tiny.run(shielded, feed)[0], tiny.run(model, feed)[0], rtol=1e-5, atol=1e-5)
+    assert tiny.frozen(shield(model)) == tiny.frozen(shield(model, {"m": 2}))  # nothing to do without a third axis

@@ -115,7 +115,7 @@ def test_moments_of_one_layer_are_the_same_whichever_others_are_looked_at() -> N
 def test_memory_decides_how_many_layers_go_together_and_which_are_too_large() -> None:
     nodes = layers(two(), frozenset({"first", "second"}))
     sizes = [size_bytes(n) for n in nodes]
-    assert sizes == [16 * 36**2, 16 * 3**2]
+    assert sizes == [8 * 36**2, 8 * 3**2]
     much = 10**9
     assert parts(nodes, much, much) == ([nodes], [])
     assert parts(nodes, much, 5 * sizes[0]) == ([nodes], [])
