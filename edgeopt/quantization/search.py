@@ -77,6 +77,7 @@ class Search:
     attempts: list[Attempt] = field(default_factory=list)
     best: Attempt = field(init=False)
     fastest: float = 1.0  # the highest speed of the attempts that were kept
+    longest: float = 0.0  # seconds that the slowest attempt took: one is begun only if there is as much time left
 
     def __post_init__(self) -> None:
         self.best = self._attempt("as it was", self.first)
@@ -158,7 +159,7 @@ class Search:
     def _moved(self, move: Move) -> Iterator[Draft]:
         """Each model of `move` that improves the result; recipes rejected in the journal are not built again."""
         for what, recipe in move.moves(self.best.draft.state, self.recipe):
-            if self.left() < 0:
+            if self.left() < self.longest:
                 return
             against = self.recipe
             known = self.journal.find(recipe, against)
@@ -171,6 +172,7 @@ class Search:
                 yield self.best.draft
 
     def _tried(self, what: str, recipe: Recipe, faster: bool) -> str:
+        start = time.monotonic()
         try:
             made = draft(self.task, recipe, "static")
             if made is None or not made.static:
@@ -179,6 +181,8 @@ class Search:
         except EdgeoptError as e:
             self.task.note(f"search: {what}: passed over: {e}")
             return f"failed: {e}"
+        finally:
+            self.longest = max(self.longest, time.monotonic() - start)
 
     def train(self) -> None:
         """Train the best model so far, if there is enough time and torch is installed."""

@@ -129,9 +129,10 @@ class Place(Step):
         if forms:
             forms |= dict.fromkeys(self.dynamics, "int8 dynamic")
             least = _WORTH_STORING * graph.size_bytes(state.source)
-            stored = storable(state.source, least) - forms.keys() - self.exclude - self.floats
+            stored = storable(state.source, least) - forms.keys() - self.exclude
             forms |= dict.fromkeys(stored | (embeddings(state.source) - self.exclude), "int8 stored")
-            words |= {n: f"{r}; its weights are stored as int8" for n, r in found.kept_float.items() if n in stored}
+            reasons = {n: words.get(n, r) for n, r in found.kept_float.items() if n in stored}
+            words |= {n: f"{r}; its weights are stored as int8" for n, r in reasons.items()}
         return replace(found, forms=forms, kept_float={n: words.get(n, r) for n, r in found.kept_float.items()})
 
     def _whole(self, model: ir.Model) -> Plan:
