@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeopt.data import readable
 from edgeopt.errors import UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
+from edgeopt.numbers.observers import Statistics
 from edgeopt.numbers.scores import compare, lowest_sqnr_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
 from edgeopt.quantization.steps import Clip, Grids, Place, Refit, Round, Write
+from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import open_session, run_all
 
 _INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
 _RULE_SAMPLES = 16
 _RULE_GAIN_DB = 2.0
+_ROUGH_S = 0.4
+_ROUGH_GAIN = 1.03
 _NOTHING = {
     "static": "no node pays in integers on this target",
     "dynamic": "no MatMul or Gemm has constant weights",
@@ -88,6 +93,39 @@ def settled(task: Task) -> Recipe:
         f"ranges by minmax: {near[1]:.1f} dB on {len(feeds)} calibration samples, {near[0]:.1f} dB by {grids.rule}"
     )
     return other
+
+
+def everywhere(task: Task, recipe: Recipe) -> Recipe | None:
+    """`recipe` with integers wherever there is a kernel, if that is faster on this machine than its own placement.
+
+    No rule of a cost table can then end behind it. Only the placement is timed: with grids of one sample.
+    """
+    place = recipe.find(Place)
+    if place is None or not task.start.resources.timed or recipe.own or task.options.recipe is not None:
+        return None
+    names = frozenset(str(n.name) for n in task.start.source.graph)
+    whole = place.model_copy(update={"include": names - place.exclude - place.floats - place.dynamics})
+    models = [_rough(task, p) for p in (place, whole)]
+    if models[0] is None or models[1] is None:
+        return None
+    sessions = {"placed": open_session(models[0]), "whole": open_session(models[1])}
+    feeds = dict.fromkeys(sessions, task.held[0][1])
+    speed = interleaved(sessions, "placed", feeds, seconds=_ROUGH_S)["whole"]
+    if speed.speedup_low < _ROUGH_GAIN:
+        return None
+    task.note(f"integers wherever there is a kernel: {speed.speedup:.2f}x as fast as placed by the target's table")
+    return recipe.having(whole)
+
+
+def _rough(task: Task, place: Place) -> ir.Model | None:
+    """The model as `place` places it, on grids of one sample, unrounded; None if nothing is in integers."""
+    state = place(task.start)
+    sources = set() if state.plan is None else set(state.plan.grids.values())
+    if state.plan is None or not state.plan.integer or not sources <= state.probes.keys():
+        return None
+    ends = {n: np.array([state.probes[n].lo, state.probes[n].hi], np.float32) for n in sources}
+    state = replace(state, statistics={n: Statistics().update(x, x.size) for n, x in ends.items()})
+    return Write()(Grids(rule="minmax")(state)).model
 
 
 def _in_integers(model: ir.Model) -> bool:

@@ -28,7 +28,7 @@ from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
-from edgeopt.quantization.candidates import Draft, draft, nothing_to_do, of_mode, settled, whole
+from edgeopt.quantization.candidates import Draft, draft, everywhere, nothing_to_do, of_mode, settled, whole
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
@@ -213,9 +213,10 @@ def _try_static(task: Task, trials: Trials) -> None:
 
 
 def _try_auto(task: Task, trials: Trials) -> None:
-    """Try candidates until one is both smaller and faster: static, dynamic, repaired static, weight-only."""
-    made = draft(task, settled(task), "static")
-    static = trials.add(made) if made is not None and made.static else None
+    """Try candidates until one is both smaller and faster: static (integers everywhere, if that is faster; else
+    placed), dynamic, repaired static, weight-only.
+    """
+    static = _try_placements(task, trials)
     if trials.enough:
         return
     _try_whole(task, trials, "int8 dynamic")
@@ -226,6 +227,20 @@ def _try_auto(task: Task, trials: Trials) -> None:
         _try_whole(task, trials, "int8 stored")
     if task.options.prefer == "size":
         _try_whole(task, trials, "int4 stored")
+
+
+def _try_placements(task: Task, trials: Trials) -> Tried | None:
+    """Try integers everywhere, if that is faster, then as placed; the last that was tried, None if there was none."""
+    recipe = settled(task)
+    whole_recipe = everywhere(task, recipe)
+    tried = None
+    if whole_recipe is not None:
+        made = draft(task, whole_recipe, "static, integers everywhere")
+        tried = None if made is None else trials.add(made)
+    if tried is None or not plenty(task, tried):
+        made = draft(task, recipe, "static")
+        tried = trials.add(made) if made is not None and made.static else tried
+    return tried
 
 
 def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) -> None:
@@ -241,7 +256,7 @@ def _repair(task: Task, trials: Trials, first: Tried) -> None:
     measured times.
     """
     task.note(f"{line(task, first)}: looking for what helps")
-    moves = FASTER if close(task, first) else NEARER
+    moves = (*(FASTER if first.slower else ()), *(() if close(task, first) else NEARER))
     try:
         search = start_search(task, first.draft, enough=None if first.latency is None else 1 / first.latency.speedup)
     except DataError as e:
