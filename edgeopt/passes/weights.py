@@ -18,6 +18,10 @@ from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType
 from edgeopt.passes.qdq import dequantized_constant
 
 INT4_BLOCK = 32
+_PER_SCALE = 8  # elements at least
+_LARGE = 4096  # bytes
+_SPREAD = frozenset({ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32, ir.DataType.UINT8, ir.DataType.INT8})
+_OTHERS = {"Einsum": tuple(range(8)), "MatMul": (0,), "Gemm": (0,)}  # positions of constants that are no weights
 _SMALLEST = 256  # elements; in smaller weights the scales need more space than is saved
 
 
@@ -70,8 +74,8 @@ def stored_grids(model: ir.Model, nodes: frozenset[str]) -> dict[str, QParams]:
 def _stored(layer: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, weight) of what is stored of a layer."""
     inputs = layer.inputs
-    positions = [] if layer.domain else [i for i in rule(layer).weights if i < len(inputs)]
-    return [(i, v) for i in positions if (v := inputs[i]) is not None and _large(v)]
+    positions = () if layer.domain else (*rule(layer).weights, *_OTHERS.get(layer.op_type, ()))
+    return [(i, v) for i in positions if i < len(inputs) and (v := inputs[i]) is not None and _large(v)]
 
 
 def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
@@ -101,9 +105,36 @@ def _large(value: ir.Value) -> bool:
 def _params(w: Array, layer: ir.Node, position: int, bits: int) -> QParams:
     if bits == 4 and layer.op_type == "MatMul" and w.ndim == 2 and w.shape[0] % INT4_BLOCK == 0:
         return block_params(w.reshape(w.shape[0] // INT4_BLOCK, INT4_BLOCK, w.shape[1]), INT4_WEIGHT)
-    axis = channel_axis(layer, position)
+    if position in rule(layer).weights:
+        return _by_channel(w, channel_axis(layer, position))
+    grids = [_by_channel(w, axis) for axis in range(w.ndim) if w.size >= _PER_SCALE * w.shape[axis]]
+    return min(grids, key=lambda p: float((p.scale.astype(np.float64) ** 2).mean()))  # as rounding errors are
+
+
+def _by_channel(w: Array, axis: int) -> QParams:
     peak = np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
     return choose(0.0, peak, INT8_WEIGHT, axis)
+
+
+def spread(model: ir.Model) -> ir.Model:
+    """A clone in which every large constant of equal elements is made by a ConstantOfShape, as small as its shape."""
+    copy = model.clone()
+    names = Names(copy)
+    for value in tuple(copy.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output() or tensor.nbytes < _LARGE or tensor.dtype not in _SPREAD:
+            continue
+        array = tensor.numpy()
+        if not (array == array.flat[0]).all():
+            continue
+        shape = initializer(copy, names, f"{value.name}_shape", np.array(array.shape, np.int64))
+        one = ir.AttrTensor("value", ir.Tensor(array.reshape(-1)[:1].copy(), dtype=tensor.dtype))
+        made = node(names, "ConstantOfShape", [shape], f"{value.name}_ConstantOfShape", [one])
+        copy.graph.append(made)
+        value.replace_all_uses_with(made.outputs[0])
+    copy.graph.sort()
+    drop_unused(copy)
+    return copy
 
 
 def block_params(blocks: Array, qtype: QType) -> QParams:

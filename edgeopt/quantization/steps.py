@@ -18,7 +18,6 @@ from pydantic import Field, SkipValidation
 from edgeopt import graph
 from edgeopt.data.source import named
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
-from edgeopt.graph.ops import rule
 from edgeopt.graph.plan import Form, Plan
 from edgeopt.options.declare import ChoiceTable, Options
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
@@ -27,7 +26,7 @@ from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
-from edgeopt.passes.weights import storable, stored_grids, weight_only
+from edgeopt.passes.weights import spread, storable, stored_grids, weight_only
 from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
 from edgeopt.ptq.place import place
@@ -144,7 +143,7 @@ class Place(Step):
             found = dynamic_nodes(model, lstm=bool(lstm))
             taken = {str(n.name): self.form for n in found if n.op_type != "LSTM" or n.name in lstm}
         elif self.form in ("int8 stored", "int4 stored"):
-            taken = {str(n.name): self.form for n in model.graph.all_nodes() if rule(n).weights}
+            taken = dict.fromkeys(sorted(storable(model, 0)), self.form)
         elif self.form == "fp16":
             taken = dict.fromkeys(nodes, self.form)
         taken = {n: form for n, form in taken.items() if n not in self.exclude}
@@ -271,7 +270,7 @@ class Write(Step):
         if layers_stored:
             raised = graph.raise_opset(model, _INT4_OPSET) if stored4 else model
             model = weight_only(raised, 4 if stored4 else 8, layers_stored, state.params)
-        return replace(state, model=quantize_embeddings(model, stored | stored4), written=True)
+        return replace(state, model=spread(quantize_embeddings(model, stored | stored4)), written=True)
 
     def _half(self, state: State, plan: Plan) -> ir.Model:
         peaks: dict[str, float] = {}

@@ -12,7 +12,7 @@ import pytest
 from edgeopt import graph
 from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, QParams, fake_quantize
 from edgeopt.passes.qdq import params_of
-from edgeopt.passes.weights import INT4_BLOCK, block_params, weight_only
+from edgeopt.passes.weights import INT4_BLOCK, block_params, spread, weight_only
 from tests import tiny
 from tests.static import kernels_of
 
@@ -282,3 +282,35 @@ def test_an_excluded_reader_of_a_shared_weight_reads_floats() -> None:
     result = weight_only(model, 8, frozenset({"first"}))
     last = next(n for n in result.graph if n.name == "last")
     assert np.array_equal(last.inputs[1].const_value.numpy(), tiny.weights_of(model)["w"])
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("g (float[2,7,32] x) => (float[2,7,16] y) { y = Einsum <equation = \"bth,hk->btk\"> (x, w) }", (32, 16)),
+        ("g (float[4,7,8] x) => (float[4,7,16] y) { y = Einsum <equation = \"gth,ghk->gtk\"> (x, w) }", (4, 8, 16)),
+        ("g (float[32,7] x) => (float[16,7] y) { y = MatMul(w, x) }", (16, 32)),
+        ("g (float[3,5,32] x) => (float[3,5,16] y) { y = MatMul(x, w) }", (3, 32, 16)),
+    ],
+    ids=["einsum", "einsum by group", "left", "three axes"],
+)  # fmt: skip
+def test_constants_that_are_no_weights_of_a_layer_are_stored_too(text: str, shape: tuple[int, ...]) -> None:
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    w *= np.geomspace(0.01, 1, shape[0]).astype(np.float32).reshape(-1, *(1,) * (len(shape) - 1))
+    model = tiny.model(text, w=w)
+    stored = weight_only(model, 8)
+    assert sum(v.nbytes for v in tiny.weights_of(stored).values() if v.dtype == np.int8) == w.size
+    (feed,) = tiny.feeds(1, x=tuple(d if isinstance(d, int) else 1 for d in model.graph.inputs[0].shape or ()))
+    assert tiny.sqnr_db(tiny.run(model, feed)[0], tiny.run(stored, feed)[0]) > 40  # by the axis along which ranges vary
+
+
+def test_a_large_constant_of_equal_elements_takes_no_space() -> None:
+    text = "g (float[1,8,32] x) => (float[1,16,32] y) { y = Concat <axis = 1> (x, z) }"
+    model = tiny.model(text, z=np.full((1, 8, 32), 2.5, np.float32))
+    big = tiny.model(text.replace("32]", "320]"), z=np.full((1, 8, 320), 2.5, np.float32))
+    for m, made in ((model, 0), (big, 1)):
+        small = spread(m)
+        assert tiny.operators(small).count("ConstantOfShape") == made
+        (feed,) = tiny.feeds(1, x=(1, 8, 320 if made else 32))
+        assert np.array_equal(tiny.run(small, feed)[0], tiny.run(m, feed)[0])
+    assert graph.size_bytes(spread(big)) < 100 < 8 * 320 * 4 == graph.size_bytes(big)

@@ -213,6 +213,7 @@ def test_nodes_get_the_form_that_their_placement_says_and_others_none() -> None:
     made = made_of(task, placed(task.recipe, floats=frozenset({"first"}), dynamics=frozenset({"second"})))
     assert made.state.plan is not None
     assert {n: f for n, f in made.state.plan.forms.items() if n in ("first", "second", "third")} == {
+        "first": "int8 stored",  # computes in floats, of weights that take no more space than the others'
         "second": "int8 dynamic",
         "third": "int8 static",
     }
