@@ -382,3 +382,33 @@ def test_the_tiniest_memory_cap_is_kept_by_more_passes_and_rounds_to_the_nearest
     assert ears.told("calibration: ") and ears.told("within --max-ram; to the nearest")
     nearest = edgeopt.quantize(models.dense(), X, effort="fast", **STATIC)
     assert tiny.frozen(made.model) == tiny.frozen(nearest.model)
+
+
+# nothing to quantize
+
+
+def tree() -> bytes:
+    """One split at .5 of the first feature."""
+    h = onnx.helper
+    attributes = {
+        "nodes_treeids": [0, 0, 0], "nodes_nodeids": [0, 1, 2], "nodes_featureids": [0, 0, 0],
+        "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_values": [0.5, 0.0, 0.0],
+        "nodes_truenodeids": [1, 0, 0], "nodes_falsenodeids": [2, 0, 0], "n_targets": 1,
+        "target_treeids": [0, 0], "target_nodeids": [1, 2], "target_ids": [0, 0], "target_weights": [1.0, 2.0],
+    }  # fmt: skip
+    node = h.make_node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", **attributes)
+    value = lambda name, n: h.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, n])  # noqa: E731
+    graph = h.make_graph([node], "g", [value("x", 4)], [value("y", 1)])
+    opsets = [h.make_opsetid("ai.onnx.ml", 3), h.make_opsetid("", 17)]
+    return bytes(h.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+
+
+def test_a_model_of_trees_is_refused_with_the_reason_and_the_way_out() -> None:
+    with pytest.raises(ModelError, match=r"computed by TreeEnsembleRegressor, which has no weights.*edgeopt distill"):
+        edgeopt.quantize(tree(), models.normal(30, 4), measure=False)
+
+
+def test_a_model_without_weights_stays_float_and_the_reason_is_true() -> None:
+    made = tiny.proto("g (float[N,16] x) => (float[N,16] y) { a = Sin(x)  y = Cos(a) }").SerializeToString()
+    found = edgeopt.quantize(made, models.normal(30, 16), measure=False).report
+    assert "nothing to quantize: no node has a constant weight" in found.reason

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data.reading import Data
-from edgeopt.errors import DataError, UsageError, ValidityError
+from edgeopt.errors import DataError, ModelError, UsageError, ValidityError
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
 from edgeopt.graph.plan import Form
 from edgeopt.hardware import target
@@ -193,13 +193,30 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
             raise ValidityError(trials.refused[0].verdict)
         kept = nearest(task, tried)
         return kept, _why(task, kept, tried)
+    nothing = "" if tried or trials.refused else _nothing(task)
     model = task.start.model
     smaller = graph.size_bytes(model) <= graph.size_bytes(task.source)
     state = task.start if smaller else task.start.of(task.source)
     kept = verify(task, Draft("float", state), trials.path)
-    reason = "float: no integer form was both close enough and no slower; the file is the simplified float model"
+    why = nothing or "no integer form was both close enough and no slower"
+    reason = f"float: {why}; the file is the simplified float model"
     task.note(reason)
     return kept, reason
+
+
+def _nothing(task: Task) -> str:
+    """Why there was nothing to try.
+
+    Raises:
+        ModelError: the model is no network of layers at all.
+    """
+    others = sorted({n.op_type for n in task.source.graph if n.domain == "ai.onnx.ml"})
+    if others:
+        raise ModelError(
+            f"nothing to quantize: the model is computed by {', '.join(others[:3])}, which has no weights to multiply "
+            "with; fewer or shallower trees make it smaller, or train a small network on its answers (edgeopt distill)"
+        )
+    return "nothing to quantize: no node has a constant weight of 256 elements or more, and none pays in integers"
 
 
 def _try_static(task: Task, trials: Trials) -> None:

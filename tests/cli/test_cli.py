@@ -223,6 +223,11 @@ GOOD = ("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
         ((*GOOD, "--samples", "0"), "--samples"),
         ((*GOOD, "--samples", "many"), "--samples"),
         ((*GOOD, "--bits", "5"), "--bits"),
+        ((*GOOD, "--prefer", "speed"), "--mode auto"),
+        ((*GOOD, "--prefer", "sped"), "--prefer"),
+        ((*GOOD, "--kind", "nothing=classes"), "no output of the model"),
+        ((*GOOD, "--kind", "y=clases"), "--kind"),
+        ((*GOOD, "--kind", "y"), "--kind"),
         ((*GOOD, "-o", "nowhere/small.onnx"), "nowhere"),
         ((*GOOD, "-o", "x.npy"), "--force"),
         *(
