@@ -64,9 +64,9 @@ class Distill(Reading):
     )
     warm_up: float = Field(default=0.05, ge=0, le=1, description="Share of the steps in which the rate rises.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
-    weight_decay: float = Field(default=0.01, ge=0, description="Of weights that are matrices.")
+    weight_decay: float = Field(default=0.01, ge=0, description="Weight decay of matrices.")
     ema: float = Field(default=0.0, ge=0, le=1, description="Judge a moving average of the weights, e.g. 0.999.")
-    generations: int = Field(default=1, ge=1, description="Of --kind self.")
+    generations: int = Field(default=1, ge=1, description="Number of generations of --kind self.")
     patience: int = Field(default=0, ge=0, description="Stop after so many epochs without a better one; 0: never.")
     augment: Annotated[tuple[Augmentation, ...], Flag(text=NAMES)] = Field(
         default=(), description="flip, crop, mixup: the same view to teacher and student."
@@ -100,7 +100,7 @@ class Distill(Reading):
     tensorboard: Annotated[Path | None, NO_STEP] = Field(
         default=None, description="Write the log to this folder for TensorBoard."
     )
-    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
     @property
     def rate(self) -> float:

@@ -31,7 +31,9 @@ class Simplify(Reading):
         default=None,
         description="Fuse transformer blocks too (bert, vit, gpt2 ...); the file is for ONNX Runtime only.",
     )
-    backend: Literal["onnxruntime", "onnxruntime-tools"] = Field(default="onnxruntime", description="Who fuses them.")
+    backend: Literal["onnxruntime", "onnxruntime-tools"] = Field(
+        default="onnxruntime", description="Library that fuses them."
+    )
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -52,9 +54,9 @@ class Shrink(Reading):
         default="norm", description="What decides which channels go: their weights, or the outputs' change."
     )
     keep: Nodes = Field(default=(), description="Layers that stay as they are.")
-    samples: int = Field(default=64, ge=1, description="How many samples are looked at.")
+    samples: int = Field(default=64, ge=1, description="Number of samples to choose by.")
     dims: Sizes = Field(default={}, description="Sizes of dimensions that vary.")
-    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -79,7 +81,7 @@ class Export(Reading):
         default={}, description="Types of inputs that are not float32."
     )
     data: Samples = Field(default=None, description="Samples to compare with torch on, besides random inputs.")
-    samples: int = Field(default=32, ge=1, description="How many of them.")
+    samples: int = Field(default=32, ge=1, description="Number of samples to compare on.")
     trust: Annotated[bool, NO_STEP] = Field(default=False, description="Read pickles (.pt, .pth), which can run code.")
 
 

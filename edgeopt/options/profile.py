@@ -38,15 +38,17 @@ class Profile(Reading):
     data: str | Path | None = Field(
         default=None, description="Samples, as `quantize --calib` reads them. [default: generated]"
     )
-    samples: int = Field(default=32, ge=1, description="How many of them are fed in turn.")
-    preset: Literal["quick", "pr", "release", "sustained"] = Field(default="quick", description="How long to look.")
+    samples: int = Field(default=32, ge=1, description="Number of samples, fed in turn.")
+    preset: Literal["quick", "pr", "release", "sustained"] = Field(
+        default="quick", description="How long each model is measured."
+    )
     seconds: Annotated[float | None, Flag(text=TIME)] = Field(
         default=None, gt=0, description="Timing of each setting, instead of the preset's."
     )
     sustained_s: Annotated[float | None, Flag("--sustained", TIME)] = Field(
         default=None, gt=0, description="A time series, e.g. 10m, and last against first."
     )
-    processes: int | None = Field(default=None, ge=1, description="Fresh processes, instead of the preset's.")
+    processes: int | None = Field(default=None, ge=1, description="Number of fresh processes, instead of the preset's.")
     rate: Annotated[float, Flag(text=RATE)] = Field(
         default=0.0, ge=0, description="Inferences a second, instead of back to back (0)."
     )
@@ -65,7 +67,7 @@ class Profile(Reading):
     )
     margin: Annotated[float, Flag(text=SHARE)] = Field(default=0.03, gt=0, lt=1, description="What counts as a change.")
     report: Path | None = Field(default=None, description="Write results.json, and an .npz of all times beside it.")
-    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -80,4 +82,4 @@ class ProfileOne(Profile):
     """Options of `profile` that comparisons have not."""
 
     trace: Path | None = Field(default=None, description="Write a trace for ui.perfetto.dev.")
-    trials: int = Field(default=10, ge=1, description="Of the self-check.")
+    trials: int = Field(default=10, ge=1, description="Number of comparisons of the self-check.")

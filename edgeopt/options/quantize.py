@@ -97,8 +97,8 @@ class Quantize(Placing):
         tuple[str | Callable[..., Any], ...], Flag("--step", Text("MODULE:FUNCTION[@STEP]", str), step=False)
     ] = Field(default=(), description="A function of yours, State -> State, behind a step of the recipe.")
     qat: bool = Field(default=False, description="Train the static result on through its Q/DQ (needs torch).")
-    qat_minutes: float | None = Field(default=10.0, gt=0, description="How long, at the most.")
-    qat_epochs: int = Field(default=4, ge=1, description="How many epochs, at the most.")
+    qat_minutes: float | None = Field(default=10.0, gt=0, description="Time limit of --qat, in minutes.")
+    qat_epochs: int = Field(default=4, ge=1, description="Largest number of epochs of --qat.")
     measure: Annotated[bool, NO_STEP] = Field(default=True, description="Time the result against float.")
     kinds: Annotated[Mapping[str, Kind], Flag("--kind", example="scores=classes")] = Field(
         default={}, description="What an output is, where edgeopt sees it wrongly: " + ", ".join(KINDS) + "."
@@ -126,8 +126,10 @@ class Quantize(Placing):
     min_speedup: Annotated[float | None, Flag(text=Text("X", float), step=False)] = Field(
         default=None, description="Exit 1 when it is not so much faster."
     )
-    data_option: Annotated[str, PYTHON_ONLY] = Field(default="--calib", description="What errors call the samples.")
-    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+    data_option: Annotated[str, PYTHON_ONLY] = Field(
+        default="--calib", description="Name of the samples in error messages."
+    )
+    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
     @property
     def search_s(self) -> float:
@@ -166,5 +168,7 @@ class SensitivityOptions(Placing):
     range_rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
         default="mse", description="How ranges are chosen."
     )
-    data_option: Annotated[str, PYTHON_ONLY] = Field(default="--calib", description="What errors call the samples.")
-    listener: Callbacks = Field(default=Listener(), description="Who is told of notes and progress.")
+    data_option: Annotated[str, PYTHON_ONLY] = Field(
+        default="--calib", description="Name of the samples in error messages."
+    )
+    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")

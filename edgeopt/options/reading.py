@@ -66,4 +66,6 @@ class Reading(Preprocess):
     tokenizer: Path | None = Field(default=None, description="tokenizer.json for text.")
     samples: int = Field(default=128, ge=1, description="How many are read.")
     sample_seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are taken.")
-    data_option: Annotated[str, PYTHON_ONLY] = Field(default="--data", description="What errors call the samples.")
+    data_option: Annotated[str, PYTHON_ONLY] = Field(
+        default="--data", description="Name of the samples in error messages."
+    )
