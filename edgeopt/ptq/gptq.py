@@ -62,13 +62,15 @@ def error(d: Wide, h: Wide) -> Wide:
 
 
 def _factored(h: Wide, damping: float) -> tuple[Wide, Wide]:
-    """(damped `h`, Cholesky factor of its inverse); the damping is increased if rounding errors make it indefinite."""
-    strength = np.maximum(np.abs(np.einsum("gii->gi", h)).mean(1), 1e-30)
+    """(`h`, damped in place, and the Cholesky factor of its inverse); the damping is increased if rounding errors make
+    it indefinite.
+    """
+    diagonal = np.einsum("gii->gi", h)
+    plain, strength = diagonal.copy(), np.maximum(np.abs(diagonal).mean(1), 1e-30)
     while True:
-        damped = h.copy()
-        np.einsum("gii->gi", damped)[...] += (damping * strength)[:, None]
+        diagonal[...] = plain + (damping * strength)[:, None]
         try:
-            return damped, _upper(damped)
+            return h, _upper(h)
         except np.linalg.LinAlgError:
             if damping > _HOPELESS:  # `h` contains NaN or infinity
                 raise
@@ -81,16 +83,18 @@ def _upper(h: Wide) -> Wide:
     With J the reversal of the order, J h J = L L^T gives h^-1 = V^T V with V = J L^-1 J.
     """
     lower = np.linalg.cholesky(h[:, ::-1, ::-1])
-    return np.ascontiguousarray(_inverse(lower)[:, ::-1, ::-1])
+    _invert(lower)
+    return lower[:, ::-1, ::-1]
 
 
-def _inverse(lower: Wide) -> Wide:
-    """The inverses of lower triangular matrices [groups, n, n], by halves."""
+def _invert(lower: Wide) -> None:
+    """Invert lower triangular matrices [groups, n, n] in place, by halves."""
     size = lower.shape[1]
     if size <= _BLOCK:
-        return np.asarray(np.linalg.solve(lower, np.broadcast_to(np.eye(size, dtype=lower.dtype), lower.shape)))
+        lower[...] = np.linalg.solve(lower, np.broadcast_to(np.eye(size, dtype=lower.dtype), lower.shape))
+        return
     half = size // 2
-    found = np.zeros_like(lower)
-    found[:, :half, :half], found[:, half:, half:] = _inverse(lower[:, :half, :half]), _inverse(lower[:, half:, half:])
-    found[:, half:, :half] = -found[:, half:, half:] @ (lower[:, half:, :half] @ found[:, :half, :half])
-    return found
+    first, last, below = lower[:, :half, :half], lower[:, half:, half:], lower[:, half:, :half]
+    _invert(first)
+    _invert(last)
+    below[...] = -last @ (below @ first)

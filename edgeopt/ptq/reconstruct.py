@@ -27,9 +27,10 @@ from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, error, gptq
 from edgeopt.ptq.grids import bias_grids, by_weight, scale_floor, within_pairs
-from edgeopt.ptq.moments import Layer, LayerMoments, name, rows, unrows
+from edgeopt.ptq.moments import Layer, LayerMoments, name, rows, size_bytes, unrows
 from edgeopt.ptq.stochastic import stochastic
 
+_LARGE = 32 << 20  # bytes of moments
 Rounder = Callable[[Wide, Wide, Wide, int], Wide]
 
 
@@ -72,12 +73,14 @@ def reconstructed(
     copy = model.clone()
     found = [layer for layer in by_weight(copy.graph).values() if name(layer) in moments]
 
-    def work(layer: Layer) -> None:
-        saturates = target.saturates and layer[0].name not in stored
-        rounded(layer, partial(_own, moments[name(layer)]), params, rounding, saturates=saturates)
+    def work(some: list[Layer]) -> None:
+        for layer in some:
+            saturates = target.saturates and layer[0].name not in stored
+            rounded(layer, partial(_own, moments[name(layer)]), params, rounding, saturates=saturates)
 
+    large = [layer for layer in found if size_bytes(layer) > _LARGE]  # one at a time, beside the others
     with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(work, found))
+        list(pool.map(work, [large, *([x] for x in found if x not in large)]))
     return copy
 
 
