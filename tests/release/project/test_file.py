@@ -104,6 +104,8 @@ target = "cpu-arm64"
 range = "mse"
 rounding = "gptq"
 clip_weights = true
+prefer = "balanced"
+kinds = { logits = "classes" }
 equalize = true
 refit = true
 smooth = 0.5
