@@ -109,6 +109,17 @@ def plenty(task: Task, t: Tried) -> bool:
     return close(task, t) and t.smaller >= _SMALLER and faster
 
 
+def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:
+    """Whether it pays to repair `t`: something of the signal is left, and if nothing of its gains were lost, they would
+    be more than those of the others that are good.
+    """
+    found = [o for o in others if good(task, o)]
+    if not found:
+        return True
+    best = preferred(task, [t, *found])
+    return t.worst_sqnr_db >= 0 and (best is t or task.options.prefer != "balanced")
+
+
 def preferred(task: Task, found: Sequence[Tried]) -> Tried:
     """The best of the good results by `options.prefer`; balanced: by the product of both gains, and among those that
     gain nearly as much as the best, the one closest to float.

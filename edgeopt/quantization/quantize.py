@@ -32,7 +32,7 @@ from edgeopt.quantization.candidates import Draft, draft, everywhere, nothing_to
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
-from edgeopt.quantization.judge import close, good, line, missed, nearest, plenty, preferred, why_not
+from edgeopt.quantization.judge import close, good, line, missed, nearest, plenty, preferred, promising, why_not
 from edgeopt.quantization.moves import FASTER, NEARER
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
@@ -231,19 +231,19 @@ def _try_static(task: Task, trials: Trials) -> None:
 
 def _try_auto(task: Task, trials: Trials) -> None:
     """Try candidates until one is both smaller and faster: static (integers everywhere, if that is faster; else
-    placed), dynamic, repaired static, weight-only.
+    placed), dynamic, weight-only, repaired static.
     """
     static = _try_placements(task, trials)
     if trials.enough:
         return
     _try_whole(task, trials, "int8 dynamic")
     _try_whole(task, trials, "int8 dynamic", lstm=True)
-    if static is not None and not good(task, static) and not trials.enough:
-        _repair(task, trials, static)
     if not trials.enough:
         _try_whole(task, trials, "int8 stored")
     if task.options.prefer == "size":
         _try_whole(task, trials, "int4 stored")
+    if static is not None and not good(task, static) and promising(task, static, trials.tried):
+        _repair(task, trials, static)
 
 
 def _try_placements(task: Task, trials: Trials) -> Tried | None:

@@ -27,6 +27,7 @@ from edgeopt.quantization.judge import (
     nearer,
     nearest,
     preferred,
+    promising,
     why_not,
 )
 from edgeopt.runtime.kernels import Kernels
@@ -183,6 +184,14 @@ def test_what_is_preferred_is_behind_no_other_in_what_was_asked(found: list[tupl
     assert kept["accuracy"].worst_sqnr_db == max(t.worst_sqnr_db for t in results)
     both = kept["balanced"].latency.speedup * kept["balanced"].smaller
     assert both * 1.05 >= max(t.latency.speedup * t.smaller for t in results)
+
+
+def test_a_repair_pays_if_something_is_left_of_the_signal_and_more_could_be_gained_than_by_what_is_good() -> None:
+    stored = tried(40.0, None, 1.0, smaller=3.7)
+    fast, slow, gone = tried(8.0, None, 2.5), tried(8.0, None, 1.0, smaller=3.8), tried(-6.0, None, 2.5)
+    assert [promising(bench(), t, [t, stored]) for t in (fast, slow, gone)] == [True, False, False]
+    assert promising(bench(), gone, [gone])  # nothing else is good
+    assert promising(bench(prefer="speed"), slow, [slow, stored])
 
 
 def test_of_equal_gains_the_nearest_is_kept_and_of_more_gain_the_one_that_has_it() -> None:
