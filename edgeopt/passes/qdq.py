@@ -125,6 +125,8 @@ def _pair(model: ir.Model, names: Names, value: ir.Value, p: QParams, plan: Plan
     """Insert a Q/DQ pair on `value`. made: whether an integer node produces the value."""
     readers = [u for u in tuple(value.uses()) if made or _takes_grid(u, plan)]
     name, is_output = str(value.name), value.is_graph_output() and made
+    if not readers and not is_output:  # a weight that is stored only
+        return
     grid = _grid(model, names, name, p)
     q = node(
         names, "QuantizeLinear", [value, *grid], f"{name}_QuantizeLinear", _attributes(p), outputs=[f"{name}_quantized"]

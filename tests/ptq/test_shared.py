@@ -54,3 +54,19 @@ def test_stored_weights_are_rounded_by_what_layers_read_and_still_are_integers_o
     )  # type: ignore[arg-type]
     assert near.report.worst_sqnr_db > plain.report.worst_sqnr_db + 6
     assert near.report.bytes_after["int8"] == plain.report.bytes_after["int8"] == 96 * 64 + 64 * 32
+
+
+def test_a_weight_that_is_stored_beside_integer_layers_stands_once_in_the_file() -> None:
+    text = """g (float[N,64] x) => (float[N,64] y) {
+        [one] a = Gemm(x, v, b)  r = Relu(a)  [two] s = Gemm(r, w, c)  t = Sin(s)  [three] y = Gemm(t, u, b) }"""
+    weights = {name: normal(64, 64, seed=i) * np.float32(0.1) for i, name in enumerate("vwu")}
+    model = graph.proto_bytes(tiny.model(text, **weights, b=normal(64, seed=5), c=normal(64, seed=6)))
+    samples = [{"x": normal(4, 64, seed=i)} for i in range(40)]
+    found = edgeopt.quantize(model, samples, mode="static", include=("one", "two"), exclude=("three",), measure=False)
+    plain = edgeopt.quantize(model, samples, mode="static", include=("one", "two"), measure=False)
+    assert found.report.bytes_after["int8"] == pytest.approx(2 * 64 * 64, rel=0.03)  # what is excluded stays float
+    assert plain.report.bytes_after["int8"] == pytest.approx(3 * 64 * 64, rel=0.03)
+    for made in (found, plain):
+        used = {str(v.name) for n in made.model.graph for v in n.inputs if v is not None}
+        outputs = {str(v.name) for v in made.model.graph.outputs}
+        assert {str(v.name) for n in made.model.graph for v in n.outputs} <= used | outputs  # nothing is left over
