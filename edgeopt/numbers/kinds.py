@@ -82,7 +82,17 @@ def figures(kind: Kind, reference: Outputs, result: Outputs) -> tuple[Figure, ..
     samples do not suffice for the kind.
     """
     make = _FIGURES.get(kind)
-    return () if make is None or not reference else tuple(make(reference, result))
+    pairs = [(vectors(kind, r), vectors(kind, y)) for r, y in zip(reference, result, strict=True) if r.size]
+    return () if make is None or not pairs else tuple(make(*zip(*pairs, strict=True)))
+
+
+def vectors(kind: Kind, x: NDArray[Any]) -> NDArray[Any]:
+    """`x` as [batch, columns] where the kind is one of vectors and all axes but one are of size 1: [1, 1000, 1, 1]."""
+    if kind not in ("classes", "probabilities", "embedding", "regression"):
+        return x
+    if x.ndim < 2:
+        return x.reshape(1, -1)
+    return x.reshape(len(x), -1) if x.ndim > 3 and x.shape[-1] == 1 and x.size == len(x) * max(x.shape[1:]) else x
 
 
 def _classes(reference: Outputs, result: Outputs) -> Iterator[Figure]:
@@ -132,6 +142,8 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
 
 def _embedding(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The correlation of the similarities (cosine) of all pairs of samples."""
+    if len({x.shape[-1] for x in reference}) > 1:
+        return
     a, b = (_vectors(x) for x in (reference, result))
     if len(a) < _FEWEST:
         return
@@ -177,13 +189,18 @@ def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it."""
     axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
-    flat = [
-        np.concatenate([np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in xs]).astype(np.float64)
-        for xs in (reference, result)
-    ]
-    found = [db for c in range(flat[0].shape[1]) if (db := _varying_db(flat[0][:, c], flat[1][:, c])) is not None]
-    if found:
-        yield Figure("weakest channel", min(found), _CHANNEL_DB, "dB")
+    count, first, second, noise = 0, 0.0, 0.0, 0.0
+    for r, y in zip(reference, result, strict=True):
+        a, b = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype(np.float64) for x in (r, y))
+        count += len(a)
+        first, second, noise = first + a.sum(0), second + (a**2).sum(0), noise + ((a - b) ** 2).sum(0)
+    mean = first / count
+    varies = np.asarray(second - count * mean**2)
+    there = varies > _CONSTANT * count * np.asarray(mean) ** 2
+    if there.any():
+        with np.errstate(divide="ignore"):
+            db = 10 * np.log10(varies[there] / np.asarray(noise)[there])
+        yield Figure("weakest channel", float(db.min()), _CHANNEL_DB, "dB")
 
 
 def _varying_db(r: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
@@ -216,15 +233,14 @@ def _regression(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 
 def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """SI-SNR over all samples, which no gain of the result changes."""
-    r, y = (np.concatenate([x.reshape(-1) for x in xs]).astype(np.float64) for xs in (reference, result))
-    power = float(r @ r)
+    pairs = [(r.reshape(-1), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
+    power = sum(float(np.dot(r.astype(np.float64), r)) for r, _ in pairs)
     if power <= 0:
         return
-    target = float(r @ y) / power * r
-    noise, signal = float(((y - target) ** 2).sum()), float(target @ target)
-    yield Figure(
-        "SI-SNR", math.inf if noise == 0 else 10 * math.log10(max(signal, _TINY * power) / noise), _SIGNAL_DB, "dB"
-    )
+    gain = sum(float(np.dot(r.astype(np.float64), y)) for r, y in pairs) / power
+    noise = sum(float(((y - gain * r.astype(np.float64)) ** 2).sum()) for r, y in pairs)
+    signal = max(gain**2, _TINY) * power
+    yield Figure("SI-SNR", math.inf if noise == 0 else 10 * math.log10(signal / noise), _SIGNAL_DB, "dB")
 
 
 def _exact(reference: Outputs, result: Outputs) -> Iterator[Figure]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import ValidityError
 from edgeopt.numbers.intervals import Interval, wilson
-from edgeopt.numbers.kinds import Figure, Kind, are_probabilities, figures
+from edgeopt.numbers.kinds import Figure, Kind, are_probabilities, figures, vectors
 
 _MIN_CLASSES = 2
 _CLASSES = ("classes", "probabilities", "tokens")
@@ -61,6 +61,12 @@ def compare(
 
 
 def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], kind: Kind | None) -> OutputReport:
+    if pairs[0][0].dtype.kind not in "fiub":  # texts
+        equal = all(np.array_equal(r, y) for r, y in pairs)
+        made = figures("exact", [r for r, _ in pairs], [y for _, y in pairs])
+        return OutputReport(name, math.inf if equal else -math.inf, float(equal), 0.0, None, None, "exact", made)
+    if kind is not None:
+        pairs = [(vectors(kind, r), vectors(kind, y)) for r, y in pairs]
     signal = noise = dot = power = peak = 0.0
     same = total = 0
     scores = kind in _CLASSES or (kind in _PERHAPS and class_scores([r for r, _ in pairs]))
@@ -78,15 +84,15 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], kind: 
     sqnr_db = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
     cosine = dot / math.sqrt(signal * power) if signal > 0 and power > 0 else float(signal == power)
     agreement, interval = (same / total, wilson(same / total, total)) if scores and total else (None, None)
-    made = () if kind is None else figures(kind, *zip(*(_finite(r, y) for r, y in pairs), strict=True))
+    made = () if kind is None else figures(kind, *zip(*(_finite(r, y, kind) for r, y in pairs), strict=True))
     return OutputReport(name, sqnr_db, cosine, peak, agreement, interval, kind, made)
 
 
-def _finite(r: NDArray[Any], y: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both with finite numbers where the reference has none: masked classes are -inf."""
+def _finite(r: NDArray[Any], y: NDArray[Any], kind: Kind) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Both with the same finite numbers where the reference has none: the lowest for masked classes, else 0."""
     if not np.issubdtype(r.dtype, np.floating) or np.isfinite(r).all():
         return r, y
-    known = np.nan_to_num(r, nan=0.0)
+    known = np.nan_to_num(r, nan=0.0) if kind in _CLASSES else np.where(np.isfinite(r), r, np.zeros_like(r))
     return known, np.where(np.isfinite(r), y, known)
 
 

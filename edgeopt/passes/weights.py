@@ -20,7 +20,7 @@ from edgeopt.passes.qdq import dequantized_constant
 INT4_BLOCK = 32
 _PER_SCALE = 8  # elements at least
 _LARGE = 4096  # bytes
-_SPREAD = frozenset({ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32, ir.DataType.UINT8, ir.DataType.INT8})
+_PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # their scales are looked up in the file
 _OTHERS = {"Einsum": tuple(range(8)), "MatMul": (0,), "Gemm": (0,)}  # positions of constants that are no weights
 _SMALLEST = 256  # elements; in smaller weights the scales need more space than is saved
 
@@ -122,10 +122,10 @@ def spread(model: ir.Model) -> ir.Model:
     names = Names(copy)
     for value in tuple(copy.graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or value.is_graph_output() or tensor.nbytes < _LARGE or tensor.dtype not in _SPREAD:
+        if tensor is None or value.is_graph_output() or tensor.nbytes < _LARGE or tensor.dtype != ir.DataType.FLOAT:
             continue
         array = tensor.numpy()
-        if not (array == array.flat[0]).all():
+        if not (array == array.flat[0]).all() or any(n.op_type in _PAIRS for n in value.consumers()):
             continue
         shape = initializer(copy, names, f"{value.name}_shape", np.array(array.shape, np.int64))
         one = ir.AttrTensor("value", ir.Tensor(array.reshape(-1)[:1].copy(), dtype=tensor.dtype))

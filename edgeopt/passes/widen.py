@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.edit import Names, drop_unused, initializer, node, take_over
+from edgeopt.graph.edit import Names, drop_unused, initializer, node
 from edgeopt.graph.ops import constant
 
 _OTHERS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 _SINGLE = ir.DataType.FLOAT
-_TYPES = ("to", "dtype")  # attributes that name the type of an output
+_HIGHEST = np.float64(np.finfo(np.float32).max)
+_TYPES = ("to", "dtype", "output_dtype", "output_datatype")  # attributes that name the type of an output
 
 
 def widened(model: ir.Model) -> ir.Model:
@@ -31,7 +32,10 @@ def widened(model: ir.Model) -> ir.Model:
     for graph in copy.graphs():
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in _OTHERS:
-                wide = value.const_value.numpy().astype(np.float32)
+                wide = value.const_value.numpy()
+                if wide.dtype == np.float64:  # masks: the lowest of float64 is the lowest of float32
+                    wide = np.where(np.isinf(wide), wide, np.clip(wide, -_HIGHEST, _HIGHEST))
+                wide = wide.astype(np.float32)
                 value.const_value = ir.Tensor(wide, dtype=_SINGLE, name=value.name)
         for value in (*graph.inputs, *graph.initializers.values()):
             _retype(value)
@@ -46,7 +50,8 @@ def widened(model: ir.Model) -> ir.Model:
 
 def _retype(value: ir.Value) -> None:
     if value.dtype in _OTHERS:
-        value.type = ir.TensorType(_SINGLE)
+        single = ir.TensorType(_SINGLE)
+        value.type = ir.SequenceType(single) if isinstance(value.type, ir.SequenceType) else single
 
 
 def _widen_attributes(n: ir.Node) -> None:
@@ -104,7 +109,8 @@ def unfolded(model: ir.Model) -> ir.Model:
     for n in tuple(copy.graph.all_nodes()):
         if _stored(n) and n.graph is not None and not n.outputs[0].is_graph_output():
             wide = initializer(copy, names, f"{n.outputs[0].name}_float", _floats(n))
-            take_over(n.graph, n, wide)
+            n.outputs[0].replace_all_uses_with(wide)
+            n.graph.remove(n, safe=True)
     drop_unused(copy)
     return copy
 
@@ -134,5 +140,6 @@ def _floats(n: ir.Node) -> np.ndarray:
             return np.repeat(x, block, axis)[tuple(slice(0, d) for d in q.shape)]
         return x.reshape([-1 if i == axis % q.ndim else 1 for i in range(q.ndim)])
 
-    shifted = q.astype(np.int64) - (0 if zero_point is None else along(zero_point.astype(np.int64)))
+    exact = np.int64 if q.dtype.kind in "iu" else np.float64  # float8 has no integers
+    shifted = q.astype(exact) - (0 if zero_point is None else along(zero_point.astype(exact)))
     return np.asarray(shifted.astype(np.float32) * along(scale.astype(np.float32)), np.float32)

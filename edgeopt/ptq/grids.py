@@ -153,6 +153,18 @@ def by_weight(nodes: Iterable[ir.Node]) -> dict[str, tuple[ir.Node, ...]]:
     return {name: tuple(readers) for name, readers in found.items()}
 
 
+def channel_bias(node: ir.Node) -> ir.Value | None:
+    """The constant bias of a layer if it adds one number to each output channel, else None: that of a Gemm may vary
+    over the rows or be scaled.
+    """
+    bias = bias_of(node)
+    if bias is None or bias.const_value is None or node.op_type != "Gemm":
+        return bias
+    shape, a = bias.const_value.shape.numpy(), node.attributes
+    plain = a.get_float("alpha", 1.0) == 1.0 and a.get_float("beta", 1.0) == 1.0
+    return bias if plain and (len(shape) < 2 or shape[0] == 1) else None
+
+
 def untie(model: ir.Model, plan: Plan) -> ir.Model:
     """A clone in which constants of nodes with integer weights have no other readers and every bias is [channels].
 
@@ -165,7 +177,7 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
     for node in copy.graph:
         if node.name not in forms:
             continue
-        weight, bias = weight_of(node), bias_of(node)
+        weight, bias = weight_of(node), channel_bias(node)
         for _, value in constants(node):
             if value.const_value is not None and len(tuple(value.uses())) > 1:
                 _own(copy, names, node, value, value.const_value.numpy())
@@ -189,7 +201,8 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
 
 def _kind(node: ir.Node) -> tuple[object, ...]:
     """What layers must have in common to share a weight: the order in which kernels sum, and the axis of its grid."""
-    return node.op_type, channel_axis(node), node.attributes.get_int("group", 1)
+    attributes = node.attributes
+    return node.op_type, channel_axis(node), attributes.get_int("group", 1), attributes.get_int("transA", 0)
 
 
 def _reads(reader: ir.Node, position: int, weight: ir.Value, like: ir.Node) -> bool:

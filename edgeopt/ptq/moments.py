@@ -233,7 +233,8 @@ def gather(
                             found[key] = found[key].merge(new) if key in found else new
             waiting = []
         progress(done, len(samples))
-    return {key: m for key, m in found.items() if np.isfinite(m.h).all()}  # after overflow only "nearest" is possible
+    # after overflow only "nearest" is possible
+    return {key: m for key, m in found.items() if m.count and np.isfinite(m.h).all()}
 
 
 def _columns(
@@ -251,7 +252,8 @@ def _columns(
             return {}
         if session is not None:
             values |= dict(zip(session.outputs, session.run(values), strict=True))
-        return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(seed)) for n in nodes}
+        there = [n for n in nodes if values[read[str(n.name)]].size]
+        return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(seed)) for n in there}
 
     with ThreadPoolExecutor(cores()) as pool:
         ahead: deque[Future[dict[str, NDArray[np.float32]]]] = deque()

@@ -19,14 +19,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.graph.ops import bias_of, channel_axis, cost_class, weight_of
+from edgeopt.graph.ops import channel_axis, cost_class, weight_of
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import QParams
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, error, gptq
-from edgeopt.ptq.grids import bias_grids, by_weight, scale_floor, within_pairs
+from edgeopt.ptq.grids import bias_grids, by_weight, channel_bias, scale_floor, within_pairs
 from edgeopt.ptq.moments import Layer, LayerMoments, name, rows, size_bytes, unrows
 from edgeopt.ptq.stochastic import stochastic
 
@@ -118,14 +118,14 @@ def rounded(
     weight = weight_of(node)
     assert weight is not None
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
-    aim = aim_of(w, [bias_of(n) is not None for n in layer])
+    aim = aim_of(w, [channel_bias(n) is not None for n in layer])
     q = ROUNDERS[rounding](aim.w, aim.h, _by_output(grid.scale, w), grid.qtype.qmax)
     if saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
     weight.const_value = ir.tensor(unrows(node, q), name=weight.name)
     for reader, before, after in zip(layer, aim.before, aim.after, strict=True):
-        bias = bias_of(reader)
+        bias = channel_bias(reader)
         if bias is None or bias.const_value is None:
             continue
         b = bias.const_value.numpy()

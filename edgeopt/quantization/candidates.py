@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.data import readable
-from edgeopt.errors import UsageError
+from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
@@ -86,7 +86,11 @@ def settled(task: Task) -> Recipe:
         if made is None or not made.static:
             return recipe
         session = open_session(made.model)
-        near.append(lowest_sqnr_db(compare(session.outputs, reference, run_all(session, feeds, workers=cores()))))
+        try:
+            errors = compare(session.outputs, reference, run_all(session, feeds, workers=cores()))
+        except EdgeoptError:  # lengths that depend on values cannot be compared
+            return recipe
+        near.append(lowest_sqnr_db(errors))
     if near[1] < near[0] + _RULE_GAIN_DB:
         return recipe
     task.note(
@@ -108,9 +112,13 @@ def everywhere(task: Task, recipe: Recipe) -> Recipe | None:
     models = [_rough(task, p) for p in (place, whole)]
     if models[0] is None or models[1] is None:
         return None
-    sessions = {"placed": open_session(models[0]), "whole": open_session(models[1])}
-    feeds = dict.fromkeys(sessions, task.held[0][1])
-    speed = interleaved(sessions, "placed", feeds, seconds=_ROUGH_S)["whole"]
+    try:
+        sessions = {"placed": open_session(models[0]), "whole": open_session(models[1])}
+        feeds = dict.fromkeys(sessions, task.held[0][1])
+        speed = interleaved(sessions, "placed", feeds, seconds=_ROUGH_S)["whole"]
+    except EdgeoptError as e:
+        task.note(f"integers wherever there is a kernel: {e}")
+        return None
     if speed.speedup_low < _ROUGH_GAIN:
         return None
     task.note(f"integers wherever there is a kernel: {speed.speedup:.2f}x as fast as placed by the target's table")

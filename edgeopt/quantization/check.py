@@ -103,12 +103,12 @@ def _later(task: Task, session: Session) -> tuple[OutputReport, ...]:
     feeds = [feed for _, feed in task.held[: len(task.reference_later)]]
     outputs = [steps_on(session, feed, task.fed) for feed in feeds]
     found = compare(session.outputs, task.reference_later, outputs, task.kinds)
-    return tuple(o for o in found if o.kind != "state")
+    return tuple(_against_chance(o, task.chance_db) for o in found if o.kind != "state")
 
 
 def _against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputReport:
     """An output that differs between two runs of float is judged by how much it differs."""
-    if o.output not in chance_db:
+    if o.output not in chance_db or (o.figures and all(f.close for f in o.figures)):
         return o
     nearer = o.sqnr_db - chance_db[o.output]
     return replace(o, figures=(Figure("against another run of float", nearer, _CHANCE_DB, "dB"),))

@@ -90,7 +90,7 @@ def far(t: Tried) -> list[str]:
 
 def too_far(o: OutputReport) -> list[str]:
     """The figures of one output that do not reach their bar, in words."""
-    if o.figures or o.kind == "state":
+    if o.figures:
         return [str(f) for f in o.figures if not f.close]
     return [] if o.sqnr_db >= GOOD_SQNR_DB else [f"SQNR {o.sqnr_db:.1f} dB (bar {GOOD_SQNR_DB:.0f} dB)"]
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, UsageError, suggestion
-from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, figures
+from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, figures, vectors
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.session import Feed, Session
 
@@ -53,7 +53,7 @@ def kinds(
             raise UsageError(f"{flag} {name}={kind}: no kind{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}")
     fed = fed_back(model, feed, reference[0])
     for i, value in enumerate(model.graph.outputs):
-        name, seen = str(value.name), [np.nan_to_num(r[i]) for r in reference]
+        name, seen = str(value.name), [r[i] for r in reference]
         found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0]))
         if name in given and found[name] != "state" and not _suffices(found[name], seen):
             raise DataError(
@@ -100,17 +100,23 @@ def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = 
 
 
 def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
-    first = seen[0]
-    if not np.issubdtype(first.dtype, np.floating):
+    if not np.issubdtype(seen[0].dtype, np.floating):
         return "exact"
+    seen = [np.nan_to_num(x) for x in seen if x.size]
+    if not seen:
+        return "signal"
+    first = seen[0]
     last, named = _maker(value), _named(str(value.name))
     if first.ndim >= 3 and are_probabilities(first) and first.shape[-1] > 1:
         return "tokens"
     if first.ndim >= 4 and min(first.shape[-2:]) >= _PLANE:
         return "mask" if named == "mask" or _is_map(seen) else "signal"
-    if first.ndim == 3:
-        return "detections" if _are_boxes(value, first, last, all_outputs) else _of_rows(last, named)
-    return _of_vectors(seen, last, named) if first.ndim in (1, 2) or first.size == max(first.shape) else "signal"
+    if first.ndim == 3 and _are_boxes(value, first, last, all_outputs):
+        return "detections"
+    rows = [vectors("regression", x) for x in seen]
+    if any(x.ndim != 2 for x in rows):
+        return _of_rows(last, named) if first.ndim == 3 and first.shape[-1] > 1 else "signal"
+    return "signal" if len({x.shape[1] for x in rows}) > 1 else _of_vectors(np.concatenate(rows), last, named)
 
 
 def _are_boxes(value: ir.Value, first: NDArray[Any], last: str, all_outputs: Outputs) -> bool:
@@ -132,9 +138,8 @@ def _of_rows(last: str, named: Kind | None) -> Kind:
     return "embedding" if named == "embedding" or last == "LayerNormalization" else "signal"
 
 
-def _of_vectors(seen: Outputs, last: str, named: Kind | None) -> Kind:
+def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:
     """The kind of [batch, columns]."""
-    rows = np.concatenate([x.reshape(-1, x.shape[-1] if x.ndim == 2 else x.size) for x in seen])
     size = rows.shape[1]
     if size > 1 and are_probabilities(rows):
         return "probabilities"
@@ -143,9 +148,10 @@ def _of_vectors(seen: Outputs, last: str, named: Kind | None) -> Kind:
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     if named == "embedding" or (size >= _MANY and norms.std() <= 1e-3 * norms.mean()):
         return "embedding"
-    if named == "classes":
-        return "classes"
     sure = float(as_probabilities(rows).max(-1).mean())
+    if named == "classes":
+        within = rows.min() >= 0 and rows.max() <= 1  # of which several may be high
+        return "classes" if sure >= _SURE and not within else "signal" if size >= _MANY else "regression"
     if last in _POOLS:
         return "embedding" if size >= _MANY else "regression"
     if size >= _FEW_CLASSES and sure >= _SURE and len(set(rows.argmax(-1).tolist())) > 1:

@@ -28,7 +28,7 @@ from edgeopt.options.quantize import Quantize
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.outputs import fed_back, kinds, steps_on
+from edgeopt.quantization.outputs import STEPS, fed_back, kinds, steps_on
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
@@ -127,6 +127,7 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
 def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
     model = graph.canonical(source)
     _check(model)
+    _check_types(model)
     target = targets.load(options.target)
     single = unfolded(widened(model))
     simplified = simplify(single)
@@ -146,7 +147,8 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     _check_finite(feeds, reference)
     simplified = _ranked(simplified, reference[0])
     found = kinds(model, feeds[0][1], reference, options.kinds)
-    fed = fed_back(model, feeds[0][1], reference[0])
+    outputs = [str(v.name) for v in model.graph.outputs]
+    fed = {i: n for i, n in fed_back(model, feeds[0][1], reference[0]).items() if found[outputs[i]] == "state"}
     reference_later = [steps_on(session, feed, fed) for _, feed in feeds[:_LATER]] if fed else []
     chance_db = _chance(session, feeds[0][1], reference[0])
     resources = Resources(
@@ -207,6 +209,9 @@ def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[st
 def _told_of_outputs(
     model: ir.Model, found: Mapping[str, Kind], chance_db: Mapping[str, float], reference: Sequence[Outputs]
 ) -> Iterator[str]:
+    states = [name for name, kind in found.items() if kind == "state"]
+    if states:
+        yield f"recurrent states, fed back for {STEPS} steps: {', '.join(states)} (--kind NAME=KIND if they are none)"
     drawn = [str(n.name) for n in model.graph.all_nodes() if n.op_type.startswith("Random") or n.op_type == "Bernoulli"]
     for name, db in chance_db.items():
         made = f" ({', '.join(drawn[:3])})" if drawn else ""
@@ -222,6 +227,15 @@ def _runs(model: ir.Model) -> bool:
     return not any(
         v.dtype == ir.DataType.BFLOAT16 for n in model.graph.all_nodes() for v in (*n.inputs, *n.outputs) if v
     )
+
+
+def _check_types(model: ir.Model) -> None:
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.dtype == ir.DataType.BFLOAT16:
+            raise ModelError(
+                f"{value.name!r} is bfloat16, which ONNX Runtime cannot exchange with Python: put a Cast from or to "
+                "float32 there"
+            )
 
 
 def _check(model: ir.Model) -> None:

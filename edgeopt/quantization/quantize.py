@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data.reading import Data
-from edgeopt.errors import DataError, ModelError, UsageError, ValidityError
+from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
 from edgeopt.graph.plan import Form
 from edgeopt.hardware import target
@@ -198,6 +198,8 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
     smaller = graph.size_bytes(model) <= graph.size_bytes(task.source)
     state = task.start if smaller else task.start.of(task.source)
     kept = verify(task, Draft("float", state), trials.path)
+    if state is task.start and not close(task, kept):  # float64 that float32 cannot stand for
+        kept = verify(task, Draft("float", task.start.of(task.source)), trials.path)
     why = nothing or "no integer form was both close enough and no slower"
     reason = f"float: {why}; the file is the simplified float model"
     task.note(reason)
@@ -276,7 +278,7 @@ def _repair(task: Task, trials: Trials, first: Tried) -> None:
     moves = (*(FASTER if first.slower else ()), *(() if close(task, first) else NEARER))
     try:
         search = start_search(task, first.draft, enough=None if first.latency is None else 1 / first.latency.speedup)
-    except DataError as e:
+    except EdgeoptError as e:
         task.note(f"no repair: {e}")
         return
     if search is None:

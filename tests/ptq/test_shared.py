@@ -70,3 +70,28 @@ def test_a_weight_that_is_stored_beside_integer_layers_stands_once_in_the_file()
         used = {str(v.name) for n in made.model.graph for v in n.inputs if v is not None}
         outputs = {str(v.name) for v in made.model.graph.outputs}
         assert {str(v.name) for n in made.model.graph for v in n.outputs} <= used | outputs  # nothing is left over
+
+
+@pytest.mark.parametrize(
+    ("gemm", "c"),
+    [
+        ("Gemm(x, w, c)", normal(20, 64, seed=3)),
+        ("Gemm(x, w, c)", normal(20, 1, seed=3)),
+        ("Gemm <alpha = 0.1, beta = 5.0> (x, w, c)", normal(64, seed=3)),
+    ],
+)
+def test_a_bias_that_is_none_of_the_channels_stays_as_it_is(gemm: str, c: np.ndarray) -> None:
+    text = f"g (float[20,64] x) => (float[20,64] y) {{ a = {gemm}  y = Relu(a) }}"
+    model = graph.proto_bytes(tiny.model(text, w=normal(64, 64), c=c))
+    samples = [{"x": normal(20, 64, seed=i) + np.float32(1)} for i in range(24)]
+    assert edgeopt.quantize(model, samples, mode="weights", measure=False).report.worst_sqnr_db > 35
+
+
+def test_a_weight_read_as_it_is_and_transposed_on_the_other_side_is_two_layers() -> None:
+    text = """g (float[64,64] x) => (float[64,64] y) {
+        [one] a = Gemm(x, w)  r = Relu(a)  [two] y = Gemm <transA = 1> (r, w) }"""
+    model = graph.proto_bytes(tiny.model(text, w=normal(64, 64) * np.float32(0.1)))
+    samples = [{"x": normal(64, 64, seed=i)} for i in range(24)]
+    for mode in ("weights", "static"):
+        found = edgeopt.quantize(model, samples, mode=mode, include=("Gemm",), measure=False)  # type: ignore[arg-type]
+        assert found.report.worst_sqnr_db > 25

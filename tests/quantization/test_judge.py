@@ -152,7 +152,8 @@ NEAR, FAR = Figure("order of neighbours", 0.95, 0.9), Figure("order of neighbour
         (30.0, "embedding", (FAR,), False),
         (30.0, "mask", (NEAR, FAR), False),
         (9.9, "embedding", (), False),  # too few samples for its figure
-        (-3.0, "state", (), True),  # judged by what comes out when it is fed back
+        (12.0, "state", (), True),  # judged by what comes out when it is fed back, too
+        (-3.0, "state", (), False),
     ],
 )
 def test_without_bars_close_is_by_the_figures_of_the_kind_and_else_by_decibels(

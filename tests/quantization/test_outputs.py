@@ -12,7 +12,8 @@ import pytest
 import edgeopt
 from edgeopt import graph
 from edgeopt.errors import DataError, UsageError
-from edgeopt.numbers.kinds import Kind
+from edgeopt.numbers.kinds import Kind, figures
+from edgeopt.numbers.scores import compare
 from edgeopt.quantization.outputs import fed_back, kinds, steps_on
 from edgeopt.runtime.session import open_session
 from tests import tiny
@@ -54,6 +55,19 @@ GRAPHS: list[tuple[str, tuple[int, ...], tuple[int, ...], Kind]] = [
         (4, 7),
         "detections",
     ),
+    (
+        f"(float[N,8] x) => (float[N,40,1,1] y) {{ l = MatMul(x, w)  {HALF}  y = Unsqueeze(m, e) }}",
+        (1, 8),
+        (8, 40),
+        "classes",
+    ),
+    (
+        "(float[N,8] x) => (float y) { m = MatMul(x, w)  y = ReduceMean <keepdims = 0> (m) }",
+        (1, 8),
+        (8, 4),
+        "regression",
+    ),
+    ("(float[N,T,8] x) => (float[N,T,1] probs) { m = MatMul(x, w)  probs = Sigmoid(m) }", (1, 90, 8), (8, 1), "signal"),
     ("(float[N,8] x) => (int64[N,1] y) { m = MatMul(x, w)  y = ArgMax <axis = 1> (m) }", (1, 8), (8, 4), "exact"),
 ]
 
@@ -62,7 +76,8 @@ GRAPHS: list[tuple[str, tuple[int, ...], tuple[int, ...], Kind]] = [
 def test_an_output_is_seen_as_what_it_is(
     text: str, shape: tuple[int, ...], weights: tuple[int, ...], kind: Kind
 ) -> None:
-    assert list(seen(tiny.model(f"g {text}", w=normal(*weights)), x=shape).values()) == [kind]
+    axes = {"e": np.int64([2, 3])} if "(m, e)" in text else {}
+    assert list(seen(tiny.model(f"g {text}", w=normal(*weights), **axes), x=shape).values()) == [kind]
 
 
 def test_outputs_of_as_many_rows_are_boxes_and_their_scores() -> None:
@@ -140,3 +155,41 @@ def test_an_output_that_is_the_same_for_every_sample_is_told() -> None:
     model = graph.proto_bytes(tiny.model(text, w=normal(8, 16), r=np.int64([1, 1])))
     found = edgeopt.quantize(model, tiny.feeds(24, x=(1, 8)), mode="static", include=("MatMul",), measure=False).report
     assert any(n.startswith("output c is the same for every sample") for n in found.notes)
+
+
+def kinds_of(outputs: list[np.ndarray]) -> str:
+    """The kind of an output `y` with these values, made by a MatMul."""
+    model = tiny.model("g (float[N,8] x) => (float[N,4] y) { y = MatMul(x, w) }", w=normal(8, 4))
+    return kinds(model, {"x": normal(1, 8)}, [[x] for x in outputs], {})["y"]
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(3,), (5,), (0,)], [(1, 300), (1, 500)], [(0, 4), (0, 4)], [(0, 4), (3, 4)]], ids=str
+)
+def test_outputs_whose_size_varies_or_that_are_empty_have_a_kind_and_figures(shapes: list[tuple[int, ...]]) -> None:
+    outputs = [normal(*shape) if 0 not in shape else np.zeros(shape, np.float32) for shape in shapes]
+    kind: Any = kinds_of(outputs)
+    assert kind in ("signal", "regression", "embedding")
+    assert all(f.close for f in figures(kind, outputs, outputs))
+
+
+def test_a_change_of_axes_does_not_hide_that_classes_changed() -> None:
+    r = [np.eye(40, dtype=np.float32)[i].reshape(1, 40, 1, 1) * 9 for i in range(8)]
+    (found,) = compare(["y"], [[x] for x in r], [[x[:, ::-1]] for x in r], {"y": "classes"})
+    assert found.agreement == 0 and not found.figures[0].close
+
+
+def test_an_output_that_only_looks_like_a_state_is_judged_by_itself_if_the_user_says_so() -> None:
+    model = graph.proto_bytes(tiny.model(STEP, v=normal(4, 6), w=normal(6, 4, seed=1)))
+    samples = tiny.feeds(24, x=(1, 4), h=(1, 6))
+    choices = {"mode": "static", "include": ("MatMul",), "measure": False}
+    plain = edgeopt.quantize(model, samples, **choices).report
+    assert any(n.startswith("recurrent states, fed back for 20 steps: next") for n in plain.notes)
+    found = edgeopt.quantize(model, samples, kinds={"next": "regression"}, **choices).report
+    assert found.later == () and [o.kind for o in found.outputs] == ["regression", "regression"]
+
+
+def test_texts_are_compared_by_being_equal() -> None:
+    a, b = np.array([["cat"]], object), np.array([["dog"]], object)
+    same, other = (compare(["y"], [[a]], [[y]], {"y": "exact"})[0] for y in (a, b))
+    assert same.figures[0].close and not other.figures[0].close
