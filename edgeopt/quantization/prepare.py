@@ -127,7 +127,6 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
 def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
     model = graph.canonical(source)
     _check(model)
-    _check_types(model)
     target = targets.load(options.target)
     single = unfolded(widened(model))
     simplified = simplify(single)
@@ -147,25 +146,19 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     _check_finite(feeds, reference)
     simplified = _ranked(simplified, reference[0])
     found = kinds(model, feeds[0][1], reference, options.kinds)
-    outputs = [str(v.name) for v in model.graph.outputs]
-    fed = {i: n for i, n in fed_back(model, feeds[0][1], reference[0]).items() if found[outputs[i]] == "state"}
-    reference_later = [steps_on(session, feed, fed) for _, feed in feeds[:_LATER]] if fed else []
+    fed = {i: n for i, n in fed_back(model, feeds[0][1], reference[0]).items() if found[session.outputs[i]] == "state"}
     chance_db = _chance(session, feeds[0][1], reference[0])
-    resources = Resources(
-        feeds=tuple(feed for _, feed in feeds),
-        run=session.run,
-        listener=replace(options.listener, note=notes.note),
-        cache=cache,
-        max_ram=options.max_ram,
-        timed=options.measure and target.name == targets.host(),
-        costs_path=options.costs,
-    )
+    resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
     start = State(simplified, target, tuple(calibration), resources, simplified)
     judged = None if options.metric is None else metric(options.metric, session, reference)
     held_looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
-    told = (*given.notes, *_warnings(calibration, feeds, problems), *oddities(held_looks, set(held_looks)))
-    looks = {look.digest for look in held_looks.values()}
-    for line in (*told, *_told_of_outputs(model, found, chance_db, reference if len(looks) > 1 else ())):
+    alike = len({look.digest for look in held_looks.values()}) == 1
+    for line in (
+        *given.notes,
+        *_warnings(calibration, feeds, problems),
+        *oddities(held_looks, set(held_looks)),
+        *_told_of_outputs(model, found, chance_db, () if alike else reference),
+    ):
         notes.note(line)
     return Task(
         options=options,
@@ -181,8 +174,22 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         metric=judged,
         kinds=found,
         fed=fed,
-        reference_later=tuple(reference_later),
+        reference_later=tuple(steps_on(session, feed, fed) for _, feed in feeds[:_LATER] if fed),
         chance_db=chance_db,
+    )
+
+
+def _resources(
+    options: Quantize, target: Target, feeds: Sequence[Feed], session: Session, cache: SharedResults, notes: Notes
+) -> Resources:
+    return Resources(
+        feeds=tuple(feeds),
+        run=session.run,
+        listener=replace(options.listener, note=notes.note),
+        cache=cache,
+        max_ram=options.max_ram,
+        timed=options.measure and target.name == targets.host(),
+        costs_path=options.costs,
     )
 
 
@@ -229,16 +236,13 @@ def _runs(model: ir.Model) -> bool:
     )
 
 
-def _check_types(model: ir.Model) -> None:
+def _check(model: ir.Model) -> None:
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.dtype == ir.DataType.BFLOAT16:
             raise ModelError(
                 f"{value.name!r} is bfloat16, which ONNX Runtime cannot exchange with Python: put a Cast from or to "
                 "float32 there"
             )
-
-
-def _check(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         computed = node.op_type == "DequantizeLinear" and not constant(node.inputs[0])
         if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or computed:
