@@ -160,7 +160,14 @@ def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
     rounding = task.recipe.find(Round) if form == "int8 stored" else None
     middle = () if rounding is None else (rounding,)
     recipe = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
-    return draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
+    made = draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
+    if made is not None and form == "int4 stored" and not _in_int4(made.model):
+        return None  # no matrix has rows in whole blocks: it would be the form of 8 bits
+    return made
+
+
+def _in_int4(model: ir.Model) -> bool:
+    return any(v.dtype == ir.DataType.INT4 for v in model.graph.initializers.values())
 
 
 def of_mode(task: Task) -> Draft:
@@ -174,7 +181,7 @@ def of_mode(task: Task) -> Draft:
     if found is None:
         raise UsageError(nothing_to_do(mode))
     if mode == "weights" and task.options.bits == 4:
-        if not any(v.dtype == ir.DataType.INT4 for v in found.model.graph.initializers.values()):
+        if not _in_int4(found.model):
             task.note("--bits 4: no matrix product has rows in whole blocks of 32; its weights have 8 bits")
         return Draft("weights (4 bits)", found.state, found.recipe)
     return found

@@ -95,3 +95,13 @@ def test_a_weight_read_as_it_is_and_transposed_on_the_other_side_is_two_layers()
     for mode in ("weights", "static"):
         found = edgeopt.quantize(model, samples, mode=mode, include=("Gemm",), measure=False)  # type: ignore[arg-type]
         assert found.report.worst_sqnr_db > 25
+
+
+@pytest.mark.parametrize(("inner", "mode"), [(64, "weights (4 bits)"), (60, "weights")])
+def test_the_smallest_file_has_four_bits_only_where_blocks_divide_the_rows(inner: int, mode: str) -> None:
+    text = f"g (float[N,{inner}] x) => (float[N,64] y) {{ m = MatMul(x, w)  y = Sin(m) }}"
+    model = graph.proto_bytes(tiny.model(text, w=normal(inner, 64) * np.float32(0.05)))
+    samples = [{"x": normal(1, inner, seed=i)} for i in range(40)]
+    found = edgeopt.quantize(model, samples, prefer="size", measure=False)
+    assert mode in [c.mode for c in found.report.candidates]
+    assert ("weights (4 bits)" in [c.mode for c in found.report.candidates]) == (inner == 64)
