@@ -106,10 +106,12 @@ class _Writer:
         if key not in self.weights:
             p = self.params[str(weight.name)]
             q = quantize(weight.const_value.numpy(), p)
-            arrays = (np.ascontiguousarray(q.T if transpose else q), p.scale, np.zeros(p.scale.shape, np.int8))
-            parts = zip(("int8", "scale", "zero"), arrays, strict=True)
-            first, second, third = (initializer(self.model, self.names, f"{key}_{part}", x) for part, x in parts)
-            self.weights[key] = first, second, third
+            integers = np.ascontiguousarray(q.T if transpose else q)
+            self.weights[key] = (
+                initializer(self.model, self.names, f"{key}_int8", integers),
+                initializer(self.model, self.names, f"{key}_scale", p.scale),
+                initializer(self.model, self.names, f"{key}_zero", np.zeros(p.scale.shape, np.int8)),
+            )
         return self.weights[key]
 
 
