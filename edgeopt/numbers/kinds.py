@@ -5,7 +5,8 @@ A kind says what an output is read for, and so which errors matter:
     classes, probabilities   the largest one of the last axis        tokens      the largest one at each position
     embedding                which samples are neighbours            mask        what lies above a level, and the peak
     detections               each channel of each box by itself      regression  how the samples differ
-    signal                   the waveform or spectrum, at any gain   exact       every element
+    signal                   the waveform or spectrum, at any gain,  exact       every element
+                             and groups of channels of one scale
     state                    what comes out when it is fed back, so it has no figure of its own
 
 Every figure has a bar; what is at least at the bar is close. The bars are those of `scripts/bench_judge`: 126 files and
@@ -40,6 +41,9 @@ _CORRELATION = 0.9
 _CHANNEL_DB = 5.0
 _SIGNAL_DB = 10.0
 _SAME = 0.99
+_GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
+_FAINT = 1e-5  # of the largest channel: below, a channel is not read at all
+_MOST_CHANNELS = 512
 _CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
 _TINY = 1e-12
 
@@ -189,18 +193,23 @@ def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it."""
     axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
+    varies, noise = _by_channel(reference, result, axis)
+    if varies.size:
+        with np.errstate(divide="ignore"):
+            yield Figure("weakest channel", float((10 * np.log10(varies / noise)).min()), _CHANNEL_DB, "dB")
+
+
+def _by_channel(reference: Outputs, result: Outputs, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each channel along `axis` that is not constant: the power of what varies of it, and that of its errors."""
     count, first, second, noise = 0, 0.0, 0.0, 0.0
     for r, y in zip(reference, result, strict=True):
         a, b = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype(np.float64) for x in (r, y))
         count += len(a)
         first, second, noise = first + a.sum(0), second + (a**2).sum(0), noise + ((a - b) ** 2).sum(0)
-    mean = first / count
+    mean = np.asarray(first) / count
     varies = np.asarray(second - count * mean**2)
-    there = varies > _CONSTANT * count * np.asarray(mean) ** 2
-    if there.any():
-        with np.errstate(divide="ignore"):
-            db = 10 * np.log10(varies[there] / np.asarray(noise)[there])
-        yield Figure("weakest channel", float(db.min()), _CHANNEL_DB, "dB")
+    there = varies > _CONSTANT * count * mean**2
+    return varies[there], np.asarray(noise)[there]
 
 
 def _varying_db(r: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
@@ -241,6 +250,26 @@ def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     noise = sum(float(((y - gain * r.astype(np.float64)) ** 2).sum()) for r, y in pairs)
     signal = max(gain**2, _TINY) * power
     yield Figure("SI-SNR", math.inf if noise == 0 else 10 * math.log10(signal / noise), _SIGNAL_DB, "dB")
+    yield from _groups(reference, result)
+
+
+def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """Of channels whose scales lie far apart along an axis, as those of boxes and scores do, the group of one scale
+    that is furthest from float: the SQNR of the whole is that of the largest.
+    """
+    if len({x.shape[1:] for x in reference}) > 1:
+        return
+    widest, db = _GAP, math.inf
+    for axis in (i for i, n in enumerate(reference[0].shape) if i > 0 and 1 < n <= _MOST_CHANNELS):
+        power, noise = _by_channel(reference, result, axis)
+        order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2]
+        steps = np.sqrt(power[order][1:] / power[order][:-1])
+        if steps.max(initial=1.0) > widest:
+            widest, groups = steps.max(), np.split(order, 1 + np.flatnonzero(steps > _GAP))
+            with np.errstate(divide="ignore"):
+                db = min(10 * np.log10(power[g].sum() / noise[g].sum()) for g in groups)
+    if widest > _GAP:
+        yield Figure("weakest group of channels", float(db), _SIGNAL_DB, "dB")
 
 
 def _exact(reference: Outputs, result: Outputs) -> Iterator[Figure]:

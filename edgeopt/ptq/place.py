@@ -25,6 +25,8 @@ from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe
 
+_LEVELS = 8  # of a shared grid that an operand has to have at least
+_STEPS = 255
 _FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # for an included node without a row in the table
 
 
@@ -70,7 +72,18 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
         return "an attention mask or infinity would set its range"
     if any(not np.isfinite(c.const_value.numpy()).all() for _, c in constants(node) if c.const_value is not None):
         return "a constant is not finite"
+    if node.op_type == "Concat":
+        return _crushed([probes[str(v.name)] for _, v in operands], probes[str(node.outputs[0].name)])
     return None
+
+
+def _crushed(operands: Sequence[Probe], output: Probe) -> str | None:
+    """Why the operands of a Concat cannot share its grid: boxes in pixels leave no level to scores."""
+    wide = output.hi - output.lo
+    least = min((p.hi - p.lo for p in operands if p.hi > p.lo), default=wide)
+    if least * _STEPS >= wide * _LEVELS:
+        return None
+    return f"one grid for operands whose ranges differ {wide / least:.0f} times would leave the smallest no levels"
 
 
 def _bias_along_columns(gemm: ir.Node) -> bool:

@@ -119,6 +119,25 @@ def test_the_scores_of_boxes_are_not_hidden_by_their_coordinates() -> None:
     assert sqnr > 40 and found.value == pytest.approx(0, abs=0.1) and not found.close
 
 
+def test_a_group_of_channels_of_another_scale_is_judged_alone_in_a_signal_too() -> None:
+    rng = np.random.default_rng(3)
+    scale = np.float32([100.0] * 4 + [0.1] * 20)[:, None, None]
+    x = [rng.standard_normal((1, 24, 6, 6)).astype(np.float32) * scale + 10 for _ in range(4)]
+    dead = [np.where(np.arange(24)[:, None, None] < 4, v, np.float32(10)) for v in x]
+    whole, group = figures("signal", x, dead)
+    assert whole.close and not group.close and group.value == pytest.approx(0, abs=0.1)
+    assert [f.value for f in figures("signal", x, x)] == [math.inf, math.inf]
+
+
+def test_a_spectrum_that_falls_off_and_a_dead_channel_are_no_groups() -> None:
+    rng = np.random.default_rng(4)
+    falls = np.logspace(0, -6, 64)
+    dead = np.where(np.arange(64) == 7, 1e-9, 1.0)
+    for scale in (falls, dead):
+        x = [(rng.standard_normal((1, 50, 64)) * scale).astype(np.float32) for _ in range(3)]
+        assert [f.name for f in figures("signal", x, [v + np.float32(1e-5) for v in x])] == ["SI-SNR"]
+
+
 def test_a_large_mean_does_not_hide_the_error_of_what_varies() -> None:
     x = [100 + v for v in outputs("regression", 40)]
     constant = [np.full((1, 3), 100.0, np.float32) for _ in x]

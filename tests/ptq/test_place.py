@@ -344,6 +344,17 @@ def test_what_no_integer_kernel_computes_stays_float(why: str) -> None:
     assert node.name not in plan.integer and plan.kept_float[str(node.name)]
 
 
+@pytest.mark.parametrize(("times", "integer"), [(8, True), (400, False)])
+def test_operands_of_a_concat_share_no_grid_that_leaves_one_of_them_no_levels(times: int, integer: bool) -> None:
+    text = "g (float[1,8,4,4] x, float[1,8,4,4] z) => (float[1,16,4,4] y) { y = Concat <axis = 1> (x, z) }"
+    model = tiny.model(text)
+    probes = {**probes_of(model), "x": Probe(SHAPE, 0.0, float(times)), "z": Probe(SHAPE, 0.0, 1.0)}
+    probes["y"] = Probe((1, 16, 4, 4), 0.0, float(times))
+    plan = place(model, FREE, probes, include=frozenset(str(n.name) for n in model.graph))
+    assert bool(plan.integer) == integer
+    assert integer or "ranges differ 400 times" in next(iter(plan.kept_float.values()))
+
+
 def test_a_gemm_with_alpha_stays_float() -> None:
     text = "g (float[2,64] x) => (float[2,64] y) { y = Gemm <alpha = 0.5> (x, w) }"
     _, plan = placed(text, target=AVX2, shape=(2, 64), w=np.ones((64, 64), np.float32))
