@@ -16,8 +16,8 @@ from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
-from edgeopt.graph.ops import constant
-from edgeopt.graph.select import select
+from edgeopt.graph.ops import LAYERS, constant
+from edgeopt.graph.select import deciding_lengths, select
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
@@ -133,7 +133,9 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     # names are also looked up in the original model, so that naming a node that was folded away is not an error
     exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
     keep = select([model, simplified], options.keep)
-    recipe = _recipe(options, [model, simplified], exclude | (keep if options.mode == "fp16" else frozenset()), include)
+    lengths = deciding_lengths(simplified) - include if options.mode != "fp16" else frozenset[str]()
+    left = exclude | lengths | (keep if options.mode == "fp16" else frozenset())
+    recipe = _recipe(options, [model, simplified], left, include)
     session = open_session(model if _runs(model) else single, threads=1)
     given = read(data, specs(model), options, session.run)
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
@@ -157,6 +159,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         *given.notes,
         *_warnings(calibration, feeds, problems),
         *oddities(held_looks, set(held_looks)),
+        *_told_of_lengths(simplified, lengths),
         *_told_of_outputs(model, found, chance_db, () if alike else reference),
     ):
         notes.note(line)
@@ -211,6 +214,15 @@ def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[st
         named = {field: select(models, getattr(place, field)) for field in ("exclude", "include", "floats", "dynamics")}
         found = found.having(place.model_copy(update=named))
     return found.with_own(own_step(step) for step in options.steps)
+
+
+def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
+    layers = [str(n.name) for n in model.graph if n.op_type in LAYERS and n.name in lengths]
+    if layers:
+        yield (
+            f"{len(layers)} layers decide how long an output is, and stay float: {', '.join(layers[:3])}"
+            f"{' ...' if len(layers) > 3 else ''} (--include takes them)"
+        )
 
 
 def _told_of_outputs(

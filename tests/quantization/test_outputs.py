@@ -11,7 +11,7 @@ import pytest
 
 import edgeopt
 from edgeopt import graph
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.numbers.kinds import Kind, figures
 from edgeopt.numbers.scores import compare
 from edgeopt.quantization.outputs import fed_back, kinds, steps_on
@@ -193,3 +193,26 @@ def test_texts_are_compared_by_being_equal() -> None:
     a, b = np.array([["cat"]], object), np.array([["dog"]], object)
     same, other = (compare(["y"], [[a]], [[y]], {"y": "exact"})[0] for y in (a, b))
     assert same.figures[0].close and not other.figures[0].close
+
+
+SPEECH = """g (float[1,8,T] x) => (float[1,1,L] wave) {
+    e = Conv <pads = [1, 1]> (x, encoder)  d = Conv(e, durations)  r = Relu(d)
+    s = ReduceSum <keepdims = 0> (r)  n = Cast <to = 7> (s)
+    t = Range(zero, n, one)  f = Cast <to = 1> (t)  p = Sin(f)  q = Reshape(p, line)
+    h = Conv <pads = [4, 4]> (q, vocoder)  a = Relu(h)  wave = Conv <pads = [4, 4]> (a, last) }"""
+
+
+def test_what_decides_the_length_of_speech_stays_float_and_what_speaks_does_not() -> None:
+    weights = {"encoder": normal(8, 8, 3), "durations": normal(1, 8, 1), "vocoder": normal(16, 1, 9)}
+    scalars = {"zero": np.int64(0), "one": np.int64(1), "line": np.int64([1, 1, -1])}
+    floats = tiny.model(SPEECH, **weights, last=normal(1, 16, 9), **scalars)
+    vocoder = tuple(str(n.name) for n in floats.graph if n.op_type == "Conv")[2:]
+    model = graph.proto_bytes(floats)
+    samples = tiny.feeds(24, x=(1, 8, 40))
+    made = edgeopt.quantize(model, samples, mode="static", include=vocoder, measure=False)
+    assert any(n.startswith("2 layers decide how long an output is, and stay float") for n in made.report.notes)
+    first, second = open_session(graph.load(model)), open_session(made.model)
+    lengths = {first.run(f)[0].size for f in samples}
+    assert len(lengths) > 4 and [first.run(f)[0].size for f in samples] == [second.run(f)[0].size for f in samples]
+    with pytest.raises(ValidityError, match="shape"):
+        edgeopt.quantize(model, samples, mode="static", include=("Conv",), measure=False)
