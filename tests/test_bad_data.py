@@ -120,7 +120,7 @@ HARM = [garbled, torn, exploding]
 def test_one_bad_image_of_forty_is_skipped_with_a_note(rank: int, harm: Callable[[Path], None], tmp_path: Path) -> None:
     # the samples of ranks 0 and 9 are looked at to detect the preprocessing, 0 is held out, 30 calibrates
     models.pictures(tmp_path, 40)
-    victim = Path(open_data(tmp_path, PICTURE, Reading())[rank][0])
+    victim = Path(open_data(tmp_path, PICTURE, Reading()).samples[rank][0])
     harm(victim)
     ears = Ears()
     made = edgeopt.quantize(models.convolution(), tmp_path, listener=ears.listener, **STATIC)

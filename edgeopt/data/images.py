@@ -1,6 +1,8 @@
 """Convert images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after resizing the shorter side and a
 centre crop.
 
+Pictures are turned as their EXIF orientation says; 16-bit grey becomes 0 ... 255.
+
 A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or is guessed
 with the float model (`edgeopt.data.guess`). Images are decoded by Pillow.
 """
@@ -9,20 +11,25 @@ from __future__ import annotations
 
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import ValidationError
 
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError
 from edgeopt.options.reading import Preprocess
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_HEIC = frozenset({".heic", ".heif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}) | _HEIC
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_SIXTEEN_BIT = 65535
 MAX_PIXELS = 64_000_000
 _FREE_SIDE = 640  # longer side in pixels, for models that accept any size
 _FREE_MULTIPLE = 32
@@ -97,16 +104,61 @@ def _grey_means(recipe: Preprocess, channels: int) -> Preprocess:
     return recipe.model_copy(update={"mean": (float(np.mean(recipe.mean)),), "std": (float(np.mean(recipe.std)),)})
 
 
-def check_header(path: Path) -> str | None:
-    """The reason why the image cannot be used, judged by its header alone, or None."""
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image tells. problem: why it cannot be used, None if it can; traits: what is unusual."""
+
+    problem: str | None = None
+    traits: tuple[str, ...] = ()
+
+
+def header(path: Path) -> Header:
+    """What is known of an image before its pixels are decoded."""
+    if path.suffix.lower() in _HEIC and not _heic():
+        return Header("HEIC needs the extra: pip install 'edgeopt[heic]'")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 pixels = image.width * image.height
+                if pixels > MAX_PIXELS:
+                    return Header(f"{pixels / 1e6:.0f} million pixels; the limit is {MAX_PIXELS / 1e6:.0f}")
+                if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+                    return Header("grey values of 32 bits, whose range no header tells: give the samples as .npz")
+                return Header(traits=tuple(_traits(image)))
     except UNREADABLE as e:
-        return f"{type(e).__name__}: {e}"
-    return f"{pixels / 1e6:.0f} million pixels; the limit is {MAX_PIXELS / 1e6:.0f}" if pixels > MAX_PIXELS else None
+        return Header(f"{type(e).__name__}: {e}")
+
+
+def _traits(image: Image.Image) -> Iterator[str]:
+    if image.mode.startswith("I"):
+        yield "16 bits"
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        yield "alpha"
+    if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) != 1:
+        yield "turned"
+
+
+def told(headers: Iterable[Header], recipe: Preprocess) -> Iterator[str]:
+    """Notes on images that are not plain 8-bit pictures."""
+    turned = "turned upright by EXIF" if recipe.exif == "apply" else "not upright by EXIF, and left so"
+    words = {
+        "16 bits": "grey of 16 bits: 0 ... 65535 become 0 ... 255",
+        "alpha": "with an alpha channel, which is dropped",
+        "turned": f"{turned} (--exif apply|ignore)",
+    }
+    for trait, count in Counter(t for h in headers for t in h.traits).items():
+        yield f"{count} image{'s' if count > 1 else ''} {words[trait]}"
+
+
+def _heic() -> bool:
+    """Whether Pillow reads HEIC."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
@@ -122,11 +174,21 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
             if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
-            clear = image.convert("RGBA") if "transparency" in image.info else image
-            pixels = np.asarray(_geometry(clear.convert("L" if recipe.color == "gray" else "RGB"), recipe), np.float32)
+            upright = ImageOps.exif_transpose(image) if recipe.exif == "apply" else image
+            pixels = _pixels(upright, recipe)
     except UNREADABLE as e:
         raise DataError(f"{path}: not a readable image ({type(e).__name__}: {e})") from e
     return {spec.name: tensor(pixels, recipe, spec.dtype)}
+
+
+def _pixels(image: Image.Image, recipe: Preprocess) -> NDArray[np.float32]:
+    """[H, W] of grey or [H, W, 3], in 0 ... 255."""
+    if image.mode.startswith("I"):
+        grey = Image.fromarray(np.asarray(image).astype(np.float32) * np.float32(255 / _SIXTEEN_BIT))
+        pixels = np.asarray(_geometry(grey, recipe), np.float32)
+        return pixels if recipe.color == "gray" else np.repeat(pixels[..., None], 3, axis=2)
+    clear = image.convert("RGBA") if "transparency" in image.info else image
+    return np.asarray(_geometry(clear.convert("L" if recipe.color == "gray" else "RGB"), recipe), np.float32)
 
 
 def _geometry(image: Image.Image, recipe: Preprocess) -> Image.Image:

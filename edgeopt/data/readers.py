@@ -18,10 +18,10 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.data.spec import Feed, InputSpec, Sample
+from edgeopt.data.foreign import foreign
+from edgeopt.data.spec import LABEL, Feed, InputSpec, Sample
 from edgeopt.errors import DataError
 
-LABEL = "label"
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -101,7 +101,9 @@ class Readers:
         return [(f"{self.name}[{i}]", partial(self._item, data, int(i))) for i in order]
 
     def _item(self, data: Dataset[Any], index: int) -> Feed:
-        feed = self._feed(f"{self.name}[{index}]", self._columns(data[index]))
+        with foreign(f"{self.name}[{index}]", DataError):
+            row = data[index]
+        feed = self._feed(f"{self.name}[{index}]", self._columns(row))
         return {n: x if s is None else _with_batch(x, s) for n, x in feed.items() for s in [self._known.get(n)]}
 
     def _columns(self, row: object) -> object:

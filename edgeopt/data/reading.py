@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.data.guess import Guess, guess
-from edgeopt.data.images import SUFFIXES, image_input, load_toml, resolve
+from edgeopt.data.images import image_input, load_toml, resolve
+from edgeopt.data.listing import files_of
 from edgeopt.data.made_up import random_samples
 from edgeopt.data.readers import InMemory, Readers
-from edgeopt.data.source import HELD_OUT, open_data, readable
-from edgeopt.data.spec import Feed, InputSpec, Sample
+from edgeopt.data.source import HELD_OUT, kind_of, open_data, readable
+from edgeopt.data.spec import Feed, InputSpec, Samples
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
@@ -26,15 +27,6 @@ Data = str | Path | InMemory
 Run = Callable[[Feed], Outputs]
 _GUESS_SAMPLES = 12
 _SPARE = 8  # random samples in addition to the calibration samples
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples of a source."""
-
-    samples: list[Sample]
-    recipe: str = ""  # how images are turned into inputs, in words
-    notes: tuple[str, ...] = ()  # remarks for the user
 
 
 def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
@@ -47,22 +39,22 @@ def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) ->
     """
     if not isinstance(data, str | Path):
         readers = Readers(inputs, count=reading.samples + HELD_OUT, seed=reading.sample_seed)
-        return Samples(readers.samples(data), notes=tuple(readers.notes))
+        return Samples(readers.samples(data), "arrays in memory", notes=tuple(readers.notes))
     if data == RANDOM:
         warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
-        return Samples(random_samples(inputs, reading.samples + _SPARE), notes=(warning,))
+        return Samples(random_samples(inputs, reading.samples + _SPARE), RANDOM, notes=(warning,))
     spec = image_input(inputs)
-    if spec is None or not _has_images(Path(data)):
-        return Samples(open_data(data, inputs, reading))
-    recipe, notes = _recipe(Path(data), inputs, reading, run)
+    if spec is None or not _has_images(Path(data), inputs, reading):
+        return open_data(data, inputs, reading)
+    recipe, told = _recipe(Path(data), inputs, reading, run)
     resolved = resolve(recipe, spec)
-    samples = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
-    return Samples(samples, resolved.describe(), (*notes, f"images: {resolved.describe()}"))
+    found = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
+    notes = (*told, f"images: {resolved.describe()}", *found.notes)
+    return replace(found, recipe=resolved.describe(), notes=notes)
 
 
-def _has_images(path: Path) -> bool:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return any(f.suffix.lower() in SUFFIXES for f in files)
+def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bool:
+    return path.exists() and kind_of(files_of(path, reading.data_option)[0], inputs) == "images"
 
 
 def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> tuple[Preprocess, list[str]]:
@@ -81,8 +73,11 @@ def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run)
 
 
 def _merged(base: Preprocess, reading: Reading) -> Preprocess:
-    """`base` with the fields that the user gave."""
-    return Preprocess.model_validate({**base.image_fields(), **reading.image_fields(only_given=True)})
+    """`base` with the fields that the user gave; its mean and std are in the order of the channels."""
+    fields, given = base.image_fields(), reading.image_fields(only_given=True)
+    if given.get("color") == "bgr" and base.color != "bgr":
+        fields |= {"mean": base.mean[::-1], "std": base.std[::-1]}
+    return Preprocess.model_validate({**fields, **given})
 
 
 def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Guess:
@@ -91,7 +86,7 @@ def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) 
     answers: dict[str, NDArray[Any] | None] = {}
     for name, preset in PRESETS.items():
         recipe = resolve(_merged(preset, reading), spec)
-        samples = open_data(path, inputs, reading.model_copy(update={"preprocess": recipe}))
+        samples = open_data(path, inputs, reading.model_copy(update={"preprocess": recipe})).samples
         feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
         with ThreadPoolExecutor(cores()) as pool:
             outputs = list(pool.map(run, [feed for _, feed in feeds]))

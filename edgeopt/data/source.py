@@ -6,51 +6,28 @@ first class of a folder that is sorted by class.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import itertools
 import os
-import sys
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 
-from edgeopt.data import audio, text
-from edgeopt.data.images import SUFFIXES, check_header, image_input, read_image, resolve
+from edgeopt.data import arrays, audio, images, text
+from edgeopt.data.foreign import foreign, named
+from edgeopt.data.listing import files_of
 from edgeopt.data.readers import Readers
-from edgeopt.data.spec import Feed, InputSpec, Sample, specs
-from edgeopt.errors import DataError, UsageError
+from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, refuse_many
+from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
 
-__all__ = [
-    "Feed",
-    "InputSpec",
-    "Sample",
-    "open_data",
-    "readable",
-    "specs",
-    "split",
-]
-
-MAX_UNREADABLE = 0.05
 HELD_OUT = 32
-_TEXT = frozenset({".jsonl", ".csv", ".txt"})
-_ARRAYS = frozenset({".npz", ".npy"})
-BROKEN_ARRAY = (
-    OSError, ValueError, EOFError, KeyError, SyntaxError, MemoryError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+_TENSORS = "input_0.pb"
 
 
-def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
+def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading) -> Samples:
     """The samples of `source`, in a fixed random order.
 
     Raises:
@@ -64,36 +41,74 @@ def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading)
         there = False
     if not there:
         if ":" in str(source) and os.sep not in str(source):
-            return _function(str(source), inputs, reading)
-        raise UsageError(f"{reading.data_option} {source}: no such file or folder")
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    found = _samples(path, files, inputs, reading)
-    if not found:
+            return Samples(_function(str(source), inputs, reading), "function")
+        raise UsageError(f"{reading.data_option} {source}: no such file or folder{_nearest(path)}")
+    files, problems = files_of(path, reading.data_option)
+    kind = kind_of(files, inputs)
+    found = _samples(path, kind, files, inputs, reading)
+    if not found.samples:
         raise DataError(
-            f"{reading.data_option} {path}: no images, .npz/.npy, test_data_set_*, .wav, .jsonl, .csv or .txt in it"
+            f"{reading.data_option} {path}: no images, .npz/.npy, test_data_set_*, sound, .jsonl, .csv or .txt in it"
         )
-    order = np.random.default_rng(reading.sample_seed).permutation(len(found))
-    return [found[i] for i in order]
+    order = np.random.default_rng(reading.sample_seed).permutation(len(found.samples))
+    notes = (*problems, *_mixture(kind, files), *found.notes)
+    return Samples([found.samples[i] for i in order], kind, notes=notes)
 
 
-def _samples(path: Path, files: list[Path], inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
-    kinds = {f.suffix.lower() for f in files}
-    if kinds & SUFFIXES:
-        return _images([f for f in files if f.suffix.lower() in SUFFIXES], inputs, _recipe(reading))
-    if kinds & _ARRAYS:
-        return [s for f in files if f.suffix.lower() in _ARRAYS for s in _arrays(f, inputs)]
-    if any(f.name == "input_0.pb" for f in files):
-        return [(str(f.parent), partial(_protobufs, f.parent, inputs)) for f in files if f.name == "input_0.pb"]
-    if ".wav" in kinds:
-        return [(str(f), partial(audio.read, f, inputs)) for f in files if f.suffix.lower() == ".wav"]
-    if kinds & _TEXT:
+def _nearest(path: Path) -> str:
+    try:
+        return suggestion(path.name, [f.name for f in path.parent.iterdir()])
+    except OSError:
+        return "."
+
+
+def of_kind(file: Path) -> str:
+    """The kind of sample that a file may be by its name, "" if none."""
+    suffix = file.suffix.lower()
+    if file.name == _TENSORS:
+        return "ONNX test data"
+    kinds = {"arrays": arrays.SUFFIXES, "images": images.SUFFIXES, "sound": audio.SUFFIXES, "text": text.SUFFIXES}
+    found = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), "")
+    return "" if found == "text" and text.is_about(file) else found
+
+
+def kind_of(files: Sequence[Path], inputs: Sequence[InputSpec]) -> str:
+    """The kind of the samples in `files`: arrays where they fit the inputs, else what there is, images first."""
+    of = {kind: f for f in reversed(files) if (kind := of_kind(f))}
+    ranked = ["images", "arrays", "ONNX test data", "sound", "text"]
+    if "arrays" in of and (arrays.fit(of["arrays"], inputs) or ("images" in of and not images.image_input(inputs))):
+        return "arrays"
+    return next((kind for kind in ranked if kind in of), "")
+
+
+def _mixture(kind: str, files: Sequence[Path]) -> list[str]:
+    """A note on files that are samples of another kind."""
+    others = [f for f in files if of_kind(f) not in ("", kind)]
+    if not others:
+        return []
+    counts = ", ".join(f"{n} of {other}" for other, n in Counter(of_kind(f) for f in others).items())
+    return [f"samples: {kind}; files of other kinds are not read: {counts} ({others[0].name} ...)"]
+
+
+def _samples(path: Path, kind: str, files: list[Path], inputs: Sequence[InputSpec], reading: Reading) -> Samples:
+    mine = [f for f in files if of_kind(f) == kind and kind]
+    most = reading.most_bytes
+    if kind == "images":
+        return _images(mine, inputs, _recipe(reading))
+    if kind == "arrays":
+        return Samples([s for f in mine for s in arrays.samples(f, inputs, most)], kind)
+    if kind == "ONNX test data":
+        return Samples([(str(f.parent), partial(arrays.protobufs, f.parent, inputs, most)) for f in mine], kind)
+    if kind == "sound":
+        return audio.samples(mine, inputs, reading)
+    if kind == "text":
         if reading.tokenizer is None:
             raise UsageError(
                 f"{reading.data_option} {path}: text needs --tokenizer tokenizer.json "
                 "(the file that came with the model)"
             )
-        return text.samples([f for f in files if f.suffix.lower() in _TEXT], reading.tokenizer, inputs)
-    return []
+        return text.samples(mine, reading.tokenizer, inputs, reading.column)
+    return Samples([])
 
 
 def _recipe(reading: Reading) -> Preprocess:
@@ -102,132 +117,28 @@ def _recipe(reading: Reading) -> Preprocess:
     return PRESETS[said] if isinstance(said, str) else said or PRESETS["unit"]
 
 
-def _images(files: list[Path], inputs: Sequence[InputSpec], recipe: Preprocess) -> list[Sample]:
-    spec = image_input(inputs)
+def _images(files: list[Path], inputs: Sequence[InputSpec], recipe: Preprocess) -> Samples:
+    spec = images.image_input(inputs)
     if spec is None:
         shapes = ", ".join(f"{s.name} {list(s.shape or [])}" for s in inputs)
         raise DataError(
             f"images fit one input of rank 4 with 1 or 3 channels; this model has {shapes}: "
             "give its feeds as .npz or package.module:function"
         )
-    problems = {f: reason for f in files if (reason := check_header(f)) is not None}
+    headers = {f: images.header(f) for f in files}
+    problems = {f: h.problem for f, h in headers.items() if h.problem is not None}
     refuse_many(problems, len(files))
-    resolved = resolve(recipe, spec)
-    return [
-        (str(f), partial(_refuse, f, problems[f]) if f in problems else partial(read_image, f, resolved, spec))
+    resolved = images.resolve(recipe, spec)
+    found: list[Sample] = [
+        (str(f), partial(refused, f, problems[f]) if f in problems else partial(images.read_image, f, resolved, spec))
         for f in files
     ]
+    return Samples(found, "images", notes=tuple(images.told(headers.values(), resolved)))
 
 
-def _refuse(file: Path, reason: str) -> Feed:
+def refused(file: Path | str, reason: str) -> Feed:
     """The reader of a file known to be unusable: it raises when read, so that the file is skipped and reported."""
     raise DataError(f"{file}: {reason}")
-
-
-def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int) -> None:
-    """Raise DataError if more than 5 % of `total` samples have a problem."""
-    if len(problems) > MAX_UNREADABLE * total:
-        first = "; ".join(f"{f} ({reason})" for f, reason in itertools.islice(problems.items(), 3))
-        raise DataError(
-            f"{len(problems)} of {total} samples cannot be read (the limit is {MAX_UNREADABLE:.0%}): {first}"
-        )
-
-
-def _arrays(file: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """Samples of a NumPy file: an .npz is one feed by input names; an .npy contains samples of the only input along
-    axis 0, or one sample if it has one dimension less.
-    """
-    try:
-        loaded = np.load(file, allow_pickle=False, mmap_mode="r" if file.suffix == ".npy" else None)
-    except BROKEN_ARRAY as e:
-        raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
-    if isinstance(loaded, np.ndarray):
-        return _rows(file, loaded.shape, inputs)
-    loaded.close()
-    return [(str(file), partial(_npz, file))]
-
-
-def _rows(file: Path, shape: tuple[int, ...], inputs: Sequence[InputSpec]) -> list[Sample]:
-    """Samples of an .npy [samples, ...]; the file is memory-mapped anew for each, so that data read earlier do not stay
-    in memory.
-    """
-    spec = _only(inputs, str(file))
-    if spec.shape is not None and len(shape) == len(spec.shape) - 1:
-        return [(str(file), partial(_whole, file, spec))]
-    step = spec.fixed(0) or 1
-    if not shape or shape[0] < step:
-        raise DataError(f"{file}: an array of shape {list(shape)} holds no samples for input {spec.name!r}")
-    return [(f"{file}[{i}]", partial(_mapped, file, spec, i, step)) for i in range(0, shape[0] - step + 1, step)]
-
-
-def _mapped(file: Path, spec: InputSpec, start: int, step: int) -> Feed:
-    return {spec.name: np.array(np.load(file, allow_pickle=False, mmap_mode="r")[start : start + step])}
-
-
-def _whole(file: Path, spec: InputSpec) -> Feed:
-    return {spec.name: np.load(file, allow_pickle=False)[None]}
-
-
-def _only(inputs: Sequence[InputSpec], name: str) -> InputSpec:
-    if len(inputs) != 1:
-        raise DataError(
-            f"{name}: one array for inputs {', '.join(s.name for s in inputs)}; give an .npz with these names"
-        )
-    return inputs[0]
-
-
-def _npz(file: Path) -> Feed:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except BROKEN_ARRAY as e:
-        raise DataError(f"{file}: not a readable NumPy file ({e}); pickled objects are refused") from e
-
-
-def _protobufs(folder: Path, inputs: Sequence[InputSpec]) -> Feed:
-    feed = {}
-    for i, spec in enumerate(inputs):
-        file = folder / f"input_{i}.pb"
-        try:
-            tensor = onnx.TensorProto.FromString(file.read_bytes())
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                raise ValueError("it points to another file, which is refused")
-            feed[spec.name] = onnx.numpy_helper.to_array(tensor)
-        except (OSError, DecodeError, ValueError, TypeError, KeyError) as e:
-            raise DataError(f"{file}: not a readable tensor ({e})") from e
-    return feed
-
-
-def named(source: str, option: str, root: Path | None = None) -> Any:
-    """Import the object `package.module:name`; modules are also searched in `root` (default: the working directory).
-
-    Raises:
-        UsageError: it cannot be imported; the message names the `option`.
-    """
-    module, _, name = source.partition(":")
-    here = str(root or Path.cwd())
-    if root is not None:
-        _forget(module.partition(".")[0], root)
-    sys.path.insert(0, here)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except Exception as e:  # the user's module, which may raise anything
-        raise UsageError(f"{option} {source}: {e}; write package.module:function") from e
-    finally:
-        if here in sys.path:  # the module may have changed sys.path
-            sys.path.remove(here)
-
-
-def _forget(name: str, root: Path) -> None:
-    """Remove the module `name` from `sys.modules` if it was imported from elsewhere and `root` has one of that name."""
-    known, own = sys.modules.get(name), root / name
-    if known is None or not (own.is_dir() or own.with_name(f"{name}.py").is_file()):
-        return
-    places = [known.__file__] if getattr(known, "__file__", None) else list(getattr(known, "__path__", ()))
-    if not any(Path(str(p)).resolve().is_relative_to(root.resolve()) for p in places):
-        for loaded in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
-            del sys.modules[loaded]
-    importlib.invalidate_caches()
 
 
 def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> list[Sample]:
@@ -238,8 +149,8 @@ def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> lis
         raise UsageError(
             f"{reading.data_option} {source}: not a function that can be called without arguments ({e})"
         ) from e
-    feeds = function()
-    return Readers(inputs, source, reading.samples + HELD_OUT, reading.sample_seed).samples(feeds)
+    with foreign(f"{reading.data_option} {source}", DataError):
+        return Readers(inputs, source, reading.samples + HELD_OUT, reading.sample_seed).samples(function())
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
@@ -267,5 +178,5 @@ def readable(samples: Sequence[Sample], *, total: int | None = None) -> tuple[li
             feeds.append((name, read()))
         except DataError as e:
             problems[name] = str(e)
-    refuse_many(problems, max(len(samples), total or 0))
+    refuse_many(problems, max(len(samples), total or 0), len(samples))
     return feeds, problems

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,18 @@ from edgeopt.errors import DataError
 
 Feed = Mapping[str, NDArray[Any]]
 Sample = tuple[str, Callable[[], Feed]]
+MAX_UNREADABLE = 0.05
+LABEL = "label"  # an entry of a feed that only `distill` uses
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a source."""
+
+    samples: list[Sample]
+    kind: str = ""  # images, arrays, sound ...
+    recipe: str = ""  # how images are turned into inputs, in words
+    notes: tuple[str, ...] = ()  # remarks for the user
 
 
 @dataclass(frozen=True)
@@ -65,3 +79,15 @@ def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
         want = ["?" if not isinstance(d, int) else d for d in value.shape]
         if len(want) != array.ndim or any(w not in ("?", d) for w, d in zip(want, array.shape, strict=True)):
             raise DataError(f"{sample}: input {name!r} wants shape {want}, the sample has {list(array.shape)}")
+
+
+def refuse_many(problems: Mapping[Path, str] | Mapping[str, str], total: int, looked_at: int | None = None) -> None:
+    """Raise DataError if more than 5 % of `total` samples have a problem; looked_at: how many were read, if not all."""
+    if len(problems) > MAX_UNREADABLE * total:
+        first = "; ".join(
+            f"{f} ({reason.removeprefix(f'{f}: ')})" for f, reason in itertools.islice(problems.items(), 3)
+        )
+        raise DataError(
+            f"{len(problems)} of the {looked_at or total} samples looked at cannot be read "
+            f"(the limit is {MAX_UNREADABLE:.0%}): {first}"
+        )

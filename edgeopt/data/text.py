@@ -1,32 +1,49 @@
 """Convert text to token ids with a Hugging Face `tokenizer.json`: one text for each sample, padded only if the model
-has a fixed length.
+has a fixed length, on the side and with the id that the tokenizer says.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeopt.data.spec import Feed, InputSpec, Sample
-from edgeopt.errors import DataError, UsageError
+from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, refuse_many
+from edgeopt.errors import DataError, UsageError, suggestion
 
-_LONGEST = 128
+SUFFIXES = frozenset({".jsonl", ".csv", ".tsv", ".txt"})
+_ABOUT = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|vocab|merges|requirements)([-_.].*)?", re.IGNORECASE)
+_NAMES = (
+    "text", "sentence", "content", "review", "document", "utterance", "question", "query", "premise", "sentence1",
+    "comment", "message", "tweet", "body", "title", "description", "headline", "abstract", "prompt", "instruction",
+)  # fmt: skip
+_LONGEST = 128  # tokens, for models that accept any length
+_LONGEST_LINE = 1 << 20  # characters
+_LOOKED_AT = 50  # rows, to find the column of text
+_SEPARATORS = (",", ";", "\t", "|")
+_PADS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<|endoftext|>", "</s>")  # the last two where there is no other
 
 
-def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec]) -> list[Sample]:
-    """A sample for each line of .txt, object of .jsonl (field `text`, or the first string) and row of .csv (column
-    `text`, or the first column).
+def is_about(file: Path) -> bool:
+    """Whether a file of text is about the samples beside it and no sample: a licence, a list of words."""
+    return file.suffix.lower() == ".txt" and _ABOUT.fullmatch(file.stem) is not None
+
+
+def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], column: str | None) -> Samples:
+    """A sample for each line of .txt, object of .jsonl and row of .csv.
+
+    column: the field or column of the text, by name or, of .csv, by number from 1; None: found by name and content.
 
     Raises:
-        UsageError: the extra `text` is missing, the tokenizer is unreadable, or the model has an input that a tokenizer
-          does not produce.
+        UsageError: the extra `text` is missing, the tokenizer is unreadable, there is no such column, or the model has
+          an input that a tokenizer does not produce.
     """
     try:
         import tokenizers
@@ -42,9 +59,21 @@ def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec]) -> 
         encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))
     except Exception as e:
         raise UsageError(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers ({e})") from e
+    padding = _padding(encoder)
     encoder.no_padding()
     encoder.enable_truncation(inputs[0].fixed(-1) or _LONGEST)
-    return [(f"{f}:{i}", partial(_encode, line, encoder, inputs)) for f in files for i, line in enumerate(_texts(f), 1)]
+    found: list[Sample] = []
+    notes: list[str] = []
+    for file in files:
+        texts = _texts(file, column)
+        notes += texts.notes
+        problems = {f"{file}:{i}": str(line) for i, line in texts.lines if isinstance(line, DataError)}
+        refuse_many(problems, len(texts.lines))
+        encode = partial(_encode, encoder=encoder, padding=padding, inputs=inputs)
+        found += [(f"{file}:{i}", partial(_sample, line, f"{file}:{i}", encode)) for i, line in texts.lines]
+    if any(s.fixed(-1) for s in inputs):
+        notes.append(f"text: padded on the {padding['direction']} with id {padding['pad_id']} ({padding['pad_token']})")
+    return Samples(found, "text", notes=tuple(notes))
 
 
 def _description(tokenizer: Path) -> str:
@@ -54,43 +83,168 @@ def _description(tokenizer: Path) -> str:
         raise UsageError(f"--tokenizer {tokenizer}: cannot be read ({e})") from e
 
 
-def _texts(file: Path) -> list[str]:
+def _padding(encoder: Any) -> Mapping[str, Any]:
+    """How the tokenizer pads: as it says, else with a token that is called so, on the right."""
+    said = encoder.padding
+    if said is not None:
+        return {k: said[k] for k in ("direction", "pad_id", "pad_type_id", "pad_token")}
+    found = [(encoder.token_to_id(token), token) for token in _PADS]
+    pad_id, token = next(((i, token) for i, token in found if i is not None), (0, encoder.id_to_token(0) or ""))
+    return {"direction": "right", "pad_id": pad_id, "pad_type_id": 0, "pad_token": token}
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a file with their line or row numbers; an error in place of a text that cannot be read."""
+
+    lines: list[tuple[int, str | DataError]]
+    notes: tuple[str, ...] = ()
+
+
+def _texts(file: Path, column: str | None) -> _Texts:
+    suffix = file.suffix.lower()
     try:
-        content = file.read_text(encoding="utf-8-sig")
-        if file.suffix.lower() == ".txt":
-            return [line for line in content.split("\n") if line.strip()]
-        if file.suffix.lower() == ".csv":
-            rows = csv.DictReader(io.StringIO(content, newline=""))
-            column = "text" if "text" in (rows.fieldnames or ()) else next(iter(rows.fieldnames or ()), None)
-            return [row[column] for row in rows if column and row[column]]
-        lines = [(i, line) for i, line in enumerate(content.split("\n"), 1) if line.strip()]
-        return [_string(json.loads(line), f"{file}:{i}") for i, line in lines]
-    except (OSError, ValueError, RecursionError, csv.Error) as e:
-        raise DataError(f"{file}: not readable as UTF-8 {file.suffix.lower()[1:]} ({e})") from e
+        if suffix == ".txt":
+            return _Texts([(i, line) for i, line in _lines(file) if isinstance(line, DataError) or line.strip()])
+        return _of_json(file, column) if suffix == ".jsonl" else _of_csv(file, column)
+    except (OSError, ValueError, csv.Error) as e:
+        raise DataError(f"{file}: not readable as UTF-8 {suffix[1:]} ({e})") from e
 
 
-def _string(item: Any, where: str) -> str:
-    if isinstance(item, str):
+def _lines(file: Path) -> Iterator[tuple[int, str | DataError]]:
+    """(number, line) of a file; lines end at a newline only, and one that is too long is not read whole."""
+    with file.open(encoding="utf-8-sig", newline="\n") as stream:
+        for i in range(1, 1 << 62):
+            line = stream.readline(_LONGEST_LINE)
+            if not line:
+                return
+            if len(line) < _LONGEST_LINE or line.endswith("\n"):
+                yield i, line.removesuffix("\n")
+                continue
+            while line and not line.endswith("\n"):
+                line = stream.readline(_LONGEST_LINE)
+            yield i, DataError(f"{file}:{i}: a line of more than {_LONGEST_LINE} characters")
+
+
+def _of_json(file: Path, column: str | None) -> _Texts:
+    found: list[tuple[int, Any]] = []
+    for i, line in _lines(file):
+        if isinstance(line, DataError):
+            found.append((i, line))
+        elif line.strip():
+            try:
+                found.append((i, json.loads(line)))
+            except (ValueError, RecursionError) as e:
+                found.append((i, DataError(f"{file}:{i}: not JSON ({e})")))
+    rows = [item for _, item in found if isinstance(item, dict)][:_LOOKED_AT]
+    fields = list(dict.fromkeys(k for row in rows for k in row))
+    if column is not None and column not in fields:
+        raise UsageError(f"--column {column}: no such field in {file}{suggestion(column, fields)}")
+    wanted = column or _best({k: [v for row in rows if isinstance(v := row.get(k), str)] for k in fields})
+    notes = () if wanted is None or fields == [wanted] else (f"text: field {wanted!r} of {file.name}",)
+    return _Texts([(i, _string(item, wanted, f"{file}:{i}")) for i, item in found], notes)
+
+
+def _string(item: Any, field: str | None, where: str) -> str | DataError:
+    if isinstance(item, str | DataError):
         return item
     if isinstance(item, dict):
-        value = item.get("text", next((v for v in item.values() if isinstance(v, str)), None))
+        value = item.get(field, next((v for v in item.values() if isinstance(v, str)), None))
         if isinstance(value, str):
             return value
-    raise DataError(f"{where}: no text in it; expected a string or an object with a field 'text'")
+    return DataError(f"{where}: no text in it; expected a string or an object with a field 'text'")
 
 
-def _encode(line: str, encoder: Any, inputs: Sequence[InputSpec]) -> Feed:
-    encoding = encoder.encode(line)
-    columns = {
-        "input_ids": encoding.ids,
-        "attention_mask": encoding.attention_mask,
-        "token_type_ids": encoding.type_ids,
-    }
+def _of_csv(file: Path, column: str | None) -> _Texts:
+    def lines() -> Iterator[str]:
+        for _, line in _lines(file):
+            if isinstance(line, DataError):
+                raise ValueError(str(line))
+            yield f"{line}\n"
+
+    head = [line for line, _ in zip(lines(), range(_LOOKED_AT), strict=False)]
+    separator = max(_SEPARATORS, key=lambda s: _columns(head, s)) if head else ","
+    rows = [row for row in csv.reader(lines(), delimiter=separator) if row]
+    width = max((len(row) for row in rows), default=0)
+    first, below = (rows[0] if rows else []), rows[1 : _LOOKED_AT + 1]
+    columns = {str(i + 1): [row[i] for row in below if len(row) > i] for i in range(width)}
+    named = _has_header(first, columns, column)
+    if named:
+        columns = {first[i] if i < len(first) else key: cells for i, (key, cells) in enumerate(columns.items())}
+    else:
+        columns = {key: [row[int(key) - 1] for row in rows[:_LOOKED_AT] if len(row) >= int(key)] for key in columns}
+    keys = list(columns)
+    if column is not None and column not in keys and not (column.isdigit() and 1 <= int(column) <= width):
+        raise UsageError(f"--column {column}: no such column in {file}{suggestion(column, keys)}")
+    wanted = column or _best(columns)
+    if wanted is None:
+        return _Texts([])
+    at = keys.index(wanted) if wanted in keys else int(wanted) - 1
+    notes = (
+        () if len(keys) == 1 else (f"text: column {wanted!r} of {file.name}{'' if named else ', without a header'}",)
+    )
+    texts = [(i, row[at]) for i, row in enumerate(rows[named:], 1) if len(row) > at and row[at]]
+    return _Texts([(i, text) for i, text in texts], notes)
+
+
+def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
+    """(whether all lines have as many columns, more than one; how many) if `separator` divides them."""
+    try:
+        widths = {len(row) for row in csv.reader(lines, delimiter=separator) if row}
+    except csv.Error:
+        return False, 0
+    return len(widths) == 1 and max(widths) > 1, min(widths, default=0)
+
+
+def _has_header(first: Sequence[str], columns: Mapping[str, Sequence[str]], column: str | None) -> bool:
+    """Whether the first row names the columns: with a known name, or a name above numbers, or one word above texts."""
+    if column in first or any(cell.strip().lower() in _NAMES for cell in first):
+        return True
+    if any(_number(cell) for cell in first):
+        return False
+    below = [(cell, columns.get(str(i + 1), ())) for i, cell in enumerate(first)]
+    numbers = any(cells and all(_number(c) for c in cells) for _, cells in below)
+    words = any(" " not in cell.strip() and cells and all(" " in c.strip() for c in cells) for cell, cells in below)
+    return numbers or words
+
+
+def _number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _best(columns: Mapping[str, Sequence[str]]) -> str | None:
+    """The column of text: one that is called so, else the one with the most letters; None if there is no text."""
+    lower = {key.strip().lower(): key for key, cells in columns.items() if any(cells)}
+    known = next((lower[name] for name in _NAMES if name in lower), None)
+    letters = {key: sum(c.isalpha() + c.isspace() for cell in cells for c in cell) for key, cells in columns.items()}
+    return known or max((k for k in letters if letters[k]), key=letters.__getitem__, default=None)
+
+
+def _sample(line: str | DataError, where: str, encode: Callable[[str], Feed]) -> Feed:
+    if isinstance(line, DataError):
+        raise line
+    try:
+        return encode(line)
+    except (TypeError, ValueError) as e:  # half of a surrogate pair
+        raise DataError(f"{where}: no text ({e})") from e
+
+
+def _encode(line: str, encoder: Any, padding: Mapping[str, Any], inputs: Sequence[InputSpec]) -> Feed:
     feed = {}
     for spec in inputs:
-        ids = np.asarray(columns[spec.name], spec.dtype)[None]
-        length = spec.fixed(-1)
-        if length is not None and ids.shape[1] > length:
-            raise DataError(f"input {spec.name!r} holds {length} tokens, fewer than the tokenizer's special ones")
-        feed[spec.name] = ids if length is None else np.pad(ids, ((0, 0), (0, length - ids.shape[1])))
+        encoding, length = encoder.encode(line), spec.fixed(-1)
+        if length is not None:
+            if len(encoding.ids) > length:
+                raise DataError(f"input {spec.name!r} holds {length} tokens, fewer than the tokenizer's special ones")
+            encoding.pad(length, **padding)
+        columns = {
+            "input_ids": encoding.ids,
+            "attention_mask": encoding.attention_mask,
+            "token_type_ids": encoding.type_ids,
+        }
+        feed[spec.name] = np.asarray(columns[spec.name], spec.dtype)[None]
     return feed

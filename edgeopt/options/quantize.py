@@ -132,6 +132,11 @@ class Quantize(Placing):
     listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
     @property
+    def most_bytes(self) -> int:
+        """The most that one sample may take: what is allowed for calibration."""
+        return min(super().most_bytes, self.max_ram or super().most_bytes)
+
+    @property
     def search_s(self) -> float:
         """Time in seconds for a search, or for the repair of a result that misses its threshold."""
         return self.budget_s if self.budget_s is not None else _SEARCH_S if self.effort == "high" else _REPAIR_S

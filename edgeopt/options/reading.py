@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat
 from edgeopt.options.declare import PYTHON_ONLY, Flag, Options
 from edgeopt.options.texts import NUMBERS, SIDE, SIDES
 
+_MOST_BYTES = 1 << 30
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Layout = Annotated[Literal["NCHW", "NHWC"], BeforeValidator(lambda x: x.upper() if isinstance(x, str) else x)]
 
@@ -29,17 +30,23 @@ class Preprocess(Options):
     )
     scale: FiniteFloat = Field(default=1 / 255, description="y = (x * scale - mean) / std, x in 0..255.")
     mean: Annotated[tuple[FiniteFloat, ...], Flag(text=NUMBERS)] = Field(
-        default=(0.0,), description="One number, or one a channel."
+        default=(0.0,), description="One number, or one a channel in the order of --color."
     )
     std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Flag(text=NUMBERS)] = Field(
-        default=(1.0,), description="One number, or one a channel."
+        default=(1.0,), description="One number, or one a channel in the order of --color."
     )
     layout: _Layout | None = Field(default=None, description="Order of the axes.")
-    color: Literal["rgb", "bgr", "gray"] | None = Field(default=None, description="Order of the channels.")
+    color: Literal["rgb", "bgr", "gray"] | None = Field(
+        default=None, description="Order of the channels; a preset's mean and std follow it."
+    )
+    exif: Literal["apply", "ignore"] = Field(
+        default="apply", description="Whether pictures are turned as their EXIF orientation says."
+    )
 
     def describe(self) -> str:
         """A one-line description."""
-        return ", ".join(f"{k} {v}" for k, v in self.image_fields(exclude_none=True).items())
+        fields = self.image_fields(exclude_none=True)
+        return ", ".join(f"{k} {v}" for k, v in fields.items() if (k, v) != ("exif", "apply"))
 
     def image_fields(self, *, exclude_none: bool = False, only_given: bool = False) -> dict[str, object]:
         """The fields that define how an image is turned into an input."""
@@ -64,8 +71,17 @@ class Reading(Preprocess):
         default=None, description="Recipe of images. [default: preprocess.toml, or found out]"
     )
     tokenizer: Path | None = Field(default=None, description="tokenizer.json for text.")
+    column: str | None = Field(default=None, description="Column of text in .csv or .jsonl. [default: found out]")
+    sample_rate: int | None = Field(
+        default=None, ge=1, description="Sampling rate of the model in Hz, to which sound is resampled."
+    )
     samples: int = Field(default=128, ge=1, description="How many are read.")
     sample_seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are taken.")
     data_option: Annotated[str, PYTHON_ONLY] = Field(
         default="--data", description="Name of the samples in error messages."
     )
+
+    @property
+    def most_bytes(self) -> int:
+        """The most that one sample may take."""
+        return _MOST_BYTES

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.data import Feed
-from edgeopt.data.source import BROKEN_ARRAY
+from edgeopt.data.arrays import BROKEN_ARRAY
 from edgeopt.errors import DataError, UsageError, suggestion
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.data.source import named
+from edgeopt.data.foreign import named
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.numbers.kinds import are_probabilities, as_probabilities
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
-from edgeopt.data.spec import check_feed
+from edgeopt.data.spec import LABEL, check_feed
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import LAYERS, constant
 from edgeopt.graph.select import deciding_lengths, select
@@ -37,7 +37,6 @@ from edgeopt.runtime.session import Session, finite, open_session, run_all
 _FEW = 16
 _LATER = 8  # samples with which states are fed back
 _REPEATED_DB = 60.0  # two runs that differ by less are the same
-_LABEL = "label"
 _COMPUTES = {
     "DynamicQuantizeLinear": "dynamic int8",
     "DynamicQuantizeLSTM": "dynamic int8",
@@ -295,8 +294,8 @@ def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> No
 
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:
     feed = dict(read())
-    if _LABEL not in {str(v.name) for v in model.graph.inputs}:
-        feed.pop(_LABEL, None)  # labels that only `distill` uses
+    if LABEL not in {str(v.name) for v in model.graph.inputs}:
+        feed.pop(LABEL, None)  # labels that only `distill` uses
     check_feed(feed, model, name)
     if name not in looks:
         looks[name] = look(feed)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from pydantic import Field, SkipValidation
 
 from edgeopt import graph
-from edgeopt.data.source import named
+from edgeopt.data.foreign import named
 from edgeopt.errors import EdgeoptError, ModelError, UsageError
 from edgeopt.graph.plan import Form, Plan
 from edgeopt.options.declare import ChoiceTable, Options

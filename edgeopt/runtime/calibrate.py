@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.data.source import refuse_many
+from edgeopt.data.spec import refuse_many
 from edgeopt.errors import CalibrationError, DataError
 from edgeopt.graph.facts import size_bytes
 from edgeopt.hardware.host import cores

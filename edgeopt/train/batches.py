@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from edgeopt.data import Feed, InputSpec, Sample
+from edgeopt.data.spec import LABEL
 from edgeopt.errors import DataError, suggestion
 from edgeopt.hardware.host import free_bytes
 from edgeopt.runtime.session import Feed as AnyFeed
 from edgeopt.runtime.session import finite
 from edgeopt.train.spill import Spill, Spilled
 
-_LABEL = "label"
 _COLOURS = (1, 3, 4)  # channels of a picture
 _SHARE = 4  # of the free memory, for decoded samples; more go to disk
 _SHIFT = 8  # a random crop moves the picture by up to an eighth of its side
@@ -72,7 +72,7 @@ def read(
         except DataError as e:
             problems[name] = str(e)
             continue
-        given = _index(feed.pop(_LABEL, None), name)
+        given = _index(feed.pop(LABEL, None), name)
         if not finite(feed.values()):
             problems[name] = f"{name}: holds NaN or infinity"
             continue

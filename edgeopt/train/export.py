@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeopt import graph
+from edgeopt.data import Feed, InputSpec, readable, specs
+from edgeopt.data.foreign import named
 from edgeopt.data.made_up import random_samples
 from edgeopt.data.reading import Data, read
-from edgeopt.data.source import Feed, InputSpec, named, readable, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError
 from edgeopt.files import check_place, staged

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.data.source import BROKEN_ARRAY
+from edgeopt.data.arrays import BROKEN_ARRAY
 from edgeopt.errors import DataError
 from edgeopt.files import temporary_folder
 from edgeopt.runtime.session import Session

@@ -5,6 +5,7 @@ which recipe wins.
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 
 import edgeopt
+from edgeopt import data
 from edgeopt.data import InputSpec, open_data
 from edgeopt.data.images import image_input, read_image, resolve
-from edgeopt.errors import UsageError
+from edgeopt.errors import DataError, UsageError
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
 from tests import models
 from tests.models import STATIC, Ears
@@ -151,7 +153,7 @@ def test_a_float16_input_gets_float16(file: Path) -> None:
 )
 def test_a_lossless_format_gives_the_pixels(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", **options)
-    ((name, reader),) = open_data(tmp_path, [RGB], Reading(preprocess=Preprocess(scale=1.0)))
+    ((name, reader),) = open_data(tmp_path, [RGB], Reading(preprocess=Preprocess(scale=1.0))).samples
     assert name == str(tmp_path / f"a.{suffix}")
     assert np.array_equal(reader()["pixels"][0].transpose(1, 2, 0), PIXELS)
 
@@ -159,7 +161,7 @@ def test_a_lossless_format_gives_the_pixels(suffix: str, options: dict[str, Any]
 @pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG"])
 def test_a_jpeg_gives_what_pillow_decodes(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", quality=95)
-    ((_, reader),) = open_data(tmp_path, [RGB], Reading(preprocess=Preprocess(scale=1.0)))
+    ((_, reader),) = open_data(tmp_path, [RGB], Reading(preprocess=Preprocess(scale=1.0))).samples
     with Image.open(tmp_path / f"a.{suffix}") as image:
         assert np.array_equal(reader()["pixels"][0].transpose(1, 2, 0), np.asarray(image.convert("RGB")))
 
@@ -187,12 +189,12 @@ def test_a_transparent_palette_is_read_without_a_warning(tmp_path: Path) -> None
 def test_folders_are_read_to_the_bottom(tmp_path: Path) -> None:
     below = [f for folder in ("cat", "dog/young", "dog") for f in models.pictures(tmp_path / folder, 2)]
     (tmp_path / "labels.txt").write_text("no image")
-    found = open_data(tmp_path, [spec(None, 3, 8, 8)], Reading())
+    found = open_data(tmp_path, [spec(None, 3, 8, 8)], Reading()).samples
     assert sorted(name for name, _ in found) == sorted(map(str, below))
 
 
 def test_a_single_image_is_one_sample(file: Path) -> None:
-    assert [name for name, _ in open_data(file, [RGB], Reading())] == [str(file)]
+    assert [name for name, _ in open_data(file, [RGB], Reading()).samples] == [str(file)]
 
 
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,9 +202,77 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path, monkeypatch: 
     decoded: list[object] = []
     load = Image.Image.load
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: (decoded.append(self), load(self))[1])
-    samples = open_data(tmp_path, [spec(None, 3, 8, 8)], Reading())
+    samples = open_data(tmp_path, [spec(None, 3, 8, 8)], Reading()).samples
     assert len(samples) == 5
     assert not decoded
+
+
+# pictures that are not plain
+
+
+def test_sixteen_bits_of_grey_are_scaled_not_clipped(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (4, 6), np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    wanted = (values.astype(np.float64) * 255 / 65535).astype(np.float32)
+    assert np.allclose(read(tmp_path / "deep.png", GRAY, scale=1.0)[0, 0], wanted, atol=1e-3)
+    assert np.allclose(read(tmp_path / "deep.png", RGB, scale=1.0)[0], wanted, atol=1e-3)
+    notes = open_data(tmp_path, [GRAY], Reading()).notes
+    assert notes == ("1 image grey of 16 bits: 0 ... 65535 become 0 ... 255",)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_of_unknown_range_is_refused(dtype: type, tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 6), 1000, dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff.*32 bits.*\.npz"):
+        open_data(tmp_path, [GRAY], Reading())
+
+
+def oriented(path: Path, orientation: int) -> np.ndarray:
+    """Write a JPEG of 4 x 6 pixels that says it is turned; its pixels as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(path, exif=exif, quality=95)
+    return np.asarray(Image.open(path))
+
+
+def test_a_picture_is_turned_as_it_says_unless_told_not_to(tmp_path: Path) -> None:
+    stored = oriented(tmp_path / "a.jpg", 3)
+    plain = {"scale": 1.0, "resize": (4, 6)}
+    assert np.array_equal(read(tmp_path / "a.jpg", RGB, **plain)[0].transpose(1, 2, 0), stored[::-1, ::-1])
+    assert np.array_equal(read(tmp_path / "a.jpg", RGB, **plain, exif="ignore")[0].transpose(1, 2, 0), stored)
+    assert any("upright by EXIF" in n for n in open_data(tmp_path, [RGB], Reading()).notes)
+
+
+def test_an_alpha_channel_is_told(tmp_path: Path) -> None:
+    Image.fromarray(np.dstack([PIXELS, PIXELS[..., 0]])).save(tmp_path / "a.png")
+    assert open_data(tmp_path, [RGB], Reading()).notes == ("1 image with an alpha channel, which is dropped",)
+    assert np.array_equal(read(tmp_path / "a.png", RGB, scale=1.0)[0], PIXELS.transpose(2, 0, 1))
+
+
+def test_heic_is_read_with_its_extra_and_refused_by_name_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    big = Image.fromarray(np.kron(PIXELS, np.ones((16, 16, 1), np.uint8)))
+    pillow_heif.from_pillow(big).save(tmp_path / "a.heic", quality=95)
+    to = spec(1, 3, 64, 96)
+    ((_, reader),) = open_data(tmp_path, [to], Reading(preprocess=Preprocess(scale=1.0, resize=(64, 96)))).samples
+    assert np.abs(reader()["pixels"][0].transpose(1, 2, 0) - np.asarray(big)).mean() < 12
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"a\.heic.*edgeopt\[heic\]"):
+        open_data(tmp_path, [to], Reading())
+
+
+def test_the_mean_of_a_preset_follows_the_order_of_the_colours(tmp_path: Path) -> None:
+    models.pictures(tmp_path, 3)
+    run = lambda feed: [np.zeros((1, 4), np.float32)]  # noqa: E731
+    found = [
+        data.read(tmp_path, [spec(None, 3, 8, 8)], Reading(preprocess="imagenet", color=color), run).samples[0][1]()
+        for color in ("rgb", "bgr")
+    ]
+    assert np.array_equal(found[0]["pixels"], found[1]["pixels"][:, ::-1])
+    own = Reading(preprocess="imagenet", color="bgr", mean=(0.1, 0.2, 0.3))
+    assert "mean (0.1, 0.2, 0.3)" in data.read(tmp_path, [spec(None, 3, 8, 8)], own, run).recipe
 
 
 # geometry

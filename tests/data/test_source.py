@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import edgeopt
 from edgeopt.data import InputSpec, open_data, random_samples, readable, specs, split
 from edgeopt.data.readers import Readers
 from edgeopt.data.spec import Feed, Sample
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, UsageError
+from edgeopt.options.quantize import Quantize
 from edgeopt.options.reading import Reading
 from tests import models, tiny
 from tests.models import STATIC
@@ -31,7 +33,7 @@ LAW = settings(max_examples=300, deadline=None, derandomize=True)
 
 def opened(source: str | Path, inputs: list[InputSpec] = ROW, **options: int) -> dict[str, Feed]:
     """Feeds by the samples' names."""
-    return {name: read() for name, read in open_data(source, inputs, Reading(**options))}
+    return {name: read() for name, read in open_data(source, inputs, Reading(**options)).samples}
 
 
 def same(feed: Feed, **expected: np.ndarray) -> bool:
@@ -40,6 +42,63 @@ def same(feed: Feed, **expected: np.ndarray) -> bool:
         feed[k].dtype == x.dtype and feed[k].shape == x.shape and feed[k].tobytes() == x.tobytes()
         for k, x in expected.items()
     )
+
+
+# sizes
+
+
+def test_a_sample_that_unpacks_to_more_than_it_may_is_refused_before(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros((1 << 18, 4), np.float32))
+    small = Quantize(max_ram=1 << 20)
+    ((_, read),) = open_data(tmp_path, ROW, small).samples
+    with pytest.raises(DataError, match=r"'x' takes 4 MB; a sample may take 1 MB"):
+        read()
+    np.save(tmp_path / "rows.npy", np.zeros((1 << 18, 4), np.float32))
+    assert len(open_data(tmp_path / "rows.npy", ROW, small).samples) == 1 << 18  # a row is small
+
+
+def test_an_entry_that_no_input_names_is_not_unpacked(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", x=X, other=np.zeros((1 << 18, 4), np.float32))
+    ((_, read),) = open_data(tmp_path, ROW, Quantize(max_ram=1 << 20)).samples
+    assert same(read(), x=X, other=np.empty(0, np.float32))
+
+
+def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, archive.open("x.npy", "w") as entry:
+        head = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 4)}
+        np.lib.format.write_array_header_1_0(entry, head)
+    ((_, read),) = open_data(tmp_path, ROW, Reading()).samples
+    with pytest.raises(DataError, match="a sample may take"):
+        read()
+
+
+# code of the user's
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise KeyError('z')", "KeyError: 'z' (mine.py, line 2)"),
+        ("import sys; sys.exit(0)", "it called sys.exit(0) (mine.py, line 2)"),
+        ("yield 1 / 0", "ZeroDivisionError: division by zero (mine.py, line 2)"),
+    ],
+)
+def test_what_a_function_of_the_users_raises_is_an_error_with_its_line(
+    body: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(f"def feeds():\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    with pytest.raises(DataError) as raised:
+        open_data("mine:feeds", ROW, Reading())
+    assert told in str(raised.value)
+
+
+def test_a_module_that_exits_is_an_error_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quits.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"quits:feeds: it called sys.exit\(0\) \(quits.py, line 2\)"):
+        open_data("quits:feeds", ROW, Reading())
 
 
 # arrays in files
@@ -91,7 +150,7 @@ def test_an_npy_in_fortran_order_gives_the_same_samples(tmp_path: Path) -> None:
 
 def test_samples_can_be_read_again_and_again(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", X)
-    for _, read in open_data(tmp_path / "a.npy", ROW, Reading()):
+    for _, read in open_data(tmp_path / "a.npy", ROW, Reading()).samples:
         first, second = read(), read()
         assert np.array_equal(first["x"], second["x"])
 
@@ -182,7 +241,7 @@ def test_the_order_is_fixed_and_mixes_the_classes(tmp_path: Path) -> None:
         (tmp_path / label).mkdir()
         for i in range(25):
             np.savez(tmp_path / label / f"{i:02}.npz", x=X[:1])
-    first, second = ([name for name, _ in open_data(tmp_path, ROW, Reading())] for _ in range(2))
+    first, second = ([name for name, _ in open_data(tmp_path, ROW, Reading()).samples] for _ in range(2))
     assert first == second
     assert len(set(first)) == 100
     assert {Path(name).parent.name for name in first[:20]} == {"a", "b", "c", "d"}
@@ -231,7 +290,7 @@ def test_more_than_five_percent_of_unreadable_samples_are_refused() -> None:
     feeds, problems = readable([*numbered(38), ("bad", broken), ("worse", broken)])
     assert len(feeds) == 38
     assert problems == {"bad": "torn", "worse": "torn"}
-    with pytest.raises(DataError, match=r"2 of 39 samples cannot be read.*bad \(torn\)"):
+    with pytest.raises(DataError, match=r"2 of the 39 samples looked at cannot be read.*bad \(torn\)"):
         readable([*numbered(37), ("bad", broken), ("worse", broken)])
 
 

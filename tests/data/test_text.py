@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeopt.data import InputSpec, open_data
+from edgeopt.data import InputSpec, open_data, readable
 from edgeopt.errors import DataError, UsageError
 from edgeopt.options.reading import Reading
 
@@ -41,7 +41,7 @@ def ids(name: str, content: str, tokenizer: Path, to: list[InputSpec] | None = N
     folder = tokenizer.parent / "texts"
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(content, encoding="utf-8", newline="")
-    found = open_data(folder, to or inputs(), Reading(tokenizer=tokenizer))
+    found = open_data(folder, to or inputs(), Reading(tokenizer=tokenizer)).samples
     assert all(sample.startswith(str(folder / name)) for sample, _ in found)
     ordered = sorted(found, key=lambda sample: int(sample[0].rpartition(":")[2]))
     return [read()["input_ids"][0].tolist() for _, read in ordered]
@@ -96,7 +96,7 @@ def test_unknown_words_are_unknown_tokens(tokenizer: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.int64, np.int32])
 def test_a_fixed_length_is_padded_and_masked(dtype: type, tokenizer: Path) -> None:
     (tokenizer.parent / "a.txt").write_text("cat dog")
-    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs(6, dtype), Reading(tokenizer=tokenizer))
+    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs(6, dtype), Reading(tokenizer=tokenizer)).samples
     feed = read()
     assert {k: x.tolist() for k, x in feed.items()} == {
         "input_ids": [[2, 4, 5, 3, 0, 0]],
@@ -126,8 +126,68 @@ def test_a_tokenizer_that_pads_by_itself_is_told_not_to(tokenizer: Path) -> None
 
 def test_a_model_with_fewer_inputs_gets_fewer(tokenizer: Path) -> None:
     (tokenizer.parent / "a.txt").write_text("cat")
-    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs()[:1], Reading(tokenizer=tokenizer))
+    ((_, read),) = open_data(tokenizer.parent / "a.txt", inputs()[:1], Reading(tokenizer=tokenizer)).samples
     assert list(read()) == ["input_ids"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_that_of_the_tokenizer(side: str, tokenizer: Path) -> None:
+    made = tokenizers.Tokenizer.from_file(str(tokenizer))
+    made.enable_padding(pad_id=5, pad_token="dog", direction=side, length=64)
+    made.save(str(tokenizer))
+    pads = [5, 5, 5]
+    wanted = pads + CAT if side == "left" else CAT + pads
+    assert ids("a.txt", "cat", tokenizer, inputs(6)) == [wanted]
+
+
+def test_a_tokenizer_without_padding_pads_with_the_token_called_so(tmp_path: Path) -> None:
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "<pad>": 1, "cat": 2}, unk_token="<s>"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert ids("a.txt", "cat", tmp_path / "tokenizer.json", inputs(3)) == [[2, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("idx,sentence,label\n0,cat,1\n1,cat dog,0\n", [CAT, BOTH]),
+        ("idx;label;words\n0;1;cat\n1;0;cat dog\n", [CAT, BOTH]),
+        ("0,cat dog,1\n1,dog,0\n", [BOTH, DOG]),
+        ("7\tcat\n8\tdog cat\n", [CAT, [2, 5, 4, 3]]),
+        ("cat dog\ncat\n", [BOTH, CAT]),
+    ],
+    ids=["GLUE", "semicolons", "no header", "tabs", "one column"],
+)
+def test_the_column_of_text_is_found(content: str, expected: list[list[int]], tokenizer: Path) -> None:
+    assert ids("a.csv", content, tokenizer) == expected
+
+
+def test_the_column_is_told_and_can_be_chosen(tokenizer: Path) -> None:
+    folder = tokenizer.parent / "texts"
+    folder.mkdir()
+    (folder / "a.csv").write_text("question,answer\ncat,dog\n")
+    (folder / "b.jsonl").write_text('{"id": "row cat", "question": "cat", "answer": "dog"}\n')
+    plain = open_data(folder, inputs(), Reading(tokenizer=tokenizer))
+    assert "text: column 'question' of a.csv" in plain.notes and "text: field 'question' of b.jsonl" in plain.notes
+    chosen = open_data(folder, inputs(), Reading(tokenizer=tokenizer, column="answer"))
+    assert [read()["input_ids"][0].tolist() for _, read in chosen.samples] == [DOG, DOG]
+    with pytest.raises(UsageError, match=r"--column answr: no such (column|field).*answer"):
+        open_data(folder, inputs(), Reading(tokenizer=tokenizer, column="answr"))
+
+
+def test_one_bad_line_of_many_is_one_unreadable_sample(tokenizer: Path) -> None:
+    lines = [json.dumps({"text": "cat"})] * 40 + ["{torn", '{"text": "\\ud800"}']
+    (tokenizer.parent / "a.jsonl").write_text("\n".join(lines))
+    found = open_data(tokenizer.parent / "a.jsonl", inputs(), Reading(tokenizer=tokenizer)).samples
+    feeds, problems = readable(found)
+    assert len(feeds) == 40 and len(problems) == 2
+    assert any("41: not JSON" in p for p in problems.values()) and any("42: no text" in p for p in problems.values())
+
+
+def test_an_endless_line_is_not_read_whole(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeopt.data.text._LONGEST_LINE", 64)
+    (tokenizer.parent / "a.txt").write_text("\n".join(["cat"] * 30 + ["cat " * 1000] + ["dog"]))
+    feeds, problems = readable(open_data(tokenizer.parent / "a.txt", inputs(), Reading(tokenizer=tokenizer)).samples)
+    assert len(feeds) == 31 and ["a line of more than 64 characters" in p for p in problems.values()] == [True]
 
 
 # refusals

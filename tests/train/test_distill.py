@@ -46,7 +46,7 @@ def feeds() -> list[dict[str, np.ndarray]]:
     """500 digits with their labels."""
     inputs = specs(graph.canonical(graph.load(TEACHER)))
     recipe = resolve(load_toml(ROOT / "preprocess.toml"), inputs[0])
-    samples = open_data(ROOT / "test", inputs, Reading(preprocess=recipe))
+    samples = open_data(ROOT / "test", inputs, Reading(preprocess=recipe)).samples
     return [{**read(), "label": np.array([int(Path(name).parent.name)])} for name, read in sorted(samples)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeopt import graph
 from edgeopt.data import read, specs
-from edgeopt.data.source import named
+from edgeopt.data.foreign import named
 from edgeopt.errors import UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target as targets

@@ -72,7 +72,7 @@ def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
 
     def make(output: Path) -> Mapping[str, Any]:
         try:
-            from edgeopt.data.source import named
+            from edgeopt.data.foreign import named
             from edgeopt.options.models import Export
             from edgeopt.train.export import export as run
         except ImportError as e:

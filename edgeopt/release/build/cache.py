@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeopt.data.listing import files_of
 from edgeopt.errors import UsageError
 from edgeopt.files import put, sha256, writing
 
@@ -96,7 +97,7 @@ class Cache:
 
     def digest(self, path: Path) -> str:
         """Of a file, or of a folder's files by their names; a file is read again when its size or time changes."""
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        files, _ = files_of(path, "data.path")
         found = []
         for file in files:
             stat = file.stat()

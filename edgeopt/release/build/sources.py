@@ -15,7 +15,18 @@ from edgeopt.release.build.cache import Cache, key
 if TYPE_CHECKING:
     from edgeopt.release.project.file import Project
 
-_PACKAGES = ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy", "pillow", "torch", "onnxscript", "tokenizers")
+_PACKAGES = (
+    "edgeopt",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+    "torch",
+    "onnxscript",
+    "tokenizers",
+    "soxr",
+)
 _RECIPE = "preprocess.toml"
 _RANDOM = "random"
 

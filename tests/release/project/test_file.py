@@ -31,6 +31,8 @@ eval = "held_out"
 samples = 64
 preprocess = "unit"
 tokenizer = "tokenizer.json"
+column = "text"
+sample_rate = 16000
 sample_seed = 1
 resize = 256
 crop = [224, 224]
@@ -39,6 +41,7 @@ mean = [0.5]
 std = [0.25]
 layout = "NCHW"
 color = "rgb"
+exif = "ignore"
 
 [variants.weights]
 steps = [{ step = "weights", bits = 8, exclude = ["a"] }]
