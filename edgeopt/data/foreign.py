@@ -49,13 +49,14 @@ def named(source: str, option: str, root: Path | None = None) -> Any:
         _forget(module.partition(".")[0], root)
     sys.path.insert(0, here)
     try:
-        if not module:
-            raise UsageError(f"{option} {source}: no module is named; write package.module:function")
         with foreign(f"{option} {source}"):
             found = importlib.import_module(module)
         return getattr(found, name)
-    except AttributeError as e:
-        raise UsageError(f"{option} {source}: {e}; write package.module:function") from e
+    except (AttributeError, UsageError) as e:
+        if isinstance(e.__cause__, SystemExit):
+            raise
+        said = str(e).removeprefix(f"{option} {source}: ")
+        raise UsageError(f"{option} {source}: {said}; write package.module:function") from e
     finally:
         if here in sys.path:  # the module may have changed sys.path
             sys.path.remove(here)

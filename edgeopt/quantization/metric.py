@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.data.foreign import named
+from edgeopt.data.foreign import foreign, named
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.numbers.kinds import are_probabilities, as_probabilities
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement
@@ -134,10 +134,8 @@ def _found(source: str | Function) -> tuple[Function, str]:
 
 
 def _value(function: Function, name: str, session: Session) -> float:
-    try:
+    with foreign(f"--eval {name}", DataError):
         value = float(np.asarray(function(session.run), np.float64))
-    except Exception as e:  # the user's code, which may raise anything
-        raise DataError(f"--eval {name}: {type(e).__name__}: {e}") from e
     if not math.isfinite(value):
         raise DataError(f"--eval {name}: it gives {value}, which is no figure to compare")
     return value

@@ -16,8 +16,8 @@ import onnx_ir as ir
 from pydantic import Field, SkipValidation
 
 from edgeopt import graph
-from edgeopt.data.foreign import named
-from edgeopt.errors import EdgeoptError, ModelError, UsageError
+from edgeopt.data.foreign import foreign, named
+from edgeopt.errors import ModelError, UsageError
 from edgeopt.graph.plan import Form, Plan
 from edgeopt.options.declare import ChoiceTable, Options
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
@@ -308,12 +308,8 @@ class Own(Step):
     def __call__(self, state: State) -> State:
         function = self._function
         name, place = self.call if isinstance(self.call, str) else called(function), _place(function)
-        try:
+        with foreign(f"step {name} ({place})"):
             found: Any = function(state)
-        except EdgeoptError:
-            raise
-        except Exception as e:  # the user's code, which may raise anything
-            raise UsageError(f"step {name} ({place}): {type(e).__name__}: {e}") from e
         if not isinstance(found, State):
             raise UsageError(f"step {name} ({place}): gives {type(found).__name__}, and not the State after it")
         _check_interface(state.model, found.model, f"step {name} ({place})")

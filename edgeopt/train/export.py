@@ -123,7 +123,7 @@ def _told(what: str) -> Iterator[None]:
         yield
     except EdgeoptError:
         raise
-    except Exception as e:  # the user's code, which may raise anything
+    except (Exception, SystemExit) as e:  # the user's code, which may raise anything
         cause = e.__cause__ if isinstance(e, torch.onnx.OnnxExporterError) and e.__cause__ else e
         raise ModelError(f"{what}: {type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}") from e
 
