@@ -1,18 +1,22 @@
-"""Write files safely: output checks, staging folders, atomic replacement, locks, hashes and compressed sizes."""
+"""Read and write files safely: bounded text, output checks, staging folders, atomic replacement, locks, hashes and
+compressed sizes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
 import tempfile
+import tomllib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeopt.errors import UsageError
 
@@ -165,6 +169,8 @@ def check_place(path: Path, force: bool) -> None:
     try:
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{path}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: is a device, a pipe or a socket, which is not replaced; choose a file")
         if path.exists() and not force:
             raise UsageError(f"{path} exists; choose another name with -o, or overwrite it with --force")
     except (OSError, ValueError) as e:
@@ -172,6 +178,46 @@ def check_place(path: Path, force: bool) -> None:
 
 
 _BLOCK = 1 << 20
+_MOST_TEXT = 256 << 20
+
+
+def text_of(path: Path) -> str:
+    """The UTF-8 text of a file, without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read, or is a device or a pipe. ValueError: it is not UTF-8, or larger than 256 MB.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("not a file")
+    with path.open(encoding="utf-8-sig") as file:
+        text = file.read(_MOST_TEXT + 1)
+    if len(text) > _MOST_TEXT:
+        raise ValueError(f"more than {_MOST_TEXT >> 20} MB of text")
+    return text
+
+
+def json_of(text: str) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
+
+
+def toml_of(text: str) -> dict[str, Any]:
+    """The tables of a TOML document.
+
+    Raises:
+        ValueError: it is not TOML, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as e:
+        raise ValueError("nested too deeply") from e
 
 
 def sha256(*paths: Path) -> str:

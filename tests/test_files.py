@@ -59,3 +59,34 @@ def test_the_next_run_sweeps_what_a_killed_one_left_and_nothing_else(tmp_path: P
         assert names(tmp_path) == {mine.name, another.name, *others}
         assert str(os.getpid()) in mine.name
     assert names(tmp_path) == others
+
+
+# text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_file_is_neither_replaced_nor_read(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "odd"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(place))
+    with pytest.raises(UsageError, match="a device, a pipe or a socket"):
+        files.check_place(place, force=True)
+    with pytest.raises(OSError, match="not a file"):
+        files.text_of(place)
+
+
+def test_text_is_read_up_to_a_bound_and_without_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("\ufeffcat", encoding="utf-8")
+    assert files.text_of(tmp_path / "a") == "cat"
+    monkeypatch.setattr(files, "_MOST_TEXT", 2)
+    with pytest.raises(ValueError, match="MB of text"):
+        files.text_of(tmp_path / "a")
+
+
+@pytest.mark.parametrize(("parse", "text"), [(files.json_of, "[" * 100_000), (files.toml_of, "a = " + "[" * 50_000)])
+def test_a_document_nested_too_deeply_is_an_error_of_its_own(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse(text)

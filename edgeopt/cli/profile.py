@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.measured import FORMATS, show
 from edgeopt.cli.show import listener
 from edgeopt.errors import UsageError
+from edgeopt.files import text_of, toml_of
 from edgeopt.options.profile import Profile, ProfileOne
 from edgeopt.profiling.results import Results
 
@@ -92,7 +92,7 @@ def _project_models() -> tuple[Path, ...]:
     if not file.is_file():
         raise UsageError(f"no model, and no edgeopt.toml here that names one; e.g. {example}")
     try:
-        named = tomllib.loads(file.read_text(encoding="utf-8")).get("model")
+        named = toml_of(text_of(file)).get("model")
     except (OSError, ValueError) as e:
         raise UsageError(f"{file}: {e}") from e
     names = [named] if isinstance(named, str) else named

@@ -9,7 +9,6 @@ with the float model (`edgeopt.data.guess`). Images are decoded by Pillow.
 
 from __future__ import annotations
 
-import tomllib
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from pydantic import ValidationError
 
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError
+from edgeopt.files import text_of, toml_of
 from edgeopt.options.reading import Preprocess
 
 _HEIC = frozenset({".heic", ".heif"})
@@ -50,8 +49,8 @@ def load_toml(path: Path) -> Preprocess:
         UsageError: not TOML, an unknown key or a wrong type; the message names the file.
     """
     try:
-        return Preprocess.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as e:
+        return Preprocess.model_validate(toml_of(text_of(path)))
+    except (OSError, ValueError) as e:  # a ValidationError is one
         raise UsageError(f"{path}: {e}") from e
 
 

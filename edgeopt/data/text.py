@@ -5,7 +5,6 @@ has a fixed length, on the side and with the id that the tokenizer says.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, refuse_many
 from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.files import json_of, text_of
 
 SUFFIXES = frozenset({".jsonl", ".csv", ".tsv", ".txt"})
 _ABOUT = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|vocab|merges|requirements)([-_.].*)?", re.IGNORECASE)
@@ -78,7 +78,7 @@ def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], col
 
 def _description(tokenizer: Path) -> str:
     try:
-        return tokenizer.read_text(encoding="utf-8")
+        return text_of(tokenizer)
     except (OSError, ValueError) as e:
         raise UsageError(f"--tokenizer {tokenizer}: cannot be read ({e})") from e
 
@@ -133,8 +133,8 @@ def _of_json(file: Path, column: str | None) -> _Texts:
             found.append((i, line))
         elif line.strip():
             try:
-                found.append((i, json.loads(line)))
-            except (ValueError, RecursionError) as e:
+                found.append((i, json_of(line)))
+            except ValueError as e:
                 found.append((i, DataError(f"{file}:{i}: not JSON ({e})")))
     rows = [item for _, item in found if isinstance(item, dict)][:_LOOKED_AT]
     fields = list(dict.fromkeys(k for row in rows for k in row))

@@ -7,7 +7,6 @@ can be compared; single inferences are in an .npz beside it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.errors import DataError
+from edgeopt.files import json_of, text_of
 from edgeopt.numbers.intervals import Interval, Verdict
 
 SCHEMA = "edgeopt.profiling.results/1"
@@ -309,9 +309,9 @@ def load(path: Path) -> Results:
         DataError: no such file, not JSON, or of another schema.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-    except (OSError, ValueError, RecursionError) as e:
+        text = text_of(path)
+        found = json_of(text)
+    except (OSError, ValueError) as e:
         raise DataError(f"{path}: not a results file ({e})") from e
     version = found.get("schema") if isinstance(found, dict) else None
     if version != SCHEMA:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgeopt import graph
 from edgeopt.errors import DataError, ValidityError
-from edgeopt.files import check_folder, staged
+from edgeopt.files import check_folder, json_of, staged, text_of
 from edgeopt.pictures import WIDE, Axes, svg, text
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.prepare import Task
@@ -67,7 +67,7 @@ def write_front(task: Task, points: Sequence[Attempt], folder: Path) -> list[Tri
 def _forget(folder: Path) -> None:
     """Remove the models of an earlier front, listed in its table."""
     try:
-        rows = json.loads((folder / _TABLE).read_text(encoding="utf-8"))
+        rows = json_of(text_of(folder / _TABLE))
         names = [str(row["file"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError):
         return

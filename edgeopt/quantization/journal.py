@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeopt.data import readable
 from edgeopt.errors import UsageError
+from edgeopt.files import json_of
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe, from_json
 from edgeopt.runtime.costs import Costs, document, parsed
@@ -160,7 +161,7 @@ def _digest(task: Task) -> str:
 def _read(line: str) -> Mapping[str, Any]:
     """The JSON object in `line`; empty if the line was cut off."""
     try:
-        found = json.loads(line)
+        found = json_of(line)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,13 +6,13 @@ It is immutable: a search changes it step by step, a journal uses it as a key, a
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.files import text_of, toml_of
 from edgeopt.graph.plan import Form
 from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.state import State
@@ -169,7 +169,7 @@ def load(path: Path) -> Recipe:
         UsageError: the file is not TOML, or not a recipe.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        found = toml_of(text_of(path))
         return from_json(found.get("steps"))
     except (OSError, ValueError) as e:
         raise UsageError(f"{path}: {e}") from e

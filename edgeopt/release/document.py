@@ -4,7 +4,6 @@ again.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgeopt.errors import DataError
+from edgeopt.files import json_of, text_of
 from edgeopt.profiling.results import Range, Results
 
 SCHEMA = "edgeopt.run/1"
@@ -156,9 +156,9 @@ def load(path: Path) -> Run:
     """
     path = path / RESULTS if path.is_dir() else path
     try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text)
-    except (OSError, ValueError, RecursionError) as e:
+        text = text_of(path)
+        found = json_of(text)
+    except (OSError, ValueError) as e:
         raise DataError(f"{path}: not a results file of a run ({e})") from e
     version = found.get("schema") if isinstance(found, dict) else None
     if version != SCHEMA:

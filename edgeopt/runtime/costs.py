@@ -30,7 +30,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeopt.errors import DataError
-from edgeopt.files import replacing, temporary_folder
+from edgeopt.files import json_of, replacing, temporary_folder, text_of
 from edgeopt.graph.ops import rule
 from edgeopt.hardware.host import cpu_name
 from edgeopt.runtime.kernels import kind
@@ -212,7 +212,7 @@ def load(path: Path) -> Costs | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json_of(text_of(path))
         return parsed(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{path}: no file of costs ({e}); name a new one, and it is measured") from e

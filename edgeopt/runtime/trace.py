@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeopt.errors import WorkerError
+from edgeopt.files import json_of
 
 _KERNEL = "_kernel_time"
 
@@ -43,7 +43,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         WorkerError: it is not a trace.
     """
     try:
-        return [event for event in json.loads(path.read_text(encoding="utf-8")) if isinstance(event, dict)]
+        return [event for event in json_of(path.read_text(encoding="utf-8")) if isinstance(event, dict)]
     except (OSError, ValueError) as error:
         raise WorkerError(f"ONNX Runtime's trace {path} cannot be read: {error}") from error
 

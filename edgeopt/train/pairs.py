@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.files import text_of
 from edgeopt.options.distill import Distill
 from edgeopt.train import losses
 from edgeopt.train.teachers import widened
@@ -160,7 +161,7 @@ def class_names(path: Path) -> list[str]:
         DataError: it cannot be read, has none, or one twice.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in text_of(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: cannot be read as class names ({e})") from e
     if not names or len(set(names)) < len(names):

@@ -21,7 +21,7 @@ from typing import Any
 
 from edgeopt.data.listing import files_of
 from edgeopt.errors import UsageError
-from edgeopt.files import put, sha256, writing
+from edgeopt.files import json_of, put, sha256, text_of, writing
 
 MODEL = "model.onnx"
 _ENTRY = "entry.json"
@@ -138,7 +138,7 @@ def _digest(folder: Path) -> str:
 def _read(path: Path) -> dict[str, Any]:
     """The object in the file; empty where there is none or it is broken."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = json_of(text_of(path))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

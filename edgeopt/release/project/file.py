@@ -7,7 +7,6 @@ is published by `edgeopt schema project`, so that editors complete the file.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.files import text_of, toml_of
 from edgeopt.options.reading import Reading
 from edgeopt.release.document import Level
 from edgeopt.release.project import lines
@@ -295,8 +295,8 @@ def load(path: Path) -> Project:
 def _table(path: Path) -> Any:
     """What `path` holds of a project; None if there is no table for it."""
     try:
-        found: Any = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin with a mark
-    except (OSError, ValueError, RecursionError) as e:
+        found: Any = toml_of(text_of(path))
+    except (OSError, ValueError) as e:
         raise UsageError(f"{path}: {e}") from e
     for name in lines.prefix(path):
         found = found.get(name) if isinstance(found, dict) else None

@@ -7,10 +7,11 @@ else the first one inside it, else the nearest table around it.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from edgeopt.files import toml_of
 
 Rows = Sequence[tuple[int, tuple[str, ...]]]
 _HEADER = re.compile(r"\[(\[?)\s*([^\]]+?)\s*\]?\]\s*(?:#.*)?")
@@ -73,8 +74,8 @@ def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
 def _names(dotted: str) -> list[str]:
     """The names of a dotted key as it is written; none if it is no key."""
     try:
-        inner: Any = tomllib.loads(f"{dotted} = 0")
-    except tomllib.TOMLDecodeError:
+        inner: Any = toml_of(f"{dotted} = 0")
+    except ValueError:
         return []
     found: list[str] = []
     while isinstance(inner, dict):
