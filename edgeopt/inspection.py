@@ -4,6 +4,7 @@ compute in integers.
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -20,12 +21,15 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.files import packed_bytes
 from edgeopt.graph.ops import macs_of
 from edgeopt.hardware import target
+from edgeopt.hardware.host import at_most
 from edgeopt.options import takes
 from edgeopt.options.models import Inspect
 from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import place
-from edgeopt.runtime.probe import Probe, probe, shapes
+from edgeopt.runtime.probe import Probe, probe_and_shapes
 
+_RUN_S = 60.0  # of the model on made-up inputs
+_RUN_BYTES = 1_500_000_000  # which a model with loops may take beside its weights
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
@@ -68,14 +72,14 @@ def inspect(model: Source, options: Inspect) -> Inspection:
     why = ""
     try:
         simple = simplify(form)
-        probes = probe(simple, feed)
-        ran = shapes(simple, feed)
+        with at_most(_RUN_BYTES + 4 * graph.size_bytes(form)) if _loops(form) else contextlib.nullcontext():
+            probes, ran = probe_and_shapes(simple, feed, _RUN_S)
         work = sum(macs_of(n, ran) for n in simple.graph)
         activation_bytes = sum(
             4 * probes[str(v.name)].size for n in simple.graph for v in n.outputs if str(v.name) in probes
         )
         integer = {name: _integer(simple, name, probes) for name in target.names() if name != "host"}
-    except EdgeoptError as e:
+    except (EdgeoptError, MemoryError) as e:
         why = f"does not run on made-up inputs, so no shapes: {e}"
     return Inspection(
         inputs={s.name: _describe(v) for s, v in zip(specs(form), form.graph.inputs, strict=True)},
@@ -94,6 +98,11 @@ def inspect(model: Source, options: Inspect) -> Inspection:
         integer_nodes=integer,
         why=why,
     )
+
+
+def _loops(model: ir.Model) -> bool:
+    """Whether how often something runs is in values, which may be absurd."""
+    return any(n.op_type in ("Loop", "Scan") for n in model.graph.all_nodes())
 
 
 def _integer(model: ir.Model, name: str, probes: Mapping[str, Probe]) -> dict[str, int]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgeopt import files
+from edgeopt.errors import UsageError
 from edgeopt.files import staged
 
 

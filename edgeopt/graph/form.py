@@ -25,6 +25,8 @@ from edgeopt.errors import ModelError
 from edgeopt.graph.facts import above_protobuf
 from edgeopt.graph.serialization import MALFORMED, embedded, root_cause
 
+_MOST_NODES = 1_000_000
+
 
 def canonical(model: ir.Model) -> ir.Model:
     """A copy in canonical form (see the module docstring) that shares the tensors of `model`.
@@ -42,6 +44,7 @@ def canonical(model: ir.Model) -> ir.Model:
         RemoveUnusedOpsetsPass(),
         NameFixPass(),
     ]
+    _check_functions(model)
     try:
         copy = Sequential(*steps)(_copy(model)).model
     except (*MALFORMED, ir.passes.PassError) as e:
@@ -62,6 +65,21 @@ def canonical(model: ir.Model) -> ir.Model:
             value.shape = ir.Shape(dims)
     _name_nodes(copy)
     return copy
+
+
+def _check_functions(model: ir.Model) -> None:
+    """Refuse functions that call each other so often that their nodes would not fit into memory."""
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+    waiting = dict(model.functions)
+    while waiting:
+        ready = [k for k, f in waiting.items() if not any(n.op_identifier() in waiting for n in f.all_nodes())]
+        for key in ready:
+            sizes[key] = sum(sizes.get(n.op_identifier(), 1) for n in waiting.pop(key).all_nodes())
+        if not ready:
+            raise ModelError(f"functions that call themselves: {next(iter(waiting))[1]}")
+    total = sum(sizes.get(n.op_identifier(), 1) for n in model.graph.all_nodes())
+    if total > _MOST_NODES:
+        raise ModelError(f"its functions make {total} nodes of it; a model may have {_MOST_NODES}")
 
 
 def _copy(model: ir.Model) -> ir.Model:

@@ -64,6 +64,27 @@ def _memory(name: str) -> int | None:
     return int(kilobytes) * 1024 if kilobytes.isdigit() else None
 
 
+@contextlib.contextmanager
+def at_most(more_bytes: int) -> Iterator[None]:
+    """Let this process take up to `more_bytes` of address space beyond what it has; more is a MemoryError, or an error
+    of the library that asks for it.
+    """
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        yield
+        return
+    pages = proc("self/statm").partition(" ")[0]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = int(pages) * resource.getpagesize() + more_bytes if pages.isdigit() else soft
+    inside = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
+    resource.setrlimit(resource.RLIMIT_AS, (inside, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 @functools.cache
 def _one_heap() -> None:
     """Let all threads share one glibc heap: with one heap for each thread, memory that threads cannot reuse grows with

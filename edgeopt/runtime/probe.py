@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
-_VALUES_A_RUN = 400
+_VALUES_A_RUN = 400  # at first; as many more as fit where they are small
+_GROWTH = 8
+_RUN_BYTES = 256e6
 _SIZES = 16  # largest number of elements of a value that may be a shape
 MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
 
@@ -43,14 +45,22 @@ class Probe:
 
 def probe(model: ir.Model, feed: Feed) -> Mapping[str, Probe]:
     """Shape and extremes of every float value of the main graph of `model` on `feed`, by name."""
-    values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
-    found = {name: _probe(x) for name, x in feed.items() if x.dtype == np.float32}
-    for start in range(0, len(values), _VALUES_A_RUN):
-        session = open_session(with_outputs(model, values[start : start + _VALUES_A_RUN]), level="none", threads=2)
-        for name, x in zip(session.outputs, session.run(feed), strict=True):
-            if isinstance(x, np.ndarray) and x.dtype == np.float32:
-                found[name] = _probe(x)
-    return found
+    return probe_and_shapes(model, feed)[0]
+
+
+def probe_and_shapes(
+    model: ir.Model, feed: Feed, limit_s: float | None = None
+) -> tuple[dict[str, Probe], dict[str, tuple[int, ...]]]:
+    """(shape and extremes of every float value, shape of every value) of the main graph on `feed`, by name.
+
+    limit_s: the most that one run may take, in seconds.
+    """
+    found, all_shapes = dict[str, Probe](), dict[str, tuple[int, ...]]()
+    for name, x in _values(model, feed, limit_s):
+        all_shapes[name] = x.shape
+        if x.dtype == np.float32:
+            found[name] = _probe(x)
+    return found, all_shapes
 
 
 def _probe(x: np.ndarray) -> Probe:
@@ -73,11 +83,17 @@ def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict
     return found, numbers
 
 
-def _values(model: ir.Model, feed: Feed) -> Iterator[tuple[str, NDArray[Any]]]:
+def _values(model: ir.Model, feed: Feed, limit_s: float | None = None) -> Iterator[tuple[str, NDArray[Any]]]:
     values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
     yield from feed.items()
-    for start in range(0, len(values), _VALUES_A_RUN):
-        session = open_session(with_outputs(model, values[start : start + _VALUES_A_RUN]), level="none", threads=2)
-        for name, x in zip(session.outputs, session.run(feed), strict=True):
-            if isinstance(x, np.ndarray):
-                yield name, x
+    start, count = 0, _VALUES_A_RUN
+    while start < len(values):
+        session = open_session(with_outputs(model, values[start : start + count]), level="none", threads=2)
+        arrays = [
+            (n, x)
+            for n, x in zip(session.outputs, session.run(feed, limit_s), strict=True)
+            if isinstance(x, np.ndarray)
+        ]
+        yield from arrays
+        fitting = count * _RUN_BYTES / max(1, sum(x.nbytes for _, x in arrays))
+        start, count = start + count, int(max(_VALUES_A_RUN, min(fitting, count * _GROWTH)))

@@ -5,6 +5,7 @@ outputs on request.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,17 +57,23 @@ class Session:
     outputs: tuple[str, ...]
     halves: frozenset[str] = frozenset()
 
-    def run(self, feed: Feed) -> list[NDArray[Any]]:
-        """The outputs for one feed.
+    def run(self, feed: Feed, limit_s: float | None = None) -> list[NDArray[Any]]:
+        """The outputs for one feed; limit_s: the time in seconds after which it is given up.
 
         Raises:
-            DataError: ONNX Runtime rejected the feed or failed on it.
+            DataError: ONNX Runtime rejected the feed or failed on it, or took longer.
         """
+        options = ort.RunOptions()
+        timer = threading.Timer(limit_s or 0, setattr, (options, "terminate", True))
+        if limit_s is not None:
+            timer.start()
         try:
-            return list(self.raw.run(list(self.outputs), self._fitting(feed)))
+            return list(self.raw.run(list(self.outputs), self._fitting(feed), options))
         except ERRORS as e:
             shapes = ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items())
             raise DataError(f"the model failed on a sample ({shapes}): {e}") from e
+        finally:
+            timer.cancel()
 
     def _fitting(self, feed: Feed) -> dict[str, NDArray[Any]]:
         if not self.halves:
