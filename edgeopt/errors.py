@@ -7,7 +7,8 @@
     ├── CalibrationError                  a statistic cannot be computed: NaN, infinity, a value that no sample reached
     ├── ValidityError                     the result failed a check and was not written
     ├── WorkerError                       the measured process returned an error, died or did not answer
-    └── ComparabilityError  exit code 5   two stored measurements cannot be compared
+    ├── ComparabilityError  exit code 5   two stored measurements cannot be compared
+    └── UntoldError         exit code 6   the result is written, but stdout or a report cannot be
 
 A message says what is wrong, where, and what to do. A missed threshold is not an error: a result that misses a required
 figure is written, and the command line ends with exit code 1.
@@ -55,6 +56,12 @@ class ComparabilityError(EdgeoptError):
     """Stored measurements were not made under the same conditions."""
 
     exit_code = 5
+
+
+class UntoldError(EdgeoptError):
+    """The work is done and its result written, but what tells of it cannot be written."""
+
+    exit_code = 6
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -8,11 +8,14 @@ import contextlib
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import TextIO, cast
 
 import click
 
 from edgeopt import __version__
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, UntoldError
+from edgeopt.numbers.words import printable
 
 INTERRUPTED = 130  # exit code
 _COMMANDS = {
@@ -102,15 +105,22 @@ def cli() -> None:
 
     \b
     Exit codes: 0 done; 1 a demanded figure was missed, the file is written; 2 usage; 3 the model, the data, a provider
-    or a check failed; 4 inconclusive, where that was asked for; 5 results are not comparable; 130 interrupted.
+    or a check failed; 4 inconclusive, where that was asked for; 5 results are not comparable; 6 done and
+    written, but stdout or the report cannot be; 130 interrupted.
     """
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
+    out = sys.stdout
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
+        sys.stderr = sys.stderr or _nowhere()
+        sys.stdout = cast("TextIO", _Stdout(out or _nowhere()))
         code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)
+        sys.stdout.flush()
+        if out is None:
+            raise UntoldError("stdout is closed")
     except click.exceptions.Abort:
         click.echo("interrupted; nothing half done was left behind", err=True)
         sys.exit(INTERRUPTED)
@@ -118,14 +128,42 @@ def main(argv: list[str] | None = None) -> None:
         e.show()
         sys.exit(e.exit_code)
     except EdgeoptError as e:
-        click.echo(f"edgeopt: {''.join(c if c.isprintable() or c == chr(10) else '?' for c in str(e))}", err=True)
+        click.echo(f"edgeopt: {printable(str(e))}", err=True)
+        if isinstance(e, UntoldError):
+            _forget_stdout()
         sys.exit(e.exit_code)
     except (OSError, MemoryError) as e:
-        if not isinstance(e, BrokenPipeError):
-            click.echo(f"edgeopt: {str(e) or 'out of memory'}", err=True)
-        _forget_stdout()
+        click.echo(f"edgeopt: {printable(str(e)) or 'out of memory'}", err=True)
         sys.exit(EdgeoptError.exit_code)
+    finally:
+        sys.stdout = out
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Stdout:
+    """Stdout whose failures are errors of ours: `| head` ends with what was asked for, and a full disk is told."""
+
+    def __init__(self, raw: TextIO) -> None:
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._raw, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._raw.write(text)
+        except OSError as e:
+            raise UntoldError(f"done, but stdout cannot be written: {e.strerror or e}") from e
+
+    def flush(self) -> None:
+        try:
+            self._raw.flush()
+        except OSError as e:
+            raise UntoldError(f"done, but stdout cannot be written: {e.strerror or e}") from e
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _forget_stdout() -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.cli.show import console
+from edgeopt.cli.show import cells, console
 from edgeopt.numbers.words import counts, megabytes
 from edgeopt.options.models import Inspect
 
@@ -39,7 +38,7 @@ def inspect(model: Path, form: str, **given: object) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in _rows(found):
-        table.add_row(escape(name), escape(value))
+        table.add_row(*cells(name, value))
     console().print(table)
 
 

@@ -11,9 +11,9 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from edgeopt.cli.show import console, printable
+from edgeopt.cli.show import console
 from edgeopt.numbers.intervals import NEEDED
-from edgeopt.numbers.words import decibels, megabytes
+from edgeopt.numbers.words import decibels, megabytes, printable
 from edgeopt.profiling.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -234,7 +234,7 @@ def _csv(results: Results) -> str:
     compared = {c.other: c for c in results.comparisons}
     for m in results.measured:
         x, cold, c = m.latency, m.cold, compared.get(m.setting.label)
-        setting = [printable(m.setting.label, _WIDEST), printable(m.setting.model, _WIDEST), m.setting.provider]
+        setting = [_text(m.setting.label), _text(m.setting.model), m.setting.provider]
         lines.writerow(
             [*setting, m.setting.threads, _shapes(m)]
             + (_times(x) if x else [""] * 12)
@@ -242,9 +242,15 @@ def _csv(results: Results) -> str:
             + [max(p.peak_bytes for p in m.memory.arena) if m.memory else ""]
             + ([m.size.file_bytes, m.size.parameters, m.size.macs] if m.size else [""] * 3)
             + ([c.ratio.value, c.ratio.low, c.ratio.high, c.verdict] if c else [""] * 4)
-            + [printable(m.error or "", _WIDEST)]
+            + [_text(m.error or "")]
         )
     return text.getvalue()
+
+
+def _text(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    cell = printable(text, _WIDEST)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def _times(x: Latency) -> list[float | None]:

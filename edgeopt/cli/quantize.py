@@ -9,8 +9,8 @@ import click
 from edgeopt.cli import INTERRUPTED
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
-from edgeopt.errors import UsageError
-from edgeopt.files import check_place
+from edgeopt.errors import UntoldError, UsageError
+from edgeopt.files import check_place, put
 from edgeopt.options.quantize import Quantize
 
 _SUFFIX = {"fp16": "fp16", "weights": "weights"}
@@ -21,7 +21,7 @@ _SUFFIX = {"fp16": "fp16", "weights": "weights"}
 @click.option(
     "--calib",
     metavar="PATH",
-    help="Images, .npz/.npy, test_data_set_*, .wav, .jsonl/.csv/.txt, or package.module:function.",
+    help="Images, .npz/.npy, test_data_set_*, sound, .jsonl/.csv/.txt, or package.module:function.",
 )
 @click.option("--random", is_flag=True, help="Random samples, to try the tool; the figures mean nothing.")
 @options_of(Quantize)
@@ -48,6 +48,9 @@ def quantize(model: Path, calib: str | None, random: bool, report_path: Path | N
 
         result = run(model, calib if calib is not None else "random", options.model_copy(update={"output": path}))
     if report_path is not None:
-        report_path.write_text(result.report.to_json() + "\n", encoding="utf-8")
+        try:
+            put(report_path, result.report.to_json() + "\n")
+        except UsageError as e:
+            raise UntoldError(f"{result.path} is written, but --report is not: {e}") from e
     print_report(result, form)
     return INTERRUPTED if result.report.interrupted else 1 if result.report.missed else 0

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeopt.cli import INTERRUPTED
-from edgeopt.cli.show import listener, printable
+from edgeopt.cli.show import listener
 from edgeopt.errors import UsageError
 from edgeopt.files import staged
+from edgeopt.numbers.words import printable
 
 if TYPE_CHECKING:
     from edgeopt.release.document import Run

@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from edgeopt.numbers.words import printable
+
 if TYPE_CHECKING:
     from edgeopt.listener import Listener
     from edgeopt.quantization.report import Result
@@ -36,15 +38,9 @@ def listener() -> Iterator[Listener]:
         yield Listener(note=lambda line: terminal.print(printable(line), markup=False), progress=progress)
 
 
-def printable(text: str, longest: int | None = None) -> str:
-    """`text` without what moves the cursor or colours the screen; lines stay lines, unless `longest` makes it one
-    cell.
-    """
-    kept = "".join(c if c.isprintable() or (c == "\n" and longest is None) else "?" for c in text)
-    if longest is not None and len(kept) > longest:
-        half = longest // 2 - 1
-        return f"{kept[:half]}...{kept[-half:]}"
-    return kept
+def cells(*texts: str) -> list[str]:
+    """Cells of a table of rich's, with what comes from files made harmless."""
+    return [escape(printable(text)) for text in texts]
 
 
 def console() -> Console:
@@ -60,8 +56,8 @@ def print_report(result: Result, form: str) -> None:
         return
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in report.rows():
-        table.add_row(escape(name), escape(value))
+        table.add_row(*cells(name, value))
     console().print(table)
     for line in report.missed:
-        click.echo(f"MISSED: {line}")
+        click.echo(f"MISSED: {printable(line)}")
     click.echo(f"wrote {result.path} in {report.seconds['total']:.1f} s")

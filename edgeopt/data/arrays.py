@@ -26,17 +26,17 @@ BROKEN_ARRAY = (
 )  # fmt: skip
 
 
-def samples(file: Path, inputs: Sequence[InputSpec], most_bytes: int) -> list[Sample]:
+def samples(file: Path, inputs: Sequence[InputSpec], everything: Sequence[InputSpec], most_bytes: int) -> list[Sample]:
     """Samples of a NumPy file: an .npz is one feed by input names; an .npy contains samples of the only input along
     axis 0, or one sample if it has one dimension less.
 
-    most_bytes: the most that one sample may take.
+    everything: the inputs with those that have a default; most_bytes: the most that one sample may take.
 
     Raises:
         DataError: it is not a NumPy file, or holds no samples for the inputs.
     """
     if file.suffix.lower() == ".npz":
-        return [(str(file), partial(_npz, file, frozenset(s.name for s in inputs), most_bytes))]
+        return [(str(file), partial(_npz, file, frozenset(s.name for s in everything), most_bytes))]
     try:
         loaded = np.load(file, allow_pickle=False, mmap_mode="r")
     except BROKEN_ARRAY as e:

@@ -40,7 +40,7 @@ def shapes(
         UsageError: a name in `dims` that no input has, a dynamic dimension without a size, or a `batch` that differs
           from the model's fixed one.
     """
-    given = given or {}
+    given = defaults(model) | dict(given or {})
     free = {
         (str(v.name), i): d for v in model.graph.inputs for i, d in enumerate(v.shape or ()) if not isinstance(d, int)
     }
@@ -107,15 +107,21 @@ def generated(
 ) -> tuple[Feed, list[str]]:
     """(a feed with the shapes `sized`, a description of its values); `given` inputs are used unchanged."""
     rng = np.random.default_rng(seed)
+    given = defaults(model) | dict(given or {})
     feed: dict[str, NDArray[Any]] = {}
     told = []
     for value, spec in zip(model.graph.inputs, specs(model), strict=True):
-        if given and spec.name in given:
+        if spec.name in given:
             feed[spec.name] = given[spec.name]
             continue
         feed[spec.name], words = _values(spec, sized[spec.name], rng, index_bound(value))
         told.append(f"{spec.name}: {words}")
     return feed, told
+
+
+def defaults(model: ir.Model) -> dict[str, NDArray[Any]]:
+    """The inputs of `model` (canonical) that have a default."""
+    return {s.name: s.default for s in specs(model) if s.default is not None}
 
 
 def feed_for(model: ir.Model, dims: Mapping[str, int]) -> Feed:
@@ -166,6 +172,9 @@ def random_samples(inputs: Sequence[InputSpec], count: int) -> list[Sample]:
         rng = np.random.default_rng(seed)
         made = {}
         for spec in inputs:
+            if spec.default is not None:
+                made[spec.name] = spec.default
+                continue
             rank = len(spec.shape or ())
             shape = tuple(d or _guessed(i, rank) for i, d in enumerate(spec.shape or ()))
             made[spec.name] = _values(spec, shape, rng)[0]

@@ -17,7 +17,7 @@ from edgeopt.data.listing import files_of
 from edgeopt.data.made_up import random_samples
 from edgeopt.data.readers import InMemory, Readers
 from edgeopt.data.source import HELD_OUT, kind_of, open_data, readable
-from edgeopt.data.spec import Feed, InputSpec, Samples
+from edgeopt.data.spec import Feed, InputSpec, Samples, needed
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
@@ -43,7 +43,7 @@ def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) ->
     if data == RANDOM:
         warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
         return Samples(random_samples(inputs, reading.samples + _SPARE), RANDOM, notes=(warning,))
-    spec = image_input(inputs)
+    spec = image_input(needed(inputs))
     if spec is None or not _has_images(Path(data), inputs, reading):
         return open_data(data, inputs, reading)
     recipe, told = _recipe(Path(data), inputs, reading, run)
@@ -54,7 +54,7 @@ def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) ->
 
 
 def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bool:
-    return path.exists() and kind_of(files_of(path, reading.data_option)[0], inputs) == "images"
+    return path.exists() and kind_of(files_of(path, reading.data_option)[0], needed(inputs)) == "images"
 
 
 def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> tuple[Preprocess, list[str]]:
@@ -81,7 +81,7 @@ def _merged(base: Preprocess, reading: Reading) -> Preprocess:
 
 
 def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Guess:
-    spec = image_input(inputs)
+    spec = image_input(needed(inputs))
     assert spec is not None
     answers: dict[str, NDArray[Any] | None] = {}
     for name, preset in PRESETS.items():

@@ -19,7 +19,7 @@ from edgeopt.data import arrays, audio, images, text
 from edgeopt.data.foreign import foreign, named
 from edgeopt.data.listing import files_of
 from edgeopt.data.readers import Readers
-from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, refuse_many
+from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, needed, refuse_many
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
 
@@ -44,7 +44,7 @@ def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading)
             return Samples(_function(str(source), inputs, reading), "function")
         raise UsageError(f"{reading.data_option} {source}: no such file or folder{_nearest(path)}")
     files, problems = files_of(path, reading.data_option)
-    kind = kind_of(files, inputs)
+    kind = kind_of(files, needed(inputs))
     found = _samples(path, kind, files, inputs, reading)
     if not found.samples:
         raise DataError(
@@ -92,11 +92,11 @@ def _mixture(kind: str, files: Sequence[Path]) -> list[str]:
 
 def _samples(path: Path, kind: str, files: list[Path], inputs: Sequence[InputSpec], reading: Reading) -> Samples:
     mine = [f for f in files if of_kind(f) == kind and kind]
-    most = reading.most_bytes
+    most, everything, inputs = reading.most_bytes, inputs, needed(inputs)
     if kind == "images":
         return _images(mine, inputs, _recipe(reading))
     if kind == "arrays":
-        return Samples([s for f in mine for s in arrays.samples(f, inputs, most)], kind)
+        return Samples([s for f in mine for s in arrays.samples(f, inputs, everything, most)], kind)
     if kind == "ONNX test data":
         return Samples([(str(f.parent), partial(arrays.protobufs, f.parent, inputs, most)) for f in mine], kind)
     if kind == "sound":

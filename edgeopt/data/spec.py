@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
+from edgeopt.graph.defaults import default_of
 
 Feed = Mapping[str, NDArray[Any]]
 Sample = tuple[str, Callable[[], Feed]]
@@ -32,11 +33,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input; None in `shape` is a dynamic dimension, `shape` None is unknown."""
+    """A graph input; None in `shape` is a dynamic dimension, `shape` None is unknown; default: what it has where a feed
+    leaves it out.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    default: NDArray[Any] | None = field(default=None, compare=False)
 
     def fixed(self, axis: int) -> int | None:
         """The size of dimension `axis` if it is fixed, else None."""
@@ -50,9 +54,15 @@ def specs(model: ir.Model) -> list[InputSpec]:
             str(v.name),
             np.dtype(v.dtype.numpy()) if v.dtype is not None else np.dtype(np.float32),
             None if v.shape is None else tuple(d if isinstance(d, int) else None for d in v.shape),
+            default_of(v),
         )
         for v in model.graph.inputs
     ]
+
+
+def needed(inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The inputs without a default."""
+    return [s for s in inputs if s.default is None]
 
 
 def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
@@ -63,15 +73,16 @@ def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
           sample.
     """
     inputs = {str(v.name): v for v in model.graph.inputs}
-    missing, unknown = sorted(inputs.keys() - feed.keys()), sorted(feed.keys() - inputs.keys())
+    needed = {name for name, value in inputs.items() if default_of(value) is None}
+    missing, unknown = sorted(needed - feed.keys()), sorted(feed.keys() - inputs.keys())
     if missing or unknown:
         raise DataError(
             f"{sample}: the model's inputs are {', '.join(inputs)}"
             + (f"; missing: {', '.join(missing)}" if missing else "")
             + (f"; not an input: {', '.join(unknown)}" if unknown else "")
         )
-    for name, value in inputs.items():
-        array = feed[name]
+    for name, array in feed.items():
+        value = inputs[name]
         if value.dtype is not None and array.dtype != value.dtype.numpy():
             raise DataError(f"{sample}: input {name!r} wants {value.dtype.name.lower()}, the sample has {array.dtype}")
         if value.shape is None:

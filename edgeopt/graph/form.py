@@ -1,6 +1,7 @@
 """The canonical form of a model, which all other modules expect.
 
-It has no functions and no Constant nodes; weights are initializers and not graph inputs; nodes are sorted, and each has
+It has no functions and no Constant nodes; weights are initializers and not graph inputs, inputs with a default are
+inputs only (see `defaults`); nodes are sorted, and each has
 a name; there are no unused opset imports; no dimension of a graph input is below 1. `canonical` returns a copy and does
 not change its argument.
 """
@@ -22,10 +23,12 @@ from onnx_ir.passes.common import (
 )
 
 from edgeopt.errors import ModelError
+from edgeopt.graph import defaults
 from edgeopt.graph.facts import above_protobuf
 from edgeopt.graph.serialization import MALFORMED, embedded, root_cause
 
 _MOST_NODES = 1_000_000
+_LEAST_IR = 4  # from which weights need not be inputs
 
 
 def canonical(model: ir.Model) -> ir.Model:
@@ -93,6 +96,10 @@ def _copy(model: ir.Model) -> ir.Model:
     for node in copy.graph.all_nodes():
         if node.domain == "ai.onnx":
             node.domain = ""
+    defaults.set_aside(copy)
+    if copy.ir_version < _LEAST_IR:
+        imports = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
+        copy.ir_version = max(_LEAST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
     if "ai.onnx" in copy.opset_imports:
         copy.opset_imports.setdefault("", copy.opset_imports["ai.onnx"])
         del copy.opset_imports["ai.onnx"]
@@ -132,12 +139,12 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         with embedded(model) as whole:
             converted = onnx.version_converter.convert_version(ir.to_proto(whole), version)
         # the C++ error type of the converter derives from RuntimeError
-    except (RuntimeError, ValueError) as e:
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as e:
         raise ModelError(
             f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; "
             f"export the model again at opset {version}"
         ) from e
-    return canonical(ir.from_proto(converted))
+    return _again(converted, model)
 
 
 def typed(model: ir.Model) -> ir.Model:
@@ -153,4 +160,11 @@ def typed(model: ir.Model) -> ir.Model:
             inferred = onnx.shape_inference.infer_shapes(ir.to_proto(whole), check_type=True, strict_mode=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         raise ModelError(f"type inference failed: {e}") from e
-    return canonical(ir.from_proto(inferred))
+    return _again(inferred, model)
+
+
+def _again(proto: onnx.ModelProto, before: ir.Model) -> ir.Model:
+    """The canonical form of what a tool made of the canonical model `before`."""
+    made = ir.from_proto(proto)
+    defaults.keep(before, made)
+    return canonical(made)

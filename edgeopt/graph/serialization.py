@@ -12,6 +12,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
 from edgeopt.errors import ModelError, ValidityError
+from edgeopt.graph import defaults
 from edgeopt.graph.facts import above_protobuf, initializers
 
 MALFORMED = (
@@ -144,7 +145,9 @@ def proto_bytes(model: ir.Model) -> bytes:
     external = any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model))
     with embedded(model) if external else contextlib.nullcontext(model) as whole:
         try:
-            return bytes(ir.to_proto(whole).SerializeToString(deterministic=True))
+            proto = ir.to_proto(whole)
+            defaults.put_back(proto)
+            return bytes(proto.SerializeToString(deterministic=True))
         except (EncodeError, *MALFORMED) as e:
             raise ModelError(f"the model cannot be written as one protobuf message: {root_cause(e)}") from e
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 
@@ -19,3 +20,21 @@ def decibels(x: float) -> str:
 def counts(found: Mapping[str, int]) -> str:
     """`43 QLinearConv, 9 QLinearAdd`."""
     return ", ".join(f"{n} {k}" for k, n in found.items()) or "none"
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """`text` without what moves a cursor, colours a screen or is a command to a build service; lines stay lines, unless
+    `longest` makes it one cell of at most so many characters.
+    """
+    kept = "".join(c if c.isprintable() or (c == "\n" and longest is None) else "?" for c in text)
+    kept = re.sub(r"^(\s*):(?=:)", r"\1?", kept, flags=re.MULTILINE)
+    if longest is not None and len(kept) > longest:
+        half = longest // 2 - 1
+        return f"{kept[:half]}...{kept[-half:]}"
+    return kept
+
+
+def markdown(text: str) -> str:
+    """`text` on one line of Markdown, with nothing that ends a cell, is HTML or makes a link."""
+    line = " ".join(printable(text).split())
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")

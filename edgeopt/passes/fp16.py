@@ -2,9 +2,9 @@
 
 Types come from the operator schemas. A float32 tensor bound to a type variable that allows float16 becomes float16; an
 input with a fixed type (scales of Resize) keeps its type. A node stays float32 if its schema does not allow float16, if
-the caller asks for it, or if a constant or a calibrated range exceeds the range of fp16. A Cast is inserted where the
-two types meet, once for each value and graph. The bodies of If, Loop and Scan are converted as well, but their inputs
-and outputs keep their types, since the node that contains them expects them.
+the caller asks for it, if a constant or a calibrated range exceeds the range of fp16, or if a constant would become 0.
+A Cast is inserted where the two types meet, once for each value and graph. The bodies of If, Loop and Scan are
+converted as well, but their inputs and outputs keep their types, since the node that contains them expects them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import constant
 
 LARGEST = 65504.0
+_ROUNDS_TO_0 = 2.0**-25
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
@@ -111,7 +112,8 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
     if bound & constraints - variables or not inputs or "dtype" in node.attributes:
         return None
     touched = [node.inputs[i] for i in inputs] + [node.outputs[i] for i in outputs]
-    return None if any(_too_large(v, peaks) for v in touched) else _Half(inputs, outputs)
+    small = any(_vanishes(node.inputs[i]) for i in inputs)
+    return None if small or any(_too_large(v, peaks) for v in touched) else _Half(inputs, outputs)
 
 
 def _cast(node: ir.Node, peaks: Mapping[str, float]) -> _Half | None:
@@ -129,6 +131,16 @@ def _formal(formals: object, i: int) -> str:
     """The type string of formal parameter `i`; a variadic last parameter is repeated."""
     listed = list(formals)  # type: ignore[call-overload]
     return str(listed[min(i, len(listed) - 1)].type_str) if listed else ""
+
+
+def _vanishes(value: ir.Value | None) -> bool:
+    """Whether a constant is not 0 and becomes 0 in fp16: the bound that keeps a division from 0 / 0. Of the many
+    elements of a weight some may.
+    """
+    if value is None or not constant(value) or value.const_value is None:
+        return False
+    peak = float(np.abs(value.const_value.numpy()).max(initial=0.0))
+    return 0 < peak <= _ROUNDS_TO_0
 
 
 def _too_large(value: ir.Value | None, peaks: Mapping[str, float]) -> bool:

@@ -30,8 +30,8 @@ def weight_only(
 ) -> ir.Model:
     """A clone in which large float32 weights of layers are stored as integers of `bits` bits.
 
-    bits: 8, or 4 for a MatMul [K, N] with K a multiple of the block size; only: names of the nodes to change, None for
-    all; params: grids of weights that are rounded already, by name.
+    bits: 8, or 4 for a MatMul [K, N] of the main graph with K a multiple of the block size; only: names of the nodes to
+    change, None for all; params: grids of weights that are rounded already, by name.
     """
     copy = model.clone()
     names, made = Names(copy), list[ir.Value]()
@@ -39,7 +39,9 @@ def weight_only(
         if only is None or layer.name in only:
             for i, value in _stored(layer):
                 assert value.const_value is not None
-                p = (params or {}).get(str(value.name)) or _params(value.const_value.numpy(), layer, i, bits)
+                # ONNX Runtime does not fuse four bits in the body of an If or a Loop, and refuses the file
+                width = bits if layer.graph is copy.graph else 8
+                p = (params or {}).get(str(value.name)) or _params(value.const_value.numpy(), layer, i, width)
                 # readers of a weight with the same axis share its integers, but each has its own DequantizeLinear
                 name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
                 made.append(dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner))

@@ -28,7 +28,7 @@ _ROUGH_S = 0.6
 _ROUGH_GAIN = 1.01
 _NOTHING = {
     "static": "no node pays in integers on this target",
-    "dynamic": "no MatMul or Gemm has constant weights",
+    "dynamic": "no MatMul or Gemm has a constant matrix on its right",
     "weights": "no weight is large enough",
 }
 

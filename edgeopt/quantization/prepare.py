@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
+from edgeopt.data.made_up import defaults
 from edgeopt.data.spec import LABEL, check_feed
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import LAYERS, constant
@@ -158,6 +159,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         *given.notes,
         *_warnings(calibration, feeds, problems),
         *oddities(held_looks, set(held_looks)),
+        *_told_of_inputs(model),
         *_told_of_lengths(simplified, lengths),
         *_told_of_outputs(model, found, chance_db, () if alike else reference),
     ):
@@ -213,6 +215,17 @@ def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[st
         named = {field: select(models, getattr(place, field)) for field in ("exclude", "include", "floats", "dynamics")}
         found = found.having(place.model_copy(update=named))
     return found.with_own(own_step(step) for step in options.steps)
+
+
+def _told_of_inputs(model: ir.Model) -> Iterator[str]:
+    if optional := defaults(model):
+        yield f"inputs with a default stay inputs: {', '.join(optional)}"
+    types = {str(v.dtype.name).lower() for v in model.graph.initializers.values() if v.dtype is not None}
+    if narrow := sorted(types & {"float16", "bfloat16", "double"}):
+        yield (
+            f"the model is {', '.join(narrow)}: it is widened to float32 before all else, "
+            "and its inputs and outputs keep their types"
+        )
 
 
 def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
@@ -293,7 +306,7 @@ def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> No
 
 
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:
-    feed = dict(read())
+    feed = {**defaults(model), **read()}
     if LABEL not in {str(v.name) for v in model.graph.inputs}:
         feed.pop(LABEL, None)  # labels that only `distill` uses
     check_feed(feed, model, name)

@@ -9,10 +9,17 @@ import onnx_ir as ir
 
 from edgeopt.errors import ModelError
 from edgeopt.files import temporary_folder
+from edgeopt.graph.edit import Names, drop_unused, initializer
+from edgeopt.graph.edit import node as make
 from edgeopt.graph.facts import above_protobuf
 from edgeopt.graph.form import canonical
+from edgeopt.graph.ops import constant
 from edgeopt.graph.serialization import embedded
 from edgeopt.runtime.session import open_session
+
+_LARGE = 65536  # bytes of a constant that may be worth computing
+_TIMES = 4  # as large as what makes it
+_MOST_MAKERS = 64  # nodes that make one constant
 
 
 def basic(model: ir.Model) -> ir.Model:
@@ -30,12 +37,75 @@ def basic(model: ir.Model) -> ir.Model:
         with embedded(optimized) as whole:
             result = canonical(whole)
     _share(result, model)
+    _unfold(result, model)
     result.metadata_props.update(model.metadata_props)
     for domain in set(result.opset_imports) - set(model.opset_imports):
         if not any(n.domain == domain for n in result.graph.all_nodes()):
             result.opset_imports.pop(domain, None)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
+
+
+def _unfold(result: ir.Model, model: ir.Model) -> None:
+    """Compute constants of `result` that are much larger than what makes them in `model` when the file is loaded, where
+    ONNX Runtime folds them again.
+    """
+    made = {str(v.name): n for n in model.graph for v in n.outputs if v.name}
+    names = Names(result)
+    for name, value in tuple(result.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < _LARGE or name not in made or value.is_graph_output():
+            continue
+        nodes = _makers(made[name])
+        if nodes is None or tensor.nbytes < _TIMES * sum(_bytes(v) for n in nodes for v in n.inputs):
+            continue
+        del result.graph.initializers[name]
+        names.release(name)
+        values: dict[ir.Value | None, ir.Value | None] = {None: None}
+        for node in nodes:
+            for v in node.inputs:
+                if v is not None and v not in values and v.const_value is not None:
+                    values[v] = initializer(result, names, str(v.name), v.const_value.numpy())
+            outputs = [str(v.name) for v in node.outputs]
+            inputs = [values[v] for v in node.inputs]
+            copy = make(names, node.op_type, inputs, str(node.name), list(node.attributes.values()), outputs=outputs)
+            copy.version = node.version
+            result.graph.append(copy)
+            values |= dict(zip(node.outputs, copy.outputs, strict=True))
+        computed = values[next(v for v in made[name].outputs if v.name == name)]
+        assert computed is not None
+        value.replace_all_uses_with(computed)
+    result.graph.sort()
+    drop_unused(result)
+
+
+def _makers(last: ir.Node) -> list[ir.Node] | None:
+    """The nodes that compute the outputs of `last` from constants, in order; None if it needs an input, or they draw
+    random numbers or have bodies.
+    """
+    found: list[ir.Node] = []
+    seen: set[ir.Node] = set()
+
+    def add(node: ir.Node) -> bool:
+        if node in seen:
+            return True
+        seen.add(node)
+        bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        if bodies or node.domain or len(seen) > _MOST_MAKERS:
+            return False
+        for v in node.inputs:
+            producer = None if v is None else v.producer()
+            known = v is None or constant(v) or (producer is not None and add(producer))
+            if not known:
+                return False
+        found.append(node)
+        return True
+
+    return found if add(last) else None
+
+
+def _bytes(value: ir.Value | None) -> int:
+    return 0 if value is None or value.const_value is None else value.const_value.nbytes
 
 
 def _share(result: ir.Model, model: ir.Model) -> None:

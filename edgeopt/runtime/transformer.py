@@ -62,7 +62,9 @@ def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int
         source, out = folder / "source.onnx", folder / "fused.onnx"
         write(model, source)
         arguments = [BACKENDS[backend], str(source), str(out), kind, str(heads), str(hidden)]
-        done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             if "ModuleNotFoundError" in last:

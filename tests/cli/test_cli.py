@@ -18,7 +18,7 @@ import pytest
 
 import edgeopt
 from edgeopt.cli import main
-from tests import models
+from tests import models, tiny
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 STATIC = ("--mode", "static", "--include", "Gemm", "--no-measure")
@@ -312,14 +312,47 @@ def test_a_real_ctrl_c_is_130_without_a_traceback(here: Path) -> None:
 # the rest of the commands
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_behind_stdout_is_3_without_a_traceback(here: Path) -> None:
-    with open("/dev/full", "w") as full:  # noqa: PTH123
-        made = subprocess.run(
-            [sys.executable, "-m", "edgeopt", "targets"], cwd=here, stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert (made.returncode, made.stderr.count("\n")) == (3, 1)
-    assert "No space left" in made.stderr
+WEIGHTS = "-m edgeopt quantize model.onnx --random --mode dynamic --no-measure -o o.onnx"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "told"),
+    [("> /dev/full", "No space left"), (">&-", "stdout is closed"), ("| true", "Broken pipe")],
+    ids=["full", "closed", "reader gone"],
+)
+def test_what_is_done_but_cannot_be_told_is_6_and_the_file_is_there(redirected: str, told: str, here: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    script = f"{sys.executable} {WEIGHTS} 2> err {redirected}; exit ${{PIPESTATUS[0]}}"
+    made = subprocess.run(["bash", "-c", script], cwd=here, capture_output=True, text=True, check=False)
+    last = (here / "err").read_text().splitlines()[-1]
+    assert (made.returncode, told in last, "Traceback" in (here / "err").read_text()) == (6, True, False)
+    assert (here / "o.onnx").is_file()
+
+
+def test_a_report_that_fails_at_the_end_is_6_and_the_file_is_there(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise edgeopt.UsageError("report.json: no space")
+
+    monkeypatch.setattr("edgeopt.cli.quantize.put", full)
+    ended = run(*WEIGHTS.split()[2:], "--report", "report.json")
+    assert (ended.code, "o.onnx is written, but --report is not" in ended.err) == (6, True)
+
+
+def test_names_in_a_model_move_no_cursor_and_are_no_command(run: Run, here: Path) -> None:
+    text = models.DENSE.replace("x) =>", "evil) =>").replace("(x,", "(evil,").replace("float[N,4] y", "float[N,4] y")
+    made = tiny.proto(text, w=models.normal(4, 4), b=models.normal(4))
+    for thing in (*made.graph.input, *made.graph.node):
+        if hasattr(thing, "name") and thing.name == "evil":
+            thing.name = "a\x1b[2J\n::error::b"
+        if hasattr(thing, "input"):
+            thing.input[:] = ["a\x1b[2J\n::error::b" if n == "evil" else n for n in thing.input]
+    onnx.save(made, here / "evil.onnx")
+    ended = run("inspect", "evil.onnx")
+    assert ended.code == 0 and "\x1b" not in ended.out
+    assert not any(line.strip().startswith("::") for line in ended.out.splitlines())
 
 
 def test_without_a_command_the_help_is_shown(run: Run) -> None:

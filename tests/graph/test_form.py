@@ -11,9 +11,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.files import staged
+from edgeopt.passes.simplifying import simplify
 from edgeopt.runtime.session import open_session
 from tests import tiny
 
@@ -345,3 +347,94 @@ def test_weights_in_a_file_of_their_own_survive_what_goes_through_onnx(change: A
     graph.write(found, tmp_path / "elsewhere" / "m.onnx")
     x = np.ones((1, 4), np.float32)
     assert np.array_equal(tiny.run(graph.load(tmp_path / "elsewhere" / "m.onnx"), {"x": x})[0], x @ w)
+
+
+# files as people have them
+
+
+def old(opset: int, ir_version: int) -> onnx.ModelProto:
+    """A file in which every weight is an input too, as IR version 3 wanted it."""
+    made = tiny.proto(f'<ir_version: 8, opset_import: ["" : {opset}]> {DENSE}', w=np.eye(64, dtype=np.float32) * 2)
+    made.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [64, 64]))
+    made.ir_version = ir_version
+    return made
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(8, 3), (9, 3), (11, 3), (14, 3), (13, 6)])
+def test_weights_that_are_inputs_too_are_weights(opset: int, ir_version: int) -> None:
+    made = graph.raise_opset(graph.canonical(graph.load(old(opset, ir_version))), 17)
+    assert [v.name for v in made.graph.inputs] == ["x"] and made.ir_version >= 4
+    onnx.checker.check_model(ir.to_proto(made), full_check=True)
+    x = np.ones((1, 64), np.float32)
+    assert np.array_equal(open_session(made).run({"x": x})[0], 2 * x)
+
+
+def test_a_file_without_an_ir_version_gets_the_one_of_its_operators() -> None:
+    made = tiny.proto(SMALL)
+    made.ClearField("ir_version")
+    result = ir.to_proto(graph.canonical(graph.load(made)))
+    assert result.ir_version == 8
+    onnx.checker.check_model(result, full_check=True)
+
+
+def gained() -> onnx.ModelProto:
+    """y = gain * (x w), in which `gain` is an input with the default 3."""
+    made = tiny.proto(
+        "g (float[N,8] x, float gain) => (float[N,8] y) { h = MatMul(x, w)  y = Mul(h, gain) }",
+        w=np.eye(8, dtype=np.float32),
+    )
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(3), "gain"))
+    return made
+
+
+def test_an_input_with_a_default_stays_one_through_every_pass(tmp_path: Path) -> None:
+    made = graph.canonical(graph.load(gained()))
+    assert [v.name for v in made.graph.inputs] == ["x", "gain"] and "gain" not in made.graph.initializers
+    x = np.ones((1, 8), np.float32)
+    for result in (made, simplify(made), graph.raise_opset(made, 21), graph.typed(made), graph.canonical(made)):
+        graph.write(result, tmp_path / "m.onnx")
+        session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+        assert np.array_equal(session.run(None, {"x": x})[0], 3 * x)
+        assert np.array_equal(session.run(None, {"x": x, "gain": np.array(0.5, np.float32)})[0], x / 2)
+        assert not any(
+            p.key.startswith("edgeopt") for v in onnx.load(tmp_path / "m.onnx").graph.input for p in v.metadata_props
+        )
+
+
+def test_an_input_with_a_default_may_be_fed_or_left_out_when_quantized() -> None:
+    feeds = tiny.feeds(24, x=(1, 8))
+    for samples in (feeds, [{**f, "gain": np.array(0.1, np.float32)} for f in feeds]):
+        made = edgeopt.quantize(gained(), samples, mode="dynamic", measure=False)
+        assert "inputs with a default stay inputs: gain" in made.report.notes
+        x = np.ones((1, 8), np.float32)
+        assert np.allclose(open_session(made.model).run({"x": x})[0], 3 * x, atol=0.05)
+        assert np.allclose(open_session(made.model).run({"x": x, "gain": np.array(1, np.float32)})[0], x, atol=0.05)
+
+
+def test_functions_that_double_are_refused_before_they_are_inlined() -> None:
+    domain = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("my", 1)]
+
+    def body(i: int) -> list[onnx.NodeProto]:
+        if i == 40:
+            return [onnx.helper.make_node("Relu", ["a"], ["b"])]
+        call = f"F{i + 1}"
+        return [
+            onnx.helper.make_node(call, ["a"], ["t"], domain="my"),
+            onnx.helper.make_node(call, ["t"], ["b"], domain="my"),
+        ]
+
+    made = tiny.proto(SMALL)
+    made.graph.node[0].CopyFrom(onnx.helper.make_node("F0", ["x"], ["y"], domain="my"))
+    made.opset_import.append(domain[1])
+    made.functions.extend(onnx.helper.make_function("my", f"F{i}", ["a"], ["b"], body(i), domain) for i in range(41))
+    with pytest.raises(ModelError, match=f"its functions make {2**40} nodes"):
+        graph.canonical(graph.load(made))
+
+
+def test_inspect_gives_a_loop_that_fills_the_memory_up() -> None:
+    text = """g (float[1,4096] x) => (float[1,4096] y, float[K,1,4096] s) {
+        y, s = Loop (n, , x) <body = b (int64 i, bool c, float[1,4096] a) =>
+            (bool d, float[1,4096] e, float[1,4096] f) { d = Identity(c)  e = Relu(a)  f = Identity(a) }>
+    }"""
+    found = edgeopt.inspect(tiny.proto(text, n=np.int64(10**7)).SerializeToString())
+    assert found.macs is None and "does not run" in found.why

@@ -161,6 +161,20 @@ def test_a_constant_beyond_fp16_stays_float32() -> None:
     near(model, result, {"x": normal(4, size=0.5)})
 
 
+def test_a_bound_that_would_become_0_keeps_its_node_in_float32() -> None:
+    text = """g (float[2,4] x) => (float[2,4] y) {
+        n = ReduceL2 <axes = [1], keepdims = 1> (x)
+        c = Clip(n, least)
+        y = Div(x, c)
+    }"""
+    model = typed(text, least=np.float32(1e-12))
+    result = halved(model)
+    x = np.float32([[0, 0, 0, 0], [1, 2, 3, 4]])
+    (y,) = tiny.run(result, {"x": x})
+    assert tiny.weights_of(result)["least"] == np.float32(1e-12)
+    assert np.isfinite(y).all() and np.allclose(y, tiny.run(model, {"x": x})[0], atol=1e-3)
+
+
 def test_a_constant_serves_a_float_island_and_a_half_node() -> None:
     text = "g (float[4] x) => (float[4] y) { [island] a = Add(x, c)  y = Mul(a, c) }"
     model = typed(text, c=normal(4))

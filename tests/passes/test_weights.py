@@ -209,6 +209,31 @@ def test_weights_inside_the_bodies_of_if_are_stored_too() -> None:
         assert tiny.sqnr_db(tiny.run(model, feed)[0], tiny.run(result, feed)[0]) >= 38
 
 
+def test_four_bits_in_a_body_are_eight_which_onnx_runtime_takes() -> None:
+    def text(number: int) -> str:
+        return f"<float[32,32] k = {{{', '.join(str(float(number + i % 7)) for i in range(1024))}}}>"
+
+    model = tiny.model(
+        f"""{HEADER} g (bool c, float[2,32] x) => (float[2,32] y) {{
+        h = MatMul(x, w)
+        y = If (c) <
+            then_branch = t () => (float[2,32] p) {text(1)} {{ p = MatMul(h, k) }},
+            else_branch = e () => (float[2,32] q) {text(5)} {{ q = MatMul(h, k) }}
+        >
+    }}""",
+        w=np.random.default_rng(7).standard_normal((32, 32)).astype(np.float32),
+    )
+    result = weight_only(graph.raise_opset(model, 21), 4)
+    kinds = [
+        v.dtype for v in result.graph.initializers.values() if v.const_value is not None and v.const_value.size == 1024
+    ]
+    assert kinds.count(ir.DataType.INT4) == 1 and kinds.count(ir.DataType.INT8) == 2
+    x = np.random.default_rng(8).standard_normal((2, 32)).astype(np.float32)
+    for flag in (True, False):
+        feed = {"c": np.array(flag), "x": x}
+        assert tiny.sqnr_db(tiny.run(model, feed)[0], tiny.run(result, feed, level="all")[0]) >= 15
+
+
 def test_a_weight_that_main_graph_and_body_share_serves_both() -> None:
     model = tiny.model(
         f"""{HEADER} g (bool c, float[2,16] x) => (float[2,16] y) {{

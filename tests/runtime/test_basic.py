@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from edgeopt import graph
 from edgeopt.passes.simplifying import simplify
 from edgeopt.runtime.basic import basic
 from tests import tiny
@@ -96,6 +97,23 @@ def test_no_operator_of_the_runtime_s_own_is_left() -> None:
     assert result.opset_imports[""] == model.opset_imports[""]
     x = normal(2, 5, 16)
     np.testing.assert_allclose(tiny.run(result, {"x": x})[0], tiny.run(model, {"x": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_that_is_much_larger_than_what_makes_it_is_not_stored() -> None:
+    text = """g (float[1,2,64,512] x) => (float[1,2,64,512] y) {
+        z = ConstantOfShape <value = float[1] {0.5}> (s)
+        e = Expand(row, s)
+        k = Add(z, e)
+        y = Mul(x, k)
+    }"""
+    model = tiny.model(text, s=np.int64([1, 2, 64, 512]), row=normal(1, 1, 1, 512))
+    result = basic(model)
+    assert graph.size_bytes(result) < 4096 and set(tiny.operators(result)) >= {"Expand", "Mul"}
+    x = normal(1, 2, 64, 512)
+    assert np.array_equal(tiny.run(result, {"x": x})[0], tiny.run(model, {"x": x})[0])
+    assert tiny.frozen(basic(result)) == tiny.frozen(result)
+    small = tiny.model(text.replace("64,512", "2,4"), s=np.int64([1, 2, 2, 4]), row=normal(1, 1, 1, 4))
+    assert tiny.operators(basic(small)) == ["Mul"]
 
 
 def test_metadata_and_producer_are_the_original_s() -> None:

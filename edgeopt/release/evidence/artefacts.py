@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from edgeopt.files import put
+from edgeopt.numbers.words import markdown, printable
 from edgeopt.release.document import GateResult, Run
 from edgeopt.release.evidence.manifest import ORT, bom, holds, manifest, shipped
 from edgeopt.release.evidence.page import page
@@ -88,9 +89,9 @@ def junit(run: Run) -> str:
         if cases:
             suites.append(_suite(run, name, cases, len(suites)))
     for node in suites.iter():
-        node.text = None if node.text is None else _clean(node.text)
+        node.text = None if node.text is None else printable(node.text)
         for key, value in node.items():
-            node.set(key, _clean(value))
+            node.set(key, printable(value))
     ET.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
 
@@ -140,17 +141,12 @@ def _result(g: GateResult) -> str | None:
     return None if g.outcome in ("pass", "warn") else "skipped"
 
 
-def _clean(text: str) -> str:
-    """Without what XML cannot hold."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 def summary(run: Run) -> str:
     """The verdict, the variants and the gates in Markdown."""
     columns = [c for c in COLUMNS if any(c in v.metrics for v in run.variants)]
     width = max(1, len(columns))
     lines = [
-        f"## {_escaped(run.project)}: {run.verdict}",
+        f"## {markdown(run.project)}: {run.verdict}",
         "",
         _row("variant", *(METRICS[c].title for c in columns), width=width),
     ]
@@ -161,7 +157,7 @@ def summary(run: Run) -> str:
     if run.gates:
         lines += ["", "| gate | outcome | |", "|---|---|---|"]
         lines += [_row(f"{g.variant}: {g.metric} {g.bound}", g.outcome, g.message, width=2) for g in run.gates]
-    lines += ["", *(f"- {_escaped(n)}" for n in run.notes)]
+    lines += ["", *(f"- {markdown(n)}" for n in run.notes)]
     if run.profile is not None:
         lines.append(f"\nMeasured on {run.profile.environment.cpu}, preset {run.preset}; intervals are 95 %.")
     return "\n".join(lines).encode()[:_MOST_SUMMARY].decode(errors="ignore") + "\n"
@@ -169,12 +165,7 @@ def summary(run: Run) -> str:
 
 def _row(first: str, *cells: str, width: int) -> str:
     """Of a table with `width` columns beside the first."""
-    return "| " + " | ".join(_escaped(c) for c in (first, *cells, *[""] * (width - len(cells)))) + " |"
-
-
-def _escaped(text: str) -> str:
-    """On one line, with no bar that would end a cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return "| " + " | ".join(markdown(c) for c in (first, *cells, *[""] * (width - len(cells)))) + " |"
 
 
 def notices(run: Run) -> Iterator[str]:
