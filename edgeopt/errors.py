@@ -19,6 +19,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = 130  # exit code
+
 
 class EdgeoptError(Exception):
     """Base class: edgeopt rejected a request or could not complete it; the message is written for the user."""

@@ -5,6 +5,7 @@ compressed sizes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -29,13 +30,24 @@ def temporary_folder() -> Iterator[Path]:
         UsageError: the disk for temporary files is full.
     """
     try:
-        folder = tempfile.mkdtemp(prefix="edgeopt.")
+        prefix = _sweep_temporary()
+        folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.")
     except OSError as e:
         raise UsageError(f"no room for a temporary folder ({e}); set TMPDIR to one with space") from e
     try:
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def _sweep_temporary() -> str:
+    """Remove temporary folders of killed processes, once; how the names of ours begin."""
+    owner = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    prefix = f"edgeopt.{owner}-"
+    for found in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        _remove_if_dead(found, prefix)
+    return prefix
 
 
 @contextlib.contextmanager
@@ -74,9 +86,14 @@ def _prefix(path: Path) -> str:
 def _sweep(path: Path) -> None:
     """Remove staging folders beside `path` left by killed processes of this machine."""
     for found in path.parent.iterdir():
-        owner = re.fullmatch(re.escape(_prefix(path)) + r"(\d+)\..+", found.name)
-        if owner is not None and not _alive(int(owner[1])):
-            shutil.rmtree(found, ignore_errors=True)
+        _remove_if_dead(found, _prefix(path))
+
+
+def _remove_if_dead(folder: Path, prefix: str) -> None:
+    """Remove a folder called `prefix`, a process number, a dot and more if there is no such process."""
+    owner = re.fullmatch(re.escape(prefix) + r"(\d+)\..+", folder.name)
+    if owner is not None and not _alive(int(owner[1])):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alive(process: int) -> bool:

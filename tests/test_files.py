@@ -94,3 +94,18 @@ def test_text_is_read_up_to_a_bound_and_without_its_mark(tmp_path: Path, monkeyp
 def test_a_document_nested_too_deeply_is_an_error_of_its_own(parse: Callable[[str], object], text: str) -> None:
     with pytest.raises(ValueError, match="nested too deeply"):
         parse(text)
+
+
+def test_what_a_killed_process_left_in_the_temporary_folder_is_swept(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from edgeopt.files import temporary_folder\n"
+        "with temporary_folder() as folder:\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=False)
+    assert len(names(tmp_path)) == 1
+    (tmp_path / "edgeopt.other-1.x").mkdir()  # of another machine
+    subprocess.run(
+        [sys.executable, "-c", code.partition("\n")[0] + "\nwith temporary_folder(): pass"], env=environment, check=True
+    )
+    assert names(tmp_path) == {"edgeopt.other-1.x"}

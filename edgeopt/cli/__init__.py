@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TextIO, cast
@@ -14,10 +13,9 @@ from typing import TextIO, cast
 import click
 
 from edgeopt import __version__
-from edgeopt.errors import EdgeoptError, UntoldError
+from edgeopt.errors import INTERRUPTED, EdgeoptError, UntoldError
 from edgeopt.numbers.words import printable
 
-INTERRUPTED = 130  # exit code
 _COMMANDS = {
     "quantize": ("edgeopt.cli.quantize", "quantize"),
     "distill": ("edgeopt.cli.distill", "distill"),
@@ -114,7 +112,6 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
     out = sys.stdout
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a command as Ctrl-C does
         sys.stderr = sys.stderr or _nowhere()
         sys.stdout = cast("TextIO", _Stdout(out or _nowhere()))
         code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli import INTERRUPTED
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
-from edgeopt.errors import UntoldError, UsageError
+from edgeopt.errors import INTERRUPTED, UntoldError, UsageError
 from edgeopt.files import check_place, put
 from edgeopt.options.quantize import Quantize
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli import INTERRUPTED
 from edgeopt.cli.show import listener
-from edgeopt.errors import UsageError
+from edgeopt.errors import INTERRUPTED, UsageError
 from edgeopt.files import staged
 from edgeopt.numbers.words import printable
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -406,3 +408,17 @@ def test_the_help_imports_nothing_heavy(argv: list[str], tmp_path: Path) -> None
     found = imported(code, tmp_path)
     assert "click" in found
     assert not found & {"onnxruntime", "torch", "rich", "onnx", "onnx_ir", "numpy", "pydantic", "PIL"}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.3, 0.8])
+def test_a_signal_at_any_moment_is_130_without_a_traceback(delay: float, name: str, here: Path) -> None:
+    code = "import edgeopt.__main__ as m; print('on', flush=True); m.run()"
+    command = [sys.executable, "-c", code, *WEIGHTS.split()[2:]]
+    started = subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert started.stdout is not None and started.stdout.readline() == "on\n"
+    time.sleep(delay)
+    started.send_signal(getattr(signal, name))
+    _, err = started.communicate(timeout=60)
+    assert started.returncode in (0, 130) and "Traceback" not in err
+    assert started.returncode == 0 or names(here) <= {"model.onnx", "x.npy"}
