@@ -18,11 +18,12 @@ from edgeopt.errors import (
 
 if TYPE_CHECKING:
     from edgeopt import passes
+    from edgeopt.data.preview import Preview
     from edgeopt.hardware.target import Target
-    from edgeopt.inspection import Inspection, inspect
+    from edgeopt.inspection import Inspection, inspect, preview
     from edgeopt.listener import Listener
     from edgeopt.options.distill import Distill
-    from edgeopt.options.models import Export, Inspect, Shrink, Simplify
+    from edgeopt.options.models import Export, Inspect, PreviewOptions, Shrink, Simplify
     from edgeopt.options.profile import Profile, ProfileOne
     from edgeopt.options.quantize import Quantize, SensitivityOptions
     from edgeopt.options.quantize import Quantize as Options
@@ -52,6 +53,8 @@ _LAZY = {
     "Inspection": "inspection",
     "Listener": "listener",
     "Preprocess": "options.reading",
+    "Preview": "data.preview",
+    "PreviewOptions": "options.models",
     "Profile": "options.profile",
     "ProfileOne": "options.profile",
     "Quantize": "options.quantize",
@@ -73,6 +76,7 @@ _LAZY = {
     "distill": "train.distill",
     "export": "train.export",
     "inspect": "inspection",
+    "preview": "inspection",
     "profile": "profiling.profile",
     "quantize": "quantization.quantize",
     "run": "release.pipeline",
@@ -100,6 +104,8 @@ __all__ = [
     "ModelError",
     "Options",
     "Preprocess",
+    "Preview",
+    "PreviewOptions",
     "Profile",
     "ProfileOne",
     "Quantize",
@@ -127,6 +133,7 @@ __all__ = [
     "export",
     "inspect",
     "passes",
+    "preview",
     "profile",
     "quantize",
     "run",

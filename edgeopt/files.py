@@ -125,8 +125,9 @@ def _move(stage: Path, path: Path) -> None:
 
 
 def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    for each in file.rglob("*") if file.is_dir() else [file]:
+        with each.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
-"""Inspect a model: inputs, operators, parameters, activations, MACs, sizes, and the nodes that each target would
-compute in integers.
+"""Inspect a model and what it is given: inputs, operators, parameters, activations, MACs, sizes, the nodes that each
+target would compute in integers, and figures of samples.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import specs
-from edgeopt.data.made_up import feed_for
-from edgeopt.errors import EdgeoptError
-from edgeopt.files import packed_bytes
+from edgeopt.data import Data, Feed, InputSpec, Samples, read, specs
+from edgeopt.data.images import image_input
+from edgeopt.data.made_up import defaults, feed_for
+from edgeopt.data.preview import Preview, sheet, write
+from edgeopt.data.preview import preview as previewed
+from edgeopt.data.spec import LABEL, check_feed, needed
+from edgeopt.errors import DataError, EdgeoptError, UsageError
+from edgeopt.files import check_place, packed_bytes, replacing, staged, writing
 from edgeopt.graph.ops import macs_of
 from edgeopt.hardware import target
 from edgeopt.hardware.host import at_most
 from edgeopt.options import takes
-from edgeopt.options.models import Inspect
+from edgeopt.options.models import Inspect, PreviewOptions
 from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import place
 from edgeopt.runtime.probe import Probe, probe_and_shapes
+from edgeopt.runtime.session import open_session
 
 _RUN_S = 60.0  # of the model on made-up inputs
 _RUN_BYTES = 1_500_000_000  # which a model with loops may take beside its weights
@@ -98,6 +103,46 @@ def inspect(model: Source, options: Inspect) -> Inspection:
         integer_nodes=integer,
         why=why,
     )
+
+
+@takes(PreviewOptions)
+def preview(model: Source, data: Data, options: PreviewOptions) -> Preview:
+    """What `data` gives `model`: kinds, counts, and figures of each input over the first `samples` samples.
+
+    Raises:
+        UsageError, DataError: the samples cannot be read, or a file cannot be written. ModelError: nor the model.
+    """
+    if options.sheet is not None:
+        check_place(options.sheet, options.force)
+    if options.write is not None and options.write.exists():
+        raise UsageError(f"--write {options.write}: exists; name a new folder")
+    form = graph.canonical(graph.load(model))
+    inputs = specs(form)
+    found = read(data, inputs, options, open_session(form).run)
+    feeds: dict[str, Feed] = {}
+    skipped: dict[str, str] = {}
+    for name, reader in found.samples[: options.samples]:
+        try:
+            feed = {**defaults(form), **reader()}
+            check_feed({k: x for k, x in feed.items() if k != LABEL}, form, name)
+            feeds[name] = feed
+        except DataError as e:
+            skipped[name] = str(e)
+    if options.write is not None:
+        with staged(options.write) as stage:
+            (stage / options.write.name).mkdir()
+            write(feeds, stage / options.write.name)
+    if options.sheet is not None:
+        _draw(options.sheet, list(feeds.values()), inputs, found)
+    return previewed(found, feeds, skipped, options.tokenizer)
+
+
+def _draw(path: Path, feeds: list[Feed], inputs: list[InputSpec], found: Samples) -> None:
+    spec = image_input(needed(inputs))
+    if spec is None or found.resolved is None:
+        raise UsageError("--sheet: the samples are no images")
+    with writing(path.parent), replacing(path) as part:
+        sheet(feeds, spec, found.resolved).save(part, format="PNG")
 
 
 def _loops(model: ir.Model) -> bool:

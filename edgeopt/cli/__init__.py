@@ -23,6 +23,7 @@ _COMMANDS = {
     "profile": ("edgeopt.cli.profile", "profile"),
     "compare": ("edgeopt.cli.profile", "compare"),
     "inspect": ("edgeopt.cli.inspect", "inspect"),
+    "data": ("edgeopt.cli.data", "data"),
     "sensitivity": ("edgeopt.cli.sensitivity", "sensitivity"),
     "simplify": ("edgeopt.cli.simplify", "simplify"),
     "run": ("edgeopt.cli.run", "run"),
@@ -43,6 +44,7 @@ _HELP = {
     "profile": "Latency, cold start, memory, size and placement, with intervals.",
     "compare": "Models against the first, interleaved, with a verdict.",
     "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
+    "data": "Show what a model will be given of a folder of samples.",
     "sensitivity": "Which nodes lose the accuracy in int8, and why.",
     "simplify": "Fold and fuse a float model, checked numerically.",
     "init": "Write a commented edgeopt.toml that runs as it is.",
@@ -98,6 +100,7 @@ def cli() -> None:
       edgeopt profile model.onnx --provider cpu            latency, memory, size, placement
       edgeopt compare model.onnx model.int8.onnx           is it faster, and how far off
       edgeopt inspect model.onnx                           what is in it, what could be integers
+      edgeopt data images/ --model model.onnx              what the model is given, before anything is spent
       edgeopt simplify model.onnx -o small.onnx            the same numbers from fewer nodes
       edgeopt init model.onnx --calib images/              edgeopt.toml: variants and gates; then edgeopt run
 

@@ -50,7 +50,7 @@ def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) ->
     resolved = resolve(recipe, spec)
     found = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
     notes = (*told, f"images: {resolved.describe()}", *found.notes)
-    return replace(found, recipe=resolved.describe(), notes=notes)
+    return replace(found, recipe=resolved.describe(), resolved=resolved, notes=notes)
 
 
 def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
 from edgeopt.graph.defaults import default_of
+from edgeopt.options.reading import Preprocess
 
 Feed = Mapping[str, NDArray[Any]]
 Sample = tuple[str, Callable[[], Feed]]
@@ -28,6 +29,7 @@ class Samples:
     samples: list[Sample]
     kind: str = ""  # images, arrays, sound ...
     recipe: str = ""  # how images are turned into inputs, in words
+    resolved: Preprocess | None = None  # the same, resolved for the input
     notes: tuple[str, ...] = ()  # remarks for the user
 
 

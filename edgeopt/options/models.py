@@ -1,4 +1,4 @@
-"""The options of `simplify`, `shrink`, `export` and `inspect`."""
+"""The options of `simplify`, `shrink`, `export`, `inspect` and `preview`."""
 
 from __future__ import annotations
 
@@ -89,3 +89,18 @@ class Inspect(Options):
     """Options of `inspect`."""
 
     dims: Sizes = Field(default={}, description="Sizes of dimensions that vary, by name or as INPUT.AXIS.")
+
+
+class PreviewOptions(Reading):
+    """Options of `preview`, the command `edgeopt data`."""
+
+    sheet: Annotated[Path | None, NO_STEP] = Field(
+        default=None, description="Write a contact sheet of images as the model sees them, a PNG."
+    )
+    write: Annotated[Path | None, NO_STEP] = Field(
+        default=None, description="New folder for the samples as the model reads them, an .npz each."
+    )
+    force: Force = Field(default=False, description="Overwrite the sheet.")
+    data_option: Annotated[str, PYTHON_ONLY] = Field(
+        default="PATH", description="Name of the samples in error messages."
+    )

@@ -15,12 +15,12 @@ from edgeopt.errors import UsageError
 from edgeopt.options import Flag, Options, takes
 from edgeopt.options.declare import ChoiceTable, Face, called
 from edgeopt.options.distill import Distill
-from edgeopt.options.models import Export, Inspect, Shrink, Simplify
+from edgeopt.options.models import Export, Inspect, PreviewOptions, Shrink, Simplify
 from edgeopt.options.profile import ProfileOne
 from edgeopt.options.quantize import Quantize, SensitivityOptions
 from edgeopt.ptq.reconstruct import ROUNDERS
 
-MODELS = (Distill, Export, Inspect, ProfileOne, Quantize, SensitivityOptions, Shrink, Simplify)
+MODELS = (Distill, Export, Inspect, PreviewOptions, ProfileOne, Quantize, SensitivityOptions, Shrink, Simplify)
 KEYS = ("one", "two")
 
 

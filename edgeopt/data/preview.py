@@ -1,0 +1,137 @@
+"""What a model is given: figures of each input over the first samples, a contact sheet of images, tokens of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from edgeopt.data.spec import Feed, InputSpec, Samples
+from edgeopt.errors import DataError, UsageError
+from edgeopt.options.reading import Preprocess
+
+_SIDE = 128  # pixels of a picture on the sheet
+_GAP = 4
+_ON_SHEET = 24
+_TEXTS = 3
+
+
+@dataclass
+class InputFacts:
+    """Figures of one input over all samples that were read. ends: the share of elements at the minimum or the maximum:
+    much of it is padding, or clipped; constant: samples in which all elements are equal.
+    """
+
+    dtype: str
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    low: float = math.inf
+    high: float = -math.inf
+    mean: float = 0.0
+    std: float = 0.0
+    ends: float = 0.0
+    constant: int = 0
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a source of samples gives a model.
+
+    kind: images, arrays, sound ...; count: number of samples; read: how many were looked at; skipped: the reason by the
+    name of a sample that cannot be read; recipe: how images are turned into inputs; texts: tokens of the first
+    samples of text.
+    """
+
+    kind: str
+    count: int
+    read: int
+    skipped: Mapping[str, str]
+    recipe: str
+    notes: tuple[str, ...]
+    inputs: Mapping[str, InputFacts]
+    texts: tuple[str, ...] = ()
+
+
+def preview(found: Samples, feeds: Mapping[str, Feed], skipped: Mapping[str, str], tokenizer: Path | None) -> Preview:
+    """The figures of `feeds`, the samples by name of those in `found` that were read."""
+    names = dict.fromkeys(name for feed in feeds.values() for name in feed)
+    return Preview(
+        kind=found.kind,
+        count=len(found.samples),
+        read=len(feeds),
+        skipped=skipped,
+        recipe=found.recipe,
+        notes=found.notes,
+        inputs={n: _facts([feed[n] for feed in feeds.values() if n in feed]) for n in names},
+        texts=() if tokenizer is None or found.kind != "text" else _texts(list(feeds.values())[:_TEXTS], tokenizer),
+    )
+
+
+def _facts(arrays: Sequence[NDArray[Any]]) -> InputFacts:
+    facts = InputFacts(arrays[0].dtype.name, sorted({x.shape for x in arrays}))
+    filled = [x for x in arrays if x.size]
+    if not filled or arrays[0].dtype.kind not in "fiub":
+        return facts
+    facts.low, facts.high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
+    count = sum(x.size for x in filled)
+    facts.mean = sum(float(x.sum(dtype=np.float64)) for x in filled) / count
+    facts.std = math.sqrt(sum(float(((x - facts.mean) ** 2).sum(dtype=np.float64)) for x in filled) / count)
+    facts.ends = sum(int(((x == facts.low) | (x == facts.high)).sum()) for x in filled) / count
+    facts.constant = sum(x.size > 1 and float(x.min()) == float(x.max()) for x in filled)
+    return facts
+
+
+def _texts(feeds: Sequence[Feed], tokenizer: Path) -> tuple[str, ...]:
+    import tokenizers
+
+    encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
+    ids = [feed["input_ids"].reshape(-1).tolist() for feed in feeds if "input_ids" in feed]
+    return tuple(" ".join(encoder.id_to_token(i) or f"<{i}>" for i in row) for row in ids)
+
+
+def sheet(feeds: Sequence[Feed], spec: InputSpec, recipe: Preprocess) -> Image.Image:
+    """A contact sheet of the first samples as the model sees them: cropped and resized, with the recipe's scale, mean
+    and std taken back; what does not come out within 0 ... 255 is cut.
+
+    Raises:
+        UsageError: there is nothing to show.
+    """
+    pictures = [_picture(feed[spec.name][0], recipe) for feed in feeds[:_ON_SHEET] if spec.name in feed]
+    if not pictures:
+        raise UsageError("--sheet: there are no images to show")
+    columns = min(len(pictures), math.ceil(math.sqrt(len(pictures))))
+    rows = math.ceil(len(pictures) / columns)
+    step = _SIDE + _GAP
+    made = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), (96, 96, 96))
+    for i, picture in enumerate(pictures):
+        picture.thumbnail((_SIDE, _SIDE))
+        made.paste(picture, (_GAP + i % columns * step, _GAP + i // columns * step))
+    return made
+
+
+def _picture(x: NDArray[Any], recipe: Preprocess) -> Image.Image:
+    wide = x.astype(np.float64)
+    wide = wide if recipe.layout == "NHWC" else wide.transpose(1, 2, 0)
+    pixels = (wide * np.asarray(recipe.std) + np.asarray(recipe.mean)) / recipe.scale
+    bytes_ = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    if bytes_.shape[-1] == 1:
+        return Image.fromarray(bytes_[..., 0])
+    return Image.fromarray(np.ascontiguousarray(bytes_[..., ::-1] if recipe.color == "bgr" else bytes_))
+
+
+def write(feeds: Mapping[str, Feed], folder: Path) -> None:
+    """Write every feed to an .npz of its own in `folder`, as the functions read them.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        for i, feed in enumerate(feeds.values()):
+            np.savez(folder / f"{i:05d}.npz", **feed)  # type: ignore[arg-type]
+    except OSError as e:
+        raise DataError(f"{folder}: cannot be written ({e.strerror or e})") from e
