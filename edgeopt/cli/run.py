@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeopt.cli.show import listener
-from edgeopt.errors import INTERRUPTED, UsageError
+from edgeopt.errors import INTERRUPTED, UsageError, ValidityError
 from edgeopt.files import staged
 from edgeopt.numbers.words import printable
 
@@ -26,7 +26,9 @@ _file = click.option("--project", "project_file", type=click.Path(path_type=Path
     "--preset", type=click.Choice(["quick", "pr", "release"]), help="How long to measure. [default: the project's]"
 )
 @click.option("--no-measure", is_flag=True, help="Build and judge what needs no clock.")
-def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
+@click.option("--allow-failed", is_flag=True, help="What did not pass becomes the release too.")
+@click.option("--no-code", is_flag=True, help="Refuse a project that names functions: of a stranger's.")
+def run(project_file: Path | None, preset: str | None, no_measure: bool, allow_failed: bool, no_code: bool) -> int:
     """Build the variants of edgeopt.toml, measure them, judge the gates, write the evidence.
 
     \b
@@ -34,6 +36,8 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
     Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline,
     where the policy says so; 130 interrupted.
     """
+    from edgeopt.release.evidence.manifest import MANIFEST
+    from edgeopt.release.evidence.publishing import FAILED
     from edgeopt.release.pipeline import run as build
     from edgeopt.release.project import file as project
 
@@ -41,12 +45,18 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool) -> int:
     folder = file.parent / project.load(file).output.folder
     try:
         with listener() as ears:
-            found = build(file, preset=preset, measure=False if no_measure else None, listener=ears)
+            timed = False if no_measure else None
+            found = build(
+                file, preset=preset, measure=timed, allow_failed=allow_failed, code=not no_code, listener=ears
+            )
     except KeyboardInterrupt:
         click.echo(f"interrupted; finished steps are kept and the next run goes on; {folder} is as it was", err=True)
         return INTERRUPTED
     _tell(found)
     click.echo(f"evidence in {folder}")
+    if not found.released:
+        stays = "the release there stays" if (folder / MANIFEST).is_file() else "there is no release yet"
+        click.echo(f"not released ({found.verdict}): its files are in {folder / FAILED}; {stays} (--allow-failed)")
     return found.exit_code
 
 
@@ -215,13 +225,19 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def verify(folder: Path) -> None:
+def verify(folder: Path) -> int:
     """Check a folder of artefacts against its manifest: hashes, and that each file answers as it did.
 
     \b
     Example: edgeopt verify build/edgeopt
+    Exit codes: 0 all holds; 1 something is missing, changed or not known; 3 there is no manifest.
     """
     from edgeopt.release.evidence.manifest import verify as check
 
-    for line in check(folder):
-        click.echo(line)
+    try:
+        for line in check(folder):
+            click.echo(printable(line))
+    except ValidityError as e:
+        click.echo(f"edgeopt: {printable(str(e))}", err=True)
+        return 1
+    return 0

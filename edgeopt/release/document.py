@@ -129,6 +129,7 @@ class Run(_DocumentPart):
     gates: tuple[GateResult, ...] = ()
     verdict: Literal["pass", "warn", "fail", "inconclusive", "error", "no baseline"] = "pass"
     exit_code: int = 0
+    released: bool = Field(default=True, description="whether its files are the release, or lie in `failed`")
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = {}
     seconds: float = 0.0

@@ -40,14 +40,18 @@ def run(
     *,
     preset: str | None = None,
     measure: bool | None = None,
+    allow_failed: bool = False,
+    code: bool = True,
     root: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Build, measure and judge a project; the evidence is in its output folder.
 
     project: its file, or the model of one with `root`, the folder that its paths are relative to and in which its
-    functions are looked for. preset: how long to measure (quick, pr, release), over the project's. The verdict and the
-    exit code that goes with it are in the result.
+    functions are looked for. preset: how long to measure (quick, pr, release), over the project's. allow_failed: what
+    did not pass becomes the release too; else its files go to `failed` in the output folder, and the release stays.
+    code: False refuses a project that names functions. The verdict and the exit code that goes with it are in the
+    result.
 
     Raises:
         EdgeoptError: the project, the float model or the data cannot be used. A variant that fails does not raise.
@@ -63,7 +67,7 @@ def run(
     found = found.model_copy(
         update={"profile": found.profile.model_copy(update={"preset": chosen or "quick", "measure": timed})}
     )
-    check(found, home, file)
+    check(found, home, file, code=code)
     folder = home / found.output.folder
     try:
         check_folder(folder)
@@ -72,10 +76,10 @@ def run(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder), _importable(home):
-        return _run(found, file, home, listener or Listener(), start)
+        return _run(found, file, home, listener or Listener(), start, allow_failed)
 
 
-def _run(project: Project, file: Path, home: Path, ears: Listener, start: float) -> Run:
+def _run(project: Project, file: Path, home: Path, ears: Listener, start: float, allow_failed: bool) -> Run:
     folder = home / project.output.folder
     stand = baseline.kept(project, home)
     cache = Cache(folder / CACHE)
@@ -89,10 +93,12 @@ def _run(project: Project, file: Path, home: Path, ears: Listener, start: float)
         variants = publishing.place(variants, stage, folder, convert=project.output.ort)
         document = _document(context, file, variants, known, facts)
         document = _judged(_timed(document, context, stage), context, stand, file)
-        document = _settled(document, stage, folder)
-        document = document.model_copy(update={"seconds": round(time.perf_counter() - start, 2)})
+        released = allow_failed or document.exit_code == 0
+        document = _settled(document, stage, folder if released else folder / publishing.FAILED)
+        seconds = round(time.perf_counter() - start, 2)
+        document = document.model_copy(update={"seconds": seconds, "released": released})
         artefacts.write(document, project, stage)
-        publishing.publish(stage, folder)
+        publishing.publish(stage, folder, released=released)
     artefacts.tell_github(document)
     return document
 

@@ -32,6 +32,7 @@ from edgeopt.release.evidence import publishing
 from edgeopt.release.evidence.manifest import verify
 from edgeopt.release.project import checks
 from edgeopt.release.project.file import Project, load
+from edgeopt.release.verdict import baseline
 from tests import models
 from tests.release.projects import TOML, Clock, Heard, edited, project
 
@@ -421,7 +422,9 @@ def test_a_variant_that_fails_takes_its_children_along_and_the_others_go_on(
     assert errors == {"float": None, "lean": "simplify: no samples", "half": None, "child": "lean failed"}
     assert (found.verdict, found.exit_code) == ("error", 3)
     assert "child: not made: lean failed" in heard
-    assert {f for f in left(out(file)) if f.endswith(".onnx")} == {"half.onnx"} and verify(out(file))
+    assert {f for f in left(out(file)) if f.endswith(".onnx")} == {"lean.onnx", "half.onnx", "child.onnx"}
+    assert left(out(file) / "failed") == {"half.onnx"} and not found.released
+    assert any("a run that was not released: error" in line for line in verify(out(file)))
 
 
 def test_what_is_no_longer_made_is_removed_and_what_is_the_users_stays(file: Path, clock: Clock) -> None:
@@ -440,7 +443,8 @@ def test_what_is_no_longer_made_is_removed_and_what_is_the_users_stays(file: Pat
     )
     edgeopt.run(file)
     assert not more & left(out(file)) and {"notes.txt", "mine.ort", "lean.onnx"} <= left(out(file))
-    assert verify(out(file))
+    with pytest.raises(ValidityError, match=r"^mine\.ort: a model that the manifest does not know$"):
+        verify(out(file))
 
 
 def test_what_was_measured_is_told_of_the_files_where_they_are_in_the_end(file: Path, clock: Clock) -> None:
@@ -461,7 +465,53 @@ def test_a_variant_that_cannot_be_measured_is_not_released(file: Path, clock: Cl
     found = edgeopt.run(file, measure=True)
     half = found.variant("half")
     assert half is not None and (half.error, half.file, found.exit_code) == ("profile: died", None, 3)
-    assert {f for f in left(out(file)) if f.endswith(".onnx")} == {"lean.onnx", "child.onnx"} and verify(out(file))
+    assert left(out(file) / "failed") == {"lean.onnx", "child.onnx"} and verify(out(file))
+
+
+def test_after_a_failed_gate_the_last_good_release_stays_and_is_verified(file: Path) -> None:
+    edgeopt.run(file)
+    good = {f: (out(file) / f).read_bytes() for f in left(out(file)) if f.endswith(".onnx")}
+    manifest = (out(file) / "manifest.json").read_bytes()
+    edited(file, ("[gates", '[gates.half]\nsize.file = { max = "1 B" }\n[gates'))
+    found = edgeopt.run(file)
+    assert (found.verdict, found.released) == ("fail", False)
+    assert (
+        good == {f: (out(file) / f).read_bytes() for f in good}
+        and manifest == (out(file) / "manifest.json").read_bytes()
+    )
+    assert json.loads((out(file) / "results.json").read_text())["verdict"] == "fail"
+    half = found.variant("half")
+    assert half is not None and half.file == str(out(file) / "failed" / "half.onnx") and Path(half.file).is_file()
+    assert any("was not released: fail" in line for line in verify(out(file)))
+    with pytest.raises(UsageError, match="was not released"):
+        baseline.save(load(file), file.parent, "v1", models=True)
+    allowed = edgeopt.run(file, allow_failed=True)
+    assert allowed.released and allowed.exit_code == 1 and not (out(file) / "failed").exists()
+    assert not any("not released" in line for line in verify(out(file)))
+
+
+def test_before_the_first_good_run_there_is_no_release(file: Path) -> None:
+    edited(file, ("[gates", '[gates.half]\nsize.file = { max = "1 B" }\n[gates'))
+    edgeopt.run(file)
+    assert not any(f.endswith(".onnx") or f == "manifest.json" for f in left(out(file)))
+    with pytest.raises(DataError, match="manifest"):
+        verify(out(file))
+
+
+@pytest.mark.parametrize("name", ["results.json", "report.html", "summary.md", "bom.json", "junit.xml", "SHA256SUMS"])
+def test_evidence_that_was_changed_or_taken_away_does_not_verify(name: str, file: Path) -> None:
+    edgeopt.run(file)
+    assert verify(out(file))
+    before = (out(file) / name).read_bytes()
+    (out(file) / name).write_bytes(before + b" ")
+    if name != "SHA256SUMS":
+        with pytest.raises(ValidityError, match=f"{name}: changed"):
+            verify(out(file))
+    (out(file) / name).unlink()
+    with pytest.raises(ValidityError, match=f"{name}: (missing|cannot be read)"):
+        verify(out(file))
+    (out(file) / name).write_bytes(before)
+    assert verify(out(file))
 
 
 def test_a_preset_that_is_none_is_refused_before_anything_is_built(file: Path, steps: list[str]) -> None:
@@ -677,3 +727,19 @@ def test_a_variant_with_data_in_files_of_their_own_is_published_with_them(
     assert first.exit_code == 0 and verify(out(file))
     again = edgeopt.run(file)
     assert [v.sha256 for v in again.variants] == [v.sha256 for v in first.variants] and verify(out(file))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ('"x.npy"', '"mine:feeds"', "data.path"),
+        ("[gates", '[accuracy]\neval = "mine:score"\n[gates', "accuracy.eval"),
+        ('{ step = "simplify" }', '{ step = "python", call = "mine:step" }', "variants.lean.steps.0.call"),
+    ],
+)
+def test_without_code_no_function_of_the_project_is_even_imported(old: str, new: str, where: str, file: Path) -> None:
+    (file.parent / "mine.py").write_text("open('RAN', 'w')\n")
+    edited(file, (old, new))
+    with pytest.raises(UsageError, match=rf"{where}: 'mine:\w+' is code, and --no-code runs none"):
+        edgeopt.run(file, code=False)
+    assert not (file.parent / "RAN").exists() and not Path("RAN").exists()

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from edgeopt.files import put
+from edgeopt.files import put, sha256
 from edgeopt.numbers.words import markdown, printable
 from edgeopt.release.document import GateResult, Run
-from edgeopt.release.evidence.manifest import ORT, bom, holds, manifest, shipped
+from edgeopt.release.evidence.manifest import ORT, SUMS, bom, holds, manifest, shipped
 from edgeopt.release.evidence.page import page
 from edgeopt.release.evidence.told import COLUMNS, cell
 from edgeopt.release.project.file import Project
@@ -31,7 +31,9 @@ FILES = {
     "manifest.json",
     "profile.json",
     "profile.npz",
+    SUMS,
 }
+OF_RELEASE = {"bom.json", "manifest.json", SUMS}
 _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
@@ -52,6 +54,8 @@ def write(run: Run, project: Project, folder: Path) -> None:
     if project.output.ort:
         _convert(run, folder, project.profile.dims)
     _put(folder, {"bom.json": bom(run, folder), "manifest.json": manifest(run, folder, project.profile.dims)})
+    there = sorted(name for name in FILES - {SUMS} if (folder / name).is_file())
+    _put(folder, {SUMS: "".join(f"{sha256(folder / name)}  {name}\n" for name in there)})
 
 
 def tell_github(run: Run) -> None:

@@ -14,14 +14,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.errors import DataError, ValidityError
-from edgeopt.files import sha256
+from edgeopt.files import sha256, text_of
 from edgeopt.release.build.cache import key
 from edgeopt.release.build.sources import fingerprint
-from edgeopt.release.document import Run, VariantResult
+from edgeopt.release.document import RESULTS, Run, VariantResult, load
 from edgeopt.release.project.file import FLOAT
 from edgeopt.release.project.metrics import METRICS
 
 MANIFEST = "manifest.json"
+SUMS = "SHA256SUMS"  # of the evidence, as sha256sum writes them: its times are others in every run
 SCHEMA = "edgeopt.manifest/1"
 ORT = (".ort", ".required_operators.config")
 
@@ -153,15 +154,21 @@ def holds(name: str, folder: Path, versions: Mapping[str, str]) -> bool:
 
 
 def verify(folder: Path) -> list[str]:
-    """What holds in `folder`: every file of the manifest has its hash, loads, runs and answers as it did.
+    """What holds in `folder`: every file of the manifest has its hash, loads, runs and answers as it did, there are no
+    other models, and the evidence is that of the release.
 
     Raises:
-        DataError: no manifest. ValidityError: a file is missing or changed, or answers differently; says which.
+        DataError: no manifest. ValidityError: a file is missing or changed, answers differently, or is not known; says
+          which.
     """
     from edgeopt.release.build.evaluate import answers
 
     found = _read(folder)
-    told, wrong = list[str](), list[str]()
+    told, wrong = _evidence(folder)
+    wrong += [] if found.variants else ["the manifest tells of no variant"]
+    known = {f.path for row in found.variants for f in row.files}
+    others = sorted(f.name for f in folder.iterdir() if f.suffix in (".onnx", ".ort") and f.name not in known)
+    wrong += [f"{name}: a model that the manifest does not know" for name in others]
     for row in found.variants:
         bad = [f"{f.path}: {how}" for f in row.files if (how := _changed(folder / f.path, f.sha256))]
         wrong += bad
@@ -177,6 +184,32 @@ def verify(folder: Path) -> list[str]:
     if wrong:
         raise ValidityError("; ".join(wrong))
     return told
+
+
+def _evidence(folder: Path) -> tuple[list[str], list[str]]:
+    """(what holds of the evidence beside the models, what does not).
+
+    That of a later run which was not released is told; only the manifest and the bill of materials are compared then.
+    """
+    try:
+        sums = [line.partition("  ") for line in text_of(folder / SUMS).splitlines()]
+    except (OSError, ValueError) as e:
+        return [], [f"{SUMS}: cannot be read ({e})"]
+    later = _not_released(folder)
+    kept = [(name, digest) for digest, _, name in sums if later is None or name in (MANIFEST, "bom.json")]
+    wrong = [f"{name}: {how}" for name, digest in kept if (how := _changed(folder / Path(name).name, digest))]
+    told = [f"{name}: sha256 holds" for name, _ in kept if not any(w.startswith(f"{name}:") for w in wrong)]
+    missing = {MANIFEST, "bom.json", RESULTS} - {name for _, _, name in sums}
+    return told + ([] if later is None else [later]), wrong + [f"{SUMS}: does not list {n}" for n in sorted(missing)]
+
+
+def _not_released(folder: Path) -> str | None:
+    """What to tell if the evidence in `folder` is of a run that was not released."""
+    try:
+        run = load(folder)
+    except DataError:
+        return None
+    return None if run.released else f"{RESULTS} is of {run.created}, a run that was not released: {run.verdict}"
 
 
 def _changed(path: Path, digest: str) -> str | None:

@@ -1,7 +1,8 @@
 """The output folder: one run at a time, and all that a run leaves there comes at its end.
 
 Models are put in a folder beside and measured there; the evidence is written beside them; then all of it is moved, the
-manifest last, and what an earlier run left and this one did not make is removed.
+manifest last, and what an earlier run left and this one did not make is removed. Of a run that did not pass, the
+evidence is moved and the models go to `failed`: the last good release stays as it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from edgeopt.release.document import VariantResult
 from edgeopt.release.evidence import artefacts, manifest
 from edgeopt.release.project.file import FLOAT
 
+FAILED = "failed"
 _STAGE = ".next"
 
 
@@ -95,11 +97,23 @@ def withdraw(v: VariantResult, next_folder: Path) -> VariantResult:
     return v.model_copy(update={"file": None, "sha256": None})
 
 
-def publish(next_folder: Path, folder: Path) -> None:
-    """Move all of `next_folder` to `folder`, and remove what an earlier run published there and this one does not."""
-    made = {f.name for f in next_folder.iterdir()}
-    stale = (manifest.files(folder) | artefacts.FILES) - made
+def publish(next_folder: Path, folder: Path, *, released: bool) -> None:
+    """Move all of `next_folder` to `folder`, and remove what an earlier run published there and this one does not.
+
+    released: False moves only the evidence, and the models to `failed`.
+    """
     with writing(folder):
+        shutil.rmtree(folder / FAILED, ignore_errors=True)
+        evidence = artefacts.FILES
+        if not released:
+            evidence = evidence - artefacts.OF_RELEASE
+            (folder / FAILED).mkdir()
+            for file in [f for f in next_folder.iterdir() if f.name not in artefacts.FILES]:
+                file.replace(folder / FAILED / file.name)
+            for name in artefacts.OF_RELEASE:
+                (next_folder / name).unlink(missing_ok=True)
+        made = {f.name for f in next_folder.iterdir()}
+        stale = ((manifest.files(folder) if released else set()) | evidence) - made
         try:
             _move(next_folder, folder, stale)
         except (

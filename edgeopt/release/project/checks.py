@@ -18,13 +18,16 @@ _LIKENESSES = ("agreement", "cosine", "kl")  # metrics that `edgeopt.quantizatio
 Place = tuple[str, ...]
 
 
-def check(project: Project, home: Path, file: Path) -> None:
-    """Refuse what is not there.
+def check(project: Project, home: Path, file: Path, *, code: bool = True) -> None:
+    """Refuse what is not there; code: False refuses functions of the project's own too.
 
     Raises:
         UsageError: each with its line in `file`.
     """
-    found = [*_files(project, home), *_data(project, home), *_modules(project, home), *_providers(project)]
+    found = (
+        [] if code else [(at, f"{name!r} is code, and --no-code runs none") for at, name in _functions(project, home)]
+    )
+    found += [*_files(project, home), *_data(project, home), *_modules(project, home), *_providers(project)]
     if found:
         rows = lines.rows(file)
         raise UsageError("\n".join(f"{file}:{lines.line_of(rows, at)}: {'.'.join(at)}: {what}" for at, what in found))
@@ -69,6 +72,22 @@ def _modules(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
         return
     if ":" not in export.factory or not module_files(export.factory, home):
         yield ("export", "factory"), _no_module(export.factory, home)
+
+
+def _functions(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
+    """(place, function) of all code that the project names."""
+    given: dict[Place, str | None] = {
+        ("data", "path"): project.data.path,
+        ("data", "eval"): project.data.eval,
+        ("accuracy", "eval"): project.accuracy.eval,
+        ("export", "factory"): None if project.export is None else project.export.factory,
+    }
+    for variant, v in project.variants.items():
+        for i, step in enumerate(v.steps):
+            given["variants", variant, "steps", str(i), "call"] = getattr(step, "call", None)
+    for place, name in given.items():
+        if name is not None and ":" in name and not there(home / name):
+            yield place, name
 
 
 def _no_module(given: str, home: Path) -> str:

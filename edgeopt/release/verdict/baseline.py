@@ -59,6 +59,10 @@ def save(project: Project, home: Path, name: str | None = None, *, models: bool 
         raise DataError(f"{output}: no {RESULTS} to keep; edgeopt run makes it")
     with locked(output):
         run = documents.load(output / RESULTS)
+        if not run.released:
+            raise UsageError(
+                f"{output / RESULTS}: the last run was not released ({run.verdict}); a baseline is a release"
+            )
         name = name or re.sub(r"[^0-9T]", "", run.created.split("+")[0])
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or name == CURRENT:
             raise UsageError(f"{name!r} cannot be a baseline's name: letters, digits, ., - and _")
