@@ -1,5 +1,7 @@
 """The command `edgeopt`, also as `python -m edgeopt`: a signal ends it cleanly from its first import on."""
 
+import contextlib
+import os
 import signal
 import sys
 
@@ -18,7 +20,19 @@ def run() -> None:
         main()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED)
+        _leave()
+    except SystemExit as e:
+        if e.code != INTERRUPTED:
+            raise
+        _leave()
+
+
+def _leave() -> None:
+    """End at once: everything is put away, and threads that still work are not waited for."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, closed, or None
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from edgeopt.data.made_up import random_samples
 from edgeopt.data.readers import InMemory, Readers
 from edgeopt.data.source import HELD_OUT, kind_of, open_data, readable
 from edgeopt.data.spec import Feed, InputSpec, Samples, needed
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, threads
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
 
@@ -88,7 +87,7 @@ def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) 
         recipe = resolve(_merged(preset, reading), spec)
         samples = open_data(path, inputs, reading.model_copy(update={"preprocess": recipe})).samples
         feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
-        with ThreadPoolExecutor(cores()) as pool:
+        with threads(cores()) as pool:
             outputs = list(pool.map(run, [feed for _, feed in feeds]))
         scores = [[y[0] for y in of_sample if y.ndim == 2 and class_scores([y])] for of_sample in outputs]
         alike = scores and all(scores) and len({s[0].shape for s in scores}) == 1

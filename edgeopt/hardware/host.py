@@ -9,6 +9,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -62,6 +63,18 @@ def memory_bytes() -> int | None:
 def _memory(name: str) -> int | None:
     kilobytes = proc_field(proc("meminfo"), name).partition(" ")[0]
     return int(kilobytes) * 1024 if kilobytes.isdigit() else None
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of `count` threads. Whatever ends the block early, Ctrl-C too, does not wait for what is still to do."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 @contextlib.contextmanager

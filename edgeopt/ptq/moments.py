@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
 from edgeopt.graph.ops import activations, channel_axis, weight_of
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, threads
 from edgeopt.ptq.grids import by_weight
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
@@ -255,7 +255,7 @@ def _columns(
         there = [n for n in nodes if values[read[str(n.name)]].size]
         return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(seed)) for n in there}
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with threads(cores()) as pool:
         ahead: deque[Future[dict[str, NDArray[np.float32]]]] = deque()
         for seed in range(len(samples)):
             ahead.append(pool.submit(work, seed))

@@ -11,7 +11,6 @@ them corrected the same shift of the mean, it would be corrected several times. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.graph.ops import channel_axis, cost_class, weight_of
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, threads
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import QParams
 from edgeopt.ptq.adaround import adaround
@@ -79,7 +78,7 @@ def reconstructed(
             rounded(layer, partial(_own, moments[name(layer)]), params, rounding, saturates=saturates)
 
     large = [layer for layer in found if size_bytes(layer) > _LARGE]  # one at a time, beside the others
-    with ThreadPoolExecutor(cores()) as pool:
+    with threads(cores()) as pool:
         list(pool.map(work, [large, *([x] for x in found if x not in large)]))
     return copy
 

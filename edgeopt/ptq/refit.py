@@ -14,7 +14,6 @@ arXiv:2504.02692), which has no ridge term and solves column by column.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -26,7 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgeopt.errors import DataError
 from edgeopt.graph.ops import activations
 from edgeopt.graph.plan import Plan
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, threads
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import QParams
 from edgeopt.passes.qdq import fold_weights, insert_qdq
@@ -164,7 +163,7 @@ def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence
     size = min(_TOGETHER, -(-len(samples) // 4))
     groups = [range(i, min(i + size, len(samples))) for i in range(0, len(samples), size)] if samples else []
     halves: list[Joint | None] = [None, None]
-    with ThreadPoolExecutor(cores()) as pool:
+    with threads(cores()) as pool:
         for i, new in enumerate(pool.map(work, groups)):
             half = halves[i % 2]
             halves[i % 2] = half.merge(new) if half is not None and new is not None else half or new

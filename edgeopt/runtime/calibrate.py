@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,7 +21,7 @@ import onnx_ir as ir
 from edgeopt.data.spec import refuse_many
 from edgeopt.errors import CalibrationError, DataError
 from edgeopt.graph.facts import size_bytes
-from edgeopt.hardware.host import cores
+from edgeopt.hardware.host import cores, threads
 from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.probe import Probe
 from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
@@ -138,7 +138,7 @@ def _observe_group(
             progress(done)
         return found
 
-    with ThreadPoolExecutor(workers) as pool:
+    with threads(workers) as pool:
         try:
             futures = [pool.submit(work, i) for i in range(workers)]
             wait(futures, return_when=FIRST_EXCEPTION)

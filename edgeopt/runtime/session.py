@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from edgeopt.errors import DataError, ModelError, UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.graph.serialization import write
+from edgeopt.hardware.host import threads
 from edgeopt.numbers.scores import Outputs
 
 Feed = Mapping[str, NDArray[Any]]
@@ -156,5 +156,5 @@ def finite(arrays: Iterable[NDArray[Any]]) -> bool:
 
 def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int = 1) -> list[Outputs]:
     """The outputs for every feed, in order."""
-    with ThreadPoolExecutor(workers) as pool:
+    with threads(workers) as pool:
         return list(pool.map(lambda item: session.run(item[1]), feeds))
