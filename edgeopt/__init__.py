@@ -14,6 +14,7 @@ from edgeopt.errors import (
     UsageError,
     ValidityError,
     WorkerError,
+    extra,
 )
 
 if TYPE_CHECKING:
@@ -163,5 +164,5 @@ def __getattr__(name: str) -> object:
         except ModuleNotFoundError as e:
             if e.name != "torch":
                 raise
-            raise UsageError(f"edgeopt.{name} needs torch: pip install 'edgeopt[train]'") from e
+            raise UsageError(f"edgeopt.{name} needs torch: {extra('train')}") from e
     raise AttributeError(f"module 'edgeopt' has no attribute {name!r}")

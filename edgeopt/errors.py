@@ -71,3 +71,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
     return f"; did you mean {by_lower[close[0]]!r}?" if close else "."
+
+
+def extra(name: str) -> str:
+    """How the extra `name` of edgeopt is installed: from a clone, until an index has a release."""
+    return f"in a clone of edgeopt: pip install '.[{name}]'"

@@ -10,7 +10,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
-from edgeopt.errors import UsageError
+from edgeopt.errors import UsageError, extra
 from edgeopt.files import check_place
 from edgeopt.options.distill import Distill
 from edgeopt.options.quantize import Quantize
@@ -48,7 +48,7 @@ def distill(student: Path, data: str, no_labels: bool, int8: str | None, form: s
     try:
         import torch  # noqa: F401
     except ImportError as e:
-        raise UsageError("distill needs torch: pip install 'edgeopt[train]'") from e
+        raise UsageError(f"distill needs torch: {extra('train')}") from e
     from edgeopt.train.distill import distill as run
 
     if no_labels and given["labels"] is not None:

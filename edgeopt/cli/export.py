@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.errors import UsageError, suggestion
+from edgeopt.errors import UsageError, extra, suggestion
 from edgeopt.options.models import DTYPES, Export
 from edgeopt.options.texts import pairs, whole_numbers
 
@@ -46,6 +46,6 @@ def export(source: str, inputs: tuple[str, ...], **given: object) -> None:
     try:
         from edgeopt.train.export import export as run
     except ImportError as e:
-        raise UsageError("export needs torch: pip install 'edgeopt[train]'") from e
+        raise UsageError(f"export needs torch: {extra('train')}") from e
     found = run(source, shapes, options)
     click.echo(f"wrote {found.path}; {found}")

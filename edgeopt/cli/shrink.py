@@ -9,7 +9,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
-from edgeopt.errors import UsageError
+from edgeopt.errors import UsageError, extra
 from edgeopt.options.models import Shrink
 
 
@@ -29,7 +29,7 @@ def shrink(model: Path, form: str, **given: object) -> None:
             try:
                 import torch  # noqa: F401
             except ImportError as e:
-                raise UsageError("--importance first-order needs torch: pip install 'edgeopt[train]'") from e
+                raise UsageError(f"--importance first-order needs torch: {extra('train')}") from e
         from edgeopt.pruning.shrink import shrink as run
 
         path = options.output or model.parent / f"{model.stem}.small.onnx"

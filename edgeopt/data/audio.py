@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.data.spec import Feed, InputSpec, Sample, Samples
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, UsageError, extra
 from edgeopt.options.reading import Reading
 
 SUFFIXES = frozenset({".wav", ".flac", ".ogg"})
@@ -56,7 +56,7 @@ def _soundfile() -> Any:
     try:
         import soundfile
     except ImportError as e:
-        raise UsageError("reading sound needs the extra: pip install 'edgeopt[audio]'") from e
+        raise UsageError(f"reading sound needs the extra: {extra('audio')}") from e
     return soundfile
 
 
@@ -99,5 +99,5 @@ def _resampled(mono: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     try:
         import soxr
     except ImportError as e:
-        raise UsageError("--sample-rate needs the extra: pip install 'edgeopt[audio]'") from e
+        raise UsageError(f"--sample-rate needs the extra: {extra('audio')}") from e
     return np.asarray(soxr.resample(mono, rate, wanted), np.float32)

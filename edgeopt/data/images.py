@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeopt.data.spec import Feed, InputSpec
-from edgeopt.errors import DataError, UsageError
+from edgeopt.errors import DataError, UsageError, extra
 from edgeopt.files import text_of, toml_of
 from edgeopt.options.reading import Preprocess
 
@@ -114,7 +114,7 @@ class Header:
 def header(path: Path) -> Header:
     """What is known of an image before its pixels are decoded."""
     if path.suffix.lower() in _HEIC and not _heic():
-        return Header("HEIC needs the extra: pip install 'edgeopt[heic]'")
+        return Header(f"HEIC needs the extra: {extra('heic')}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, refuse_many
-from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.errors import DataError, UsageError, extra, suggestion
 from edgeopt.files import json_of, text_of
 
 SUFFIXES = frozenset({".jsonl", ".csv", ".tsv", ".txt"})
@@ -48,7 +48,7 @@ def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], col
     try:
         import tokenizers
     except ImportError as e:
-        raise UsageError("reading text needs the extra: pip install 'edgeopt[text]'") from e
+        raise UsageError(f"reading text needs the extra: {extra('text')}") from e
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not inputs or any(s.name not in known for s in inputs):
         raise UsageError(

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from edgeopt.errors import ModelError, ValidityError
+from edgeopt.errors import ModelError, ValidityError, suggestion
 from edgeopt.graph import defaults
 from edgeopt.graph.facts import above_protobuf, initializers
 
@@ -65,10 +65,48 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) ->
 def _load_file(path: Path) -> ir.Model:
     try:
         if not path.is_file():
-            raise ModelError(f"{path}: no such file")
+            raise ModelError(_not_there(path))
+        other = _other_kind(path)
+        if other is not None:
+            raise ModelError(f"{path}: {other}")
         return ir.load(path, format="protobuf")
     except OSError as e:
         raise ModelError(f"{path}: cannot be read ({e.strerror or e})") from e
+
+
+def _not_there(path: Path) -> str:
+    """What to say of a path that is no file."""
+    if path.is_dir():
+        models = sorted(f.name for f in path.glob("*.onnx"))[:3]
+        return f"{path}: a folder; name a model in it{': ' + ', '.join(models) if models else ''}"
+    if path.exists():
+        return f"{path}: a device, a pipe or a socket, and no model"
+    near = suggestion(path.name, [f.name for f in path.parent.iterdir()]) if path.parent.is_dir() else "."
+    return f"{path}: no such file{near}"
+
+
+_KINDS = (  # (offset, how such a file begins, what it is)
+    (0, b"version https://git-lfs", "a Git LFS pointer and not the model itself: run git lfs pull"),
+    (0, b"\x89PNG", "a picture and no ONNX model"),
+    (0, b"\xff\xd8\xff", "a picture and no ONNX model"),
+    (0, b"PK\x03\x04", "a zip archive (.pt, .npz, .keras ...): edgeopt export makes ONNX of a torch module"),
+    (0, b"\x89HDF", "an HDF5 file (Keras): convert it to ONNX, with tf2onnx"),
+    (0, b"\x93NUMPY", "a NumPy array and no ONNX model"),
+    (4, b"TFL3", "a TensorFlow Lite model: convert the model that it was made of to ONNX"),
+    (4, b"ORTM", "an .ort file, which is made of the ONNX model: give that one"),
+)
+_TEXT = frozenset({".py", ".txt", ".toml", ".json", ".md", ".yml", ".yaml", ".csv", ".ipynb", ".sh"})
+
+
+def _other_kind(path: Path) -> str | None:
+    """What a file is that is certainly no ONNX model, None if it may be one."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "an empty file"
+    if path.suffix.lower() in _TEXT:
+        return f"a {path.suffix} file and no ONNX model"
+    return next((what for at, begin, what in _KINDS if head[at:].startswith(begin)), None)
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

@@ -183,6 +183,7 @@ def of_mode(task: Task) -> Draft:
     if mode == "weights" and task.options.bits == 4:
         if not _in_int4(found.model):
             task.note("--bits 4: no matrix product has rows in whole blocks of 32; its weights have 8 bits")
+            return found
         return Draft("weights (4 bits)", found.state, found.recipe)
     return found
 

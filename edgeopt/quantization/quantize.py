@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data.reading import Data
-from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError
+from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, extra
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
 from edgeopt.graph.plan import Form
 from edgeopt.hardware import target
@@ -60,7 +60,7 @@ def quantize(model: Source, data: Data, options: Quantize) -> Result:
     if options.pareto is not None:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
-        raise UsageError("--qat needs torch: pip install 'edgeopt[train]'")
+        raise UsageError(f"--qat needs torch: {extra('train')}")
     with numeric_work():
         return _quantized(model, data, options, start)
 

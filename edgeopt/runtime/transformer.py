@@ -13,7 +13,7 @@ import sys
 
 import onnx_ir as ir
 
-from edgeopt.errors import ModelError, UsageError
+from edgeopt.errors import ModelError, UsageError, extra
 from edgeopt.files import temporary_folder
 from edgeopt.graph.form import canonical
 from edgeopt.graph.serialization import embedded, load, write
@@ -68,8 +68,8 @@ def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             if "ModuleNotFoundError" in last:
-                extra = "legacy" if backend == "onnxruntime-tools" else "transformers"
-                raise UsageError(f"{backend} is not complete ({last}): pip install 'edgeopt[{extra}]'")
+                missing = "legacy" if backend == "onnxruntime-tools" else "transformers"
+                raise UsageError(f"{backend} is not complete ({last}): {extra(missing)}")
             raise ModelError(f"{backend} failed on this model: {last}")
         with embedded(load(out)) as whole:
             return canonical(whole)

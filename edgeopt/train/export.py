@@ -27,7 +27,7 @@ from edgeopt.data.foreign import named
 from edgeopt.data.made_up import random_samples
 from edgeopt.data.reading import Data, read
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError
+from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, extra
 from edgeopt.files import check_place, staged
 from edgeopt.options import takes
 from edgeopt.options.models import Export
@@ -68,7 +68,7 @@ def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) ->
     path = options.output
     check_place(path, options.force)
     if importlib.util.find_spec("onnxscript") is None:
-        raise UsageError("export needs onnxscript: pip install 'edgeopt[train]'")
+        raise UsageError(f"export needs onnxscript: {extra('train')}")
     free = {name: set(axes) for name, axes in options.dynamic.items()}
     for name, axes in free.items():
         if name not in inputs or any(not 0 <= a < len(inputs[name]) for a in axes):

@@ -69,7 +69,7 @@ def test_without_torch_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert called("--student", "student.onnx", "--teacher", str(TEACHER), "--data", str(ROOT / "test")) == 2
-    assert "pip install 'edgeopt[train]'" in capsys.readouterr().err
+    assert "pip install '.[train]'" in capsys.readouterr().err
 
 
 @pytest.fixture

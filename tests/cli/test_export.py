@@ -112,4 +112,4 @@ def test_without_torch_or_its_exporter_it_says_what_to_install(package: str, sou
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )
-    assert found.returncode == 2 and "pip install 'edgeopt[train]'" in found.stderr
+    assert found.returncode == 2 and "pip install '.[train]'" in found.stderr

@@ -122,7 +122,7 @@ def test_without_torch_the_importance_that_needs_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     found = run("model.onnx", "--width", "0.5", "--data", "x.npy", "--importance", "first-order")
-    assert found.code == 2 and "pip install 'edgeopt[train]'" in found.err
+    assert found.code == 2 and "pip install '.[train]'" in found.err
     assert run("model.onnx", "--width", "0.5").code == 0  # the other does not
 
 

@@ -259,7 +259,7 @@ def test_heic_is_read_with_its_extra_and_refused_by_name_without(
     ((_, reader),) = open_data(tmp_path, [to], Reading(preprocess=Preprocess(scale=1.0, resize=(64, 96)))).samples
     assert np.abs(reader()["pixels"][0].transpose(1, 2, 0) - np.asarray(big)).mean() < 12
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(DataError, match=r"a\.heic.*edgeopt\[heic\]"):
+    with pytest.raises(DataError, match=r"a\.heic.*'\.\[heic\]'"):
         open_data(tmp_path, [to], Reading())
 
 

@@ -438,3 +438,30 @@ def test_inspect_gives_a_loop_that_fills_the_memory_up() -> None:
     }"""
     found = edgeopt.inspect(tiny.proto(text, n=np.int64(10**7)).SerializeToString())
     assert found.macs is None and "does not run" in found.why
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("m.onnx", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(64), "a picture"),
+        ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(64), "a picture"),
+        ("net.py", b"import torch\n", r"a \.py file"),
+        ("net.pt", b"PK\x03\x04" + bytes(64), "edgeopt export"),
+        ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(64), "TensorFlow Lite"),
+        ("m.ort", b"\x1c\0\0\0ORTM" + bytes(64), r"an \.ort file"),
+        ("m.onnx", b"", "an empty file"),
+    ],
+)
+def test_what_is_certainly_no_model_is_called_what_it_is(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=told):
+        graph.load(tmp_path / name)
+
+
+def test_a_misspelt_model_and_a_folder_are_answered_with_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(tiny.proto(SMALL).SerializeToString())
+    with pytest.raises(ModelError, match=r"no such file; did you mean 'model\.onnx'\?"):
+        graph.load(tmp_path / "modle.onnx")
+    with pytest.raises(ModelError, match=r"a folder; name a model in it: model\.onnx"):
+        graph.load(tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 from edgeopt import graph
 from edgeopt.data import read, specs
 from edgeopt.data.foreign import named
-from edgeopt.errors import UsageError
+from edgeopt.errors import UsageError, extra
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target as targets
 from edgeopt.listener import Listener
@@ -163,7 +163,7 @@ def _distill(step: Any, source: Path, output: Path, context: Context) -> Facts:
     try:
         from edgeopt.train.distill import distill
     except ImportError as e:
-        raise UsageError("a distill step needs torch: pip install 'edgeopt[train]'") from e
+        raise UsageError(f"a distill step needs torch: {extra('train')}") from e
 
     labels = context.project.accuracy.labels or False
     more = {"teacher": _teacher(step, context), "output": output, "labels": labels}

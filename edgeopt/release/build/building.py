@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.errors import EdgeoptError, UsageError, extra
 from edgeopt.profiling.results import Range
 from edgeopt.release.build import sources
 from edgeopt.release.build.actions import (
@@ -76,7 +76,7 @@ def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
             from edgeopt.options.models import Export
             from edgeopt.train.export import export as run
         except ImportError as e:
-            raise UsageError("[export] needs torch: pip install 'edgeopt[train]'") from e
+            raise UsageError(f"[export] needs torch: {extra('train')}") from e
         if not given:
             named(export.factory, "export.factory", root)
         import_from_root(context, "data.path")

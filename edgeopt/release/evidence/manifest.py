@@ -123,6 +123,8 @@ def _read(folder: Path) -> _Manifest:
         DataError: there is none, or it is not one.
     """
     path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{folder}: no {MANIFEST} in it; it is in the output folder of a run that passed")
     try:
         return _Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
