@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import tempfile
+import time
 import tomllib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgeopt.errors import UsageError
+
+_fcntl: Any = None
+with contextlib.suppress(ImportError):  # not on Windows
+    import fcntl
+
+    _fcntl = fcntl
+
+
+_TEMPORARY = "edgeopt."
+_YOUNG_S = 60.0
 
 
 @contextlib.contextmanager
@@ -30,24 +41,42 @@ def temporary_folder() -> Iterator[Path]:
         UsageError: the disk for temporary files is full.
     """
     try:
-        prefix = _sweep_temporary()
-        folder = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}.")
+        _sweep_temporary()
+        folder = tempfile.mkdtemp(prefix=_TEMPORARY)
     except OSError as e:
         raise UsageError(f"no room for a temporary folder ({e}); set TMPDIR to one with space") from e
     try:
-        yield Path(folder)
+        with _held(Path(folder)):
+            yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Hold a lock on `folder`, which ends with the process; whether nobody else holds it."""
+    if _fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
 @functools.cache
-def _sweep_temporary() -> str:
-    """Remove temporary folders of killed processes, once; how the names of ours begin."""
-    owner = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    prefix = f"edgeopt.{owner}-"
-    for found in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        _remove_if_dead(found, prefix)
-    return prefix
+def _sweep_temporary() -> None:
+    """Remove temporary folders of killed processes, once: those that nobody holds. A young one may not be held yet."""
+    for found in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            young = time.time() - found.stat().st_mtime < _YOUNG_S
+            with contextlib.nullcontext(False) if young else _held(found) as ours:
+                if ours:
+                    shutil.rmtree(found, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -79,7 +108,7 @@ def empty(stage: Path) -> None:
 
 
 def _prefix(path: Path) -> str:
-    owner = hashlib.sha256(f"{platform.node()}/{path.name}".encode()).hexdigest()[:12]
+    owner = hashlib.sha256(platform.node().encode() + b"/" + os.fsencode(path.name)).hexdigest()[:12]
     return f".{path.name[:40]}.{owner}-"
 
 
@@ -133,14 +162,12 @@ def _sync(file: Path) -> None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder`, so that only one run uses it at a time; the system releases the lock whenever the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
+    if _fcntl is None:
         yield
         return
     with (folder / ".lock").open("a+", encoding="ascii") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _fcntl.flock(lock, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
         except BlockingIOError as e:
             lock.seek(0)
             owner = lock.read().strip() or "unknown"
@@ -178,13 +205,19 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def check_place(path: Path, force: bool) -> None:
+def check_place(path: Path, force: bool, reads: Iterable[object] = ()) -> None:
     """Check that an output file can be written to `path`.
 
+    reads: what the command reads; paths among it, and files in folders among it, are never overwritten.
+
     Raises:
-        UsageError: it exists already (and not `force`), its folder does not exist, or it cannot be a file.
+        UsageError: it exists already (and not `force`), is read, its folder does not exist, or it cannot be a file.
     """
     try:
+        for read in (Path(r) for r in reads if isinstance(r, str | Path) and path.exists()):
+            inside = read.is_dir() and path.resolve().is_relative_to(read.resolve())
+            if read.exists() and (path.resolve() == read.resolve() or inside):
+                raise UsageError(f"{path}: is what the command reads; choose another name")
         if path.is_dir() or not path.parent.is_dir():
             raise UsageError(f"{path}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
         if path.exists() and not path.is_file():
@@ -302,5 +335,5 @@ def put(file: Path, text: str) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    with writing(file.parent), replacing(file) as part:
+    with writing(file.parent), replacing(file.resolve()) as part:
         part.write_text(text, encoding="utf-8")

@@ -17,10 +17,10 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Data, Feed, InputSpec, Samples, read, specs
 from edgeopt.data.images import image_input
-from edgeopt.data.made_up import defaults, feed_for
+from edgeopt.data.made_up import feed_for
 from edgeopt.data.preview import Preview, sheet, write
 from edgeopt.data.preview import preview as previewed
-from edgeopt.data.spec import LABEL, check_feed, needed
+from edgeopt.data.spec import check_feed, needed, without_label
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.files import check_place, packed_bytes, replacing, staged, writing
 from edgeopt.graph.ops import macs_of
@@ -113,7 +113,7 @@ def preview(model: Source, data: Data, options: PreviewOptions) -> Preview:
         UsageError, DataError: the samples cannot be read, or a file cannot be written. ModelError: nor the model.
     """
     if options.sheet is not None:
-        check_place(options.sheet, options.force)
+        check_place(options.sheet, options.force, (model, data))
     if options.write is not None and options.write.exists():
         raise UsageError(f"--write {options.write}: exists; name a new folder")
     form = graph.canonical(graph.load(model))
@@ -123,8 +123,8 @@ def preview(model: Source, data: Data, options: PreviewOptions) -> Preview:
     skipped: dict[str, str] = {}
     for name, reader in found.samples[: options.samples]:
         try:
-            feed = {**defaults(form), **reader()}
-            check_feed({k: x for k, x in feed.items() if k != LABEL}, form, name)
+            feed = without_label(reader(), form)
+            check_feed(feed, form, name)
             feeds[name] = feed
         except DataError as e:
             skipped[name] = str(e)

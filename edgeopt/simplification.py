@@ -11,14 +11,15 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Feed, read, readable, specs
 from edgeopt.data.made_up import feed_for
-from edgeopt.errors import ValidityError
+from edgeopt.data.spec import check_feed, without_label
+from edgeopt.errors import DataError, ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
 from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
 from edgeopt.options import takes
 from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
 from edgeopt.runtime.measure import PairedLatency, interleaved
-from edgeopt.runtime.session import open_session, run_all
+from edgeopt.runtime.session import finite, open_session, run_all
 from edgeopt.runtime.transformer import fuse
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
@@ -54,7 +55,7 @@ def simplify(model: Source, options: Simplify) -> Simplified:
     """
     path, transformer = options.output, options.transformer
     if path is not None:
-        check_place(path, options.force)
+        check_place(path, options.force, (model, options.data))
     source = graph.canonical(graph.load(model))
     # the transformer fusions match the patterns written by exporters, so they run first
     fused = source if transformer is None else fuse(source, transformer, backend=options.backend)
@@ -83,4 +84,9 @@ def _feeds(model: ir.Model, options: Simplify) -> list[tuple[str, Feed]]:
     if options.data is None:
         return [("made up", feed_for(model, options.dims))]
     found = read(options.data, specs(model), options, open_session(model).run)
-    return readable(found.samples[:_SAMPLES])[0]
+    feeds, _ = readable(found.samples[:_SAMPLES])
+    for name, feed in feeds:
+        check_feed(feed, model, name)
+        if not finite(feed.values()):
+            raise DataError(f"sample {name} is not finite, so it shows nothing; mend or remove it")
+    return [(name, without_label(feed, model)) for name, feed in feeds]

@@ -30,7 +30,10 @@ def commands(name: str) -> list[str]:
     else:
         steps = found["runs"]["steps"] if name == "action.yml" else found["jobs"]["edgeopt"]["steps"]
         lines = [with_inputs(s, found) for s in steps if "run" in s]
-    assert lines[0] in ('python -m pip install "$EDGEOPT"', "python -m pip install edgeopt @ git+https://HOST/OWNER/edgeopt")
+    assert lines[0] in (
+        'python -m pip install "$EDGEOPT"',
+        "python -m pip install edgeopt @ git+https://HOST/OWNER/edgeopt",
+    )
     return lines[1:]
 
 

@@ -113,14 +113,16 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    out = sys.stdout
+    out, err = sys.stdout, sys.stderr
+    told = _Stream(out or _nowhere())
     try:
-        sys.stderr = sys.stderr or _nowhere()
-        sys.stdout = cast("TextIO", _Stdout(out or _nowhere()))
+        sys.stderr = cast("TextIO", _Stream(sys.stderr or _nowhere()))
+        sys.stdout = cast("TextIO", told)
         code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)
-        sys.stdout.flush()
-        if out is None:
-            raise UntoldError("stdout is closed")
+        told.flush()
+        if not code and (out is None or told.failed is not None):
+            why = "is closed" if told.failed is None else f"cannot be written: {told.failed.strerror or told.failed}"
+            raise UntoldError(f"done, but stdout {why}")
     except click.exceptions.Abort:
         click.echo("interrupted; nothing half done was left behind", err=True)
         sys.exit(INTERRUPTED)
@@ -129,37 +131,41 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(e.exit_code)
     except EdgeoptError as e:
         click.echo(f"edgeopt: {printable(str(e))}", err=True)
-        if isinstance(e, UntoldError):
-            _forget_stdout()
         sys.exit(e.exit_code)
     except (OSError, MemoryError) as e:
         click.echo(f"edgeopt: {printable(str(e)) or 'out of memory'}", err=True)
         sys.exit(EdgeoptError.exit_code)
     finally:
-        sys.stdout = out
+        sys.stdout, sys.stderr = out, err
+        if told.failed is not None:
+            _forget_stdout()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-class _Stdout:
-    """Stdout whose failures are errors of ours: `| head` ends with what was asked for, and a full disk is told."""
+class _Stream:
+    """A stream that takes everything and remembers the first failure: `| head` and a full disk change no verdict."""
 
     def __init__(self, raw: TextIO) -> None:
         self._raw = raw
+        self.failed: OSError | None = None
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._raw, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self._raw.write(text)
-        except OSError as e:
-            raise UntoldError(f"done, but stdout cannot be written: {e.strerror or e}") from e
+        if self.failed is None:
+            try:
+                self._raw.write(text)
+            except OSError as e:
+                self.failed = e
+        return len(text)
 
     def flush(self) -> None:
-        try:
-            self._raw.flush()
-        except OSError as e:
-            raise UntoldError(f"done, but stdout cannot be written: {e.strerror or e}") from e
+        if self.failed is None:
+            try:
+                self._raw.flush()
+            except OSError as e:
+                self.failed = e
 
 
 def _nowhere() -> TextIO:

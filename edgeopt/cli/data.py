@@ -13,6 +13,7 @@ from rich.table import Table
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import cells, console
+from edgeopt.errors import DataError
 from edgeopt.options.models import PreviewOptions
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _SHOWN = 5
 @click.option("--model", type=click.Path(path_type=Path), required=True, help="The model that reads the samples.")
 @options_of(PreviewOptions)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def data(path: str, model: Path, form: str, **given: object) -> None:
+def data(path: str, model: Path, form: str, **given: object) -> int:
     """Show what a model will be given of a folder of samples, before anything is spent on it.
 
     \b
@@ -46,6 +47,7 @@ def data(path: str, model: Path, form: str, **given: object) -> None:
     for written in (options.sheet, options.write):
         if written is not None:
             click.echo(f"wrote {written}", err=True)
+    return 0 if found.read else DataError.exit_code
 
 
 def _rows(x: Preview) -> Iterator[tuple[str, str]]:
@@ -67,5 +69,7 @@ def _of_input(x: InputFacts, count: int) -> str:
     sizes = " or ".join("x".join(map(str, s)) or "scalar" for s in x.shapes[:_SHOWN])
     more = f" ({len(x.shapes)} shapes)" if len(x.shapes) > _SHOWN else ""
     constant = f"; {x.constant} of {count} samples are constant" if x.constant else ""
+    if x.mean is None or x.std is None or x.low is None or x.high is None or x.ends is None:
+        return f"{x.dtype} {sizes}{more}; no figures: no numbers, or NaN among them{constant}"
     figures = f"mean {x.mean:.4g}, std {x.std:.4g}, {x.low:.4g} ... {x.high:.4g}, {x.ends:.1%} at these ends"
     return f"{x.dtype} {sizes}{more}; {figures}{constant}"

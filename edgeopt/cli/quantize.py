@@ -32,7 +32,9 @@ def quantize(model: Path, calib: str | None, random: bool, report_path: Path | N
     \b
     Example: edgeopt quantize model.onnx --calib images/ --target cpu-arm64 --min-sqnr 20 --report evidence.json
     """
-    if (calib is None) == (not random):
+    if calib is not None and random:
+        raise UsageError("--calib and --random: one of them")
+    if calib is None and not random:
         raise UsageError(
             "give --calib PATH with real samples (or --random just to try): edgeopt quantize model.onnx --calib images/"
         )

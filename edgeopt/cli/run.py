@@ -177,7 +177,7 @@ def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
     from edgeopt.files import check_place
     from edgeopt.release.project.starter import starter
 
-    check_place(output, force)
+    check_place(output, force, (model, calib))
     size = graph.size_bytes(graph.load(model))
     beside = model.parent / "calibration_data"
     if calib is None:

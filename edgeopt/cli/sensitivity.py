@@ -10,7 +10,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
-from edgeopt.files import check_place
+from edgeopt.files import check_place, put
 from edgeopt.options.quantize import SensitivityOptions
 
 _SHOWN = 20
@@ -21,22 +21,23 @@ _SHOWN = 20
 @click.option("--calib", required=True, metavar="PATH", help="Samples, as `quantize --calib` reads them.")
 @options_of(SensitivityOptions)
 @click.option("--picture", type=click.Path(path_type=Path), help="Write an SVG.")
+@click.option("--force", is_flag=True, help="Overwrite the picture.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def sensitivity(model: Path, calib: str, picture: Path | None, form: str, **given: object) -> None:
+def sensitivity(model: Path, calib: str, picture: Path | None, force: bool, form: str, **given: object) -> None:
     """Which nodes lose the accuracy in int8, by weights or activations, and what leaving each in float gives.
 
     \b
     Example: edgeopt sensitivity model.onnx --calib images/ --picture loss.svg
     """
     if picture is not None:
-        check_place(picture, force=True)
+        check_place(picture, force, (model, calib))
     from edgeopt.quantization.sensitivity import picture as drawn
     from edgeopt.quantization.sensitivity import sensitivity as run
 
     with listener() as ears:
         found = run(model, calib, chosen(SensitivityOptions, given, listener=ears))
     if picture is not None:
-        picture.write_text(drawn(found), encoding="utf-8")
+        put(picture, drawn(found))
         click.echo(f"wrote {picture}", err=True)
     if form == "json":
         click.echo(json.dumps(asdict(found), indent=2))

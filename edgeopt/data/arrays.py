@@ -48,13 +48,20 @@ def samples(file: Path, inputs: Sequence[InputSpec], everything: Sequence[InputS
 
 def fit(file: Path, inputs: Sequence[InputSpec]) -> bool:
     """Whether the arrays of a NumPy file have the names of all inputs, or are those of the only one."""
-    if file.suffix.lower() != ".npz":
-        return len(inputs) == 1
     try:
+        if file.suffix.lower() != ".npz":
+            return len(inputs) == 1 and _fits(np.load(file, allow_pickle=False, mmap_mode="r"), inputs[0])
         with zipfile.ZipFile(file) as archive:
             return {s.name for s in inputs} <= {n.removesuffix(".npy") for n in archive.namelist()}
     except BROKEN_ARRAY:
         return False
+
+
+def _fits(rows: object, spec: InputSpec) -> bool:
+    """Whether an array has the type of the input, and its rank or one less."""
+    if not isinstance(rows, np.ndarray) or rows.dtype != spec.dtype:
+        return False
+    return spec.shape is None or 0 <= len(spec.shape) - rows.ndim <= 1
 
 
 def protobufs(folder: Path, inputs: Sequence[InputSpec], most_bytes: int) -> Feed:

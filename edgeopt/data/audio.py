@@ -88,6 +88,8 @@ def read(path: Path, spec: InputSpec, reading: Reading) -> Feed:
     mono = wave.mean(axis=1)
     if reading.sample_rate is not None and rate != reading.sample_rate:
         mono = _resampled(mono, rate, reading.sample_rate)
+        if not mono.size:
+            raise DataError(f"{path}: too short to be resampled to {reading.sample_rate} Hz")
     length = spec.fixed(-1) or min(mono.size, _LONGEST)
     fitted = np.zeros(length, np.float32)
     fitted[: min(length, mono.size)] = mono[:length]

@@ -9,6 +9,7 @@ with the float model (`edgeopt.data.guess`). Images are decoded by Pillow.
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError, extra
@@ -28,6 +29,15 @@ from edgeopt.options.reading import Preprocess
 _HEIC = frozenset({".heic", ".heif"})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}) | _HEIC
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIXTEEN_BIT = 65535
 MAX_PIXELS = 64_000_000
 _FREE_SIDE = 640  # longer side in pixels, for models that accept any size
@@ -39,6 +49,7 @@ UNREADABLE = (
     Image.DecompressionBombWarning,
     ValueError,
     SyntaxError,
+    struct.error,
 )
 
 
@@ -98,7 +109,7 @@ def resolve(recipe: Preprocess, spec: InputSpec) -> Preprocess:
 
 
 def _grey_means(recipe: Preprocess, channels: int) -> Preprocess:
-    if channels != 1:
+    if channels != 1 or any(len(x) not in (1, 3) for x in (recipe.mean, recipe.std)):
         raise UsageError(f"mean and std need 1 or {channels} numbers, got {len(recipe.mean)} and {len(recipe.std)}")
     return recipe.model_copy(update={"mean": (float(np.mean(recipe.mean)),), "std": (float(np.mean(recipe.std)),)})
 
@@ -121,10 +132,14 @@ def header(path: Path) -> Header:
             with Image.open(path) as image:
                 pixels = image.width * image.height
                 if pixels > MAX_PIXELS:
-                    return Header(f"{pixels / 1e6:.0f} million pixels; the limit is {MAX_PIXELS / 1e6:.0f}")
+                    return Header(
+                        f"{pixels / 1e6:.0f} million pixels; the limit is {MAX_PIXELS / 1e6:.0f}: make it smaller"
+                    )
                 if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
                     return Header("grey values of 32 bits, whose range no header tells: give the samples as .npz")
                 return Header(traits=tuple(_traits(image)))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return Header(f"more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller")
     except UNREADABLE as e:
         return Header(f"{type(e).__name__}: {e}")
 
@@ -134,8 +149,16 @@ def _traits(image: Image.Image) -> Iterator[str]:
         yield "16 bits"
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         yield "alpha"
-    if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) != 1:
+    if (image.format != "PNG" or "exif" in image.info) and _turn(image) is not None:
         yield "turned"
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the picture is turned upright as its EXIF says; None if it is, or if its EXIF is broken."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except (struct.error, TypeError, KeyError, OverflowError, AttributeError, *UNREADABLE):
+        return None
 
 
 def told(headers: Iterable[Header], recipe: Preprocess) -> Iterator[str]:
@@ -173,8 +196,8 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
             if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
-            upright = ImageOps.exif_transpose(image) if recipe.exif == "apply" else image
-            pixels = _pixels(upright, recipe)
+            turn = _turn(image) if recipe.exif == "apply" else None
+            pixels = _pixels(image if turn is None else image.transpose(turn), recipe)
     except UNREADABLE as e:
         raise DataError(f"{path}: not a readable image ({type(e).__name__}: {e})") from e
     return {spec.name: tensor(pixels, recipe, spec.dtype)}

@@ -29,6 +29,14 @@ def files_of(path: Path, option: str) -> tuple[list[Path], list[str]]:
     return found, notes
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something at `path`; what cannot be a path is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _walk(path: Path, problems: list[OSError]) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
     for folder, inner, names in os.walk(path, followlinks=True, onerror=problems.append):
@@ -38,4 +46,10 @@ def _walk(path: Path, problems: list[OSError]) -> Iterator[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         inner[:] = sorted(n for n in inner if not n.startswith(_HIDDEN))
-        yield from (f for n in names if not n.startswith(_HIDDEN) and (f := Path(folder, n)).is_file())
+        for file in (Path(folder, n) for n in names if not n.startswith(_HIDDEN)):
+            try:
+                if file.is_file():
+                    yield file
+            except OSError as e:  # a folder that may be listed and not entered
+                problems.append(e)
+                break

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
 from edgeopt.data.spec import Feed, InputSpec, Samples
+from edgeopt.data.text import load
 from edgeopt.errors import DataError, UsageError
 from edgeopt.options.reading import Preprocess
 
@@ -24,17 +27,19 @@ _TEXTS = 3
 
 @dataclass
 class InputFacts:
-    """Figures of one input over all samples that were read. ends: the share of elements at the minimum or the maximum:
-    much of it is padding, or clipped; constant: samples in which all elements are equal.
+    """Figures of one input over all samples that were read; None where there are no numbers, or NaN among them.
+
+    ends: the share of elements at the minimum or the maximum: much of it is padding, or clipped; constant: samples in
+    which all elements are equal.
     """
 
     dtype: str
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    low: float = math.inf
-    high: float = -math.inf
-    mean: float = 0.0
-    std: float = 0.0
-    ends: float = 0.0
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    ends: float | None = None
     constant: int = 0
 
 
@@ -74,22 +79,23 @@ def preview(found: Samples, feeds: Mapping[str, Feed], skipped: Mapping[str, str
 
 def _facts(arrays: Sequence[NDArray[Any]]) -> InputFacts:
     facts = InputFacts(arrays[0].dtype.name, sorted({x.shape for x in arrays}))
-    filled = [x for x in arrays if x.size]
-    if not filled or arrays[0].dtype.kind not in "fiub":
+    if arrays[0].dtype.kind not in "fiub":
         return facts
-    facts.low, facts.high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
+    filled = [x.astype(np.float64) for x in arrays if x.size]
+    if not filled or not all(np.isfinite(x).all() for x in filled):
+        return facts
+    low, high = min(float(x.min()) for x in filled), max(float(x.max()) for x in filled)
     count = sum(x.size for x in filled)
-    facts.mean = sum(float(x.sum(dtype=np.float64)) for x in filled) / count
-    facts.std = math.sqrt(sum(float(((x - facts.mean) ** 2).sum(dtype=np.float64)) for x in filled) / count)
-    facts.ends = sum(int(((x == facts.low) | (x == facts.high)).sum()) for x in filled) / count
+    mean = sum(float(x.sum()) for x in filled) / count
+    facts.low, facts.high, facts.mean = low, high, mean
+    facts.std = math.sqrt(sum(float(((x - mean) ** 2).sum()) for x in filled) / count)
+    facts.ends = sum(int(((x == low) | (x == high)).sum()) for x in filled) / count
     facts.constant = sum(x.size > 1 and float(x.min()) == float(x.max()) for x in filled)
     return facts
 
 
 def _texts(feeds: Sequence[Feed], tokenizer: Path) -> tuple[str, ...]:
-    import tokenizers
-
-    encoder = tokenizers.Tokenizer.from_file(str(tokenizer))
+    encoder = load(tokenizer)
     ids = [feed["input_ids"].reshape(-1).tolist() for feed in feeds if "input_ids" in feed]
     return tuple(" ".join(encoder.id_to_token(i) or f"<{i}>" for i in row) for row in ids)
 
@@ -132,6 +138,9 @@ def write(feeds: Mapping[str, Feed], folder: Path) -> None:
     """
     try:
         for i, feed in enumerate(feeds.values()):
-            np.savez(folder / f"{i:05d}.npz", **feed)  # type: ignore[arg-type]
+            with zipfile.ZipFile(folder / f"{i:05d}.npz", "w") as archive:
+                for name, x in feed.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                        npy.write_array(stream, x, allow_pickle=False)
     except OSError as e:
         raise DataError(f"{folder}: cannot be written ({e.strerror or e})") from e

@@ -56,6 +56,8 @@ class Readers:
     name: str = "sample"
     count: int | None = None
     seed: int = 0
+    optional: Sequence[InputSpec] = ()
+    """Inputs with a default, which only mappings give, by name."""
     notes: list[str] = field(default_factory=list)
     """Conversions of the samples that the user should know about."""
 
@@ -108,9 +110,8 @@ class Readers:
 
     def _columns(self, row: object) -> object:
         """`row` without the columns that are not inputs or labels."""
-        names = {LABEL, *(s.name for s in self.inputs)}
-        if isinstance(row, Mapping) and names - {LABEL} <= row.keys():
-            return {k: v for k, v in row.items() if k in names}
+        if isinstance(row, Mapping) and {s.name for s in self.inputs} <= row.keys():
+            return {k: v for k, v in row.items() if k == LABEL or k in self._known}
         return row
 
     def _taken_apart(self, where: str, item: object) -> list[Sample]:
@@ -164,7 +165,7 @@ class Readers:
 
     @property
     def _known(self) -> Mapping[str, InputSpec]:
-        return {s.name: s for s in self.inputs}
+        return {s.name: s for s in (*self.inputs, *self.optional)}
 
     @property
     def _names(self) -> str:

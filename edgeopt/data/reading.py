@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 
 from edgeopt.data.guess import Guess, guess
 from edgeopt.data.images import image_input, load_toml, resolve
-from edgeopt.data.listing import files_of
+from edgeopt.data.listing import exists, files_of
 from edgeopt.data.made_up import random_samples
 from edgeopt.data.readers import InMemory, Readers
 from edgeopt.data.source import HELD_OUT, kind_of, open_data, readable
-from edgeopt.data.spec import Feed, InputSpec, Samples, needed
+from edgeopt.data.spec import Feed, InputSpec, Samples, needed, optional
 from edgeopt.hardware.host import cores, threads
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
@@ -29,15 +30,29 @@ _SPARE = 8  # random samples in addition to the calibration samples
 
 
 def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
-    """The samples of `data` for a model's `inputs`.
+    """The samples of `data` for a model's `inputs`; an input with a default has it where a sample leaves it out.
 
     run: runs the float model; used to guess the preprocessing of images if it is not given.
 
     Raises:
         UsageError, DataError: see `edgeopt.data.source.open_data`.
     """
+    found = _read(data, inputs, reading, run)
+    defaults = {s.name: s.default for s in optional(inputs) if s.default is not None}
+    if not defaults:
+        return found
+    return replace(found, samples=[(name, partial(_completed, reader, defaults)) for name, reader in found.samples])
+
+
+def _completed(reader: Callable[[], Feed], defaults: Feed) -> Feed:
+    return {**defaults, **reader()}
+
+
+def _read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
     if not isinstance(data, str | Path):
-        readers = Readers(inputs, count=reading.samples + HELD_OUT, seed=reading.sample_seed)
+        readers = Readers(
+            needed(inputs), count=reading.samples + HELD_OUT, seed=reading.sample_seed, optional=optional(inputs)
+        )
         return Samples(readers.samples(data), "arrays in memory", notes=tuple(readers.notes))
     if data == RANDOM:
         warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
@@ -53,7 +68,7 @@ def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) ->
 
 
 def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bool:
-    return path.exists() and kind_of(files_of(path, reading.data_option)[0], needed(inputs)) == "images"
+    return exists(path) and kind_of(files_of(path, reading.data_option)[0], needed(inputs)) == "images"
 
 
 def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> tuple[Preprocess, list[str]]:
@@ -74,7 +89,8 @@ def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run)
 def _merged(base: Preprocess, reading: Reading) -> Preprocess:
     """`base` with the fields that the user gave; its mean and std are in the order of the channels."""
     fields, given = base.image_fields(), reading.image_fields(only_given=True)
-    if given.get("color") == "bgr" and base.color != "bgr":
+    turned = {given.get("color", base.color), base.color or "rgb"} == {"rgb", "bgr"}
+    if turned:
         fields |= {"mean": base.mean[::-1], "std": base.std[::-1]}
     return Preprocess.model_validate({**fields, **given})
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from edgeopt.data import arrays, audio, images, text
 from edgeopt.data.foreign import foreign, named
-from edgeopt.data.listing import files_of
+from edgeopt.data.listing import exists, files_of
 from edgeopt.data.readers import Readers
-from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, needed, refuse_many
+from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, needed, optional, refuse_many
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
 
@@ -35,20 +35,21 @@ def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading)
           than 5 % of the images are unreadable.
     """
     path = Path(source)
-    try:
-        there = path.exists()
-    except (OSError, ValueError):
-        there = False
-    if not there:
+    if not exists(path):
         if ":" in str(source) and os.sep not in str(source):
             return Samples(_function(str(source), inputs, reading), "function")
         raise UsageError(f"{reading.data_option} {source}: no such file or folder{_nearest(path)}")
     files, problems = files_of(path, reading.data_option)
+    files = files if files == [path] else [f for f in files if not text.is_about(f)]
     kind = kind_of(files, needed(inputs))
     found = _samples(path, kind, files, inputs, reading)
     if not found.samples:
+        if kind == "text":
+            raise DataError(f"{reading.data_option} {path}: no text in it, or no column of text (--column)")
+        there = ", ".join(f"{n} of {s or 'no suffix'}" for s, n in Counter(f.suffix for f in files).most_common(3))
         raise DataError(
             f"{reading.data_option} {path}: no images, .npz/.npy, test_data_set_*, sound, .jsonl, .csv or .txt in it"
+            + (f"; its files are {there}" if there else "")
         )
     order = np.random.default_rng(reading.sample_seed).permutation(len(found.samples))
     notes = (*problems, *_mixture(kind, files), *found.notes)
@@ -58,7 +59,7 @@ def open_data(source: str | Path, inputs: Sequence[InputSpec], reading: Reading)
 def _nearest(path: Path) -> str:
     try:
         return suggestion(path.name, [f.name for f in path.parent.iterdir()])
-    except OSError:
+    except (OSError, ValueError):
         return "."
 
 
@@ -68,8 +69,7 @@ def of_kind(file: Path) -> str:
     if file.name == _TENSORS:
         return "ONNX test data"
     kinds = {"arrays": arrays.SUFFIXES, "images": images.SUFFIXES, "sound": audio.SUFFIXES, "text": text.SUFFIXES}
-    found = next((kind for kind, suffixes in kinds.items() if suffix in suffixes), "")
-    return "" if found == "text" and text.is_about(file) else found
+    return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), "")
 
 
 def kind_of(files: Sequence[Path], inputs: Sequence[InputSpec]) -> str:
@@ -102,6 +102,7 @@ def _samples(path: Path, kind: str, files: list[Path], inputs: Sequence[InputSpe
     if kind == "sound":
         return audio.samples(mine, inputs, reading)
     if kind == "text":
+        text.check(inputs)
         if reading.tokenizer is None:
             raise UsageError(
                 f"{reading.data_option} {path}: text needs --tokenizer tokenizer.json "
@@ -150,7 +151,8 @@ def _function(source: str, inputs: Sequence[InputSpec], reading: Reading) -> lis
             f"{reading.data_option} {source}: not a function that can be called without arguments ({e})"
         ) from e
     with foreign(f"{reading.data_option} {source}", DataError):
-        return Readers(inputs, source, reading.samples + HELD_OUT, reading.sample_seed).samples(function())
+        readers = Readers(needed(inputs), source, reading.samples + HELD_OUT, reading.sample_seed, optional(inputs))
+        return readers.samples(function())
 
 
 def split(samples: Sequence[Sample], count: int) -> tuple[list[Sample], list[Sample]]:

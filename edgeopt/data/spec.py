@@ -67,13 +67,28 @@ def needed(inputs: Sequence[InputSpec]) -> list[InputSpec]:
     return [s for s in inputs if s.default is None]
 
 
+def optional(inputs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The inputs with a default."""
+    return [s for s in inputs if s.default is not None]
+
+
+def without_label(feed: Feed, model: ir.Model) -> Feed:
+    """`feed` without the label that only `distill` uses."""
+    return {k: x for k, x in feed.items() if k != LABEL or any(v.name == LABEL for v in model.graph.inputs)}
+
+
 def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
-    """Check that a feed fits the inputs of `model`.
+    """Check that a feed fits the inputs of `model`; a label beside them does.
 
     Raises:
-        DataError: an input is missing or unknown, or has another dtype, rank or fixed dimension; the message names the
-          sample.
+        DataError: an input is missing or unknown, or has another dtype, rank or fixed dimension, or all are empty; the
+          message names the sample.
     """
+    feed = without_label(feed, model)
+    if feed and not any(x.size for x in feed.values()):
+        raise DataError(
+            f"{sample}: is empty: its arrays have shape {', '.join(str(list(x.shape)) for x in feed.values())}"
+        )
     inputs = {str(v.name): v for v in model.graph.inputs}
     needed = {name for name, value in inputs.items() if default_of(value) is None}
     missing, unknown = sorted(needed - feed.keys()), sorted(feed.keys() - inputs.keys())

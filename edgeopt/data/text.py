@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeopt.data.foreign import foreign
 from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, refuse_many
 from edgeopt.errors import DataError, UsageError, extra, suggestion
 from edgeopt.files import json_of, text_of
 
 SUFFIXES = frozenset({".jsonl", ".csv", ".tsv", ".txt"})
-_ABOUT = re.compile(r"(licen[cs]e|copying|notice|readme|changelog|vocab|merges|requirements)([-_.].*)?", re.IGNORECASE)
+_ABOUT = re.compile(r"licen[cs]e|copying|notice|readme|changelog|vocab|merges|requirements", re.IGNORECASE)
 _NAMES = (
     "text", "sentence", "content", "review", "document", "utterance", "question", "query", "premise", "sentence1",
     "comment", "message", "tweet", "body", "title", "description", "headline", "abstract", "prompt", "instruction",
@@ -45,42 +46,56 @@ def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], col
         UsageError: the extra `text` is missing, the tokenizer is unreadable, there is no such column, or the model has
           an input that a tokenizer does not produce.
     """
-    try:
-        import tokenizers
-    except ImportError as e:
-        raise UsageError(f"reading text needs the extra: {extra('text')}") from e
+    check(inputs)
+    encoder = load(tokenizer)
+    padding = _padding(encoder)
+    encoder.no_padding()
+    encoder.enable_truncation(inputs[0].fixed(-1) or _LONGEST)
+    found: list[Sample] = []
+    notes: list[str] = []
+    problems: dict[str, str] = {}
+    for file in files:
+        texts = _texts(file, column)
+        notes += texts.notes
+        problems |= {f"{file}:{i}": str(line) for i, line in texts.lines if isinstance(line, DataError)}
+        encode = partial(_encode, encoder=encoder, padding=padding, inputs=inputs)
+        found += [(f"{file}:{i}", partial(_sample, line, f"{file}:{i}", encode)) for i, line in texts.lines]
+    refuse_many(problems, len(found))
+    if any(s.fixed(-1) for s in inputs):
+        notes.append(f"text: padded on the {padding['direction']} with id {padding['pad_id']} ({padding['pad_token']})")
+    return Samples(found, "text", notes=tuple(notes))
+
+
+def check(inputs: Sequence[InputSpec]) -> None:
+    """Refuse inputs that no tokenizer fills.
+
+    Raises:
+        UsageError: there is one; says which.
+    """
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not inputs or any(s.name not in known for s in inputs):
         raise UsageError(
             f"a tokenizer fills {', '.join(sorted(known))}; this model has {', '.join(s.name for s in inputs)}: "
             "give its feeds as .npz"
         )
-    try:
-        encoder = tokenizers.Tokenizer.from_str(_description(tokenizer))
-    except Exception as e:
-        raise UsageError(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers ({e})") from e
-    padding = _padding(encoder)
-    encoder.no_padding()
-    encoder.enable_truncation(inputs[0].fixed(-1) or _LONGEST)
-    found: list[Sample] = []
-    notes: list[str] = []
-    for file in files:
-        texts = _texts(file, column)
-        notes += texts.notes
-        problems = {f"{file}:{i}": str(line) for i, line in texts.lines if isinstance(line, DataError)}
-        refuse_many(problems, len(texts.lines))
-        encode = partial(_encode, encoder=encoder, padding=padding, inputs=inputs)
-        found += [(f"{file}:{i}", partial(_sample, line, f"{file}:{i}", encode)) for i, line in texts.lines]
-    if any(s.fixed(-1) for s in inputs):
-        notes.append(f"text: padded on the {padding['direction']} with id {padding['pad_id']} ({padding['pad_token']})")
-    return Samples(found, "text", notes=tuple(notes))
 
 
-def _description(tokenizer: Path) -> str:
+def load(tokenizer: Path) -> Any:
+    """The tokenizer in a `tokenizer.json`.
+
+    Raises:
+        UsageError: the extra `text` is missing, or the file is not one.
+    """
     try:
-        return text_of(tokenizer)
+        import tokenizers
+    except ImportError as e:
+        raise UsageError(f"reading text needs the extra: {extra('text')}") from e
+    try:
+        text = text_of(tokenizer)
     except (OSError, ValueError) as e:
         raise UsageError(f"--tokenizer {tokenizer}: cannot be read ({e})") from e
+    with foreign(f"--tokenizer {tokenizer}: not a tokenizer.json of Hugging Face tokenizers"):
+        return tokenizers.Tokenizer.from_str(text)
 
 
 def _padding(encoder: Any) -> Mapping[str, Any]:
@@ -112,8 +127,8 @@ def _texts(file: Path, column: str | None) -> _Texts:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str | DataError]]:
-    """(number, line) of a file; lines end at a newline only, and one that is too long is not read whole."""
-    with file.open(encoding="utf-8-sig", newline="\n") as stream:
+    """(number, line) of a file; one that is too long is not read whole."""
+    with file.open(encoding="utf-8-sig") as stream:
         for i in range(1, 1 << 62):
             line = stream.readline(_LONGEST_LINE)
             if not line:
@@ -136,23 +151,25 @@ def _of_json(file: Path, column: str | None) -> _Texts:
                 found.append((i, json_of(line)))
             except ValueError as e:
                 found.append((i, DataError(f"{file}:{i}: not JSON ({e})")))
-    rows = [item for _, item in found if isinstance(item, dict)][:_LOOKED_AT]
+    everything = [item for _, item in found if isinstance(item, dict)]
+    rows = everything if column is not None else everything[:_LOOKED_AT]
     fields = list(dict.fromkeys(k for row in rows for k in row))
     if column is not None and column not in fields:
         raise UsageError(f"--column {column}: no such field in {file}{suggestion(column, fields)}")
-    wanted = column or _best({k: [v for row in rows if isinstance(v := row.get(k), str)] for k in fields})
+    wanted = column or _best([(k, [v for row in rows if isinstance(v := row.get(k), str)]) for k in fields])
     notes = () if wanted is None or fields == [wanted] else (f"text: field {wanted!r} of {file.name}",)
-    return _Texts([(i, _string(item, wanted, f"{file}:{i}")) for i, item in found], notes)
+    return _Texts([(i, _string(item, wanted, f"{file}:{i}", strict=column is not None)) for i, item in found], notes)
 
 
-def _string(item: Any, field: str | None, where: str) -> str | DataError:
+def _string(item: Any, field: str | None, where: str, *, strict: bool) -> str | DataError:
     if isinstance(item, str | DataError):
         return item
     if isinstance(item, dict):
-        value = item.get(field, next((v for v in item.values() if isinstance(v, str)), None))
+        other = None if strict else next((v for v in item.values() if isinstance(v, str)), None)
+        value = item.get(field, other)
         if isinstance(value, str):
             return value
-    return DataError(f"{where}: no text in it; expected a string or an object with a field 'text'")
+    return DataError(f"{where}: no text in it; expected a string or an object with a field {field or 'text'!r}")
 
 
 def _of_csv(file: Path, column: str | None) -> _Texts:
@@ -163,28 +180,25 @@ def _of_csv(file: Path, column: str | None) -> _Texts:
             yield f"{line}\n"
 
     head = [line for line, _ in zip(lines(), range(_LOOKED_AT), strict=False)]
-    separator = max(_SEPARATORS, key=lambda s: _columns(head, s)) if head else ","
-    rows = [row for row in csv.reader(lines(), delimiter=separator) if row]
+    tabs = file.suffix.lower() == ".tsv"
+    separator = "\t" if tabs else max(_SEPARATORS, key=lambda s: _columns(head, s)) if head else ","
+    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    rows = [row for row in csv.reader(lines(), delimiter=separator, quoting=quoting) if row]
     width = max((len(row) for row in rows), default=0)
-    first, below = (rows[0] if rows else []), rows[1 : _LOOKED_AT + 1]
-    columns = {str(i + 1): [row[i] for row in below if len(row) > i] for i in range(width)}
-    named = _has_header(first, columns, column)
-    if named:
-        columns = {first[i] if i < len(first) else key: cells for i, (key, cells) in enumerate(columns.items())}
-    else:
-        columns = {key: [row[int(key) - 1] for row in rows[:_LOOKED_AT] if len(row) >= int(key)] for key in columns}
-    keys = list(columns)
-    if column is not None and column not in keys and not (column.isdigit() and 1 <= int(column) <= width):
-        raise UsageError(f"--column {column}: no such column in {file}{suggestion(column, keys)}")
-    wanted = column or _best(columns)
+    below = [[row[i] for row in rows[1 : _LOOKED_AT + 1] if len(row) > i] for i in range(width)]
+    named = bool(rows) and _has_header(rows[0], below, column)
+    names = rows[0] + [""] * (width - len(rows[0])) if named else [str(i + 1) for i in range(width)]
+    columns = list(zip(names, below, strict=True))
+    if column is not None and column not in names and not (column.isdigit() and 1 <= int(column) <= width):
+        raise UsageError(f"--column {column}: no such column in {file}{suggestion(column, names)}")
+    wanted = column or _best(
+        columns if named else [(n, [rows[0][int(n) - 1], *c]) for n, c in columns if int(n) <= len(rows[0])]
+    )
     if wanted is None:
         return _Texts([])
-    at = keys.index(wanted) if wanted in keys else int(wanted) - 1
-    notes = (
-        () if len(keys) == 1 else (f"text: column {wanted!r} of {file.name}{'' if named else ', without a header'}",)
-    )
-    texts = [(i, row[at]) for i, row in enumerate(rows[named:], 1) if len(row) > at and row[at]]
-    return _Texts([(i, text) for i, text in texts], notes)
+    at = names.index(wanted) if wanted in names else int(wanted) - 1
+    notes = () if width == 1 else (f"text: column {wanted!r} of {file.name}{'' if named else ', without a header'}",)
+    return _Texts([(i, row[at]) for i, row in enumerate(rows[named:], 1) if len(row) > at and row[at]], notes)
 
 
 def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
@@ -196,15 +210,18 @@ def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
     return len(widths) == 1 and max(widths) > 1, min(widths, default=0)
 
 
-def _has_header(first: Sequence[str], columns: Mapping[str, Sequence[str]], column: str | None) -> bool:
+def _has_header(first: Sequence[str], below: Sequence[Sequence[str]], column: str | None) -> bool:
     """Whether the first row names the columns: with a known name, or a name above numbers, or one word above texts."""
     if column in first or any(cell.strip().lower() in _NAMES for cell in first):
         return True
     if any(_number(cell) for cell in first):
         return False
-    below = [(cell, columns.get(str(i + 1), ())) for i, cell in enumerate(first)]
-    numbers = any(cells and all(_number(c) for c in cells) for _, cells in below)
-    words = any(" " not in cell.strip() and cells and all(" " in c.strip() for c in cells) for cell, cells in below)
+    pairs = list(zip(first, below, strict=False))
+    numbers = any(cells and all(_number(c) for c in cells) for _, cells in pairs)
+    words = any(
+        " " not in cell.strip() and cells and 2 * sum(" " in c.strip() for c in cells) >= len(cells)
+        for cell, cells in pairs
+    )
     return numbers or words
 
 
@@ -216,21 +233,19 @@ def _number(cell: str) -> bool:
     return True
 
 
-def _best(columns: Mapping[str, Sequence[str]]) -> str | None:
+def _best(columns: Sequence[tuple[str, Sequence[str]]]) -> str | None:
     """The column of text: one that is called so, else the one with the most letters; None if there is no text."""
-    lower = {key.strip().lower(): key for key, cells in columns.items() if any(cells)}
-    known = next((lower[name] for name in _NAMES if name in lower), None)
-    letters = {key: sum(c.isalpha() + c.isspace() for cell in cells for c in cell) for key, cells in columns.items()}
+    filled = {key.strip().lower(): key for key, cells in reversed(columns) if any(cells)}
+    known = next((filled[name] for name in _NAMES if name in filled), None)
+    letters = {key: sum(c.isalpha() + c.isspace() for cell in cells for c in cell) for key, cells in reversed(columns)}
     return known or max((k for k in letters if letters[k]), key=letters.__getitem__, default=None)
 
 
 def _sample(line: str | DataError, where: str, encode: Callable[[str], Feed]) -> Feed:
     if isinstance(line, DataError):
         raise line
-    try:
+    with foreign(f"{where}: no text", DataError):  # half of a surrogate pair, a token that is not known
         return encode(line)
-    except (TypeError, ValueError) as e:  # half of a surrogate pair
-        raise DataError(f"{where}: no text ({e})") from e
 
 
 def _encode(line: str, encoder: Any, padding: Mapping[str, Any], inputs: Sequence[InputSpec]) -> Feed:

@@ -11,25 +11,44 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeopt.graph.ops import rule
+
 _KEY = "edgeopt.default"
+_MOST_ELEMENTS = 1024
+_NORM = (1, 2, 3, 4)  # positions of scale, shift, mean and variance
+_PARAMETERS = {
+    "BatchNormalization": _NORM,
+    "InstanceNormalization": (1, 2),
+    "LayerNormalization": (1, 2),
+    "PRelu": (1,),
+}
 _INPUTS_ARE_WEIGHTS = 4  # IR version below which every weight had to be an input
 
 
 def set_aside(model: ir.Model) -> None:
     """Turn inputs of `model` that have a default into plain inputs, in place.
 
-    In files of IR version 3, and in those that list every weight as an input, they are weights and no inputs.
+    Those that are weights of a layer, or large, are weights and no inputs; so is everything in files of IR version 3,
+    and in those that list every weight as an input.
     """
     graph = model.graph
     both = [v for v in graph.inputs if v.name in graph.initializers]
-    if model.ir_version < _INPUTS_ARE_WEIGHTS or len(both) == len(graph.initializers):
+    if model.ir_version < _INPUTS_ARE_WEIGHTS or (len(both) == len(graph.initializers) and len(both) > 1):
         return
     for value in both:
+        if value.const_value is None or value.const_value.size > _MOST_ELEMENTS or _is_weight(value):
+            continue
         del graph.initializers[str(value.name)]
-        assert value.const_value is not None
         tensor = onnx.numpy_helper.from_array(value.const_value.numpy(), str(value.name))
         value.metadata_props[_KEY] = base64.b64encode(tensor.SerializeToString(deterministic=True)).decode()
         value.const_value = None
+
+
+def _is_weight(value: ir.Value) -> bool:
+    positions = {
+        (n.op_type, i): (*rule(n).weights, rule(n).bias, *_PARAMETERS.get(n.op_type, ())) for n, i in value.uses()
+    }
+    return any(i in found for (_, i), found in positions.items())
 
 
 def default_of(value: ir.Value) -> NDArray[Any] | None:
@@ -45,15 +64,19 @@ def keep(before: ir.Model, after: ir.Model) -> None:
             new.metadata_props[_KEY] = old.metadata_props[_KEY]
 
 
-def put_back(proto: onnx.ModelProto) -> None:
-    """Make initializers of the defaults in `proto`, in place."""
-    for value in proto.graph.input:
-        kept = next((p for p in value.metadata_props if p.key == _KEY), None)
-        if kept is not None:
-            tensor = _tensor(kept.value)
-            if tensor is not None:
-                proto.graph.initializer.append(tensor)
-            value.metadata_props.remove(kept)
+def restored(model: ir.Model) -> ir.Model:
+    """The model as it is in a file: inputs with a default are initializers too. The model itself if it has none."""
+    if not any(_KEY in v.metadata_props for v in model.graph.inputs):
+        return model
+    copy = model.clone()
+    for value in copy.graph.inputs:
+        default = default_of(value)
+        if default is not None:
+            kind = value.dtype or ir.DataType.from_numpy(default.dtype)
+            value.const_value = ir.Tensor(default.astype(kind.numpy()), dtype=kind, name=value.name)
+            copy.graph.register_initializer(value)
+            del value.metadata_props[_KEY]
+    return copy
 
 
 def _tensor(text: str | None) -> onnx.TensorProto | None:

@@ -19,7 +19,6 @@ _LENGTHS: dict[str, tuple[int, ...]] = {
     "Range": (0, 1, 2),
     "Reshape": (1,),
     "Resize": (2, 3),
-    "Slice": (1, 2),
     "Tile": (1,),
 }
 _OF_SHAPES = frozenset({"Shape", "Size"})

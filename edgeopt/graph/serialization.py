@@ -183,9 +183,7 @@ def proto_bytes(model: ir.Model) -> bytes:
     external = any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model))
     with embedded(model) if external else contextlib.nullcontext(model) as whole:
         try:
-            proto = ir.to_proto(whole)
-            defaults.put_back(proto)
-            return bytes(proto.SerializeToString(deterministic=True))
+            return bytes(ir.to_proto(defaults.restored(whole)).SerializeToString(deterministic=True))
         except (EncodeError, *MALFORMED) as e:
             raise ModelError(f"the model cannot be written as one protobuf message: {root_cause(e)}") from e
 
@@ -214,7 +212,7 @@ def write(model: ir.Model, path: Path) -> list[Path]:
     """
     if above_protobuf(model):
         data = path.name + ".data"
-        ir.save(model, path, format="protobuf", external_data=data, size_threshold_bytes=1024)
+        ir.save(defaults.restored(model), path, format="protobuf", external_data=data, size_threshold_bytes=1024)
         return [path.with_name(data), path]
     path.write_bytes(proto_bytes(model))
     return [path]

@@ -8,13 +8,16 @@ import functools
 import os
 import platform
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 from threadpoolctl import threadpool_limits
 
 _UNKNOWN_BYTES = 4 << 30
+_LIMITED = threading.Lock()  # the limit is that of the process
 _M_ARENA_MAX = -8  # a parameter of mallopt(3)
 
 
@@ -87,6 +90,11 @@ def at_most(more_bytes: int) -> Iterator[None]:
     except ImportError:  # not on Windows
         yield
         return
+    with _LIMITED:
+        yield from _limited(resource, more_bytes)
+
+
+def _limited(resource: ModuleType, more_bytes: int) -> Iterator[None]:
     pages = proc("self/statm").partition(" ")[0]
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = int(pages) * resource.getpagesize() + more_bytes if pages.isdigit() else soft

@@ -250,7 +250,7 @@ def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     noise = sum(float(((y - gain * r.astype(np.float64)) ** 2).sum()) for r, y in pairs)
     signal = max(gain**2, _TINY) * power
     yield Figure("SI-SNR", math.inf if noise == 0 else 10 * math.log10(signal / noise), _SIGNAL_DB, "dB")
-    yield from _groups(reference, result)
+    yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
 
 
 def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
@@ -260,7 +260,7 @@ def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     if len({x.shape[1:] for x in reference}) > 1:
         return
     widest, db = _GAP, math.inf
-    for axis in (i for i, n in enumerate(reference[0].shape) if i > 0 and 1 < n <= _MOST_CHANNELS):
+    for axis in _channel_axes(reference[0].shape):
         power, noise = _by_channel(reference, result, axis)
         order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2]
         steps = np.sqrt(power[order][1:] / power[order][:-1])
@@ -270,6 +270,14 @@ def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
                 db = min(10 * np.log10(power[g].sum() / noise[g].sum()) for g in groups)
     if widest > _GAP:
         yield Figure("weakest group of channels", float(db), _SIGNAL_DB, "dB")
+
+
+def _channel_axes(shape: Sequence[int]) -> list[int]:
+    """The axis that may be that of channels and not time or place: the second of images, the shorter one of rows."""
+    if len(shape) < 3:
+        return []
+    axis = 1 if len(shape) > 3 or shape[1] <= shape[2] else 2
+    return [axis] if 1 < shape[axis] <= _MOST_CHANNELS else []
 
 
 def _exact(reference: Outputs, result: Outputs) -> Iterator[Figure]:

@@ -15,6 +15,7 @@ from edgeopt.options.texts import COUNTS, RATE, SHARE, TIME, Text
 
 RANDOM = "random"
 _Count = Annotated[int, Field(ge=1)]
+_Threads = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Profile(Reading):
@@ -23,7 +24,7 @@ class Profile(Reading):
     providers: Annotated[tuple[str, ...], Flag("--provider", Text("NAME[:KEY=VALUE,...]", str))] = Field(
         default=("cpu",), min_length=1, description="edgeopt providers lists them."
     )
-    threads: Annotated[tuple[_Count, ...], Flag(text=COUNTS)] = Field(
+    threads: Annotated[tuple[_Threads, ...], Flag(text=COUNTS)] = Field(
         default=(1,), min_length=1, description="Threads of an operator; several are swept."
     )
     batch: Annotated[tuple[_Count, ...], Flag(text=COUNTS)] = Field(

@@ -22,6 +22,8 @@ from edgeopt.graph.ops import constant
 
 LARGEST = 65504.0
 _ROUNDS_TO_0 = 2.0**-25
+_DIVIDES = frozenset({"Div", "Log", "Mul"})
+_PASSES_ON = frozenset({"Sqrt", "Reciprocal", "Pow", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
@@ -51,6 +53,8 @@ def fp16(
         for n in copy.graph.all_nodes()
         if n.name not in keep and (half := _half(n, copy, peaks or {})) is not None
     }
+    for node in _behind_small(copy):
+        plan.pop(node, None)
     were_single: set[ir.Value] = set()
     for source in copy.graph.inputs:
         if not io_keep and source.dtype == _SINGLE:
@@ -112,8 +116,7 @@ def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half |
     if bound & constraints - variables or not inputs or "dtype" in node.attributes:
         return None
     touched = [node.inputs[i] for i in inputs] + [node.outputs[i] for i in outputs]
-    small = any(_vanishes(node.inputs[i]) for i in inputs)
-    return None if small or any(_too_large(v, peaks) for v in touched) else _Half(inputs, outputs)
+    return None if any(_too_large(v, peaks) for v in touched) else _Half(inputs, outputs)
 
 
 def _cast(node: ir.Node, peaks: Mapping[str, float]) -> _Half | None:
@@ -131,6 +134,22 @@ def _formal(formals: object, i: int) -> str:
     """The type string of formal parameter `i`; a variadic last parameter is repeated."""
     listed = list(formals)  # type: ignore[call-overload]
     return str(listed[min(i, len(listed) - 1)].type_str) if listed else ""
+
+
+def _behind_small(model: ir.Model) -> set[ir.Node]:
+    """The nodes with a constant that would become 0, and those that their result goes through until it divides: a bound
+    in float32 does not help a division in float16.
+    """
+    found = {n for n in model.graph.all_nodes() if any(_vanishes(v) for v in n.inputs)}
+    pending = list(found)
+    while pending:
+        node = pending.pop()
+        if node.op_type in _DIVIDES:
+            continue
+        behind = {n for v in node.outputs for n, _ in v.uses() if n.op_type in _PASSES_ON | _DIVIDES} - found
+        found |= behind
+        pending += behind
+    return found
 
 
 def _vanishes(value: ir.Value | None) -> bool:

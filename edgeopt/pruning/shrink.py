@@ -60,7 +60,7 @@ def shrink(model: Source, options: Shrink) -> Shrunk:
     """
     path, dims = options.output, options.dims
     if path is not None:
-        check_place(path, options.force)
+        check_place(path, options.force, (options.data,))
         if isinstance(model, str | Path) and Path(model).resolve() == path.resolve():
             raise UsageError(f"{path}: is the model itself, which the student is to learn from; choose another name")
     source = graph.canonical(graph.load(model))

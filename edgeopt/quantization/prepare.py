@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
 from edgeopt.data.made_up import defaults
-from edgeopt.data.spec import LABEL, check_feed
+from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import LAYERS, constant
 from edgeopt.graph.select import deciding_lengths, select
@@ -306,9 +306,7 @@ def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> No
 
 
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:
-    feed = {**defaults(model), **read()}
-    if LABEL not in {str(v.name) for v in model.graph.inputs}:
-        feed.pop(LABEL, None)  # labels that only `distill` uses
+    feed = without_label(read(), model)
     check_feed(feed, model, name)
     if name not in looks:
         looks[name] = look(feed)

@@ -55,20 +55,21 @@ def quantize(model: Source, data: Data, options: Quantize) -> Result:
     start = time.perf_counter()
     path = options.output
     journal = path is not None and options.searches and journal_of(path).is_file()
+    source = graph.load(model)
     if path is not None:
-        check_place(path, options.force or journal)
+        check_place(path, options.force or journal, (model, data))
     if options.pareto is not None:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--qat needs torch: {extra('train')}")
     with numeric_work():
-        return _quantized(model, data, options, start)
+        return _quantized(model, source, data, options, start)
 
 
-def _quantized(model: Source, data: Data, options: Quantize, start: float) -> Result:
+def _quantized(model: Source, source: ir.Model, data: Data, options: Quantize, start: float) -> Result:
     path = options.output
     journal = path is not None and options.searches and journal_of(path).is_file()
-    task = prepare(graph.load(model), data, options)
+    task = prepare(source, data, options)
     resumed = path is not None and journal and is_of(task, path)
     if path is not None:
         check_place(path, options.force or resumed)  # the file of an interrupted search may be replaced

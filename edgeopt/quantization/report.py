@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgeopt.errors import UsageError
 from edgeopt.files import check_place, staged
 from edgeopt.graph import above_protobuf, write
+from edgeopt.graph.defaults import restored
 from edgeopt.numbers.scores import OutputReport, lowest_agreement, lowest_sqnr_db
 from edgeopt.numbers.words import counts, decibels, megabytes
 from edgeopt.quantization.outputs import STEPS
@@ -196,7 +197,7 @@ class Result:
         """
         if above_protobuf(self.model):
             raise UsageError("the model is above 2 GB, which no ModelProto can hold: use save(path)")
-        return ir.to_proto(self.model)
+        return ir.to_proto(restored(self.model))
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the model to `path`, with an external data file beside it if it is above 2 GB; all of it or nothing.

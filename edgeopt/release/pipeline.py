@@ -75,7 +75,8 @@ def run(
         raise UsageError(f"{e}; choose another output.folder in {file}") from e
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder), _importable(home):
+    publishing.check(folder)
+    with locked(folder), _importable(home) if code else contextlib.nullcontext():
         return _run(found, file, home, listener or Listener(), start, allow_failed)
 
 

@@ -13,7 +13,7 @@ from edgeopt.graph.edit import Names, drop_unused, initializer
 from edgeopt.graph.edit import node as make
 from edgeopt.graph.facts import above_protobuf
 from edgeopt.graph.form import canonical
-from edgeopt.graph.ops import constant
+from edgeopt.graph.ops import PRODUCTS, constant, rule
 from edgeopt.graph.serialization import embedded
 from edgeopt.runtime.session import open_session
 
@@ -56,6 +56,8 @@ def _unfold(result: ir.Model, model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or tensor.nbytes < _LARGE or name not in made or value.is_graph_output():
             continue
+        if any(i in rule(n).weights or i == rule(n).bias or n.op_type in PRODUCTS for n, i in value.uses()):
+            continue  # which would not be constant any more to what quantizes it
         nodes = _makers(made[name])
         if nodes is None or tensor.nbytes < _TIMES * sum(_bytes(v) for n in nodes for v in n.inputs):
             continue

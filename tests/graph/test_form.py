@@ -63,7 +63,7 @@ def test_constant_nodes_inside_a_body_are_lifted_too() -> None:
 
 
 def test_initializers_are_not_inputs() -> None:
-    proto = tiny.proto("g (float[2] x, float[2] w) => (float[2] y) { y = Mul(x, w) }", w=np.float32([3, 4]))
+    proto = tiny.proto("g (float[1,2] x, float[2,2] w) => (float[1,2] y) { y = MatMul(x, w) }", w=np.eye(2, dtype="f"))
     made = graph.canonical(graph.load(proto))
     assert [v.name for v in made.graph.inputs] == ["x"]
     assert list(made.graph.initializers) == ["w"]

@@ -54,7 +54,8 @@ def write(run: Run, project: Project, folder: Path) -> None:
     if project.output.ort:
         _convert(run, folder, project.profile.dims)
     _put(folder, {"bom.json": bom(run, folder), "manifest.json": manifest(run, folder, project.profile.dims)})
-    there = sorted(name for name in FILES - {SUMS} if (folder / name).is_file())
+    unlisted = {SUMS} if run.released else OF_RELEASE
+    there = sorted(name for name in FILES - unlisted if (folder / name).is_file())
     _put(folder, {SUMS: "".join(f"{sha256(folder / name)}  {name}\n" for name in there)})
 
 

@@ -50,8 +50,14 @@ class _Row(_Part):
     answers: tuple[_Answer, ...]
 
 
+class _Source(_Part):
+    files: tuple[_File, ...] = ()
+
+
 class _Manifest(_Part):
     schema_version: Literal["edgeopt.manifest/1"] = Field(alias="schema")
+    sums: Literal["SHA256SUMS"] | None = None
+    source: _Source = _Source()
     versions: Mapping[str, str]
     dims: Mapping[str, int] = {}
     variants: tuple[_Row, ...]
@@ -84,6 +90,7 @@ def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> s
         )
     found = {
         "schema": SCHEMA,
+        "sums": SUMS,
         "project": run.project,
         "source": {"path": Path(run.model).name, "sha256": source, "files": _hashes(Path(run.model))},
         "versions": dict(sorted(run.versions.items())),
@@ -166,9 +173,9 @@ def verify(folder: Path) -> list[str]:
     from edgeopt.release.build.evaluate import answers
 
     found = _read(folder)
-    told, wrong = _evidence(folder)
+    told, wrong = _evidence(folder, found.sums)
     wrong += [] if found.variants else ["the manifest tells of no variant"]
-    known = {f.path for row in found.variants for f in row.files}
+    known = {f.path for row in found.variants for f in row.files} | {f.path for f in found.source.files}
     others = sorted(f.name for f in folder.iterdir() if f.suffix in (".onnx", ".ort") and f.name not in known)
     wrong += [f"{name}: a model that the manifest does not know" for name in others]
     for row in found.variants:
@@ -188,21 +195,30 @@ def verify(folder: Path) -> list[str]:
     return told
 
 
-def _evidence(folder: Path) -> tuple[list[str], list[str]]:
-    """(what holds of the evidence beside the models, what does not).
+def _evidence(folder: Path, sums: str | None) -> tuple[list[str], list[str]]:
+    """(what holds of the evidence beside the models, what does not), by the hashes in the file called `sums`.
 
-    That of a later run which was not released is told; only the manifest and the bill of materials are compared then.
+    Evidence of a later run which was not released is told, and has its hashes in `failed`.
     """
+    if sums is None:
+        return ["the evidence has no hashes: it was written before edgeopt listed them"], []
     try:
-        sums = [line.partition("  ") for line in text_of(folder / SUMS).splitlines()]
+        listed = _listed(folder / sums)
+        later = _not_released(folder)
+        newer = {} if later is None else _listed(folder / "failed" / sums)
     except (OSError, ValueError) as e:
-        return [], [f"{SUMS}: cannot be read ({e})"]
-    later = _not_released(folder)
-    kept = [(name, digest) for digest, _, name in sums if later is None or name in (MANIFEST, "bom.json")]
-    wrong = [f"{name}: {how}" for name, digest in kept if (how := _changed(folder / Path(name).name, digest))]
-    told = [f"{name}: sha256 holds" for name, _ in kept if not any(w.startswith(f"{name}:") for w in wrong)]
-    missing = {MANIFEST, "bom.json", RESULTS} - {name for _, _, name in sums}
-    return told + ([] if later is None else [later]), wrong + [f"{SUMS}: does not list {n}" for n in sorted(missing)]
+        return [], [f"{sums}: cannot be read ({e}); run edgeopt run again, or take it from where the release was made"]
+    listed |= newer
+    wrong = [f"{name}: {how}" for name, digest in listed.items() if (how := _changed(folder / name, digest))]
+    wrong += [f"{sums}: does not list {n}" for n in sorted({MANIFEST, "bom.json", RESULTS} - listed.keys())]
+    told = [f"{name}: sha256 holds" for name in listed if not any(w.startswith(f"{name}:") for w in wrong)]
+    return told + ([] if later is None else [later]), wrong
+
+
+def _listed(path: Path) -> dict[str, str]:
+    """Hashes by file name."""
+    rows = [line.partition("  ") for line in text_of(path).splitlines()]
+    return {Path(name).name: digest for digest, _, name in rows}
 
 
 def _not_released(folder: Path) -> str | None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgeopt import graph
+from edgeopt.errors import UsageError
 from edgeopt.files import staged, writing
 from edgeopt.release.build.sources import fingerprint
 from edgeopt.release.document import VariantResult
@@ -21,7 +22,20 @@ from edgeopt.release.evidence import artefacts, manifest
 from edgeopt.release.project.file import FLOAT
 
 FAILED = "failed"
+_MARK = ".edgeopt"  # in `failed`, which is then a run's and not the user's
 _STAGE = ".next"
+
+
+def check(folder: Path) -> None:
+    """Refuse an output folder in which `failed` is the user's own.
+
+    Raises:
+        UsageError: it is.
+    """
+    if (folder / FAILED).exists() and not (folder / FAILED / _MARK).is_file():
+        raise UsageError(
+            f"{folder / FAILED}: is not of a run, which puts there what fails; choose another output.folder"
+        )
 
 
 @contextlib.contextmanager
@@ -108,8 +122,10 @@ def publish(next_folder: Path, folder: Path, *, released: bool) -> None:
         if not released:
             evidence = evidence - artefacts.OF_RELEASE
             (folder / FAILED).mkdir()
+            (folder / FAILED / _MARK).touch()
             for file in [f for f in next_folder.iterdir() if f.name not in artefacts.FILES]:
                 file.replace(folder / FAILED / file.name)
+            (next_folder / manifest.SUMS).replace(folder / FAILED / manifest.SUMS)
             for name in artefacts.OF_RELEASE:
                 (next_folder / name).unlink(missing_ok=True)
         made = {f.name for f in next_folder.iterdir()}

@@ -76,18 +76,19 @@ def _modules(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
 
 def _functions(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     """(place, function) of all code that the project names."""
-    given: dict[Place, str | None] = {
+    files: dict[Place, str | None] = {
         ("data", "path"): project.data.path,
         ("data", "eval"): project.data.eval,
-        ("accuracy", "eval"): project.accuracy.eval,
         ("export", "factory"): None if project.export is None else project.export.factory,
     }
+    yield from ((at, name) for at, name in files.items() if name and ":" in name and not there(home / name))
+    if project.accuracy.eval is not None and project.accuracy.eval not in _LIKENESSES:
+        yield ("accuracy", "eval"), project.accuracy.eval
     for variant, v in project.variants.items():
         for i, step in enumerate(v.steps):
-            given["variants", variant, "steps", str(i), "call"] = getattr(step, "call", None)
-    for place, name in given.items():
-        if name is not None and ":" in name and not there(home / name):
-            yield place, name
+            call = getattr(step, "call", None)
+            if call is not None:
+                yield ("variants", variant, "steps", str(i), "call"), call
 
 
 def _no_module(given: str, home: Path) -> str:

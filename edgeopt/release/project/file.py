@@ -288,8 +288,12 @@ def load(path: Path) -> Project:
     except ValidationError as e:
         rows = lines.rows(path)
         errors = [x for x in e.errors() if x["type"] != "too_short" or not _inside(x["loc"], e.errors())]
-        told = [_told(error, rows, path) for error in errors[:5]]
-        raise UsageError("\n".join(dict.fromkeys(told))) from e
+        told = list(dict.fromkeys(_told(error, rows, path) for error in errors))
+        more = [f"... and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
+        raise UsageError("\n".join([*told[:_MOST_TOLD], *more])) from e
+
+
+_MOST_TOLD = 20  # mistakes
 
 
 def _table(path: Path) -> Any:

@@ -10,11 +10,13 @@ It only reads clocks and counters; statistics are computed by the caller. Times 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
 import platform
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -40,6 +42,13 @@ _ERRORS: tuple[type[Exception], ...] = (
     AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _PLUGIN_LIBRARY = "get_library_path"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def _die_with_parent() -> None:
+    """Let Linux end this process when the one that measures dies, whatever it is doing then."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Server:
@@ -249,6 +258,7 @@ def _reset_peak() -> bool:
 
 def serve() -> None:
     """Answer requests until stdin ends. Output of providers goes to stderr, so that stdout contains only answers."""
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Server()
