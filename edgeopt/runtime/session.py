@@ -125,7 +125,8 @@ def open_session(
         raise UsageError(f"no room for a temporary file ({e}); set TMPDIR to a folder with space") from e
     except ERRORS as e:
         raise ModelError(f"ONNX Runtime refuses the model: {e}") from e
-    halves = frozenset(i.name for i in raw.get_inputs() if i.type == "tensor(float16)")
+    taken = (*raw.get_inputs(), *raw.get_overridable_initializers())
+    halves = frozenset(i.name for i in taken if i.type == "tensor(float16)")
     return Session(raw, tuple(o.name for o in raw.get_outputs()), halves)
 
 

@@ -231,7 +231,7 @@ GOOD = ("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
         ((*GOOD, "--kind", "y=clases"), "--kind"),
         ((*GOOD, "--kind", "y"), "--kind"),
         ((*GOOD, "-o", "nowhere/small.onnx"), "nowhere"),
-        ((*GOOD, "-o", "x.npy"), "--force"),
+        ((*GOOD, "-o", "x.npy"), "is what the command reads"),
         *(
             ((*GOOD, "--max-ram", size), "--max-ram")
             for size in ("", "G", "2T", "nan", "inf", "1e400", "-1G", "0", "lots")
@@ -422,3 +422,59 @@ def test_a_signal_at_any_moment_is_130_without_a_traceback(delay: float, name: s
     _, err = started.communicate(timeout=60)
     assert started.returncode in (0, 130) and "Traceback" not in err
     assert started.returncode == 0 or names(here) <= {"model.onnx", "x.npy"}
+
+
+@pytest.mark.parametrize("redirected", [">&-", "> /dev/full", "| true", "2> /dev/full", "2>&-"])
+def test_a_stream_that_fails_changes_no_other_exit_code(redirected: str, here: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    script = f"{sys.executable} -m edgeopt quantize nowhere.onnx --random {redirected}; exit ${{PIPESTATUS[0]}}"
+    made = subprocess.run(["bash", "-c", script], cwd=here, capture_output=True, text=True, check=False)
+    assert made.returncode == 3 and "Traceback" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("quantize", "model.onnx", "--calib", "x.npy", "-o", "model.onnx", "--force"),
+        ("quantize", "model.onnx", "--calib", "x.npy", "-o", "x.npy", "--force"),
+        ("simplify", "model.onnx", "-o", "model.onnx", "--force"),
+        ("sensitivity", "model.onnx", "--calib", "x.npy", "--picture", "model.onnx", "--force"),
+        ("data", "x.npy", "--model", "model.onnx", "--sheet", "model.onnx", "--force"),
+        ("init", "model.onnx", "--calib", "x.npy", "-o", "model.onnx", "--force"),
+    ],
+    ids=lambda argv: " ".join(argv[:1] + argv[-2:-1]),
+)
+def test_what_a_command_reads_is_never_overwritten(argv: tuple[str, ...], run: Run, here: Path) -> None:
+    before = {f.name: f.read_bytes() for f in here.iterdir()}
+    ended = run(*argv)
+    assert (ended.code, "is what the command reads" in ended.err) == (2, True)
+    assert before == {f.name: f.read_bytes() for f in here.iterdir()}
+
+
+def test_samples_that_show_nothing_are_refused(run: Run, here: Path) -> None:
+    np.savez(here / "nan.npz", x=np.full((1, 4), np.nan, np.float32))
+    np.savez(here / "empty.npz", x=np.zeros((0, 4), np.float32))
+    assert run("simplify", "model.onnx", "--data", "nan.npz", "-o", "s.onnx").code == 3
+    for name in ("nan.npz", "empty.npz"):
+        ended = run("quantize", "model.onnx", "--calib", name, "--mode", "dynamic", "--no-measure", "-o", "q.onnx")
+        assert ended.code == 3 and not (here / "q.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("--mode", "static", "--bits", "4"), "--bits is of --mode weights"),
+        (("--mode", "dynamic", "--io-types", "fp16"), "--io-types is of --mode fp16"),
+        (("--mode", "static", "--keep", "Gemm"), "--keep is of --mode fp16"),
+    ],
+)
+def test_an_option_of_another_mode_is_refused(argv: tuple[str, ...], told: str, run: Run) -> None:
+    ended = run("quantize", "model.onnx", "--calib", "x.npy", *argv)
+    assert (ended.code, told in ended.err) == (2, True)
+
+
+def test_a_missing_model_is_told_before_an_output_that_exists(run: Run, here: Path) -> None:
+    (here / "modle.int8.onnx").write_bytes(b"old")
+    ended = run("quantize", "modle.onnx", "--calib", "x.npy")
+    assert ended.code == 3 and "did you mean 'model.onnx'" in ended.err

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import edgeopt
 from edgeopt import data
@@ -241,6 +241,27 @@ def test_a_picture_is_turned_as_it_says_unless_told_not_to(tmp_path: Path) -> No
     assert np.array_equal(read(tmp_path / "a.jpg", RGB, **plain)[0].transpose(1, 2, 0), stored[::-1, ::-1])
     assert np.array_equal(read(tmp_path / "a.jpg", RGB, **plain, exif="ignore")[0].transpose(1, 2, 0), stored)
     assert any("upright by EXIF" in n for n in open_data(tmp_path, [RGB], Reading()).notes)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(orientation: int, tmp_path: Path) -> None:
+    oriented(tmp_path / "a.jpg", orientation)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+    to = spec(1, 3, *upright.shape[:2])
+    found = read(tmp_path / "a.jpg", to, scale=1.0, resize=upright.shape[:2])
+    assert np.array_equal(found[0].transpose(1, 2, 0), upright)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_broken_exif_is_no_broken_picture(suffix: str, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0MM\0*", quality=95)
+    ((_, reader),) = open_data(tmp_path, [RGB], Reading()).samples
+    assert reader()["pixels"].shape == (1, 3, 4, 6)
+
+
+def test_a_mean_of_two_numbers_fits_no_grey(file: Path) -> None:
+    with pytest.raises(UsageError, match="1 or 1 numbers, got 2"):
+        resolve(Preprocess(mean=(1.0, 2.0)), GRAY)
 
 
 def test_an_alpha_channel_is_told(tmp_path: Path) -> None:

@@ -94,3 +94,12 @@ def test_a_license_beside_texts_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").unlink()
     with pytest.raises(DataError, match="no images"):
         open_data(tmp_path, [InputSpec("input_ids", np.dtype(np.int64), (1, None))], Reading())
+
+
+def test_labels_beside_pictures_do_not_hide_them(tmp_path: Path) -> None:
+    models.pictures(tmp_path, 6)
+    np.save(tmp_path / "labels.npy", np.arange(6))
+    assert open_data(tmp_path, PICTURE, Reading()).kind == "images"
+    np.save(tmp_path / "rows.npy", models.normal(6, 3, 8, 8))
+    (tmp_path / "labels.npy").unlink()
+    assert open_data(tmp_path, PICTURE, Reading()).kind == "arrays"

@@ -130,6 +130,36 @@ def test_a_model_with_fewer_inputs_gets_fewer(tokenizer: Path) -> None:
     assert list(read()) == ["input_ids"]
 
 
+def test_columns_of_one_name_are_not_confused(tokenizer: Path) -> None:
+    assert ids("a.csv", "id,id,text\n1,2,cat\n3,4,dog\n", tokenizer) == [CAT, DOG]
+
+
+def test_a_line_of_windows_ends_without_its_carriage_return(tokenizer: Path) -> None:
+    found = open_data(_file(tokenizer, "a.txt", "cat\r\ndog\r\n"), inputs(), Reading(tokenizer=tokenizer)).samples
+    assert [read.args[0] for _, read in sorted(found)] == ["cat", "dog"]
+
+
+def test_quotes_in_a_file_of_tabs_are_text(tokenizer: Path) -> None:
+    assert len(ids("a.tsv", 'id\ttext\n1\t"cat\n2\tdog\n', tokenizer)) == 2
+
+
+def test_a_row_without_the_column_that_was_said_is_unreadable(tokenizer: Path) -> None:
+    lines = (
+        [json.dumps({"body": "cat"})] * 60 + [json.dumps({"id": "dog"})] + [json.dumps({"body": "cat", "late": "dog"})]
+    )
+    path = _file(tokenizer, "a.jsonl", "\n".join(lines))
+    feeds, problems = readable(open_data(path, inputs(), Reading(tokenizer=tokenizer, column="body")).samples)
+    assert len(feeds) == 61 and ["a field 'body'" in p for p in problems.values()] == [True]
+    late = Reading(tokenizer=tokenizer, column="late")
+    with pytest.raises(DataError, match="61 of the 62"):
+        open_data(path, inputs(), late)
+
+
+def _file(tokenizer: Path, name: str, content: str) -> Path:
+    (tokenizer.parent / name).write_bytes(content.encode())
+    return tokenizer.parent / name
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_that_of_the_tokenizer(side: str, tokenizer: Path) -> None:
     made = tokenizers.Tokenizer.from_file(str(tokenizer))

@@ -465,3 +465,25 @@ def test_a_misspelt_model_and_a_folder_are_answered_with_what_is_there(tmp_path:
         graph.load(tmp_path / "modle.onnx")
     with pytest.raises(ModelError, match=r"a folder; name a model in it: model\.onnx"):
         graph.load(tmp_path)
+
+
+def test_weights_are_weights_though_only_some_are_listed_as_inputs() -> None:
+    text = "g (float[1,4] x, float[4,4] w, float k) => (float[1,4] y) { h = Gemm(x, w, b)  y = Mul(h, k) }"
+    made = graph.canonical(graph.load(tiny.proto(text, w=np.eye(4, dtype="f"), b=np.ones(4, "f"), k=np.float32(2))))
+    assert [v.name for v in made.graph.inputs] == ["x", "k"] and set(made.graph.initializers) == {"w", "b"}
+
+
+def test_an_input_with_a_default_is_no_place_for_a_label() -> None:
+    rows = np.random.default_rng(0).standard_normal((24, 8)).astype(np.float32)
+    options = {"mode": "dynamic", "measure": False}
+    plain = edgeopt.quantize(gained(), rows, **options).report.outputs
+    labelled = edgeopt.quantize(gained(), [(r[None], np.int64(7)) for r in rows], **options).report.outputs
+    assert plain[0].sqnr_db == pytest.approx(labelled[0].sqnr_db, abs=3)
+
+
+def test_a_default_is_in_what_a_result_gives_and_has_the_type_of_its_input(tmp_path: Path) -> None:
+    feeds = tiny.feeds(24, x=(1, 8))
+    made = edgeopt.quantize(gained(), feeds, mode="fp16", io_types="fp16", measure=False, output=tmp_path / "h.onnx")
+    for source in (made.proto.SerializeToString(), str(tmp_path / "h.onnx")):
+        session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
+        assert np.allclose(session.run(None, {"x": np.ones((1, 8), np.float16)})[0], 3)

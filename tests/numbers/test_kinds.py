@@ -138,6 +138,23 @@ def test_a_spectrum_that_falls_off_and_a_dead_channel_are_no_groups() -> None:
         assert [f.name for f in figures("signal", x, [v + np.float32(1e-5) for v in x])] == ["SI-SNR"]
 
 
+@pytest.mark.parametrize("shape", [(1, 400), (1, 80, 100), (1, 100, 80)])
+def test_a_signal_that_is_quiet_for_a_while_is_no_group(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(5)
+    time = np.where(np.arange(max(shape)) < max(shape) // 5, 1e-3, 1.0)
+    loud = time if shape[-1] == max(shape) else time[:, None]
+    x = [(rng.standard_normal(shape) * loud).astype(np.float32) for _ in range(8)]
+    rounded = [np.round(v * 30) / 30 for v in x]
+    assert all(f.close for f in figures("signal", x, rounded))
+
+
+def test_a_gain_is_no_error_of_a_group_either() -> None:
+    rng = np.random.default_rng(6)
+    x = [(rng.standard_normal((1, 8, 50)) * np.where(np.arange(8) < 4, 100, 1)[:, None]).astype("f") for _ in range(3)]
+    assert [f.name for f in figures("signal", x, x)] == ["SI-SNR", "weakest group of channels"]
+    assert all(f.value > 60 for f in figures("signal", x, [1.5 * v for v in x]))
+
+
 def test_a_large_mean_does_not_hide_the_error_of_what_varies() -> None:
     x = [100 + v for v in outputs("regression", 40)]
     constant = [np.full((1, 3), 100.0, np.float32) for _ in x]

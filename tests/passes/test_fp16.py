@@ -172,6 +172,7 @@ def test_a_bound_that_would_become_0_keeps_its_node_in_float32() -> None:
     x = np.float32([[0, 0, 0, 0], [1, 2, 3, 4]])
     (y,) = tiny.run(result, {"x": x})
     assert tiny.weights_of(result)["least"] == np.float32(1e-12)
+    assert not any(n.op_type == "Div" and v.dtype == HALF for n in result.graph for v in n.inputs if v is not None)
     assert np.isfinite(y).all() and np.allclose(y, tiny.run(model, {"x": x})[0], atol=1e-3)
 
 

@@ -743,3 +743,25 @@ def test_without_code_no_function_of_the_project_is_even_imported(old: str, new:
     with pytest.raises(UsageError, match=rf"{where}: 'mine:\w+' is code, and --no-code runs none"):
         edgeopt.run(file, code=False)
     assert not (file.parent / "RAN").exists() and not Path("RAN").exists()
+
+
+def test_a_file_called_like_a_function_does_not_let_code_through(file: Path) -> None:
+    (file.parent / "mine.py").write_text("open('RAN', 'w')\n")
+    (file.parent / "mine:score").touch()
+    edited(file, ("[gates", '[accuracy]\neval = "mine:score"\n[gates'))
+    with pytest.raises(UsageError, match="--no-code runs none"):
+        edgeopt.run(file, code=False)
+
+
+def test_a_folder_failed_of_the_users_is_neither_removed_nor_written_to(file: Path) -> None:
+    (out(file) / "failed").mkdir(parents=True)
+    (out(file) / "failed" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="failed: is not of a run"):
+        edgeopt.run(file)
+    assert (out(file) / "failed" / "mine.txt").read_text() == "mine"
+
+
+def test_a_release_beside_its_float_model_is_verified(file: Path) -> None:
+    edited(file, ("[gates", '[output]\nfolder = "."\n[gates'))
+    assert edgeopt.run(file).released
+    assert verify(file.parent)

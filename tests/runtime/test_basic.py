@@ -116,6 +116,12 @@ def test_a_constant_that_is_much_larger_than_what_makes_it_is_not_stored() -> No
     assert tiny.operators(basic(small)) == ["Mul"]
 
 
+def test_a_weight_that_is_made_of_a_constant_stays_one() -> None:
+    text = "g (float[1,256] x) => (float[1,256] y) { w = Tile(row, k)  y = MatMul(x, w) }"
+    result = basic(tiny.model(text, row=normal(32, 256), k=np.int64([8, 1])))
+    assert tiny.operators(result) == ["MatMul"]
+
+
 def test_metadata_and_producer_are_the_original_s() -> None:
     model = model_of("constants folded")
     model.metadata_props["labels"] = "cat,dog"
