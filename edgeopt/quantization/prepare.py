@@ -17,7 +17,7 @@ from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readabl
 from edgeopt.data.made_up import defaults
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
-from edgeopt.graph.ops import LAYERS, constant
+from edgeopt.graph.ops import LAYERS, constant, rule
 from edgeopt.graph.select import deciding_lengths, select
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
@@ -160,6 +160,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         *_warnings(calibration, feeds, problems),
         *oddities(held_looks, set(held_looks)),
         *_told_of_inputs(model),
+        *_told_of_included(simplified, include),
         *_told_of_lengths(simplified, lengths),
         *_told_of_outputs(model, found, chance_db, () if alike else reference),
     ):
@@ -226,6 +227,16 @@ def _told_of_inputs(model: ir.Model) -> Iterator[str]:
             f"the model is {', '.join(narrow)}: it is widened to float32 before all else, "
             "and its inputs and outputs keep their types"
         )
+
+
+def _told_of_included(model: ir.Model, include: frozenset[str]) -> Iterator[str]:
+    """What included nodes can give whose operator has no static integer kernel."""
+    nodes = [n for n in model.graph if n.name in include and not rule(n).inputs]
+    for op in sorted({n.op_type for n in nodes}):
+        names = [str(n.name) for n in nodes if n.op_type == op]
+        dynamic = "; --mode dynamic gives it integers whose scales are found at run time" if op == "LSTM" else ""
+        stored = "its weights are stored as int8" if op in LAYERS else "it stays float"
+        yield f"--include: {op} has no static integer kernel, so {stored}{dynamic}: {', '.join(names[:3])}"
 
 
 def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:

@@ -216,3 +216,13 @@ def test_what_decides_the_length_of_speech_stays_float_and_what_speaks_does_not(
     assert len(lengths) > 4 and [first.run(f)[0].size for f in samples] == [second.run(f)[0].size for f in samples]
     with pytest.raises(ValidityError, match="shape"):
         edgeopt.quantize(model, samples, mode="static", include=("Conv",), measure=False)
+
+
+def test_what_cannot_be_integer_says_what_it_can_give_when_it_is_included() -> None:
+    text = """g (float[5,1,8] x) => (float[5,1,1,16] y) {
+        y, h = GRU <hidden_size = 16> (x, w, r)  }"""
+    model = tiny.model(text, w=normal(1, 48, 8), r=normal(1, 48, 16, seed=1))
+    (node,) = [n for n in model.graph if n.op_type == "GRU"]
+    options = {"mode": "weights", "include": ("GRU",), "measure": False}
+    notes = edgeopt.quantize(graph.proto_bytes(model), tiny.feeds(24, x=(5, 1, 8)), **options).report.notes
+    assert f"--include: GRU has no static integer kernel, so its weights are stored as int8: {node.name}" in notes
