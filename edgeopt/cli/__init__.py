@@ -5,6 +5,7 @@ stderr.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -118,6 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         sys.stderr = cast("TextIO", _Stream(sys.stderr or _nowhere()))
         sys.stdout = cast("TextIO", told)
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(_Harmless())  # of libraries that log what a file says
         code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)
         told.flush()
         if not code and (out is None or told.failed is not None):
@@ -140,6 +143,13 @@ def main(argv: list[str] | None = None) -> None:
         if told.failed is not None:
             _forget_stdout()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Harmless(logging.Formatter):
+    """Log lines with what comes from files made harmless."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 class _Stream:

@@ -163,6 +163,15 @@ def _check(model: ir.Model, name: str) -> None:
         raise ModelError(f"{name}: the graph has no nodes; is it an ONNX model?")
     if not model.graph.outputs:
         raise ModelError(f"{name}: the graph has no outputs")
+    for node in model.graph.all_nodes():
+        texts = (
+            node.op_type,
+            node.domain,
+            node.name,
+            *(v.name for v in (*node.inputs, *node.outputs) if v is not None),
+        )
+        if any(isinstance(text, bytes) for text in texts):
+            raise ModelError(f"{name}: a node has a name that is no UTF-8 text: {texts[0]!r}")
     if not {"", "ai.onnx"} & model.opset_imports.keys():
         raise ModelError(f"{name}: the model imports no version of the ONNX operators")
 

@@ -487,3 +487,9 @@ def test_a_default_is_in_what_a_result_gives_and_has_the_type_of_its_input(tmp_p
     for source in (made.proto.SerializeToString(), str(tmp_path / "h.onnx")):
         session = ort.InferenceSession(source, providers=["CPUExecutionProvider"])
         assert np.allclose(session.run(None, {"x": np.ones((1, 8), np.float16)})[0], 3)
+
+
+def test_names_that_are_no_text_are_refused() -> None:
+    content = tiny.proto(SMALL).SerializeToString().replace(b"Relu", b"Re\xfeu")
+    with pytest.raises(ModelError, match="no UTF-8|not a readable ONNX model"):
+        graph.load(content)
