@@ -491,5 +491,5 @@ def test_a_default_is_in_what_a_result_gives_and_has_the_type_of_its_input(tmp_p
 
 def test_names_that_are_no_text_are_refused() -> None:
     content = tiny.proto(SMALL).SerializeToString().replace(b"Relu", b"Re\xfeu")
-    with pytest.raises(ModelError, match="no UTF-8|not a readable ONNX model"):
+    with pytest.raises(ModelError, match=r"no UTF-8|not a readable ONNX model"):
         graph.load(content)
