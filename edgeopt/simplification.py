@@ -55,7 +55,7 @@ def simplify(model: Source, options: Simplify) -> Simplified:
     """
     path, transformer = options.output, options.transformer
     if path is not None:
-        check_place(path, options.force, (model, options.data))
+        check_place(path, options.force, (options.data,))
     source = graph.canonical(graph.load(model))
     # the transformer fusions match the patterns written by exporters, so they run first
     fused = source if transformer is None else fuse(source, transformer, backend=options.backend)

@@ -17,7 +17,7 @@ from edgeopt.options.reading import Reading
 from edgeopt.options.texts import SIZE, TIME, Text
 
 _SEARCH_S, _REPAIR_S = 600.0, 60.0
-_DEFAULTS: dict[str, object] = {"bits": 8, "io_types": "keep", "keep": ()}
+_DEFAULTS: dict[str, object] = {"bits": 8, "io_types": "keep"}
 Bits = Literal[4, 8]
 
 
@@ -159,7 +159,7 @@ class Quantize(Placing):
             raise ValueError(f"{{prefer}} chooses among the results of {{mode}} auto, not of {self.mode}")
         if self.recipe is not None and self.mode not in ("auto", "static"):
             raise ValueError("{recipe} says how the model is made, {mode} too: one of them")
-        for field, mode in (("bits", "weights"), ("io_types", "fp16"), ("keep", "fp16")):
+        for field, mode in (("bits", "weights"), ("io_types", "fp16")):
             if field in self.model_fields_set and self.mode != mode and getattr(self, field) != _DEFAULTS[field]:
                 raise ValueError(f"{{{field}}} is of {{mode}} {mode}, not of {self.mode}")
         if self.max_drop is not None and self.metric is None:

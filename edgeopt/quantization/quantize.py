@@ -57,7 +57,7 @@ def quantize(model: Source, data: Data, options: Quantize) -> Result:
     journal = path is not None and options.searches and journal_of(path).is_file()
     source = graph.load(model)
     if path is not None:
-        check_place(path, options.force or journal, (model, data))
+        check_place(path, options.force or journal, (data,))
     if options.pareto is not None:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:

@@ -436,9 +436,8 @@ def test_a_stream_that_fails_changes_no_other_exit_code(redirected: str, here: P
 @pytest.mark.parametrize(
     "argv",
     [
-        ("quantize", "model.onnx", "--calib", "x.npy", "-o", "model.onnx", "--force"),
         ("quantize", "model.onnx", "--calib", "x.npy", "-o", "x.npy", "--force"),
-        ("simplify", "model.onnx", "-o", "model.onnx", "--force"),
+        ("simplify", "model.onnx", "--data", "x.npy", "-o", "x.npy", "--force"),
         ("sensitivity", "model.onnx", "--calib", "x.npy", "--picture", "model.onnx", "--force"),
         ("data", "x.npy", "--model", "model.onnx", "--sheet", "model.onnx", "--force"),
         ("init", "model.onnx", "--calib", "x.npy", "-o", "model.onnx", "--force"),
@@ -466,7 +465,6 @@ def test_samples_that_show_nothing_are_refused(run: Run, here: Path) -> None:
     [
         (("--mode", "static", "--bits", "4"), "--bits is of --mode weights"),
         (("--mode", "dynamic", "--io-types", "fp16"), "--io-types is of --mode fp16"),
-        (("--mode", "static", "--keep", "Gemm"), "--keep is of --mode fp16"),
     ],
 )
 def test_an_option_of_another_mode_is_refused(argv: tuple[str, ...], told: str, run: Run) -> None:
