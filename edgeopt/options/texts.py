@@ -51,6 +51,9 @@ def share(text: str) -> float:
     return number / 100 if text.strip().endswith("%") else number
 
 
+_FEW_BYTES = 1 << 16  # of which a number without a unit is a slip
+
+
 def size(text: str) -> int:
     """Parse a size such as `2G`, `500MB` or `1000000`, in bytes."""
     number = text.strip().lower().removesuffix("b").removesuffix("i")
@@ -60,6 +63,8 @@ def size(text: str) -> int:
         raise ValueError(f"{text!r} is no size; write 500MB or 2G") from e
     if found < 1:
         raise ValueError(f"{text!r}: at least a byte")
+    if found < _FEW_BYTES and text.strip()[-1:].isdigit():
+        raise ValueError(f"{text!r} is {found} bytes; write {text.strip()}G, or {text.strip()}M")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -68,10 +69,16 @@ def test_a_share_in_percent_is_a_hundredth_of_its_number(number: object) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("2G", 2_000_000_000), ("500MB", 500_000_000), ("1 k", 1000), ("64KiB", 64_000), ("7", 7)]
+    ("text", "expected"), [("2G", 2_000_000_000), ("500MB", 500_000_000), ("1 k", 1000), ("64KiB", 64_000), ("7B", 7)]
 )
 def test_sizes_as_people_write_them(text: str, expected: int) -> None:
     assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["2", "512", "0.5e3"])
+def test_a_few_bytes_are_asked_about(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"bytes; write {re.escape(text)}G, or"):
+        size(text)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("224", (224, 224)), ("224x192", (224, 192)), ("8,9", (8, 9))])
