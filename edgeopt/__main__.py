@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from edgeopt.errors import INTERRUPTED
+_INTERRUPTED = 128 + signal.SIGINT  # exit code
 
 
 def run() -> None:
@@ -22,7 +22,7 @@ def run() -> None:
         sys.stderr.write("interrupted\n")
         _leave()
     except SystemExit as e:
-        if e.code != INTERRUPTED:
+        if e.code != _INTERRUPTED:
             raise
         _leave()
 
@@ -32,7 +32,7 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # full, closed, or None
             stream.flush()
-    os._exit(INTERRUPTED)
+    os._exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

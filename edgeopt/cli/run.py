@@ -173,12 +173,11 @@ def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
     \b
     Example: edgeopt init model.onnx --calib images/
     """
-    from edgeopt import graph
     from edgeopt.files import check_place
-    from edgeopt.release.project.starter import starter
+    from edgeopt.release.project.starter import starter, weight_bytes
 
     check_place(output, force, (model, calib))
-    size = graph.size_bytes(graph.load(model))
+    size = weight_bytes(model)
     beside = model.parent / "calibration_data"
     if calib is None:
         calib = str(beside) if beside.is_dir() else "random"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ _SIDE = 128  # pixels of a picture on the sheet
 _GAP = 4
 _ON_SHEET = 24
 _TEXTS = 3
+_SHOWN = 5  # of shapes, and of samples that were skipped
 
 
 @dataclass
@@ -42,6 +43,18 @@ class InputFacts:
     ends: float | None = None
     constant: int = 0
 
+    def describe(self, count: int) -> str:
+        """One line; count: the number of samples."""
+        sizes = " or ".join("x".join(map(str, s)) or "scalar" for s in self.shapes[:_SHOWN])
+        more = f" ({len(self.shapes)} shapes)" if len(self.shapes) > _SHOWN else ""
+        constant = f"; {self.constant} of {count} samples are constant" if self.constant else ""
+        given = (self.mean, self.std, self.low, self.high)
+        if self.ends is None or any(x is None for x in given):
+            return f"{self.dtype} {sizes}{more}; no figures: no numbers, or NaN among them{constant}"
+        mean, std, low, high = (f"{x:.4g}" for x in given)
+        figures = f"mean {mean}, std {std}, {low} ... {high}, {self.ends:.1%} at these ends"
+        return f"{self.dtype} {sizes}{more}; {figures}{constant}"
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -60,6 +73,21 @@ class Preview:
     notes: tuple[str, ...]
     inputs: Mapping[str, InputFacts]
     texts: tuple[str, ...] = ()
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """(name, text) of everything, for a table."""
+        looked = "" if self.read + len(self.skipped) == self.count else f"; {self.read} looked at (--samples)"
+        yield "samples", f"{self.count}, {self.kind}{looked}"
+        for note in self.notes:
+            yield "note", note
+        for name, facts in self.inputs.items():
+            yield f"input {name}", facts.describe(self.read)
+        for i, text in enumerate(self.texts, 1):
+            yield f"tokens {i}", text
+        for name, reason in list(self.skipped.items())[:_SHOWN]:
+            yield "skipped", reason if name in reason else f"{name}: {reason}"
+        if len(self.skipped) > _SHOWN:
+            yield "", f"... and {len(self.skipped) - _SHOWN} more"
 
 
 def preview(found: Samples, feeds: Mapping[str, Feed], skipped: Mapping[str, str], tokenizer: Path | None) -> Preview:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import platform
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.files import text_of, toml_of
 from edgeopt.hardware.host import cpu_features
 from edgeopt.numbers.grid import QType
 
@@ -121,7 +121,7 @@ def _named(name: str) -> Target:
 
 def _read(path: Path) -> Target:
     try:
-        text = text_of(path)
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as e:
         raise UsageError(f"target {path}: cannot be read ({e})") from e
     return _parsed(path.stem, text, str(path))
@@ -129,10 +129,10 @@ def _read(path: Path) -> Target:
 
 def _parsed(name: str, text: str, place: str) -> Target:
     try:
-        return Target.model_validate({"name": name, **toml_of(text)})
+        return Target.model_validate({"name": name, **tomllib.loads(text)})
     except ValidationError as e:
         raise UsageError("\n".join(_told(error, text, place) for error in e.errors()[:3])) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UsageError(f"{place}: {e}") from e
 
 

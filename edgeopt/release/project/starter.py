@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+
+from edgeopt import graph
 
 _TEMPLATE = """\
 # What edgeopt run builds, measures and demands of {model}. Every key is described by: edgeopt schema project
@@ -59,6 +62,11 @@ def starter(model: str, name: str, data: str, size_bytes: int) -> str:
     """The text of a project file for `model` with samples at `data`; no variant may be larger than the model is."""
     megabytes = max(1, math.ceil(size_bytes * 1.05 / 1e4)) / 100
     return _TEMPLATE.format(model=_quoted(model), name=_quoted(name), data=_quoted(data), size=f'"{megabytes:.2f} MB"')
+
+
+def weight_bytes(model: Path) -> int:
+    """The size of the weights of a model in bytes."""
+    return graph.size_bytes(graph.load(model))
 
 
 def _quoted(text: str) -> str:
