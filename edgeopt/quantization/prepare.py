@@ -130,12 +130,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     target = targets.load(options.target)
     single = unfolded(widened(model))
     simplified = simplify(single)
-    # names are also looked up in the original model, so that naming a node that was folded away is not an error
-    exclude, include = (select([model, simplified], names) for names in (options.exclude, options.include))
-    keep = select([model, simplified], options.keep)
-    lengths = deciding_lengths(simplified) - include if options.mode != "fp16" else frozenset[str]()
-    left = exclude | lengths | (keep if options.mode == "fp16" else frozenset())
-    recipe = _recipe(options, [model, simplified], left, include)
+    recipe, include, lengths = _choices(options, model, simplified)
     session = open_session(model if _runs(model) else single, threads=1)
     given = read(data, specs(model), options, session.run)
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
@@ -182,6 +177,18 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         reference_later=tuple(steps_on(session, feed, fed) for _, feed in feeds[:_LATER] if fed),
         chance_db=chance_db,
     )
+
+
+def _choices(options: Quantize, model: ir.Model, simplified: ir.Model) -> tuple[Recipe, frozenset[str], frozenset[str]]:
+    """(the recipe that the options ask for, the nodes that they include, the nodes that decide lengths).
+
+    Names are also looked up in the original model, so that naming a node that was folded away is not an error.
+    """
+    both = [model, simplified]
+    exclude, include, keep = (select(both, names) for names in (options.exclude, options.include, options.keep))
+    lengths = deciding_lengths(simplified) - include if options.mode != "fp16" else frozenset[str]()
+    left = exclude | lengths | (keep if options.mode == "fp16" else frozenset())
+    return _recipe(options, both, left, include), include, lengths
 
 
 def _resources(

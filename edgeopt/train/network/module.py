@@ -81,15 +81,7 @@ class OnnxModule(nn.Module):
         self._step_names = [n for n in self._step_names if n in chosen]
         self.trained = [n for n in names if n in chosen - set(self._step_names) or n in self.masters]
         for name in names:
-            tensor = torch.from_numpy(np.array(_array(raised, name), copy=True))
-            if name in self.masters:
-                master = self.masters[name]
-                zero = (
-                    None if master.zero_point is None else torch.from_numpy(np.array(self._values[master.zero_point]))
-                )
-                tensor = OPS["DequantizeLinear"](
-                    tensor, torch.from_numpy(np.array(self._values[master.scale])), zero, axis=master.axis
-                )
+            tensor = self._start(name, raised)
             if name in self.trained:
                 self.weights.append(nn.Parameter(tensor, requires_grad=name in chosen))
                 self._parameter_slots.append(self.names[name])
@@ -100,6 +92,17 @@ class OnnxModule(nn.Module):
                 self._fixed[self.names[name]] = tensor
         self._step_names = [n for n in names if n in self._step_names]
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
+
+    def _start(self, name: str, raised: ir.Model) -> Tensor:
+        """The initializer `name` as it begins: a master is the float weight of its integers."""
+        tensor = torch.from_numpy(np.array(_array(raised, name), copy=True))
+        if name not in self.masters:
+            return tensor
+        master = self.masters[name]
+        zero = None if master.zero_point is None else torch.from_numpy(np.array(self._values[master.zero_point]))
+        scale = torch.from_numpy(np.array(self._values[master.scale]))
+        found: Tensor = OPS["DequantizeLinear"](tensor, scale, zero, axis=master.axis)
+        return found
 
     def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs by name, and the inner values called `taps`."""

@@ -326,6 +326,16 @@ def _gates(t: Tensor, order: Sequence[int], hidden: int) -> Tensor:
     return torch.cat([blocks[i] for i in order])
 
 
+def _by_direction(w: Tensor, r: Tensor, b: Tensor | None, gates: Sequence[int], hidden_size: int) -> list[Tensor]:
+    """Weights and biases as torch's kernels take them: those of each direction one after the other."""
+    found = []
+    for d in range(w.shape[0]):
+        found += [_gates(w[d], gates, hidden_size), _gates(r[d], gates, hidden_size)]
+        if b is not None:
+            found += [_gates(half, gates, hidden_size) for half in b[d].chunk(2)]
+    return found
+
+
 def recurrent(kind: str, gates: Sequence[int]) -> Op:
     """LSTM, GRU and RNN by torch's kernels; gates: ONNX's order in torch's."""
 
@@ -364,11 +374,7 @@ def recurrent(kind: str, gates: Sequence[int]) -> Op:
         if lengths is not None and any(n != x.shape[0] for n in ints(lengths) or []):
             raise Unsupported("sequences of several lengths in a batch")
         directions = w.shape[0]
-        weights = []
-        for d in range(directions):
-            weights += [_gates(w[d], gates, hidden_size), _gates(r[d], gates, hidden_size)]
-            if b is not None:
-                weights += [_gates(half, gates, hidden_size) for half in b[d].chunk(2)]
+        weights = _by_direction(w, r, b, gates, hidden_size)
         zero = x.new_zeros(directions, x.shape[1], hidden_size)
         states = [zero if s is None else (s.transpose(0, 1) if layout else s).contiguous() for s in (h, c)]
         x = x.flip(0) if direction == "reverse" else x
