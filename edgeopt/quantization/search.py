@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,6 +59,9 @@ class Attempt:
         return Figures(self.score, self.sqnr_db, self.agreement)
 
 
+_LEAST_SHARE = 1 / 3
+
+
 @dataclass
 class Search:
     """The state of a search.
@@ -71,6 +74,7 @@ class Search:
     feeds: Sequence[tuple[str, Feed]]
     reference: Sequence[Outputs]
     deadline: float
+    clock: Callable[[], float]
     first: Draft
     journal: Journal
     enough: float | None = None
@@ -114,7 +118,7 @@ class Search:
 
     def left(self) -> float:
         """Time left, in seconds."""
-        return self.deadline - time.monotonic()
+        return self.deadline - self.clock()
 
     def _attempt(self, what: str, made: Draft) -> Attempt:
         session = open_session(made.model)
@@ -172,7 +176,7 @@ class Search:
                 yield self.best.draft
 
     def _tried(self, what: str, recipe: Recipe, faster: bool) -> str:
-        start = time.monotonic()
+        start = self.clock()
         try:
             made = draft(self.task, recipe, "static")
             if made is None or not made.static:
@@ -182,7 +186,7 @@ class Search:
             self.task.note(f"search: {what}: passed over: {e}")
             return f"failed: {e}"
         finally:
-            self.longest = max(self.longest, time.monotonic() - start)
+            self.longest = max(self.longest, self.clock() - start)
 
     def train(self) -> None:
         """Train the best model so far, if there is enough time and torch is installed."""
@@ -201,6 +205,19 @@ class Search:
             self.task.note(f"search: training is not possible: {e}")
 
 
+def own_time() -> Callable[[], float]:
+    """A clock in seconds for which the time that other programs take does not count, up to two thirds of it: a busy
+    machine must not change what a repair finds.
+    """
+    wall, cpu = time.monotonic(), time.process_time()
+
+    def now() -> float:
+        real = time.monotonic() - wall
+        return min(real, max(time.process_time() - cpu, real * _LEAST_SHARE))
+
+    return now
+
+
 def start(task: Task, first: Draft, output: Path | None = None, *, enough: float | None = None) -> Search | None:
     """A search that starts from `first` (static) with the task's time budget; its journal is beside `output`.
 
@@ -212,12 +229,13 @@ def start(task: Task, first: Draft, output: Path | None = None, *, enough: float
     feeds, _ = readable(task.start.samples[:SELECTION], total=len(task.start.samples))
     if not feeds or not first.static:
         return None
-    deadline = time.monotonic() + task.options.search_s
+    clock = time.monotonic if task.options.searches or task.options.budget_s is not None else own_time()
+    deadline = clock() + task.options.search_s
     reference = run_all(task.float_session, feeds, workers=cores())
     known = journal(task, output)
     task.cache.costs = task.cache.costs or known.costs
     try:
-        found = Search(task, feeds, reference, deadline, first, known, enough)
+        found = Search(task, feeds, reference, deadline, clock, first, known, enough)
     except EdgeoptError:
         known.remove()
         raise

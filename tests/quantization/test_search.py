@@ -23,7 +23,7 @@ from edgeopt.quantization.moves import MOVES, Move
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.report import Report
-from edgeopt.quantization.search import Attempt, Search, start
+from edgeopt.quantization.search import Attempt, Search, own_time, start
 from edgeopt.quantization.state import State
 from edgeopt.quantization.steps import Grids, Round
 from edgeopt.runtime.measure import PairedLatency
@@ -613,3 +613,15 @@ def settled_db(task: Task, recipe: Recipe) -> float:
 def test_a_rule_that_was_asked_for_stays(choices: dict[str, Any]) -> None:
     task = searching(**choices)
     assert settled(task) == task.recipe
+
+
+def test_the_time_of_other_programs_does_not_count_for_a_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, cpu = [0.0], [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: wall[0])
+    monkeypatch.setattr("time.process_time", lambda: cpu[0])
+    clock = own_time()
+    found = []
+    for real, own in ((10, 10), (20, 15), (30, 12), (30, 5), (30, 60)):
+        wall[0], cpu[0] = real, own
+        found.append(clock())
+    assert found == [10, 15, 12, 10, 30]
