@@ -73,7 +73,7 @@ class Reading(Preprocess):
     tokenizer: Path | None = Field(default=None, description="tokenizer.json for text.")
     column: str | None = Field(default=None, description="Column of text in .csv or .jsonl. [default: found out]")
     sample_rate: int | None = Field(
-        default=None, ge=1, description="Sampling rate of the model in Hz, to which sound is resampled."
+        default=None, ge=1, le=768_000, description="Sampling rate of the model in Hz, to which sound is resampled."
     )
     samples: int = Field(default=128, ge=1, description="How many are read.")
     sample_seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are taken.")
