@@ -29,7 +29,7 @@ with contextlib.suppress(ImportError):  # not on Windows
     _fcntl = fcntl
 
 
-_TEMPORARY = "edgeopt."
+_TEMPORARY = "edgeopt.tmp-"  # and eight characters of tempfile's
 _YOUNG_S = 60.0
 
 
@@ -60,10 +60,12 @@ def _held(folder: Path) -> Iterator[bool]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
+        try:
+            _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+            ours = True
+        except OSError:  # held by another process, or a file system without locks
+            ours = False
+        yield ours
     finally:
         os.close(descriptor)
 
@@ -71,7 +73,7 @@ def _held(folder: Path) -> Iterator[bool]:
 @functools.cache
 def _sweep_temporary() -> None:
     """Remove temporary folders of killed processes, once: those that nobody holds. A young one may not be held yet."""
-    for found in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+    for found in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}{'?' * 8}"):
         with contextlib.suppress(OSError):
             young = time.time() - found.stat().st_mtime < _YOUNG_S
             with contextlib.nullcontext(False) if young else _held(found) as ours:
@@ -205,17 +207,21 @@ def _exists(path: Path) -> bool:
     return True
 
 
+_NO_SAMPLES = frozenset({".onnx", ".toml", ".json", ".svg", ".html"})
+
+
 def check_place(path: Path, force: bool, reads: Iterable[object] = ()) -> None:
     """Check that an output file can be written to `path`.
 
-    reads: what the command reads; paths among it, and files in folders among it, are never overwritten.
+    reads: what the command reads; paths among it, and samples in folders among it, are never overwritten.
 
     Raises:
         UsageError: it exists already (and not `force`), is read, its folder does not exist, or it cannot be a file.
     """
     try:
         for read in (Path(r) for r in reads if isinstance(r, str | Path) and path.exists()):
-            inside = read.is_dir() and path.resolve().is_relative_to(read.resolve())
+            sample = path.suffix.lower() not in _NO_SAMPLES
+            inside = read.is_dir() and sample and path.resolve().is_relative_to(read.resolve())
             if read.exists() and (path.resolve() == read.resolve() or inside):
                 raise UsageError(f"{path}: is what the command reads; choose another name")
         if path.is_dir() or not path.parent.is_dir():

@@ -114,3 +114,22 @@ def test_what_a_killed_process_left_in_the_temporary_folder_is_swept(tmp_path: P
     assert left.exists()
     subprocess.run([sys.executable, "-c", again], env=environment, check=True)
     assert names(tmp_path) == {"other.x"}
+
+
+def test_a_folder_of_the_users_is_never_swept(tmp_path: Path) -> None:
+    for name in ("edgeopt.results", "edgeopt.tmp-results-of-mine"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    code = "from edgeopt.files import temporary_folder\nwith temporary_folder(): pass"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=True)
+    assert names(tmp_path) == {"edgeopt.results", "edgeopt.tmp-results-of-mine"}
+
+
+def test_without_locks_folders_are_made_and_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with files.temporary_folder() as folder:
+        assert folder.is_dir()
+    assert not folder.exists()

@@ -196,6 +196,8 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
             if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
+            if image.format == "TIFF":
+                image.load()  # which Pillow turns upright by itself
             turn = _turn(image) if recipe.exif == "apply" else None
             pixels = _pixels(image if turn is None else image.transpose(turn), recipe)
     except UNREADABLE as e:

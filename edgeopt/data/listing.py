@@ -50,6 +50,5 @@ def _walk(path: Path, problems: list[OSError]) -> Iterator[Path]:
             try:
                 if file.is_file():
                     yield file
-            except OSError as e:  # a folder that may be listed and not entered
+            except OSError as e:  # of a folder that may be listed and not entered, all of them
                 problems.append(e)
-                break

@@ -156,7 +156,8 @@ def _of_json(file: Path, column: str | None) -> _Texts:
     fields = list(dict.fromkeys(k for row in rows for k in row))
     if column is not None and column not in fields:
         raise UsageError(f"--column {column}: no such field in {file}{suggestion(column, fields)}")
-    wanted = column or _best([(k, [v for row in rows if isinstance(v := row.get(k), str)]) for k in fields])
+    best = _best([(k, [v for row in rows if isinstance(v := row.get(k), str)]) for k in fields])
+    wanted = column or (None if best is None else fields[best])
     notes = () if wanted is None or fields == [wanted] else (f"text: field {wanted!r} of {file.name}",)
     return _Texts([(i, _string(item, wanted, f"{file}:{i}", strict=column is not None)) for i, item in found], notes)
 
@@ -182,8 +183,7 @@ def _of_csv(file: Path, column: str | None) -> _Texts:
     head = [line for line, _ in zip(lines(), range(_LOOKED_AT), strict=False)]
     tabs = file.suffix.lower() == ".tsv"
     separator = "\t" if tabs else max(_SEPARATORS, key=lambda s: _columns(head, s)) if head else ","
-    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    rows = [row for row in csv.reader(lines(), delimiter=separator, quoting=quoting) if row]
+    rows = [row for row in csv.reader(lines(), delimiter=separator, quoting=_quoting(lines(), tabs)) if row]
     width = max((len(row) for row in rows), default=0)
     below = [[row[i] for row in rows[1 : _LOOKED_AT + 1] if len(row) > i] for i in range(width)]
     named = bool(rows) and _has_header(rows[0], below, column)
@@ -191,14 +191,26 @@ def _of_csv(file: Path, column: str | None) -> _Texts:
     columns = list(zip(names, below, strict=True))
     if column is not None and column not in names and not (column.isdigit() and 1 <= int(column) <= width):
         raise UsageError(f"--column {column}: no such column in {file}{suggestion(column, names)}")
-    wanted = column or _best(
-        columns if named else [(n, [rows[0][int(n) - 1], *c]) for n, c in columns if int(n) <= len(rows[0])]
-    )
-    if wanted is None:
+    whole = columns if named else [(n, [*rows[0][i : i + 1], *cells]) for i, (n, cells) in enumerate(columns)]
+    at = _best(whole)
+    if column is not None:
+        at = names.index(column) if column in names else int(column) - 1
+    if at is None:
         return _Texts([])
-    at = names.index(wanted) if wanted in names else int(wanted) - 1
+    wanted = names[at] or str(at + 1)
     notes = () if width == 1 else (f"text: column {wanted!r} of {file.name}{'' if named else ', without a header'}",)
     return _Texts([(i, row[at]) for i, row in enumerate(rows[named:], 1) if len(row) > at and row[at]], notes)
+
+
+def _quoting(lines: Iterator[str], tabs: bool) -> Any:
+    """Whether quotes are those of csv: in a file of tabs only if all that open in a cell are closed in it."""
+    if not tabs:
+        return csv.QUOTE_MINIMAL
+    rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
+    opened = [c for row in rows for c in row if c.startswith('"')]
+    even = len({len(row) for row in rows}) == 1
+    closed = all(len(c) > 1 and c.endswith('"') for c in opened)
+    return csv.QUOTE_NONE if even and not closed else csv.QUOTE_MINIMAL
 
 
 def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
@@ -212,14 +224,16 @@ def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
 
 def _has_header(first: Sequence[str], below: Sequence[Sequence[str]], column: str | None) -> bool:
     """Whether the first row names the columns: with a known name, or a name above numbers, or one word above texts."""
-    if column in first or any(cell.strip().lower() in _NAMES for cell in first):
+    if (column in first and not str(column).isdigit()) or any(cell.strip().lower() in _NAMES for cell in first):
         return True
     if any(_number(cell) for cell in first):
         return False
     pairs = list(zip(first, below, strict=False))
     numbers = any(cells and all(_number(c) for c in cells) for _, cells in pairs)
     words = any(
-        " " not in cell.strip() and cells and 2 * sum(" " in c.strip() for c in cells) >= len(cells)
+        re.fullmatch(r"[a-z][a-z0-9_-]*", cell.strip())
+        and cells
+        and 2 * sum(" " in c.strip() for c in cells) >= len(cells)
         for cell, cells in pairs
     )
     return numbers or words
@@ -233,12 +247,16 @@ def _number(cell: str) -> bool:
     return True
 
 
-def _best(columns: Sequence[tuple[str, Sequence[str]]]) -> str | None:
-    """The column of text: one that is called so, else the one with the most letters; None if there is no text."""
-    filled = {key.strip().lower(): key for key, cells in reversed(columns) if any(cells)}
-    known = next((filled[name] for name in _NAMES if name in filled), None)
-    letters = {key: sum(c.isalpha() + c.isspace() for cell in cells for c in cell) for key, cells in reversed(columns)}
-    return known or max((k for k in letters if letters[k]), key=letters.__getitem__, default=None)
+def _best(columns: Sequence[tuple[str, Sequence[str]]]) -> int | None:
+    """The position of the column of text: one that is called so, else the one with the most letters; None if there is
+    no text.
+    """
+    filled = [i for i, (_, cells) in enumerate(columns) if any(cells)]
+    called = {columns[i][0].strip().lower(): i for i in reversed(filled)}
+    known = next((called[name] for name in _NAMES if name in called), None)
+    letters = {i: sum(c.isalpha() + c.isspace() for cell in columns[i][1] for c in cell) for i in filled}
+    most = max((i for i in filled if letters[i]), key=letters.__getitem__, default=None)
+    return most if known is None else known
 
 
 def _sample(line: str | DataError, where: str, encode: Callable[[str], Feed]) -> Feed:

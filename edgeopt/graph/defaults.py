@@ -25,18 +25,25 @@ _PARAMETERS = {
 _INPUTS_ARE_WEIGHTS = 4  # IR version below which every weight had to be an input
 
 
-def set_aside(model: ir.Model) -> None:
-    """Turn inputs of `model` that have a default into plain inputs, in place.
+def names(model: ir.Model) -> frozenset[str]:
+    """The inputs of a canonical model that have a default."""
+    return frozenset(str(v.name) for v in model.graph.inputs if _KEY in v.metadata_props)
+
+
+def set_aside(model: ir.Model, always: frozenset[str] = frozenset()) -> None:
+    """Turn inputs of `model` that have a default into plain inputs, in place; always: names that are known to be ones.
 
     Those that are weights of a layer, or large, are weights and no inputs; so is everything in files of IR version 3,
     and in those that list every weight as an input.
     """
     graph = model.graph
     both = [v for v in graph.inputs if v.name in graph.initializers]
-    if model.ir_version < _INPUTS_ARE_WEIGHTS or (len(both) == len(graph.initializers) and len(both) > 1):
-        return
+    old = model.ir_version < _INPUTS_ARE_WEIGHTS or (len(both) == len(graph.initializers) and len(both) > 1)
     for value in both:
-        if value.const_value is None or value.const_value.size > _MOST_ELEMENTS or _is_weight(value):
+        if value.const_value is None or value.dtype == ir.DataType.STRING:
+            continue
+        weight = old or value.const_value.size > _MOST_ELEMENTS or _is_weight(value)
+        if weight and value.name not in always:
             continue
         del graph.initializers[str(value.name)]
         tensor = onnx.numpy_helper.from_array(value.const_value.numpy(), str(value.name))

@@ -31,8 +31,10 @@ _MOST_NODES = 1_000_000
 _LEAST_IR = 4  # from which weights need not be inputs
 
 
-def canonical(model: ir.Model) -> ir.Model:
+def canonical(model: ir.Model, optional: frozenset[str] = frozenset()) -> ir.Model:
     """A copy in canonical form (see the module docstring) that shares the tensors of `model`.
+
+    optional: inputs that are known to have a default, where a tool made the model of a canonical one.
 
     Raises:
         ModelError: a pass rejected the model, or an input is not a tensor.
@@ -49,7 +51,7 @@ def canonical(model: ir.Model) -> ir.Model:
     ]
     _check_functions(model)
     try:
-        copy = Sequential(*steps)(_copy(model)).model
+        copy = Sequential(*steps)(_copy(model, optional)).model
     except (*MALFORMED, ir.passes.PassError) as e:
         raise ModelError(f"the graph cannot be brought into canonical form: {root_cause(e)}") from e
     if len(copy.graph) == 0:
@@ -85,7 +87,7 @@ def _check_functions(model: ir.Model) -> None:
         raise ModelError(f"its functions make {total} nodes of it; a model may have {_MOST_NODES}")
 
 
-def _copy(model: ir.Model) -> ir.Model:
+def _copy(model: ir.Model, optional: frozenset[str]) -> ir.Model:
     """A clone in topological order, with the domain "ai.onnx" replaced by its short name ""."""
     try:
         copy = model.clone()
@@ -96,7 +98,7 @@ def _copy(model: ir.Model) -> ir.Model:
     for node in copy.graph.all_nodes():
         if node.domain == "ai.onnx":
             node.domain = ""
-    defaults.set_aside(copy)
+    defaults.set_aside(copy, optional)
     if copy.ir_version < _LEAST_IR:
         imports = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
         copy.ir_version = max(_LEAST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))

@@ -64,7 +64,9 @@ def size(text: str) -> int:
     if found < 1:
         raise ValueError(f"{text!r}: at least a byte")
     if found < _FEW_BYTES and text.strip()[-1:].isdigit():
-        raise ValueError(f"{text!r} is {found} bytes; write {text.strip()}G, or {text.strip()}M")
+        raise ValueError(
+            f"{text!r} is {found} bytes; write a unit: {text.strip()}M, {text.strip()}G or {text.strip()}B"
+        )
     return found
 
 

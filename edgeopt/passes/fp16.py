@@ -23,7 +23,10 @@ from edgeopt.graph.ops import constant
 LARGEST = 65504.0
 _ROUNDS_TO_0 = 2.0**-25
 _DIVIDES = frozenset({"Div", "Log", "Mul"})
-_PASSES_ON = frozenset({"Sqrt", "Reciprocal", "Pow", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
+_PASSES_ON = frozenset(
+    {"Sqrt", "Reciprocal", "Pow", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"}
+    | {"Transpose", "Concat", "Tile", "Slice", "Gather", "Cast", "Flatten", "Neg", "Abs"}
+)
 _HALF, _SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
@@ -48,13 +51,12 @@ def fp16(
     magnitude by value name.
     """
     copy = model.clone()
+    behind = _behind_small(copy)
     plan = {
         n: half
         for n in copy.graph.all_nodes()
-        if n.name not in keep and (half := _half(n, copy, peaks or {})) is not None
+        if n.name not in keep and n not in behind and (half := _half(n, copy, peaks or {})) is not None
     }
-    for node in _behind_small(copy):
-        plan.pop(node, None)
     were_single: set[ir.Value] = set()
     for source in copy.graph.inputs:
         if not io_keep and source.dtype == _SINGLE:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import ModelError
 from edgeopt.files import temporary_folder
+from edgeopt.graph import defaults
 from edgeopt.graph.edit import Names, drop_unused, initializer
 from edgeopt.graph.edit import node as make
 from edgeopt.graph.facts import above_protobuf
@@ -35,7 +36,7 @@ def basic(model: ir.Model) -> ir.Model:
         if len(optimized.graph) == 0:
             raise ModelError("nothing is computed from the inputs: the outputs are constants")
         with embedded(optimized) as whole:
-            result = canonical(whole)
+            result = canonical(whole, defaults.names(model))
     _share(result, model)
     _unfold(result, model)
     result.metadata_props.update(model.metadata_props)

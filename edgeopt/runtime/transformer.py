@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import ModelError, UsageError, extra
 from edgeopt.files import temporary_folder
+from edgeopt.graph import defaults
 from edgeopt.graph.form import canonical
 from edgeopt.graph.serialization import embedded, load, write
 
@@ -72,4 +73,4 @@ def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int
                 raise UsageError(f"{backend} is not complete ({last}): {extra(missing)}")
             raise ModelError(f"{backend} failed on this model: {last}")
         with embedded(load(out)) as whole:
-            return canonical(whole)
+            return canonical(whole, defaults.names(model))

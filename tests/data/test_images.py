@@ -252,6 +252,17 @@ def test_every_orientation_is_that_of_pillow(orientation: int, tmp_path: Path) -
     assert np.array_equal(found[0].transpose(1, 2, 0), upright)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_is_the_same_picture_as_a_turned_png(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(PIXELS).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
+    size = (6, 4) if orientation > 4 else (4, 6)
+    png, tif = (read(tmp_path / name, spec(1, 3, *size), scale=1.0, resize=size) for name in ("a.png", "a.tif"))
+    assert np.array_equal(png, tif)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_broken_exif_is_no_broken_picture(suffix: str, tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / f"a.{suffix}", exif=b"Exif\0\0MM\0*", quality=95)

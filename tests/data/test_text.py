@@ -143,6 +143,23 @@ def test_quotes_in_a_file_of_tabs_are_text(tokenizer: Path) -> None:
     assert len(ids("a.tsv", 'id\ttext\n1\t"cat\n2\tdog\n', tokenizer)) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.tsv", 'text\tlabel\n"a ""quoted"" text"\t1\n"two\nlines"\t0\n', ['a "quoted" text', "two\nlines"]),
+        ("a.csv", "great movie,1\nbad film indeed,0\n", ["great movie", "bad film indeed"]),
+        ("a.csv", "Excellent\nvery good movie\nbad\nnice one\n", ["Excellent", "very good movie", "bad", "nice one"]),
+        ("a.csv", "text,text\n,cat\n,dog\n", ["cat", "dog"]),
+    ],
+    ids=["quoted tabs", "no header", "one column", "an empty twin"],
+)
+def test_the_texts_are_these(name: str, content: str, expected: list[str], tokenizer: Path) -> None:
+    column = "1" if "great" in content else None
+    found = open_data(_file(tokenizer, name, content), inputs(), Reading(tokenizer=tokenizer, column=column)).samples
+    order = sorted(found, key=lambda sample: int(sample[0].rpartition(":")[2]))
+    assert [read.args[0] for _, read in order] == expected
+
+
 def test_a_row_without_the_column_that_was_said_is_unreadable(tokenizer: Path) -> None:
     lines = (
         [json.dumps({"body": "cat"})] * 60 + [json.dumps({"id": "dog"})] + [json.dumps({"body": "cat", "late": "dog"})]

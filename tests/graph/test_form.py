@@ -493,3 +493,17 @@ def test_names_that_are_no_text_are_refused() -> None:
     content = tiny.proto(SMALL).SerializeToString().replace(b"Relu", b"Re\xfeu")
     with pytest.raises(ModelError, match=r"no UTF-8|not a readable ONNX model"):
         graph.load(content)
+
+
+def test_a_bias_with_a_default_stays_an_input_though_it_is_fused() -> None:
+    text = """g (float[1,64] x, float[64] b) => (float[1,8] y) {
+        h = MatMul(x, w)  k = Add(h, b)  r = Relu(k)  y = MatMul(r, v) }"""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((64, 64)), "v": rng.standard_normal((64, 8)), "b": rng.standard_normal(64)}
+    made = tiny.proto(text, **{k: v.astype(np.float32) for k, v in weights.items()})
+    for mode in ("weights", "fp16", "dynamic"):
+        result = edgeopt.quantize(made, tiny.feeds(24, x=(1, 64)), mode=mode, measure=False)
+        assert [v.name for v in result.model.graph.inputs] == ["x", "b"]
+        zero = {"x": np.ones((1, 64), np.float32), "b": np.zeros(64, np.float32)}
+        plain = open_session(graph.canonical(graph.load(made))).run(zero)[0]
+        assert tiny.sqnr_db(plain, open_session(result.model).run(zero)[0]) > 20

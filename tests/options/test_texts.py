@@ -77,7 +77,7 @@ def test_sizes_as_people_write_them(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["2", "512", "0.5e3"])
 def test_a_few_bytes_are_asked_about(text: str) -> None:
-    with pytest.raises(ValueError, match=rf"bytes; write {re.escape(text)}G, or"):
+    with pytest.raises(ValueError, match=rf"bytes; write a unit: {re.escape(text)}M"):
         size(text)
 
 

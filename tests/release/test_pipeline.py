@@ -765,3 +765,20 @@ def test_a_release_beside_its_float_model_is_verified(file: Path) -> None:
     edited(file, ("[gates", '[output]\nfolder = "."\n[gates'))
     assert edgeopt.run(file).released
     assert verify(file.parent)
+
+
+def test_a_failed_run_that_writes_less_evidence_leaves_the_release_verified(file: Path) -> None:
+    edgeopt.run(file)
+    assert (out(file) / "report.html").is_file()
+    edited(file, ("[gates", '[output]\nhtml = false\n[gates.half]\nsize.file = { max = "1 B" }\n[gates'))
+    assert not edgeopt.run(file).released
+    assert verify(out(file))
+    shutil.rmtree(out(file) / "failed")
+    assert verify(out(file))
+
+
+def test_another_file_with_the_name_of_the_source_is_not_known(file: Path) -> None:
+    edgeopt.run(file)
+    (out(file) / "model.onnx").write_bytes(b"junk")
+    with pytest.raises(ValidityError, match=r"model\.onnx: a model that the manifest does not know"):
+        verify(out(file))

@@ -175,7 +175,8 @@ def verify(folder: Path) -> list[str]:
     found = _read(folder)
     told, wrong = _evidence(folder, found.sums)
     wrong += [] if found.variants else ["the manifest tells of no variant"]
-    known = {f.path for row in found.variants for f in row.files} | {f.path for f in found.source.files}
+    source = {f.path for f in found.source.files if _changed(folder / f.path, f.sha256) is None}
+    known = {f.path for row in found.variants for f in row.files} | source
     others = sorted(f.name for f in folder.iterdir() if f.suffix in (".onnx", ".ort") and f.name not in known)
     wrong += [f"{name}: a model that the manifest does not know" for name in others]
     for row in found.variants:
@@ -204,13 +205,15 @@ def _evidence(folder: Path, sums: str | None) -> tuple[list[str], list[str]]:
         return ["the evidence has no hashes: it was written before edgeopt listed them"], []
     try:
         listed = _listed(folder / sums)
-        later = _not_released(folder)
-        newer = {} if later is None else _listed(folder / "failed" / sums)
     except (OSError, ValueError) as e:
         return [], [f"{sums}: cannot be read ({e}); run edgeopt run again, or take it from where the release was made"]
-    listed |= newer
+    unlisted = {MANIFEST, "bom.json", RESULTS} - listed.keys()
+    later, newer = _not_released(folder), folder / "failed" / sums
+    if later is not None:
+        listed = {name: digest for name, digest in listed.items() if name in (MANIFEST, "bom.json")}
+        listed |= _listed(newer) if newer.is_file() else {}
     wrong = [f"{name}: {how}" for name, digest in listed.items() if (how := _changed(folder / name, digest))]
-    wrong += [f"{sums}: does not list {n}" for n in sorted({MANIFEST, "bom.json", RESULTS} - listed.keys())]
+    wrong += [f"{sums}: does not list {n}" for n in sorted(unlisted)]
     told = [f"{name}: sha256 holds" for name in listed if not any(w.startswith(f"{name}:") for w in wrong)]
     return told + ([] if later is None else [later]), wrong
 

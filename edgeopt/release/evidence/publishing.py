@@ -34,7 +34,7 @@ def check(folder: Path) -> None:
     """
     if (folder / FAILED).exists() and not (folder / FAILED / _MARK).is_file():
         raise UsageError(
-            f"{folder / FAILED}: is not of a run, which puts there what fails; choose another output.folder"
+            f"{folder / FAILED}: is not of a run, which puts what fails there; remove it, or choose another folder"
         )
 
 
