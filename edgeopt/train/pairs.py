@@ -42,7 +42,8 @@ class Pair:
 
 
 def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
-    """The teacher's output for each output of the student: as asked, by name, or by position.
+    """The teacher's output for each output of the student: as asked, by name, by position where each then has a
+    shape that can be the other's, or the only one of such a shape.
 
     Raises:
         UsageError: a name that neither has, or outputs that nothing pairs.
@@ -59,11 +60,34 @@ def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> d
     shared = [n for n in ours if n in theirs]
     if shared:
         return {n: n for n in shared}
-    if len(ours) == len(theirs):
+    by_place = list(zip(student.graph.outputs, teacher.graph.outputs, strict=False))
+    if len(ours) == len(theirs) and all(_alike(a, b) for a, b in by_place):
         return dict(zip(ours, theirs, strict=True))
+    if fitting := _by_shape(student.graph.outputs, teacher.graph.outputs):
+        return fitting
     raise UsageError(
         f"outputs {', '.join(ours)} and {', '.join(theirs)}: say which belong together with --match STUDENT=TEACHER"
     )
+
+
+def _alike(ours: ir.Value, theirs: ir.Value) -> bool:
+    """Whether nothing that the two files declare of type, rank and sizes tells the values apart."""
+    if ours.dtype is not None and theirs.dtype is not None:
+        if ours.dtype.is_floating_point() != theirs.dtype.is_floating_point():
+            return False
+    if ours.shape is None or theirs.shape is None:
+        return True
+    sizes = list(zip(ours.shape, theirs.shape, strict=False))
+    return len(ours.shape) == len(theirs.shape) and all(
+        a == b for a, b in sizes if isinstance(a, int) and isinstance(b, int)
+    )
+
+
+def _by_shape(ours: Sequence[ir.Value], theirs: Sequence[ir.Value]) -> dict[str, str]:
+    """Pairs of which each is the only one whose declared shape can be that of the other."""
+    fits = {str(a.name): [str(b.name) for b in theirs if _alike(a, b)] for a in ours}
+    wanted = [names[0] for names in fits.values() if len(names) == 1]
+    return {a: names[0] for a, names in fits.items() if len(names) == 1 and wanted.count(names[0]) == 1}
 
 
 def paired(

@@ -121,6 +121,33 @@ def test_outputs_are_matched_as_asked_or_by_name_or_by_position() -> None:
     assert matched(wired("p", "q"), wired("q", "p"), {"p": "q"}) == {"p": "q"}
 
 
+def shaped(**outputs: str) -> ir.Model:
+    """A model with outputs of these names and declared shapes."""
+    body = " ".join(f"{o} = Identity({o}_in)" for o in outputs)
+    given = ", ".join(f"{kind} {o}_in" for o, kind in outputs.items())
+    return tiny.model(f"g ({given}) => ({given.replace('_in', '')}) {{ {body} }}")
+
+
+def test_an_output_goes_with_the_only_one_of_its_shape() -> None:
+    embedder = shaped(feature="float[N,512]", logits="float[N,10]")
+    assert matched(shaped(scores="float[N,10]"), embedder, {}) == {"scores": "logits"}
+    swapped = shaped(a="float[N,10]", b="float[N,512]")
+    assert matched(swapped, embedder, {}) == {"a": "logits", "b": "feature"}
+    assert matched(shaped(a="float[N,10]", b="float[N,10]"), shaped(c="float[N,10]", d="float[M,10]"), {}) == {
+        "a": "c",
+        "b": "d",
+    }
+
+
+def test_outputs_of_which_several_fit_are_not_guessed() -> None:
+    with pytest.raises(UsageError, match="say which belong together"):
+        matched(shaped(y="float[N,10]"), shaped(p="float[N,10]", q="float[N,10]"), {})
+    with pytest.raises(UsageError, match="say which belong together"):
+        matched(shaped(a="float[N,10]", b="float[N,10]"), shaped(p="float[N,10]", q="float[N,3]", r="float[N]"), {})
+    with pytest.raises(UsageError, match="say which belong together"):
+        matched(shaped(y="float[N,10]"), shaped(classes="int64[N,10]", boxes="float[N,4]"), {})
+
+
 def test_outputs_that_nothing_pairs_are_refused() -> None:
     with pytest.raises(UsageError, match=r"outputs p, q and r: .*--match STUDENT=TEACHER"):
         matched(wired("p", "q"), wired("r"), {})
