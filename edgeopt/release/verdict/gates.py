@@ -172,9 +172,8 @@ def _worse(new: VariantResult, old: VariantResult, name: str) -> Range:
     a, b = old.metrics[name], new.metrics[name]
     sign = -1.0 if METRICS[name].higher else 1.0
     value = sign * (b - a) / abs(a) if a else sign * math.copysign(math.inf, b) if b else 0.0
-    x, y = (
-        v.intervals.get(name) if clocked(name) else None for v in (old, new)
-    )  # other metrics are on the same samples: no independent errors
+    # other metrics are on the same samples: their errors are not independent
+    x, y = (v.intervals.get(name) if clocked(name) else None for v in (old, new))
     if x is None or y is None or min(x.low, y.low) <= 0:
         return Range(value=value, low=value, high=value)
     # intervals of independent medians, on the log scale
