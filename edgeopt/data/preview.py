@@ -61,7 +61,7 @@ class Preview:
     """The samples of a source as a model gets them."""
 
     kind: str
-    """"images", "arrays", "sound" ..."""
+    """Kind of the samples: images, arrays, sound ..."""
     count: int
     """Number of samples."""
     read: int

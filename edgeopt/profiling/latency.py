@@ -37,7 +37,7 @@ class Timing:
     feeds: Path
     blocks: list[Block] = field(default_factory=list)
     times: list[NDArray[np.int64]] = field(default_factory=list)
-    """Of each block, int64 [runs], ns."""
+    """Inference times of each block, int64 [runs], ns."""
     starts_s: list[float] = field(default_factory=list)
     """Start of each block."""
     walls_s: list[float] = field(default_factory=list)

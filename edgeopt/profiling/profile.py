@@ -50,6 +50,7 @@ def profile(models: Sequence[str | Path], options: ProfileOne) -> Results:
     """Latency, cold start, memory, size and placement of every setting of `models`.
 
     A setting that fails keeps its error; the others continue.
+
     Raises:
         EdgeoptError: a model, an option or the data cannot be used; nothing was measured.
     """

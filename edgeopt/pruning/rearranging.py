@@ -303,7 +303,7 @@ def _own(t: Tracker, value: ir.Value, axis: int, node: str) -> Labels:
 
 
 def shape(t: Tracker, node: ir.Node) -> None:
-    """Shape is right at run time; an axis whose size enters further computation is frozen."""
+    """Shape: correct at run time; an axis whose size enters further computation is frozen."""
     x = node.inputs[0]
     assert x is not None
     first = node.attributes.get_int("start", 0) % max(1, len(t.shape(x)))

@@ -41,9 +41,9 @@ class Shrunk:
     model: ir.Model
     path: Path | None
     parameters: tuple[int, int]
-    """Before and after."""
+    """Number of parameters before and after."""
     macs: tuple[int, int]
-    """Before and after."""
+    """Multiply-accumulates before and after."""
     widths: Mapping[str, tuple[int, int]]
     """Units before and after, by layer."""
     influence: Mapping[str, float]

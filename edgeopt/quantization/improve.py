@@ -33,7 +33,7 @@ class Outcome:
     """Why it was kept."""
     candidates: tuple[Candidate, ...]
     sizes: tuple[int, int]
-    """Bytes of its files, uncompressed and deflated."""
+    """Size of its files in bytes, uncompressed and deflated."""
     ended: tuple[str, ...] = ()
     """Messages about work that was cut short."""
     interrupted: bool = False

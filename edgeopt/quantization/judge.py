@@ -111,8 +111,8 @@ def plenty(task: Task, t: Tried) -> bool:
 
 
 def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:
-    """Whether `t` is worth repairing: its SQNR is at least 0 dB, and if it kept all its gains, it would be preferred to
-    the good ones among `others`.
+    """Whether `t` is worth repairing: none of `others` is good, or its SQNR is at least 0 dB and, under `balanced`, it
+    would be preferred to the good ones if it kept all its gains.
     """
     found = [o for o in others if good(task, o)]
     if not found:

@@ -54,6 +54,7 @@ def run(
     `code`: False refuses a project that names functions.
 
     The result has the verdict and its exit code.
+
     Raises:
         EdgeoptError: the project, the float model or the data cannot be used. A variant that fails does not raise.
     """

@@ -164,7 +164,7 @@ class Listed:
     alias: str
     hardware: str
     state: str
-    """"present", "plugin", "unusable" or "missing"."""
+    """State: "present", "plugin", "unusable" or "missing"."""
     devices: tuple[str, ...]
     why: str
 

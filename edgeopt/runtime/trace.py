@@ -18,7 +18,7 @@ class KernelRun:
     """One run of a kernel."""
 
     name: str
-    """Of its node, or of the value that it produces."""
+    """Name of its node, or of the value that it produces."""
     op: str
     provider: str
     start_us: float

@@ -180,11 +180,11 @@ class Batch:
     """Samples of one shape, side by side along axis 0."""
 
     indices: NDArray[np.intp]
-    """Of the samples in their Examples."""
+    """Indices of the samples in their Examples."""
     feed: Mapping[str, torch.Tensor]
     """Float or integer tensors [batch, ...] by input."""
     labels: torch.Tensor | None
-    """[batch]."""
+    """Class indices, [batch]."""
 
     def arrays(self) -> AnyFeed:
         """The feed as NumPy arrays, for ONNX Runtime."""

@@ -63,7 +63,7 @@ class Progress:
     identity: str = ""
     """Digest of the job."""
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """The best so far."""
+    """The best weights so far."""
     log: list[Epoch] = field(default_factory=list)
 
 
@@ -117,6 +117,7 @@ def fit(
     batches of an epoch by number; `batch_count`: those of all ranks. `score`: the held-out metric of a module, higher
     is better; called on rank 0, also before the first step, so that a student that does not improve is returned
     unchanged. `identity`: digest of the job; a checkpoint of a different one is refused.
+
     Raises:
         Diverged: the loss became NaN or infinite before any epoch improved on the input; the student has its best
           weights.

@@ -36,7 +36,7 @@ class Against:
     """What regressions are judged against."""
 
     run: Run | None = None
-    """The baseline's; None without one."""
+    """The baseline's run; None without a baseline."""
     ratios: Mapping[str, Mapping[str, Range]] | None = None
     """New over baseline, measured again, by variant and metric."""
     refused: str | None = None

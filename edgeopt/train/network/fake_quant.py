@@ -72,7 +72,7 @@ class Master:
     """Name of the initializer, as for `zero_point`, `x_scale` and `w_scale`."""
     zero_point: str | None
     axis: int
-    """Of the scales."""
+    """Axis of the scales."""
     x_scale: str | None = None
     """Of a bias: the scales whose product is its scale."""
     w_scale: str | None = None

@@ -47,7 +47,7 @@ class _Code:
     steps: Sequence[Instruction]
     constants: Mapping[int, Tensor]
     shapes: Mapping[int, torch.Size]
-    """Of the values at the inputs in this plan."""
+    """Shapes by slot, for the inputs of this plan."""
     kept: Set[int]
     """Slots that are requested as results."""
     producers: Mapping[int, int]
