@@ -1,5 +1,5 @@
-"""The command line: click commands, one per public function, no logic. Results go to stdout, progress and notes to
-stderr.
+"""The command line: click commands, one for each public function, without logic of their own. Results go to stdout,
+progress and notes to stderr.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _HELP = {
 
 
 class _Commands(click.Group):
-    """Commands that are imported when they are called, so that --help answers at once."""
+    """A group whose commands are imported when they are called, so that --help is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr = cast("TextIO", _Stream(sys.stderr or _nowhere()))
         sys.stdout = cast("TextIO", told)
         if logging.lastResort is not None:
-            logging.lastResort.setFormatter(_Harmless())  # of libraries that log what a file says
+            logging.lastResort.setFormatter(_Harmless())  # libraries may log content of files
         code = cli.main(argv, prog_name="edgeopt", standalone_mode=False)
         told.flush()
         if not code and (out is None or told.failed is not None):
@@ -146,14 +146,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class _Harmless(logging.Formatter):
-    """Log lines with what comes from files made harmless."""
+    """Log lines without the control characters that files may contain."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _Stream:
-    """A stream that takes everything and remembers the first failure: `| head` and a full disk change no verdict."""
+    """A stream that keeps the first write error instead of raising it: a closed pipe (`| head`) or a full disk changes
+    no verdict.
+    """
 
     def __init__(self, raw: TextIO) -> None:
         self._raw = raw
@@ -183,6 +185,6 @@ def _nowhere() -> TextIO:
 
 
 def _forget_stdout() -> None:
-    """Send what stdout still holds nowhere, so that a full disk or a closed pipe does not fail once more at exit."""
+    """Redirect stdout to the null device, so that a full disk or a closed pipe does not fail once more at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

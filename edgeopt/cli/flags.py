@@ -1,4 +1,4 @@
-"""Click options made from the option models, and the model from what was given."""
+"""Click options generated from the option models, and option models built from the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Chosen = TypeVar("Chosen", bound=Options)
 
 
 def options_of(model: type[Options], without: Collection[str] = ()) -> Callable[[Command], Command]:
-    """A decorator that gives a command the options of `model`, the function's own before those of reading samples."""
+    """A decorator that adds the options of `model` to a command, the function's own before those of reading samples."""
 
     def add(command: Command) -> Command:
         for name in reversed(_order(model)):
@@ -85,7 +85,7 @@ def _metavar(field: FieldInfo, flag: Flag) -> str | None:
 
 
 class _Names(click.ParamType[str]):
-    """A name among some, which are looked up for --help only; the options model says what is unknown."""
+    """One of several names, which are looked up only for --help; the options model reports unknown ones."""
 
     name = "name"
 
@@ -116,10 +116,10 @@ def _is_literal(field: FieldInfo) -> bool:
 
 
 def chosen(model: type[Chosen], given: Mapping[str, object], **fixed: object) -> Chosen:
-    """The options that were `given` on the command line; fixed: those that the command decides.
+    """The options given on the command line; `fixed`: those that the command sets itself.
 
     Raises:
-        click.BadParameter, UsageError: a text that is no such value, or options that do not go together.
+        click.BadParameter, UsageError: an invalid value, or options that exclude each other.
     """
     context = click.get_current_context()
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""How measurements look: one list of facts a setting, shown as a table, Markdown or CSV."""
+"""Output of measurements: one list of facts for each setting, as a table, Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Row = tuple[str, list[str]]
 
 
 def show(results: Results, form: str, ops: bool = False) -> None:
-    """The document on stdout."""
+    """Print the document to stdout."""
     if form == "json":
         click.echo(results.to_json())
         return
@@ -64,14 +64,14 @@ def _table(head: list[str], rows: Sequence[Row], form: str) -> None:
 
 
 def _rows(measured: Sequence[Measured]) -> list[Row]:
-    """Facts as rows, settings as columns; a row that says nothing of any is left out."""
+    """Facts as rows, settings as columns."""
     columns = [facts(m) for m in measured]
     names = list(dict.fromkeys(name for column in columns for name in column))
     return [(name, [column.get(name, "") for column in columns]) for name in names]
 
 
 def facts(m: Measured) -> dict[str, str]:
-    """What is known of one setting, in the order in which people ask."""
+    """The facts of one setting, the most important first."""
     found: dict[str, str] = {}
     if m.latency:
         found |= _latency(m.latency)
@@ -139,7 +139,7 @@ def _ms(x: Range) -> str:
 
 
 def _percentiles(x: Latency) -> str:
-    """Those that the sample allows."""
+    """The percentiles that the sample size allows."""
     values = (x.p90_ms, x.p95_ms, x.p99_ms)
     if values == (None, None, None):
         return f"n/a (n={x.runs})"
@@ -227,7 +227,7 @@ _CSV = (
 
 
 def _csv(results: Results) -> str:
-    """A line a setting; numbers only where the table has words around them."""
+    """One line for each setting, with plain numbers."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(_CSV)
@@ -248,7 +248,7 @@ def _csv(results: Results) -> str:
 
 
 def _text(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet interprets as a formula."""
     cell = printable(text, _WIDEST)
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
 

@@ -86,7 +86,7 @@ def _code(found: Results, fail_on: tuple[str, ...]) -> int:
 
 
 def _project_models() -> tuple[Path, ...]:
-    """The model or models that `edgeopt.toml` here names."""
+    """The model or models named in the `edgeopt.toml` of the current folder."""
     file = Path("edgeopt.toml")
     example = "edgeopt profile model.onnx --provider cpu"
     if not file.is_file():

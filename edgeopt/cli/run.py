@@ -61,7 +61,7 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool, allow_f
 
 
 def _tell(found: Run) -> None:
-    """The variants, the verdict, and under GitHub Actions the gates at their lines."""
+    """Print the variants and the verdict, and in GitHub Actions annotations for the gates."""
     from edgeopt.release.evidence.artefacts import notices
 
     _print(found)
@@ -71,7 +71,7 @@ def _tell(found: Run) -> None:
 
 
 def _print(found: Run) -> None:
-    """The variants and the verdict."""
+    """Print the variants and the verdict."""
     from rich.table import Table
 
     from edgeopt.cli.show import console
@@ -193,7 +193,7 @@ def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
 
 
 def _from(folder: Path, path: Path) -> str:
-    """`path` as a project file in `folder` names it; one that was given whole and lies elsewhere stays whole."""
+    """`path` relative to a project file in `folder`; an absolute path outside of `folder` stays absolute."""
     if path.is_absolute() and not path.is_relative_to(folder.absolute()):
         return str(path)
     return os.path.relpath(path, folder)

@@ -1,4 +1,4 @@
-"""How results look in a terminal."""
+"""Output of results to a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def listener() -> Iterator[Listener]:
-    """Notes and a progress bar on stderr; the bar only on a terminal."""
+    """A listener that prints notes and a progress bar to stderr; the bar only on a terminal."""
     from edgeopt.listener import Listener
 
     terminal = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -39,17 +39,17 @@ def listener() -> Iterator[Listener]:
 
 
 def cells(*texts: str) -> list[str]:
-    """Cells of a table of rich's, with what comes from files made harmless."""
+    """Cells of a rich table, with markup escaped and control characters replaced."""
     return [escape(printable(text)) for text in texts]
 
 
 def console() -> Console:
-    """Stdout; 120 columns wide where it is no terminal."""
+    """A console on stdout; 120 columns wide if it is not a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def print_report(result: Result, form: str) -> None:
-    """The report on stdout, as a table or as JSON."""
+    """Print the report to stdout, as a table or as JSON."""
     report = result.report
     if form == "json":
         click.echo(report.to_json())

@@ -1,7 +1,7 @@
 """Samples for calibration and checks: `open_data` opens a source of samples that can be read lazily and repeatedly.
 
-A source is a folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, sound, .jsonl/.csv/.txt text with a
-tokenizer, or `package.module:function` that yields feeds. A sample is a (name, reader) pair; it is decoded only when
+A source is a folder of images, .npz/.npy files, ONNX `test_data_set_*` folders, audio files, .jsonl/.csv/.txt text with
+a tokenizer, or `package.module:function` that yields feeds. A sample is a (name, reader) pair; it is decoded only when
 it is read.
 """
 

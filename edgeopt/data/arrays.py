@@ -1,4 +1,4 @@
-"""Samples in NumPy files and in ONNX test data, whose declared sizes are checked before anything is unpacked."""
+"""Samples in NumPy files and in ONNX test data, whose declared sizes are checked before they are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def samples(file: Path, inputs: Sequence[InputSpec], everything: Sequence[InputS
     """Samples of a NumPy file: an .npz is one feed by input names; an .npy contains samples of the only input along
     axis 0, or one sample if it has one dimension less.
 
-    everything: the inputs with those that have a default; most_bytes: the most that one sample may take.
+    `everything`: the inputs, including those with a default; `most_bytes`: size limit of one sample.
 
     Raises:
         DataError: it is not a NumPy file, or holds no samples for the inputs.
@@ -47,7 +47,7 @@ def samples(file: Path, inputs: Sequence[InputSpec], everything: Sequence[InputS
 
 
 def fit(file: Path, inputs: Sequence[InputSpec]) -> bool:
-    """Whether the arrays of a NumPy file have the names of all inputs, or are those of the only one."""
+    """Whether a NumPy file has arrays for all inputs: by name, or by type and rank for a single input."""
     try:
         if file.suffix.lower() != ".npz":
             return len(inputs) == 1 and _fits(np.load(file, allow_pickle=False, mmap_mode="r"), inputs[0])
@@ -85,8 +85,8 @@ def protobufs(folder: Path, inputs: Sequence[InputSpec], most_bytes: int) -> Fee
 
 
 def _rows(file: Path, loaded: np.ndarray, inputs: Sequence[InputSpec], most_bytes: int) -> list[Sample]:
-    """Samples of an .npy [samples, ...]; the file is memory-mapped anew for each, so that data read earlier do not stay
-    in memory.
+    """Samples of an .npy [samples, ...]; the file is memory-mapped again for each, so that data read earlier do not
+    stay in memory.
     """
     if len(inputs) != 1:
         raise DataError(
@@ -112,7 +112,7 @@ def _whole(file: Path, spec: InputSpec) -> Feed:
 
 
 def _npz(file: Path, inputs: frozenset[str], most_bytes: int) -> Feed:
-    """The arrays of an .npz; those that no input is called after are empty, not unpacked."""
+    """The arrays of an .npz; arrays that are not inputs are returned empty instead of unpacked."""
     feed = {}
     try:
         with zipfile.ZipFile(file) as archive:

@@ -19,10 +19,10 @@ _LONGEST = 160_000  # audio samples, for models that accept any length
 
 
 def samples(files: Sequence[Path], inputs: Sequence[InputSpec], reading: Reading) -> Samples:
-    """A sample for each file of sound; rates, lengths and channels are told.
+    """A sample for each audio file; notes say rates, lengths and channels.
 
     Raises:
-        UsageError: the extra `audio` is not installed, or the files have several rates and none is wanted.
+        UsageError: the extra `audio` is not installed, or the files have several rates and none is given.
         DataError: the model has more than one input.
     """
     library = _soundfile()
@@ -61,7 +61,7 @@ def _soundfile() -> Any:
 
 
 def _fact(library: Any, file: Path) -> Any:
-    """The header of a file of sound; None if it is unreadable, which is told when it is read."""
+    """The header of an audio file; None if it is unreadable, which is reported when the sample is read."""
     try:
         return library.info(file)
     except (RuntimeError, OSError, ValueError):
@@ -69,7 +69,7 @@ def _fact(library: Any, file: Path) -> Any:
 
 
 def read(path: Path, spec: InputSpec, reading: Reading) -> Feed:
-    """The feed [1, n] or [n] of one file of sound.
+    """The feed [1, n] or [n] of one audio file.
 
     Raises:
         DataError: the file is unreadable or too large.

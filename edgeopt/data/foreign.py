@@ -1,4 +1,4 @@
-"""Functions of the user's: how they are found, and what their errors become."""
+"""Functions of the user: how they are imported, and how their errors are converted."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _OTHERS = ("site-packages", "importlib")
 
 @contextlib.contextmanager
 def foreign(what: str, error: type[EdgeoptError] = UsageError) -> Iterator[None]:
-    """Run code of the user's: whatever it raises becomes an `error` that names `what`, file and line, `sys.exit` too.
+    """Run user code: whatever it raises, `sys.exit` included, becomes an `error` that names `what`, file and line.
 
     A `sys.exit(0)` there must not end a build as passed.
 
     Raises:
-        EdgeoptError: raised in the block, unchanged, or made of another exception.
+        EdgeoptError: raised in the block, unchanged, or converted from another exception.
     """
     try:
         yield

@@ -25,13 +25,13 @@ _CLEAR = 0.1  # required difference between the best and the second preset, in n
 
 @dataclass(frozen=True)
 class Guess:
-    """The chosen preset. clear: whether the scores are different enough to decide; scores: (information in nats, mean
-    confidence) of each preset.
-    """
+    """The chosen preset."""
 
     preset: str
     clear: bool
+    """Whether the scores are different enough to decide."""
     scores: Mapping[str, tuple[float, float]]
+    """(information in nats, mean confidence) of each preset."""
 
     def describe(self) -> str:
         """A one-line description."""

@@ -1,8 +1,8 @@
 """Convert images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after resizing the shorter side and a
 centre crop.
 
-Pictures are turned as their EXIF orientation says; 16-bit grey becomes 0 ... 255.
-
+Images are rotated by their EXIF orientation unless `exif` is "ignore" (TIFF: always, by Pillow); 16-bit greyscale is
+scaled to 0 ... 255.
 A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or is guessed
 with the float model (`edgeopt.data.guess`). Images are decoded by Pillow.
 """
@@ -66,7 +66,9 @@ def load_toml(path: Path) -> Preprocess:
 
 
 def image_input(inputs: Sequence[InputSpec]) -> InputSpec | None:
-    """The model's only input if it can take an image (rank 4, floats or bytes, 1 or 3 channels), else None."""
+    """The model's only input if it can take an image (rank 4, float32, float16 or uint8, 1 or 3 channels), else
+    None.
+    """
     if len(inputs) != 1:
         return None
     spec = inputs[0]
@@ -116,14 +118,16 @@ def _grey_means(recipe: Preprocess, channels: int) -> Preprocess:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image tells. problem: why it cannot be used, None if it can; traits: what is unusual."""
+    """What is known about an image from its header."""
 
     problem: str | None = None
+    """Why it cannot be used, None if it can."""
     traits: tuple[str, ...] = ()
+    """Unusual properties."""
 
 
 def header(path: Path) -> Header:
-    """What is known of an image before its pixels are decoded."""
+    """Check an image before its pixels are decoded."""
     if path.suffix.lower() in _HEIC and not _heic():
         return Header(f"HEIC needs the extra: {extra('heic')}")
     try:
@@ -154,7 +158,9 @@ def _traits(image: Image.Image) -> Iterator[str]:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How the picture is turned upright as its EXIF says; None if it is, or if its EXIF is broken."""
+    """The transposition that turns the image upright by its EXIF orientation; None if it is upright, or if the EXIF is
+    broken.
+    """
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except (struct.error, TypeError, KeyError, OverflowError, AttributeError, *UNREADABLE):
@@ -162,7 +168,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def told(headers: Iterable[Header], recipe: Preprocess) -> Iterator[str]:
-    """Notes on images that are not plain 8-bit pictures."""
+    """Notes on images that are not plain 8-bit images."""
     turned = "turned upright by EXIF" if recipe.exif == "apply" else "not upright by EXIF, and left so"
     words = {
         "16 bits": "grey of 16 bits: 0 ... 65535 become 0 ... 255",
@@ -174,7 +180,7 @@ def told(headers: Iterable[Header], recipe: Preprocess) -> Iterator[str]:
 
 
 def _heic() -> bool:
-    """Whether Pillow reads HEIC."""
+    """Register HEIC support with Pillow; returns whether it is available."""
     try:
         import pillow_heif
     except ImportError:
@@ -197,7 +203,7 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
             if image.format == "TIFF":
-                image.load()  # which Pillow turns upright by itself
+                image.load()  # Pillow applies the orientation of a TIFF itself
             turn = _turn(image) if recipe.exif == "apply" else None
             pixels = _pixels(image if turn is None else image.transpose(turn), recipe)
     except UNREADABLE as e:
@@ -206,7 +212,7 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
 
 
 def _pixels(image: Image.Image, recipe: Preprocess) -> NDArray[np.float32]:
-    """[H, W] of grey or [H, W, 3], in 0 ... 255."""
+    """Grey [H, W] or colour [H, W, 3] values in 0 ... 255."""
     if image.mode.startswith("I"):
         grey = Image.fromarray(np.asarray(image).astype(np.float32) * np.float32(255 / _SIXTEEN_BIT))
         pixels = np.asarray(_geometry(grey, recipe), np.float32)

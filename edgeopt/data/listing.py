@@ -1,4 +1,4 @@
-"""The files of a folder of samples: links are followed, hidden files are no samples, what cannot be read is told."""
+"""The files of a folder of samples: links are followed, hidden files are skipped, unreadable folders are reported."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _HIDDEN = (".", "__MACOSX")
 
 
 def files_of(path: Path, option: str) -> tuple[list[Path], list[str]]:
-    """(the regular files of `path`, sorted; notes on folders that cannot be read). A file gives itself.
+    """(the regular files of `path`, sorted; notes on folders that cannot be read). A file yields itself.
 
     Raises:
-        UsageError: `path` is a device, a pipe or a socket. DataError: a folder that cannot be read at all.
+        UsageError: `path` is a device, a pipe or a socket.
+        DataError: a folder that cannot be read at all.
     """
     if path.is_file():
         return [path], []
@@ -30,7 +31,7 @@ def files_of(path: Path, option: str) -> tuple[list[Path], list[str]]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something at `path`; what cannot be a path is not there."""
+    """Whether `path` exists; False for text that cannot be a path."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -50,5 +51,5 @@ def _walk(path: Path, problems: list[OSError]) -> Iterator[Path]:
             try:
                 if file.is_file():
                     yield file
-            except OSError as e:  # of a folder that may be listed and not entered, all of them
+            except OSError as e:  # for all files of a folder that may be listed but not entered
                 problems.append(e)

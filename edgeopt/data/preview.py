@@ -1,4 +1,6 @@
-"""What a model is given: figures of each input over the first samples, a contact sheet of images, tokens of text."""
+"""Preview of what a model is given: statistics of each input over the first samples, a contact sheet of images, tokens
+of text.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,16 @@ from edgeopt.data.text import load
 from edgeopt.errors import DataError, UsageError
 from edgeopt.options.reading import Preprocess
 
-_SIDE = 128  # pixels of a picture on the sheet
+_SIDE = 128  # pixels of an image on the sheet
 _GAP = 4
 _ON_SHEET = 24
 _TEXTS = 3
-_SHOWN = 5  # of shapes, and of samples that were skipped
+_SHOWN = 5  # most shapes, and skipped samples, that are listed
 
 
 @dataclass
 class InputFacts:
-    """Figures of one input over all samples that were read; None where there are no numbers, or NaN among them.
-
-    ends: the share of elements at the minimum or the maximum: much of it is padding, or clipped; constant: samples in
-    which all elements are equal.
-    """
+    """Statistics of one input over all samples that were read; None if it is not numeric, or has NaN or infinity."""
 
     dtype: str
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -41,10 +39,12 @@ class InputFacts:
     mean: float | None = None
     std: float | None = None
     ends: float | None = None
+    """Share of elements at the minimum or the maximum; high with padding or clipping."""
     constant: int = 0
+    """Number of samples in which all elements are equal."""
 
     def describe(self, count: int) -> str:
-        """One line; count: the number of samples."""
+        """A one-line description; `count`: the number of samples."""
         sizes = " or ".join("x".join(map(str, s)) or "scalar" for s in self.shapes[:_SHOWN])
         more = f" ({len(self.shapes)} shapes)" if len(self.shapes) > _SHOWN else ""
         constant = f"; {self.constant} of {count} samples are constant" if self.constant else ""
@@ -58,24 +58,25 @@ class InputFacts:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a source of samples gives a model.
-
-    kind: images, arrays, sound ...; count: number of samples; read: how many were looked at; skipped: the reason by the
-    name of a sample that cannot be read; recipe: how images are turned into inputs; texts: tokens of the first
-    samples of text.
-    """
+    """The samples of a source as a model gets them."""
 
     kind: str
+    """Kind of the samples: images, arrays, sound ..."""
     count: int
+    """Number of samples."""
     read: int
+    """Number of samples read."""
     skipped: Mapping[str, str]
+    """Sample name -> why it cannot be read."""
     recipe: str
+    """How images are turned into inputs, in words."""
     notes: tuple[str, ...]
     inputs: Mapping[str, InputFacts]
     texts: tuple[str, ...] = ()
+    """Tokens of the first text samples."""
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """(name, text) of everything, for a table."""
+        """(label, text) of everything, for a table."""
         looked = "" if self.read + len(self.skipped) == self.count else f"; {self.read} looked at (--samples)"
         yield "samples", f"{self.count}, {self.kind}{looked}"
         for note in self.notes:
@@ -91,7 +92,7 @@ class Preview:
 
 
 def preview(found: Samples, feeds: Mapping[str, Feed], skipped: Mapping[str, str], tokenizer: Path | None) -> Preview:
-    """The figures of `feeds`, the samples by name of those in `found` that were read."""
+    """Statistics of `feeds`, those samples of `found` that were read, by name."""
     names = dict.fromkeys(name for feed in feeds.values() for name in feed)
     return Preview(
         kind=found.kind,
@@ -130,7 +131,7 @@ def _texts(feeds: Sequence[Feed], tokenizer: Path) -> tuple[str, ...]:
 
 def sheet(feeds: Sequence[Feed], spec: InputSpec, recipe: Preprocess) -> Image.Image:
     """A contact sheet of the first samples as the model sees them: cropped and resized, with the recipe's scale, mean
-    and std taken back; what does not come out within 0 ... 255 is cut.
+    and std inverted; values are clipped to 0 ... 255.
 
     Raises:
         UsageError: there is nothing to show.
@@ -159,7 +160,7 @@ def _picture(x: NDArray[Any], recipe: Preprocess) -> Image.Image:
 
 
 def write(feeds: Mapping[str, Feed], folder: Path) -> None:
-    """Write every feed to an .npz of its own in `folder`, as the functions read them.
+    """Write every feed to its own .npz in `folder`, which `open_data` can read.
 
     Raises:
         DataError: it cannot be written.

@@ -46,18 +46,17 @@ InMemory: TypeAlias = NDArray[Any] | Iterable[Any] | Dataset[Any] | Reader
 
 @dataclass
 class Readers:
-    """Makes samples for a model's `inputs` from Python objects.
-
-    name: prefix of sample names; count: largest number of items taken from an iterator; seed: for the order of a
-    dataset.
-    """
+    """Makes samples for a model's `inputs` from Python objects."""
 
     inputs: Sequence[InputSpec]
     name: str = "sample"
+    """Prefix of sample names."""
     count: int | None = None
+    """Largest number of items taken from an iterator."""
     seed: int = 0
+    """Seed for the order of a dataset."""
     optional: Sequence[InputSpec] = ()
-    """Inputs with a default, which only mappings give, by name."""
+    """Inputs with a default, which only mappings can give, by name."""
     notes: list[str] = field(default_factory=list)
     """Conversions of the samples that the user should know about."""
 

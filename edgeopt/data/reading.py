@@ -30,7 +30,7 @@ _SPARE = 8  # random samples in addition to the calibration samples
 
 
 def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
-    """The samples of `data` for a model's `inputs`; an input with a default has it where a sample leaves it out.
+    """The samples of `data` for a model's `inputs`; a missing input with a default gets the default.
 
     run: runs the float model; used to guess the preprocessing of images if it is not given.
 
@@ -87,7 +87,7 @@ def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run)
 
 
 def _merged(base: Preprocess, reading: Reading) -> Preprocess:
-    """`base` with the fields that the user gave; its mean and std are in the order of the channels."""
+    """`base` with the fields that the user gave; mean and std are reordered if that swaps red and blue."""
     fields, given = base.image_fields(), reading.image_fields(only_given=True)
     turned = {given.get("color", base.color), base.color or "rgb"} == {"rgb", "bgr"}
     if turned:

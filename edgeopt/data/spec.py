@@ -35,14 +35,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input; None in `shape` is a dynamic dimension, `shape` None is unknown; default: what it has where a feed
-    leaves it out.
-    """
+    """A graph input."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    """None as a dimension: dynamic; None: unknown."""
     default: NDArray[Any] | None = field(default=None, compare=False)
+    """Its value if a feed omits it."""
 
     def fixed(self, axis: int) -> int | None:
         """The size of dimension `axis` if it is fixed, else None."""
@@ -78,7 +78,7 @@ def without_label(feed: Feed, model: ir.Model) -> Feed:
 
 
 def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
-    """Check that a feed fits the inputs of `model`; a label beside them does.
+    """Check that a feed fits the inputs of `model`; a label is allowed in addition.
 
     Raises:
         DataError: an input is missing or unknown, or has another dtype, rank or fixed dimension, or all are empty; the

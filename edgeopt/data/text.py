@@ -1,5 +1,5 @@
 """Convert text to token ids with a Hugging Face `tokenizer.json`: one text for each sample, padded only if the model
-has a fixed length, on the side and with the id that the tokenizer says.
+has a fixed length, with the tokenizer's padding side and id.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NAMES = (
 )  # fmt: skip
 _LONGEST = 128  # tokens, for models that accept any length
 _LONGEST_LINE = 1 << 20  # characters
-_LOOKED_AT = 50  # rows, to find the column of text
+_LOOKED_AT = 50  # rows used to find the column of text
 _SEPARATORS = (",", ";", "\t", "|")
-_PADS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<|endoftext|>", "</s>")  # the last two where there is no other
+_PADS = ("[PAD]", "<pad>", "<|pad|>", "<|padding|>", "<|endoftext|>", "</s>")  # the last two only if there is no other
 
 
 def is_about(file: Path) -> bool:
-    """Whether a file of text is about the samples beside it and no sample: a licence, a list of words."""
+    """Whether a .txt file is not a sample but accompanies the samples: a licence, a vocabulary, a readme."""
     return file.suffix.lower() == ".txt" and _ABOUT.fullmatch(file.stem) is not None
 
 
@@ -67,10 +67,10 @@ def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], col
 
 
 def check(inputs: Sequence[InputSpec]) -> None:
-    """Refuse inputs that no tokenizer fills.
+    """Refuse inputs that a tokenizer does not produce.
 
     Raises:
-        UsageError: there is one; says which.
+        UsageError: there is one; the message lists the inputs.
     """
     known = {"input_ids", "attention_mask", "token_type_ids"}
     if not inputs or any(s.name not in known for s in inputs):
@@ -99,7 +99,7 @@ def load(tokenizer: Path) -> Any:
 
 
 def _padding(encoder: Any) -> Mapping[str, Any]:
-    """How the tokenizer pads: as it says, else with a token that is called so, on the right."""
+    """The tokenizer's padding; without one, the first known padding token in its vocabulary, on the right."""
     said = encoder.padding
     if said is not None:
         return {k: said[k] for k in ("direction", "pad_id", "pad_type_id", "pad_token")}
@@ -127,7 +127,7 @@ def _texts(file: Path, column: str | None) -> _Texts:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str | DataError]]:
-    """(number, line) of a file; one that is too long is not read whole."""
+    """(number, line) of a file; an overlong line is an error and is not read as a whole."""
     with file.open(encoding="utf-8-sig") as stream:
         for i in range(1, 1 << 62):
             line = stream.readline(_LONGEST_LINE)
@@ -203,7 +203,9 @@ def _of_csv(file: Path, column: str | None) -> _Texts:
 
 
 def _quoting(lines: Iterator[str], tabs: bool) -> Any:
-    """Whether quotes are those of csv: in a file of tabs only if all that open in a cell are closed in it."""
+    """csv's quoting mode: quotes in a .tsv are literal if all rows have as many columns and not all quotes are closed
+    within their cell.
+    """
     if not tabs:
         return csv.QUOTE_MINIMAL
     rows = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
@@ -214,7 +216,7 @@ def _quoting(lines: Iterator[str], tabs: bool) -> Any:
 
 
 def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
-    """(whether all lines have as many columns, more than one; how many) if `separator` divides them."""
+    """(whether all lines have the same number of columns above 1, the smallest number) if split by `separator`."""
     try:
         widths = {len(row) for row in csv.reader(lines, delimiter=separator) if row}
     except csv.Error:
@@ -223,7 +225,7 @@ def _columns(lines: Sequence[str], separator: str) -> tuple[bool, int]:
 
 
 def _has_header(first: Sequence[str], below: Sequence[Sequence[str]], column: str | None) -> bool:
-    """Whether the first row names the columns: with a known name, or a name above numbers, or one word above texts."""
+    """Whether the first row names the columns: a known name, a name above numbers, or a single word above texts."""
     if (column in first and not str(column).isdigit()) or any(cell.strip().lower() in _NAMES for cell in first):
         return True
     if any(_number(cell) for cell in first):
@@ -248,9 +250,7 @@ def _number(cell: str) -> bool:
 
 
 def _best(columns: Sequence[tuple[str, Sequence[str]]]) -> int | None:
-    """The position of the column of text: one that is called so, else the one with the most letters; None if there is
-    no text.
-    """
+    """Index of the text column: one with a known name, else the one with the most letters; None if there is no text."""
     filled = [i for i, (_, cells) in enumerate(columns) if any(cells)]
     called = {columns[i][0].strip().lower(): i for i in reversed(filled)}
     known = next((called[name] for name in _NAMES if name in called), None)
@@ -262,7 +262,7 @@ def _best(columns: Sequence[tuple[str, Sequence[str]]]) -> int | None:
 def _sample(line: str | DataError, where: str, encode: Callable[[str], Feed]) -> Feed:
     if isinstance(line, DataError):
         raise line
-    with foreign(f"{where}: no text", DataError):  # half of a surrogate pair, a token that is not known
+    with foreign(f"{where}: no text", DataError):  # e.g. a lone surrogate or an unknown token
         return encode(line)
 
 

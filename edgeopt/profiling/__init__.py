@@ -1,1 +1,1 @@
-"""Measurements that can be trusted: `profile`, `compare` and the self-check."""
+"""Latency, memory, size and placement measurements: `profile`, `compare` and the self-check."""

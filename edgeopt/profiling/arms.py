@@ -1,4 +1,4 @@
-"""What to measure: settings, and how long to look (presets)."""
+"""The arms of a measurement (settings to measure) and its presets (for how long)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from edgeopt.runtime.providers import CPU, Requested, parse
 
 @dataclass(frozen=True)
 class Preset:
-    """How long to look. seconds: of timing a setting, over all processes; precision: half-width of the interval at
-    which it may end earlier, after every process has run `rounds` rounds.
-    """
+    """How long and how precisely to measure."""
 
     processes: int
+    """The most processes to repeat the measurement in."""
     rounds: int
+    """Not read by the measurement."""
     seconds: float
+    """Timing of one arm, over all processes."""
     precision: float
+    """Relative half-width of the 95 % interval at which no further process is started, after three at least."""
     warm_up_s: float
+    """The longest warm-up of an arm in a process."""
     block_s: float = 0.02
+    """Duration of a block of inferences."""
     sustained_s: float = 0.0
+    """Duration of a sustained run; 0: none."""
 
 
 PRESETS = {
@@ -41,21 +46,24 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One setting to measure. python: the interpreter that runs it, None for this one; dims, batch: see
-    `inputs.shapes`; fixed: named dimensions that the runtime is told;
-    timeout_s: of one answer of the worker."""
+    """One setting to measure."""
 
     model: Path
     provider: Requested = field(default_factory=partial(Requested, CPU))
     threads: int = 1
     batch: int | None = None
+    """See `made_up.shapes`, as for `dims`."""
     dims: Mapping[str, int] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
     level: str = "all"
     fixed: Mapping[str, int] = field(default_factory=dict)
+    """Named dimensions that are fixed in the session."""
     rate: float = 0.0
+    """Inferences per second; 0: back to back."""
     python: str | None = None
+    """The interpreter that runs it; None: this one."""
     timeout_s: float = 120.0
+    """Limit for one answer of the worker."""
     label: str = ""
 
 
@@ -66,7 +74,7 @@ def arms(
     batches: Sequence[int | None] = (None,),
     dims: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Arm]:
-    """Every combination, labelled by what differs between them."""
+    """Every combination, labelled by the settings in which they differ."""
     dims = dims or {}
     sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
     names = _names(models)
@@ -82,7 +90,7 @@ def arms(
 
 
 def _unique(found: Sequence[Arm]) -> list[Arm]:
-    """The same arms, a label that occurred before numbered."""
+    """The same arms with unique labels: repeated ones are numbered."""
     seen: Counter[str] = Counter()
     used: set[str] = set()
     given = {arm.label for arm in found}
@@ -98,13 +106,13 @@ def _unique(found: Sequence[Arm]) -> list[Arm]:
 
 
 def _names(models: Sequence[Path]) -> dict[Path, str]:
-    """A short name for each: the file's, or its path where two files share it."""
+    """A short name for each model: the file's stem, or its path where two files share the stem."""
     stems = [m.stem for m in set(models)]
     return {m: m.stem if stems.count(m.stem) == 1 else str(m) for m in models}
 
 
 def looking(options: Profile) -> Preset:
-    """The preset of `options` with what was chosen apart from it."""
+    """The preset of `options` with the separately given seconds, processes and sustained time."""
     chosen = PRESETS[options.preset]
     if options.seconds is not None:
         chosen = replace(chosen, seconds=options.seconds)
@@ -125,7 +133,7 @@ def files_read(options: Profile, models: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def wanted(options: Profile, models: Sequence[Path]) -> list[Arm]:
-    """Every combination to measure."""
+    """The arms of every combination that `options` ask for."""
     asked = [parse(p, options.plugins) for p in options.providers]
     requested = [p for i, p in enumerate(asked) if p not in asked[:i]]
     threads, batches = tuple(dict.fromkeys(options.threads)), tuple(dict.fromkeys(options.batch)) or (None,)

@@ -1,5 +1,5 @@
-"""From arms to cases: each with the model that was read, its feeds in a file, and the first run that tells who computes
-what.
+"""Makes the cases of a measurement: each arm with its loaded model, its feeds in a file, and the placement found in a
+first run.
 """
 
 from __future__ import annotations
@@ -33,31 +33,35 @@ _TRACE_S = 1.0
 
 @dataclass
 class Case:
-    """timing: what will be measured; the rest comes from the first run. outputs: values by output for every feed."""
+    """An arm with its model and inputs, and the results of its first run."""
 
     timing: Timing
+    """The latency measurement of the arm."""
     model: ir.Model
     sha256: str
     shapes: Mapping[str, tuple[int, ...]]
+    """Input shapes of the first feed."""
     told: str
+    """Where the inputs came from, in words."""
     placement: Placement | None = None
     ops: Ops | None = None
     trace: Trace | None = None
     output_names: tuple[str, ...] = ()
     outputs: list[list[NDArray[Any]]] | None = None
+    """Values by feed and output, if they are kept."""
     deterministic: bool = True
 
     @property
     def arm(self) -> Arm:
-        """The setting."""
+        """The setting to measure."""
         return self.timing.arm
 
 
 def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Listener) -> list[Case]:
-    """A case for every arm, feeds written to `folder`.
+    """A case for every arm; feeds are written to `folder`.
 
     Raises:
-        ModelError, UsageError, DataError: a model, a dimension or the data are no good.
+        ModelError, UsageError, DataError: a model, a dimension or the data cannot be used.
     """
     models = {arm.model: graph.canonical(graph.load(arm.model)) for arm in wanted}
     digests = {path: sha256(path, *graph.external_files(model)) for path, model in models.items()}
@@ -65,7 +69,7 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
     read: dict[object, tuple[list[Feed], str, Path]] = {}
     for i, arm in enumerate(wanted):
         model = models[arm.model]
-        # what has the same inputs gets the same values, also where a recipe is guessed from the model
+        # models with the same inputs get the same values, even if preprocessing is guessed from the model
         key = tuple(map(repr, specs(model))), tuple(arm.dims.items()), arm.batch
         if key not in read:
             try:
@@ -100,7 +104,7 @@ def _feeds(model: ir.Model, arm: Arm, options: Profile) -> tuple[list[Feed], str
 
 
 def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
-    """Sizes of the named dimensions that vary."""
+    """Sizes of the free named dimensions."""
     return {
         str(d.value): feed[str(v.name)].shape[i]
         for v in model.graph.inputs
@@ -110,8 +114,8 @@ def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
 
 
 def first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool) -> None:
-    """Load and run `case` once with assignment and trace on, in a process that may die of it; a failure is the case's
-    error.
+    """Load and run `case` once with assignment and trace enabled, in a process of its own that may crash; a failure
+    becomes the case's error.
     """
     t = case.timing
     try:

@@ -1,4 +1,4 @@
-"""Whether two stored results were made under the same conditions."""
+"""Checks that two stored results were measured under the same conditions."""
 
 from __future__ import annotations
 

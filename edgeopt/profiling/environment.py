@@ -1,4 +1,4 @@
-"""What machine this is and what it is busy with, read from the system's files; what cannot be read is left out."""
+"""The machine and its load, read from /proc and /sys; what cannot be read is left out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FEATURES = (
 
 
 def environment() -> Environment:
-    """Of this machine, now."""
+    """The environment of this machine at this moment."""
     flags = cpu_features()
     return Environment(
         cpu=cpu_name(),

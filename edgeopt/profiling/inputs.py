@@ -1,4 +1,4 @@
-"""Inputs for a measurement: arrays that are given, and feeds in a file as the worker reads them."""
+"""Inputs of a measurement: arrays given by the user, and feeds in the file format of the worker."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray
 
 
 def write_feeds(feeds: list[Feed], path: Path) -> None:
-    """An .npz as the worker reads it: entries `index/input`."""
+    """Write the feeds as an .npz for the worker, with entries `index/input`."""
     np.savez(path, **{f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})  # type: ignore[arg-type]

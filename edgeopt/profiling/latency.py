@@ -1,5 +1,5 @@
-"""Latency: fresh processes, in each of which the arms take turns block by block in random order until the time is up or
-the interval is narrow enough.
+"""Latency in fresh processes. In each, the arms run interleaved, block by block in random order, for the time of the
+preset; no further process is started once the intervals are narrow enough.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgeopt.profiling.arms import Arm, Preset
 from edgeopt.profiling.live import Live, live, median
 from edgeopt.profiling.results import Block, Cold, Latency, Point, Range
 
-_CONTENDED = 0.02  # of a block's time that its threads were ready and did not run
+_CONTENDED = 0.02  # share of a block's time that its threads waited for a CPU
 _FEW_RUNS = 3
 _FEW_ROUNDS = 3
 _SLOW_NS = 1e9
@@ -31,21 +31,26 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class Timing:
-    """What was seen of one arm. times: of each block, int64 [runs] ns."""
+    """Measurements of one arm."""
 
     arm: Arm
     feeds: Path
     blocks: list[Block] = field(default_factory=list)
     times: list[NDArray[np.int64]] = field(default_factory=list)
+    """Inference times of each block, int64 [runs], ns."""
     starts_s: list[float] = field(default_factory=list)
+    """Start of each block."""
     walls_s: list[float] = field(default_factory=list)
+    """Duration of each block."""
     cold_ns: list[tuple[int, int, int]] = field(default_factory=list)
+    """(session creation, first, second inference) of each process."""
     steady: bool = True
+    """Whether every warm-up reached a steady state in time."""
     hello: dict[str, object] = field(default_factory=dict)
     error: str | None = None
 
     def medians(self) -> list[NDArray[np.float64]]:
-        """Block medians in ms, of each process."""
+        """Block medians in ms, one array for each process."""
         processes = sorted({b.process for b in self.blocks})
         return [np.array([b.median_ms for b in self.blocks if b.process == p]) for p in processes]
 
@@ -53,7 +58,7 @@ class Timing:
 def measure(
     timings: Sequence[Timing], preset: Preset, *, allow_fallback: bool, progress: Progress, seed: int = 0
 ) -> None:
-    """Fill `timings`; an arm that fails keeps what was measured and says why it ended."""
+    """Fill `timings`; an arm that fails keeps its measurements and its error."""
     rng = np.random.default_rng(seed)
     for process in range(preset.processes):
         alive = [t for t in timings if t.error is None]
@@ -67,7 +72,7 @@ def measure(
 def _process(
     timings: Sequence[Timing], process: int, preset: Preset, rng: np.random.Generator, allow_fallback: bool
 ) -> None:
-    """One repetition: a process for each arm, all alive, one of them at work."""
+    """One repetition: one process for each arm, all alive, one active at a time."""
     with contextlib.ExitStack() as stack:
         running: dict[int, tuple[Live, int]] = {}
         for i in rng.permutation(len(timings)):
@@ -93,7 +98,7 @@ def _process(
 
 @contextlib.contextmanager
 def failing(t: Timing) -> Iterator[None]:
-    """Keep a worker's failure as the arm's, and go on with the others."""
+    """Store a worker's failure as the arm's error, and continue with the others."""
     try:
         yield
     except WorkerError as e:
@@ -101,7 +106,7 @@ def failing(t: Timing) -> Iterator[None]:
 
 
 def _runs(started: Live, arm: Arm, preset: Preset) -> int:
-    """Inferences a block."""
+    """Number of inferences in a block."""
     if arm.rate:
         return max(_FEW_RUNS, math.ceil(arm.rate * max(_RATE_BLOCK_S, preset.block_s)))
     one = 1e9 * started.windows[-1] if started.windows else started.cold_ns[2]
@@ -125,12 +130,14 @@ def _block(t: Timing, started: Live, runs: int, process: int, turn: int) -> None
 
 
 def contended(wait_ns: int | None, switches: int, duration_ns: int) -> bool:
-    """Whether the system kept a block waiting; by its involuntary switches where the kernel does not tell the wait."""
+    """Whether the system delayed a block; judged by involuntary context switches where the kernel does not report the
+    wait.
+    """
     return switches > 0 if wait_ns is None else wait_ns > _CONTENDED * duration_ns
 
 
 def precise(timings: Sequence[Timing], preset: Preset) -> bool:
-    """Whether every interval that will be reported is narrow enough: of each median, and of each ratio to the first."""
+    """Whether every reported interval is narrow enough: that of each median, and of each ratio to the first arm."""
     if any(median_interval(t.medians()).half_width > preset.precision for t in timings):
         return False
     pairs = [paired(timings[0], t) for t in timings[1:]]
@@ -138,7 +145,7 @@ def precise(timings: Sequence[Timing], preset: Preset) -> bool:
 
 
 def paired(a: Timing, b: Timing) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] | None:
-    """Block medians of the rounds that both have, by process; None if there are none."""
+    """Block medians of the rounds that both arms have, by process; None if there are none."""
     ours, theirs = ({(x.process, x.round): x.median_ms for x in t.blocks} for t in (a, b))
     keys = sorted(ours.keys() & theirs.keys())
     if not keys:
@@ -149,7 +156,7 @@ def paired(a: Timing, b: Timing) -> tuple[list[NDArray[np.float64]], list[NDArra
 
 
 def sustained(t: Timing, preset: Preset, *, allow_fallback: bool, progress: Progress) -> None:
-    """One arm for `preset.sustained_s` in one process, from cold on."""
+    """Run one arm for `preset.sustained_s` in one process, without warm-up."""
     with failing(t), live(t.arm, allow_fallback=allow_fallback) as started:
         started.first_runs(t.feeds)
         t.hello = started.hello
@@ -163,7 +170,7 @@ def sustained(t: Timing, preset: Preset, *, allow_fallback: bool, progress: Prog
 
 
 def series(t: Timing, seconds: float) -> tuple[Point, ...]:
-    """p50 of stretches of 10 s, or of a tenth of a short run, over a sustained run."""
+    """p50 over time of a sustained run, in stretches of 10 s or a tenth of a shorter run."""
     width = min(10.0, seconds / 10)
     found: dict[int, list[NDArray[np.int64]]] = {}
     for at, times in zip(t.starts_s, t.times, strict=True):
@@ -175,7 +182,7 @@ def series(t: Timing, seconds: float) -> tuple[Point, ...]:
 
 
 def summary(t: Timing, preset: Preset) -> Latency | None:
-    """The figures; None when nothing was measured."""
+    """The latency figures; None if nothing was measured."""
     if not t.blocks:
         return None
     medians = t.medians()
@@ -206,7 +213,7 @@ def summary(t: Timing, preset: Preset) -> Latency | None:
 
 
 def cold(t: Timing) -> Cold | None:
-    """Medians over the processes; None when no process came so far."""
+    """Medians of cold start times over the processes; None if no process got that far."""
     if not t.cold_ns:
         return None
     create, first, second = np.median(np.array(t.cold_ns, np.float64), axis=0) / 1e6
@@ -214,7 +221,7 @@ def cold(t: Timing) -> Cold | None:
 
 
 def raw(timings: Mapping[str, Timing]) -> dict[str, NDArray[np.int64]]:
-    """Times of single inferences in ns and the block of each, by label: what goes into the .npz."""
+    """Times of single inferences in ns and the block index of each, by label, for the .npz."""
     found = {}
     for label, t in timings.items():
         if t.times:

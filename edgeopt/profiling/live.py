@@ -1,4 +1,4 @@
-"""A worker with an arm's session open in it."""
+"""A worker process with the session of an arm open in it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ _NO_FALLBACK = "session.disable_cpu_ep_fallback"
 
 @dataclass
 class Live:
-    """worker: idle between requests; hello, opened: its answers; cold_ns: creation, first and second inference."""
+    """A worker with an open session; idle between requests."""
 
     worker: Worker
     hello: dict[str, Any]
+    """Its answer to `hello`."""
     opened: dict[str, Any]
+    """Its answer to `open`."""
     cold_ns: tuple[int, int, int] = (0, 0, 0)
+    """Session creation, first and second inference."""
     windows: list[float] = field(default_factory=list)
+    """Median times of the warm-up windows, in seconds."""
 
     def first_runs(self, feeds: Path) -> None:
-        """Give it its feeds and run twice."""
+        """Send the feeds and run two inferences."""
         self.worker.ask("feed", path=str(feeds))
         first, second = (self.worker.ask("block", runs=1)["times"][0] for _ in range(2))
         self.cold_ns = (self.opened["create_ns"], first, second)
 
     def warm_up(self, limit_s: float) -> bool:
-        """Run windows until they are steady; whether they were before the time was up."""
+        """Run windows until their times are steady or `limit_s` is over; returns whether they are steady."""
         spent = 0
         while spent < limit_s * 1e9 and not steady(self.windows):
             window = self.worker.ask("block", runs=1, seconds=WINDOW_S)
@@ -45,7 +49,7 @@ class Live:
 
 
 def median(times: Sequence[int]) -> float:
-    """Of nanoseconds."""
+    """The median of times in ns."""
     ordered = sorted(times)
     middle = len(ordered) // 2
     return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
@@ -53,17 +57,17 @@ def median(times: Sequence[int]) -> float:
 
 @contextlib.contextmanager
 def live(arm: Arm, *, allow_fallback: bool = True, **how: Any) -> Iterator[Live]:
-    """A fresh process with the session of `arm`; `how` goes to the worker's `open`.
+    """A fresh process with the session of `arm`; `how` are further arguments of the worker's `open`.
 
     Raises:
-        WorkerError: the provider is not there, or the session cannot be made.
+        WorkerError: the provider is missing, or the session cannot be created.
     """
     with worker(arm.python, arm.timeout_s) as w:
         yield open_in(w, w.greet(), arm, allow_fallback=allow_fallback, **how)
 
 
 def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool, **how: Any) -> Live:
-    """Open the session of `arm` in a worker that runs already."""
+    """Open the session of `arm` in a running worker."""
     wanted = arm.provider
     plugin = make_present(w, wanted, hello["providers"])
     strict = {_NO_FALLBACK: "1"} if wanted.name != CPU and not allow_fallback else {}

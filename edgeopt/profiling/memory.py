@@ -1,4 +1,4 @@
-"""Memory of fresh processes, phase by phase; never while something is timed."""
+"""Memory of fresh processes by phase, never measured while latency is."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _RUNS = 10
 
 
 def memory(arm: Arm, feeds: Path, *, allow_fallback: bool) -> Memory:
-    """Of `arm` with ONNX Runtime's arena, as it ships, and without, which shows what is needed.
+    """Memory of `arm` with ONNX Runtime's arena (the default) and without it, which shows what is really needed.
 
     Raises:
-        WorkerError: the worker died or refused.
+        WorkerError: the worker died or returned an error.
     """
     (ship, reset), (bare, _) = (_phases(arm, feeds, arena, allow_fallback) for arena in (True, False))
     return Memory(arena=ship, no_arena=bare, peak_per_phase=reset)

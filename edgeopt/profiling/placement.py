@@ -1,6 +1,4 @@
-"""Who computes what, and where the time goes: the runtime's assignment of nodes to providers and the trace of a few
-runs.
-"""
+"""Assignment of nodes to providers as ONNX Runtime reports it, and time by operator from the trace of a few runs."""
 
 from __future__ import annotations
 
@@ -25,32 +23,36 @@ _NAMED = 5
 
 @dataclass
 class _Seen:
-    """A node over the traced runs; us: of each run, in microseconds."""
+    """A node over the traced runs."""
 
     op: str
     provider: str
     shapes: str
     us: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    """Time in each run, in microseconds."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """nodes: by name; wall_us: of each run after the cold ones; events: as ONNX Runtime wrote them."""
+    """A trace without its cold runs."""
 
     nodes: Mapping[str, _Seen]
+    """By name and index."""
     wall_us: Sequence[float]
+    """Wall time of each run."""
     events: Sequence[dict[str, Any]]
+    """The raw events of ONNX Runtime."""
 
     def node_us(self, node: _Seen) -> float:
-        """Median over the runs; a node that a branch left out counts 0 there."""
+        """Median time over the runs in microseconds; 0 for runs in which a branch skipped the node."""
         return median([node.us.get(i, 0.0) for i in range(len(self.wall_us))])
 
 
 def read_trace(path: Path) -> Trace:
-    """The trace at `path`, less the first two runs.
+    """The trace at `path`, without the first two runs.
 
     Raises:
-        WorkerError: it is no trace.
+        WorkerError: it is not a trace.
     """
     events = read_events(path)
     runs = sorted((e["ts"], e["dur"]) for e in events if e.get("name") == "model_run")[_COLD_RUNS:]
@@ -66,9 +68,9 @@ def read_trace(path: Path) -> Trace:
 
 
 def _own_times(runs: Sequence[KernelRun]) -> list[tuple[KernelRun, float]]:
-    """Every node with its time less that of the nodes in its body, which the time of an If, Loop or Scan includes.
+    """Every kernel run with its own time: that of an If, Loop or Scan excludes the nodes in its body.
 
-    Times are cut to whole microseconds, so a body may seem to end after its node.
+    Times are truncated to whole microseconds, so a body may seem to end after its node.
     """
     own = {id(r): r.us for r in runs}
     around: list[KernelRun] = []
@@ -83,7 +85,7 @@ def _own_times(runs: Sequence[KernelRun]) -> list[tuple[KernelRun, float]]:
 
 
 def ops(trace: Trace) -> Ops | None:
-    """Time by node and by operator type; None when the trace holds no run."""
+    """Time by node and by operator type; None if the trace has no run."""
     if not trace.wall_us:
         return None
     wall = median(trace.wall_us)
@@ -117,7 +119,7 @@ def ops(trace: Trace) -> Ops | None:
 
 
 def placement(requested: str, assignment: Sequence[Sequence[Any]] | None, trace: Trace | None) -> Placement:
-    """The placement on the provider `requested`; from the trace alone where the runtime does not tell its
+    """The placement for the provider `requested`; from the trace alone if ONNX Runtime does not report its
     assignment.
     """
     if assignment is None:
@@ -153,7 +155,7 @@ def _coverage_time(requested: str, trace: Trace | None) -> float | None:
 
 
 def _partitions(requested: str, assignment: Sequence[Sequence[Any]]) -> int:
-    """Subgraphs of the provider: one that was compiled as a whole, or a stretch of single nodes."""
+    """Number of subgraphs on the provider: each compiled subgraph, and each run of consecutive single nodes."""
     if requested == CPU:
         return int(any(name == CPU for name, _ in assignment))
     count, stretch = 0, False
@@ -165,10 +167,10 @@ def _partitions(requested: str, assignment: Sequence[Sequence[Any]]) -> int:
 
 
 def refuse_fallback(found: Placement) -> None:
-    """Refuse nodes on other providers than the one asked for.
+    """Refuse nodes that are on other providers than the requested one.
 
     Raises:
-        WorkerError: names them.
+        WorkerError: names the nodes.
     """
     if not found.fallback_nodes:
         return

@@ -1,4 +1,6 @@
-"""`profile(models)` and `compare(models)`: the same run, settings interleaved; the second says what differs."""
+"""`profile(models)` and `compare(models)`: the same measurement with interleaved settings; `compare` adds the
+differences to the first.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,10 @@ Kind = Literal["profile", "compare", "self-check"]
 def profile(models: Sequence[str | Path], options: ProfileOne) -> Results:
     """Latency, cold start, memory, size and placement of every setting of `models`.
 
-    A setting that fails keeps its error; the others go on.
+    A setting that fails keeps its error; the others continue.
 
     Raises:
-        EdgeoptError: a model, an option or the data are no good; nothing was measured.
+        EdgeoptError: a model, an option or the data cannot be used; nothing was measured.
     """
     paths = [Path(m) for m in models]
     return _run("profile", paths, options, Files(options.report, options.trace, files_read(options, paths)))
@@ -112,7 +114,7 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
 
 
 def _oddities(here: Environment, asked: Sequence[Arm]) -> list[str]:
-    """What makes the times worth less."""
+    """Conditions that make the times less reliable, in words."""
     found = [
         f"{a.label}: the hardware is simulated here; its times say nothing of a device"
         for a in asked
@@ -138,7 +140,9 @@ def _time(found: Sequence[Case], options: Profile, listener: Listener) -> None:
 
 
 def _measured(case: Case, options: Profile, listener: Listener, sizes: dict[object, Size]) -> Measured:
-    """All about one case; memory and size after the clocks have stopped. sizes: known already, by model and feeds."""
+    """The results of one case; memory and size are measured after all timing. `sizes`: known ones by model and
+    feeds.
+    """
     t, arm = case.timing, case.arm
     used = None
     if t.error is None:
@@ -205,26 +209,26 @@ def _comparisons(found: Sequence[Case], measured: Sequence[Measured], options: P
 
 
 def _calm(a: Case, b: Case) -> float | None:
-    """The ratio over the rounds in which neither was contended."""
+    """The latency ratio over the rounds in which neither was contended."""
     quiet = [{(x.process, x.round): x.median_ms for x in c.timing.blocks if not x.contended} for c in (a, b)]
     keys = quiet[0].keys() & quiet[1].keys()
     return math.exp(float(np.median([math.log(quiet[1][k] / quiet[0][k]) for k in sorted(keys)]))) if keys else None
 
 
 def size_ratio(a: Measured, b: Measured) -> float | None:
-    """File of b over file of a."""
+    """File size of b relative to a."""
     return b.size.file_bytes / a.size.file_bytes if a.size and b.size else None
 
 
 def peak_ratio(a: Measured, b: Measured) -> float | None:
-    """Peak RSS of b over that of a."""
+    """Peak RSS of b relative to a."""
     if a.memory is None or b.memory is None:
         return None
     return max(p.peak_bytes for p in b.memory.arena) / max(p.peak_bytes for p in a.memory.arena)
 
 
 def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str]]:
-    """Errors of b's outputs against a's, matched by name, else by position; and what is odd about them."""
+    """(errors of b's outputs against a's, matched by name or else by position; notes that limit their meaning)."""
     if a.outputs is None or b.outputs is None or len(a.outputs) != len(b.outputs):
         return None, ["outputs not compared: one of them gave none"]
     notes = [
@@ -271,8 +275,8 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
 
 @takes(ProfileOne)
 def self_check(model: str | Path, options: ProfileOne) -> Results:
-    """`model` against itself, `trials` times: the false-alarm rate, and the smallest change that this machine can
-    see.
+    """`model` against itself, `trials` times: the rate of false alarms, and the smallest change that can be detected
+    here.
     """
     start, ears = time.perf_counter(), options.listener
     files = Files(options.report, None, files_read(options, [Path(model)]))
@@ -323,4 +327,4 @@ def self_check(model: str | Path, options: ProfileOne) -> Results:
 
 
 def _silent(stage: str, done: int, total: int) -> None:
-    """Progress of a part that is not told."""
+    """Ignore the progress of a sub-measurement."""

@@ -33,7 +33,7 @@ class Range(_Model):
 
     @classmethod
     def of(cls, x: Interval, scale: float = 1.0) -> Range:
-        """`x` in another unit."""
+        """`x` multiplied by `scale`."""
         return cls(value=x.value * scale, low=x.low * scale, high=x.high * scale)
 
 

@@ -1,4 +1,4 @@
-"""What a measurement leaves on disk: the document, the times of single inferences beside it, a trace."""
+"""Files that a measurement writes: the results document, the times of single inferences beside it, a trace."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from edgeopt.profiling.results import Results
 
 @dataclass(frozen=True)
 class Files:
-    """Where to write; None: nowhere. That it can be is checked before anything is measured.
-
-    kept: files that are read and must not be overwritten.
+    """Where to write; checked before anything is measured.
 
     Raises:
-        UsageError: a folder that is not there, a folder in the place of a file, or a file that is read.
+        UsageError: a missing folder, a folder in place of a file, or a file that is an input.
     """
 
     report: str | Path | None = None
+    """The results document; None: not written."""
     trace: str | Path | None = None
+    """The trace; None: not written."""
     kept: tuple[Path, ...] = ()
+    """Input files, which must not be overwritten."""
 
     def __post_init__(self) -> None:
         named = [Path(p) for p in (self.report, self.trace) if p is not None]
@@ -42,7 +43,7 @@ class Files:
             raise UsageError(f"{', '.join(map(str, places))}: --report, its .npz and --trace cannot be one file")
 
     def written(self, document: Results, raw: Mapping[str, NDArray[np.int64]]) -> Results:
-        """`document` as it was written, `raw` in an .npz beside it."""
+        """Write `document`, and `raw` to an .npz beside it; returns the document as written."""
         if self.report is None:
             return document
         path = Path(self.report)
@@ -56,7 +57,7 @@ class Files:
 
 
 def write_trace(events: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> None:
-    """The traces of all settings in Chrome's format, which ui.perfetto.dev opens; a process for each, by its label."""
+    """Write the traces of all settings in Chrome's format (for ui.perfetto.dev), one process for each label."""
     merged: list[Mapping[str, Any]] = []
     for pid, (label, found) in enumerate(events.items(), 1):
         merged.append({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": label}})

@@ -1,8 +1,8 @@
-"""Size of a file and of what it computes.
+"""File size, weights, activation memory and MACs of a model.
 
-Shapes come from one traced run without optimization, so that nothing need be inferred. An operator that can work in
-place (an activation function, a reshape) stores nothing of its own, nor does a value that is at once quantized, nor one
-that is only dequantized for its consumer: what counts is what an executor has to keep.
+Shapes come from one traced run without optimization instead of shape inference. Only values that an executor has to
+store count: not the output of an operator that can work in place (an activation function, a reshape), nor a value that
+is quantized immediately, nor one that is only dequantized for its consumer.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Ran = tuple[Shapes, Shapes]  # inputs and outputs of one run of a node
 
 
 def size(path: Path, model: ir.Model, feeds: Path | None, *, xz: bool) -> Size:
-    """Facts about the file at `path`, whose canonical form is `model`; shapes on the first of `feeds` (None: the
+    """The size of the file at `path`, whose canonical form is `model`, with shapes on the first of `feeds` (None: the
     model does not run). xz is slow: 0.7 s a megabyte.
     """
     files = [path, *graph.external_files(model)]
@@ -89,7 +89,7 @@ def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
 
 
 def _by_op(model: ir.Model) -> dict[str, int]:
-    """Bytes of initializers by the type of the operator that uses them first; behind a DequantizeLinear, the next."""
+    """Bytes of initializers by the operator type of their first consumer; behind a DequantizeLinear, of the next."""
     found: Counter[str] = Counter()
     for g in model.graphs():
         for value in g.initializers.values():
@@ -102,7 +102,7 @@ def _by_op(model: ir.Model) -> dict[str, int]:
 
 
 def _work(model: ir.Model, feeds: Path) -> dict[str, int]:
-    """Elements and bytes of activations, their peak, and MACs, on a traced run."""
+    """Elements, bytes and peak bytes of activations, and MACs, from a traced run."""
     plain = not any(n.op_type in _QDQ for n in model.graph.all_nodes())
     numbered = (simplify(model) if plain else model).clone()
     nodes = list(numbered.graph.all_nodes())
@@ -119,12 +119,12 @@ def _work(model: ir.Model, feeds: Path) -> dict[str, int]:
 
 
 def _traced(model: ir.Model, feeds: Path) -> dict[int, list[Ran]]:
-    """What every node that ran read and wrote, each time, by its number."""
+    """Input and output shapes of every run of every node, by the node's number."""
     if graph.above_protobuf(model):
         raise EdgeoptError("the model is above 2 GB")
     with temporary_folder() as folder:
         graph.write(model, folder / "model.onnx")
-        # packed weights are not in the trace
+        # prepacked weights are missing in the trace
         arm = Arm(folder / "model.onnx", level="none", session={"session.disable_prepacking": "1"})
         with live(arm, profile=str(folder / "trace")) as started:
             started.worker.ask("feed", path=str(feeds))
@@ -140,12 +140,14 @@ def _traced(model: ir.Model, feeds: Path) -> dict[int, list[Ran]]:
 def _stored(
     model: ir.Model, nodes: Sequence[ir.Node], traced: Mapping[int, Sequence[Ran]]
 ) -> dict[ir.Value, tuple[int, int]]:
-    """(elements, bytes) of every value that a node makes and that needs memory of its own."""
+    """(elements, bytes) of every node output that needs memory of its own."""
     seen: dict[ir.Value, tuple[str, Sequence[int]]] = {}
     for i, node in enumerate(nodes):
         for shapes, values in zip(traced[i][0] if i in traced else (), (node.inputs, node.outputs), strict=False):
             there = [v for v in values if v is not None and v.name]
-            if len(there) == len(shapes):  # an operator that runs as several has its output's shape from who reads it
+            if len(there) == len(
+                shapes
+            ):  # an operator split into several kernels: its output's shape comes from the readers
                 seen |= {v: s for v, s in zip(there, shapes, strict=True) if v not in seen}
     found: dict[ir.Value, tuple[int, int]] = {}
     for node in nodes:
@@ -157,8 +159,8 @@ def _stored(
 
 
 def _only_quantized(value: ir.Value) -> bool:
-    """Whether every reader of `value`, behind what works in place, quantizes it: an integer kernel writes the
-    integers.
+    """Whether every consumer of `value`, behind in-place operators, quantizes it: then an integer kernel writes the
+    integers directly.
     """
     readers = [node for node, _ in value.uses()]
     return bool(readers) and all(
@@ -167,8 +169,8 @@ def _only_quantized(value: ir.Value) -> bool:
 
 
 def _reused(node: ir.Node | None) -> ir.Value | None:
-    """The input whose memory the output of `node` takes over, or None: a reshape's always, an activation function's if
-    nothing else reads what lives there.
+    """The input whose memory the output of `node` reuses, or None: always for a reshape, for an activation function if
+    nothing else reads that memory.
     """
     x = node.inputs[0] if node is not None and node.inputs else None
     if node is None or x is None:
@@ -179,7 +181,7 @@ def _reused(node: ir.Node | None) -> ir.Value | None:
 
 
 def _read_once(x: ir.Value) -> bool:
-    """Whether a node makes `x` and one reads it, also under the names that it had before a reshape."""
+    """Whether `x` is a node's output with a single consumer, as are the values whose memory it reuses."""
     node = x.producer()
     if node is None or len(x.uses()) != 1 or x.is_graph_output():
         return False
@@ -188,19 +190,19 @@ def _read_once(x: ir.Value) -> bool:
 
 
 def _root(value: ir.Value) -> ir.Value:
-    """The value whose memory `value` lives in."""
+    """The value in whose memory `value` is stored."""
     while (before := _reused(value.producer())) is not None:
         value = before
     return value
 
 
 def _peak(model: ir.Model, sizes: Mapping[ir.Value, int]) -> int:
-    """The most bytes that live at one time when the nodes run in order and a value dies after its last use."""
+    """The most bytes alive at one time, with nodes run in graph order and values freed after their last use."""
     return _most(list(model.graph), [_root(v) for v in model.graph.outputs], sizes)
 
 
 def _most(order: Sequence[ir.Node], results: Sequence[ir.Value], sizes: Mapping[ir.Value, int]) -> int:
-    """The same for one graph; while a body runs, what lives around it lives on."""
+    """`_peak` of one graph; values around a body stay alive while it runs."""
     last = {v: len(order) for v in results}
     index = {node: i for i, node in enumerate(order)}
     for node in order:
@@ -222,7 +224,9 @@ def _most(order: Sequence[ir.Node], results: Sequence[ir.Value], sizes: Mapping[
 
 
 def _end(node: ir.Node, index: Mapping[ir.Node, int]) -> int:
-    """When the result of `node` is in memory: an integer kernel writes the integers of the QuantizeLinear behind it."""
+    """The node index at which the result of `node` is in memory: an integer kernel writes the output of the
+    QuantizeLinear behind it.
+    """
     if node.op_type == "QuantizeLinear" or not node.outputs or not _only_quantized(node.outputs[0]):
         return index[node]
     return max(_end(reader, index) for reader, _ in node.outputs[0].uses() if reader in index)

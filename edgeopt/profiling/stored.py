@@ -1,5 +1,5 @@
-"""Two stored results against each other: only if they were made under the same conditions, and as the weaker
-evidence.
+"""Compares two stored results, if they were measured under the same conditions; weaker evidence than an interleaved
+run.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from edgeopt.profiling.saving import Files
 
 
 def compare_stored(a: str | Path, b: str | Path, *, margin: float = 0.03, report: str | Path | None = None) -> Results:
-    """The settings of the results at `b` against those of the same label at `a` (or the only one of each).
+    """The settings of the results at `b` against those with the same label at `a` (or the only one of each).
 
     Raises:
-        DataError: not results files of this version. ComparabilityError: measured under other conditions; says which.
+        DataError: not results files of this version.
+        ComparabilityError: measured under different conditions; names them.
     """
     if not 0 < margin < 1:
         raise UsageError(f"margin {margin:g}: a share between 0 and 1, e.g. 0.03")
@@ -57,7 +58,7 @@ def _pairs(a: Results, b: Results, name_a: str, name_b: str) -> list[tuple[Measu
 
 
 def _told_apart(x: Measured, y: Measured, a: Path, b: Path) -> tuple[Measured, Measured]:
-    """The two under labels that differ: the file's name before a label that both have."""
+    """The two with different labels: a label that both have gets the file's name as a prefix."""
     if x.setting.label != y.setting.label:
         return x, y
     names = (a.stem, b.stem) if a.stem != b.stem else (str(a), str(b)) if a != b else (a.stem, f"{b.stem}#2")

@@ -1,1 +1,1 @@
-"""Structured pruning of an ONNX graph: which channels belong together, and the graph without some of them."""
+"""Structured pruning of an ONNX graph: finds coupled channels and removes channels or residual blocks."""

@@ -1,7 +1,7 @@
-"""Fewer layers: residual blocks whose output is nearest to their input go.
+"""Depth pruning: residual blocks whose output is closest to their input are removed.
 
 A block is y = x + f(x) with layers inside f; its influence is 1 - cos(x, y), averaged over samples (block influence,
-Men et al. 2024, ShortGPT, arXiv:2403.03853). Without it y is x, and what only f needed goes too.
+Men et al. 2024, ShortGPT, arXiv:2403.03853). Without the block y is x, and nodes that only f needs are removed too.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """A residual block: the name of its Add, of x and of y; side: which input is x; layers: how many f has."""
+    """A residual block y = x + f(x)."""
 
     node: str
+    """Name of its Add."""
     side: int
+    """Which input of the Add is x: 0 or 1."""
     x: str
+    """Name of the value, as for `y`."""
     y: str
     layers: int
+    """Number of layers in f."""
 
 
 def blocks(model: ir.Model, shapes: Shapes) -> tuple[ResidualBlock, ...]:
-    """The residual blocks of `model` (simplified), in order."""
+    """The residual blocks of `model` (simplified), in graph order."""
     found = []
     for node in model.graph:
         if node.op_type != "Add" or len(node.inputs) != 2:
@@ -47,7 +51,7 @@ def blocks(model: ir.Model, shapes: Shapes) -> tuple[ResidualBlock, ...]:
 
 
 def _own(x: ir.Value, inner: ir.Value) -> int:
-    """How many layers lie between `x` and `inner`; 0 if `inner` does not come from `x`."""
+    """Number of layers between `x` and `inner`; 0 if `inner` does not depend on `x`."""
     reached: dict[ir.Node, bool] = {}
 
     def comes(value: ir.Value) -> bool:
@@ -58,7 +62,7 @@ def _own(x: ir.Value, inner: ir.Value) -> int:
             return False
         if node not in reached:
             reached[node] = False
-            ways = [comes(v) for v in node.inputs if v is not None]  # all of them, since they are counted
+            ways = [comes(v) for v in node.inputs if v is not None]  # no short circuit: layers on all paths are counted
             reached[node] = True in ways
         return reached[node]
 
@@ -68,7 +72,7 @@ def _own(x: ir.Value, inner: ir.Value) -> int:
 
 
 def influences(model: ir.Model, found: Sequence[ResidualBlock], feeds: Sequence[Feed]) -> dict[str, float]:
-    """1 - cos(x, y) of each block by the name of its Add, the mean over `feeds`."""
+    """1 - cos(x, y) of each block by the name of its Add, averaged over `feeds`."""
     names = list(dict.fromkeys([*(b.x for b in found), *(b.y for b in found)]))
     inputs = {str(v.name) for v in model.graph.inputs}
     session = open_session(with_outputs(model, [n for n in names if n not in inputs]), threads=2)
@@ -82,20 +86,20 @@ def influences(model: ir.Model, found: Sequence[ResidualBlock], feeds: Sequence[
 
 
 def least(influence: Mapping[str, float], depth: float) -> tuple[str, ...]:
-    """The blocks that go when `depth` of them stay."""
+    """The blocks to remove so that a share `depth` of them stays: those with the least influence."""
     keep = round(depth * len(influence))
     return tuple(sorted(influence, key=lambda n: (influence[n], n))[: len(influence) - keep])
 
 
 def without_blocks(model: ir.Model, found: Sequence[ResidualBlock], gone: Sequence[str]) -> ir.Model:
-    """A clone of `model` in which y is x for the blocks `gone`."""
+    """A clone of `model` in which y is replaced by x for the blocks `gone`."""
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}
     for block in found:
         if block.node not in gone:
             continue
         node = nodes[block.node]
-        x = node.inputs[block.side]  # what it is now that earlier blocks have gone
+        x = node.inputs[block.side]  # its current value, after earlier blocks were removed
         assert x is not None
         if node.outputs[0].is_graph_output():
             node.op_type = "Identity"

@@ -1,4 +1,4 @@
-"""Operators that compute: layers with weights, sums of operands, means over axes."""
+"""Label rules of operators that compute: layers with weights, elementwise operators, reductions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeopt.pruning.units import Edit
 
 
 def along(t: Tracker, node: ir.Node) -> None:
-    """Softmax: sums over an axis, whose channels stay."""
+    """Softmax and the like: channels along the normalized axes are frozen."""
     x = node.inputs[0]
     assert x is not None
     axis = node.attributes.get("axis")
@@ -21,7 +21,7 @@ def along(t: Tracker, node: ir.Node) -> None:
 
 
 def elementwise(t: Tracker, node: ir.Node) -> None:
-    """Operands are broadcast; channels that meet are tied."""
+    """Elementwise operators with broadcasting: channels at the same position are tied."""
     out = node.outputs[0]
     rank, axes = len(t.shape(out)), Axes()
     for axis in range(rank):
@@ -49,18 +49,18 @@ def conv(t: Tracker, node: ir.Node) -> None:
     if w not in t.constants:
         return t.stop(node)
     for labels in t.of(x)[2:]:
-        t.units.freeze(labels)  # what a kernel slides over stays
+        t.units.freeze(labels)  # spatial axes are frozen
     out, per_group = t.shape(w)[:2]
     name = str(node.name)
     if group == 1:
         t.units.label(w, 1, inside)
         made = t.units.fresh(out, name)
-    elif per_group == 1:  # depthwise: a channel goes with its outputs
+    elif per_group == 1:  # depthwise: an input channel is removed with its output channels
         if inside is None:
             return t.stop(node)
         made = tuple(i for i in inside for _ in range(out // group))
         t.units.edits.append(Edit(name, "group", lambda count: count(inside)))
-    else:  # the j-th channels of all groups go together, so that the groups stay equal
+    else:  # the j-th channels of all groups are tied, so that groups stay equal
         made = t.units.fresh(out, name)
         for row, width in ((inside, per_group), (made, out // group)):
             for i, label in enumerate(row or ()):
@@ -130,7 +130,7 @@ def matmul(t: Tracker, node: ir.Node) -> None:
 
 
 def per_channel(t: Tracker, node: ir.Node) -> None:
-    """BatchNormalization and InstanceNormalization: a parameter for each channel."""
+    """BatchNormalization and InstanceNormalization: parameters with one element a channel."""
     x = node.inputs[0]
     assert x is not None
     for v in node.inputs[1:]:
@@ -150,7 +150,7 @@ def layer_norm(t: Tracker, node: ir.Node) -> None:
 
 
 def reduce(t: Tracker, node: ir.Node) -> None:
-    """Mean, sum or largest over some axes."""
+    """Reductions over some axes: mean, sum, maximum and others."""
     x = node.inputs[0]
     assert x is not None
     rank = len(t.shape(x))
@@ -169,7 +169,7 @@ def reduce(t: Tracker, node: ir.Node) -> None:
 
 
 def recurrent(t: Tracker, node: ir.Node) -> None:
-    """LSTM, GRU, RNN: their input's channels may go, their state stays."""
+    """LSTM, GRU, RNN: input channels can be removed, the state is frozen."""
     x, w = node.inputs[0], node.inputs[1]
     assert x is not None and w is not None
     inside = t.of(x)[2]

@@ -1,4 +1,6 @@
-"""Operators that move data: channels keep their labels, and sizes in constants follow how many are kept."""
+"""Label rules of operators that move data: channels keep their labels, and sizes in constants follow the number of kept
+channels.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ _RESIZE_SIZES = 3
 
 
 def same(t: Tracker, node: ir.Node) -> None:
-    """The output has the channels of the first input."""
+    """Every output of the same rank has the labels of the first input."""
     x = node.inputs[0]
     assert x is not None
     for out in node.outputs:
@@ -24,7 +26,7 @@ def same(t: Tracker, node: ir.Node) -> None:
 
 
 def spatial(t: Tracker, node: ir.Node) -> None:
-    """Pooling and resizing: batch and channels stay."""
+    """Pooling and resizing: batch and channels keep their labels."""
     x, out = node.inputs[0], node.outputs[0]
     assert x is not None
     if t.shape(x)[:2] != t.shape(out)[:2] or node.attributes.get("axes") is not None:
@@ -54,7 +56,7 @@ def concat(t: Tracker, node: ir.Node) -> None:
         rows = [None if v in t.constants else t.of(v)[axis] for v in node.inputs if v is not None]
         if axis != joined:
             axes.append(t.units.tie_rows(rows))
-        elif any(row is None for row in rows):  # a part that is not tracked: the others stay beside it
+        elif any(row is None for row in rows):  # an untracked part: the other parts are frozen
             for row in rows:
                 t.units.freeze(row)
             axes.append(None)
@@ -79,7 +81,7 @@ def split(t: Tracker, node: ir.Node) -> None:
         start += size
     if labels is None:
         return
-    if t.numbers(input_of(node, 1)) is None:  # parts of equal size need not stay equal
+    if t.numbers(input_of(node, 1)) is None:  # equal parts could become unequal
         for row in parts:
             t.units.freeze(row)
         return
@@ -158,10 +160,10 @@ def pad(t: Tracker, node: ir.Node) -> None:
 
 
 def reshape(t: Tracker, node: ir.Node) -> None:
-    """Reshape, Flatten, Squeeze, Unsqueeze: axes are matched by runs of the same size.
+    """Reshape, Flatten, Squeeze, Unsqueeze: axes are matched by runs with the same number of elements.
 
-    A run of axes that becomes one: its labels are repeated. One that becomes several (heads of attention): that of the
-    heads takes the labels, all that belong to a head tied. Others stay.
+    If a run of axes becomes one, its labels are repeated. If one axis becomes several (attention heads), the axis of
+    the heads has the labels, with all channels of a head tied. Everything else is frozen.
     """
     x, out = node.inputs[0], node.outputs[0]
     assert x is not None
@@ -172,7 +174,7 @@ def reshape(t: Tracker, node: ir.Node) -> None:
         wide = [i for i in theirs if after[i] > 1]
         if not tracked:
             continue
-        if not theirs:  # an axis of 1 that goes
+        if not theirs:  # a removed axis of size 1
             for i in tracked:
                 t.units.freeze(t.of(x)[i])
             continue
@@ -197,14 +199,12 @@ def reshape(t: Tracker, node: ir.Node) -> None:
 
 
 def _heads(sizes: Sequence[int]) -> int:
-    """Which of several axes counts heads: the first, or the one behind it where that tells queries, keys and values
-    apart.
-    """
+    """Index of the axis that counts heads: the first, or the second if the first separates queries, keys and values."""
     return 1 if len(sizes) > len(("heads", "width")) and sizes[0] <= len("qkv") else 0
 
 
 def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """The shortest runs of axes of both shapes that hold the same number of elements."""
+    """The shortest runs of axes of both shapes with the same number of elements."""
     runs, i, j = [], 0, 0
     while i < len(before) or j < len(after):
         ours, theirs = [], []
@@ -225,11 +225,13 @@ def _runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], 
 
 
 def sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
-    """The sizes that a Reshape, Expand or Resize was given as input `at` follow the channels, or the channels stay."""
+    """Make the sizes given as input `at` of a Reshape, Expand or Resize follow the kept channels, or freeze the
+    channels.
+    """
     value = node.inputs[at]
     given, size = t.numbers(value), t.shape(node.outputs[0])
     if given is not None:
-        first = len(axes) - len(given)  # Expand is given the last sizes
+        first = len(axes) - len(given)  # Expand may have only the last sizes
         axes, size = axes[first:], size[first:]
         if any(labels is not None and given[i] == size[i] for i, labels in enumerate(axes)):
             t.units.edits.append(Edit(str(node.name), at, _counted(given, axes, size)))
@@ -241,7 +243,7 @@ def sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
         _computed(t, value, axes, size)
         return
     for k, part in enumerate(parts):
-        given = t.numbers(part)  # other sizes are those of the model when it runs
+        given = t.numbers(part)  # None: sizes computed at run time
         if given is None:
             continue
         first = places.index((k, 0))
@@ -253,7 +255,7 @@ def sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
 
 
 def _computed(t: Tracker, value: ir.Value | None, axes: Axes, size: Sequence[int]) -> None:
-    """Sizes that are computed from others leave a channel free only where they are known not to count it."""
+    """Freeze channels whose count may be part of a size computed at run time."""
     known = t.known.get(str(value.name), []) if value is not None else []
     known = [*[None] * (len(axes) - len(known)), *known]
     for labels, n, before in zip(axes, known, size, strict=False):
@@ -262,7 +264,9 @@ def _computed(t: Tracker, value: ir.Value | None, axes: Axes, size: Sequence[int
 
 
 def _counted(given: Sequence[int], axes: Axes, size: Sequence[int]) -> Callable[[Count], list[int]]:
-    """The sizes `given` with the channels counted where they are those of `axes`, of which there were `size`."""
+    """A function from the count of kept labels to the sizes `given`: sizes equal to those before in `size` become
+    counts of the labels in `axes`.
+    """
     return lambda count: [
         n if labels is None or n != before else count(labels)
         for n, labels, before in zip(given, axes, size, strict=False)
@@ -277,7 +281,7 @@ def expand(t: Tracker, node: ir.Node) -> None:
     rows = t.of(x)
     if x in t.constants and x.dtype != ir.DataType.FLOAT:
         t.hold([x])
-    if x in t.constants and x.dtype == ir.DataType.FLOAT:  # a learned token for every sample
+    if x in t.constants and x.dtype == ir.DataType.FLOAT:  # a learned token repeated for every sample
         rows = [_own(t, x, i, str(node.name)) for i in range(len(rows))]
     for i, labels in enumerate(rows):
         same = t.shape(x)[i] == t.shape(out)[i + shift]
@@ -289,7 +293,7 @@ def expand(t: Tracker, node: ir.Node) -> None:
 
 
 def _own(t: Tracker, value: ir.Value, axis: int, node: str) -> Labels:
-    """The labels of an axis of a weight, new ones if it has none; an axis of 1 is broadcast."""
+    """The labels of a weight's axis, new ones if it has none; an axis of size 1 is broadcast and has none."""
     size = t.shape(value)[axis]
     if size == 1:
         return None
@@ -299,7 +303,7 @@ def _own(t: Tracker, value: ir.Value, axis: int, node: str) -> Labels:
 
 
 def shape(t: Tracker, node: ir.Node) -> None:
-    """Shape: right by itself when the model runs, unless a number is computed with; then that axis stays."""
+    """Shape: correct at run time; an axis whose size enters further computation is frozen."""
     x = node.inputs[0]
     assert x is not None
     first = node.attributes.get_int("start", 0) % max(1, len(t.shape(x)))
@@ -312,7 +316,7 @@ def shape(t: Tracker, node: ir.Node) -> None:
 
 
 def _computed_with(value: ir.Value) -> bool:
-    """Whether more becomes of a size than the size of something else."""
+    """Whether `value`, a size, is used for anything but as the size of something else."""
     return any(
         reader.op_type not in _SIZED and (reader.op_type not in _HANDS_ON or any(map(_computed_with, reader.outputs)))
         for reader, _ in value.uses()
@@ -324,4 +328,4 @@ _SIZED = frozenset({"Reshape", "Expand", "Resize", "ConstantOfShape", "Tile"})
 
 
 def nothing(t: Tracker, node: ir.Node) -> None:
-    """Size: right by itself when the model runs."""
+    """Size: correct at run time, nothing to do."""

@@ -1,4 +1,4 @@
-"""What each operator does to the labels of its inputs, as one table; an operator that is not in it freezes them."""
+"""The label rule of each operator, as one table; operators that are not in it freeze their inputs."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ _GROUPS: dict[Rule, str] = {
     shape: "Shape",
     nothing: "Size",
 }
-# what labels its weights itself; weights that others read stay
+# rules that label the weights they read; weights read by other operators are frozen
 READERS = {elementwise, conv, conv_transpose, gemm, matmul, per_channel, layer_norm, gather, recurrent, expand}
 RULES = {name: rule for rule, names in _GROUPS.items() for name in names.split()}

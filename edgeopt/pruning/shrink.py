@@ -1,8 +1,8 @@
-"""`shrink(model) -> Shrunk`: a student for those who have none: the same network with narrower layers or fewer blocks.
+"""`shrink(model) -> Shrunk`: derives a student from a model: the same network with narrower layers or fewer blocks.
 
-Importance "norm" needs no data. "first-order" asks data: with y the outputs and r random and normal, the change of y .
-r when unit u goes is to first order sum_{w in u} w d(y . r)/dw; its square, averaged over r, is the squared change of y
-(Molchanov et al. 2019, arXiv:1906.10771, with a random projection in place of a loss).
+Importance "norm" needs no data. "first-order" needs data: with y the outputs and r random and normal, the change of y .
+r on removal of unit u is to first order sum_{w in u} w d(y . r)/dw; its square, averaged over r, is the squared change
+of y (Molchanov et al. 2019, arXiv:1906.10771, with a random projection in place of a loss).
 """
 
 from __future__ import annotations
@@ -36,27 +36,32 @@ Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 @dataclass(frozen=True)
 class Shrunk:
-    """The student and what it lost. parameters, macs: before and after; widths: units before and after by layer;
-    blocks: how influential each residual block was, and which went.
-    """
+    """The student and what was removed."""
 
     model: ir.Model
     path: Path | None
     parameters: tuple[int, int]
+    """Number of parameters before and after."""
     macs: tuple[int, int]
+    """Multiply-accumulates before and after."""
     widths: Mapping[str, tuple[int, int]]
+    """Units before and after, by layer."""
     influence: Mapping[str, float]
+    """Influence of each residual block."""
     removed: tuple[str, ...]
+    """The removed residual blocks."""
 
 
 @takes(Shrink)
 def shrink(model: Source, options: Shrink) -> Shrunk:
-    """A smaller network of the same inputs and outputs: `width` of the channels (heads of attention included) of every
-    layer that is free to, `depth` of the residual blocks. It has to be trained (`edgeopt.distill`) before it is of use.
+    """A smaller network with the same inputs and outputs: a share `width` of the channels (and attention heads) of
+    every layer that is free, a share `depth` of the residual blocks. It must be trained (`edgeopt.distill`) to be
+    useful.
 
     Raises:
-        UsageError: a share that is none, or importance that needs data. ModelError: nothing can go. ValidityError: the
-          result does not run; nothing was written.
+        UsageError: an invalid share, importance that needs data, or an output that is the model itself.
+        ModelError: nothing can be removed.
+        ValidityError: the result does not run; nothing was written.
     """
     path, dims = options.output, options.dims
     if path is not None:
@@ -89,8 +94,8 @@ def shrink(model: Source, options: Shrink) -> Shrunk:
 
 
 def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]:
-    """(`model` with what it computes from fixed sizes folded, so that heads of attention can go where their width is no
-    function of the channels any more; which of the elements of other computed sizes are fixed).
+    """(`model` with values that depend only on fixed sizes folded, so that heads can be removed once their width is no
+    function of the channels; the elements of other computed sizes that are fixed).
     """
     if not any(n.op_type == "Shape" for n in model.graph):
         return model, {}
@@ -101,11 +106,11 @@ def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]
         settled = simplify(static_sizes(model, known(model, numbers, sizes(model, other)[1]), found))
         return settled, known(settled, sizes(settled, one)[1], sizes(settled, other)[1])
     except EdgeoptError:
-        return model, {}  # it does not take another size: nothing can be told
+        return model, {}  # it does not run with other sizes: nothing is known
 
 
 def _doubled(model: ir.Model, feed: Feed) -> dict[str, int]:
-    """The free dimensions of the inputs, twice as long as in `feed` and odd, so that few sizes are equal by chance."""
+    """The free dimensions of the inputs, 2 n + 1 for n in `feed`, so that few sizes are equal by chance."""
     found = {}
     for value in model.graph.inputs:
         for i, d in enumerate(value.shape or ()):
@@ -138,7 +143,7 @@ def _feeds(model: ir.Model, data: Data, options: Shrink) -> list[Feed]:
 def _shallower(
     model: ir.Model, depth: float, feeds: Sequence[Feed], kept: frozenset[str]
 ) -> tuple[ir.Model, dict[str, float], tuple[str, ...]]:
-    """(the model without the blocks that matter least, influence by block, which went)."""
+    """(the model without the blocks of least influence, influence by block, the removed blocks)."""
     found = [b for b in deep.blocks(model, shapes(model, feeds[0])) if b.node not in kept]
     if not found:
         raise ModelError("--depth: no residual block (an Add of a value and what layers make of it) was found")
@@ -178,11 +183,10 @@ def _macs(model: ir.Model, feed: Feed) -> int:
 
 
 def _write(model: ir.Model, source: ir.Model, feed: Feed, path: Path | None) -> None:
-    """Check that the result is valid, runs, and gives outputs of the same names, types and shapes; then put it in
-    place.
+    """Check that the result is valid, runs, and has the same output names, types and shapes; then move it into place.
 
     Raises:
-        ValidityError: it does not.
+        ValidityError: a check failed.
     """
     with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")

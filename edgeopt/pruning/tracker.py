@@ -1,4 +1,4 @@
-"""Labels of every axis of every value of one graph, as the operators hand them on; see `units`."""
+"""Propagates the labels of every axis of every value through one graph; see `units`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Tracker:
     def __init__(
         self, model: ir.Model, shapes: Shapes, rules: Mapping[str, Rule], readers: Set[Rule], known: Known
     ) -> None:
-        """shapes: of every value of `model` on one feed; readers: the rules that label the weights which they read;
-        known: the elements of computed sizes that are the same for every feed.
+        """`shapes`: of every value of `model` for one feed; `readers`: rules that label the weights they read; `known`:
+        elements of computed sizes that are the same for every feed.
         """
         self.units, self.known = Units(), known
         self.axes: dict[ir.Value, Axes] = {}
@@ -40,7 +40,7 @@ class Tracker:
         self.hold(model.graph.outputs)
 
     def hold(self, values: Iterable[ir.Value | None]) -> None:
-        """They stay as they are."""
+        """Freeze the channels of `values`."""
         for v in values:
             if v is not None:
                 for labels in self.of(v):
@@ -48,22 +48,22 @@ class Tracker:
                 self.units.unlabelled(v)
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
-        """Its sizes."""
+        """The shape of `value`."""
         return self.shapes[str(value.name)]
 
     def of(self, value: ir.Value) -> Axes:
-        """The labels of its axes; weights have none until a rule gives them some."""
+        """The labels of each axis of `value`; a weight has none until a rule labels it."""
         return self.axes.get(value) or [None] * len(self.shapes.get(str(value.name), ()))
 
     def stop(self, node: ir.Node) -> None:
-        """Everything that enters stays as it is; nothing is known of what leaves."""
+        """Freeze all inputs of `node`; its outputs are not tracked."""
         inside = (
             n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph().all_nodes()
         )
         self.hold([*node.inputs, *(v for n in inside for v in n.inputs)])
 
     def numbers(self, value: ir.Value | None) -> list[int] | None:
-        """The content of a constant of whole numbers, or None."""
+        """The elements of an integer constant, or None if `value` is not constant."""
         if value is None or value not in self.constants or value.const_value is None:
             return None
         return [int(i) for i in value.const_value.numpy().reshape(-1)]

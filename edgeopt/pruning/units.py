@@ -1,9 +1,9 @@
-"""Units: the channels of a network that can only go together.
+"""Units: channels of a network that can only be removed together.
 
-Every axis of every value is a row of labels, one for each index, or is not tracked (None). Operators give their outputs
-labels and tie labels that must live or die together (a residual add ties the channels of its operands index by index).
-Labels that are tied form a unit; units that were born in the same layer, and what is tied to them, form a space, in
-which they compete.
+Every axis of every value has a row of labels, one for each index, or is not tracked (None). Operators label their
+outputs and tie labels that must be kept or removed together (a residual add ties the channels of its operands index by
+index). Tied labels form a unit; units created by the same layer, and those tied to them, form a space, within which
+they are ranked.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ import numpy as np
 import onnx_ir as ir
 
 Labels = tuple[int, ...] | None
-Count = Callable[[Sequence[int]], int]  # how many of some labels are kept
+Count = Callable[[Sequence[int]], int]  # number of kept labels among some
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A number in the graph that follows from how many channels are kept: of an attribute (name) or of the constant at
-    an input (position); made: the new content from the count.
-    """
+    """A number in the graph that depends on the number of kept channels."""
 
     node: str
     where: str | int
+    """An attribute (name), or the constant at an input (position)."""
     made: Callable[[Count], int | Sequence[int]]
+    """The new content, given the counter of kept labels."""
 
 
 @dataclass
 class Units:
-    """A union-find over labels and over spaces, what the weights' axes are labelled with, and what must be edited."""
+    """A union-find over labels and over spaces, the labels of the weights' axes, and the edits that they need."""
 
     parents: list[int] = field(default_factory=list)
     spaces: list[int] = field(default_factory=list)
     frozen: set[int] = field(default_factory=set)
     weights: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
-    names: dict[int, str] = field(default_factory=dict)  # of spaces: the node that bore them
-    fixed: set[tuple[str, int]] = field(default_factory=set)  # axes of weights that a reader needs as they are
+    names: dict[int, str] = field(default_factory=dict)  # space -> the node that created it
+    fixed: set[tuple[str, int]] = field(default_factory=set)  # axes of weights that a reader freezes
     _space_parents: list[int] = field(default_factory=list)
 
     def fresh(self, count: int, node: str) -> tuple[int, ...]:
-        """New labels of a new space."""
+        """`count` new labels in a new space."""
         first, space = len(self.parents), len(self._space_parents)
         self.parents.extend(range(first, first + count))
         self.spaces.extend([space] * count)
@@ -69,7 +69,7 @@ class Units:
         return space
 
     def tie(self, a: int, b: int) -> None:
-        """One unit of two."""
+        """Merge the units of two labels, and their spaces."""
         a, b = sorted((self.root(a), self.root(b)))
         spaces = sorted((self.space(a), self.space(b)))
         if a != b:
@@ -79,7 +79,9 @@ class Units:
         self._space_parents[spaces[1]] = spaces[0]
 
     def tie_rows(self, rows: Iterable[Labels]) -> Labels:
-        """One row of several of one length, tied index by index; not tracked where one of them is not."""
+        """Tie several rows of the same length index by index, and return one of them; if one is not tracked, freeze all
+        and return None.
+        """
         found = list(rows)
         if any(row is None for row in found) or len({len(row) for row in found if row is not None}) != 1:
             for row in found:
@@ -92,11 +94,11 @@ class Units:
         return first
 
     def freeze(self, labels: Labels) -> None:
-        """These channels stay."""
+        """Mark these channels as not removable."""
         self.frozen.update(self.root(i) for i in set(labels or ()))
 
     def label(self, value: ir.Value | None, axis: int, labels: Labels) -> None:
-        """Label an axis of a weight; a weight that is read twice ties what reads it."""
+        """Label an axis of a weight; reading a weight twice ties its readers."""
         if value is None:
             return
         key = (str(value.name), axis)
@@ -108,12 +110,14 @@ class Units:
         self.weights[key] = labels
 
     def unlabelled(self, value: ir.Value) -> None:
-        """A weight is read by an operator that knows nothing of channels: its labels stay, also those it gets later."""
+        """Freeze all axes of a weight that is read by an operator without a label rule, also for labels it gets
+        later.
+        """
         rank = len(value.const_value.shape) if value.const_value is not None else 0
         self.fixed.update((str(value.name), axis) for axis in range(rank))
 
     def free(self) -> dict[int, list[int]]:
-        """The units that may go, by space."""
+        """The removable units, by space."""
         held = (label for key in self.fixed for label in self.weights.get(key, ()))
         frozen = {self.root(i) for i in (*self.frozen, *held)}
         found: dict[int, list[int]] = {}
@@ -123,12 +127,12 @@ class Units:
         return found
 
     def members(self) -> dict[tuple[str, int], np.ndarray]:
-        """The unit of every index of every labelled axis of a weight: int [size]."""
+        """The unit of every index of every labelled axis of the weights: int [size]."""
         return {key: np.array([self.root(i) for i in row]) for key, row in self.weights.items()}
 
 
 def kept_counter(units: Units, gone: set[int]) -> Count:
-    """Counts labels whose unit is not in `gone`."""
+    """A function that counts the labels whose unit is not in `gone`."""
     return lambda labels: sum(units.root(i) not in gone for i in labels)
 
 

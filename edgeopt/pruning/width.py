@@ -1,6 +1,6 @@
-"""Narrower layers: in every space the units that matter least go.
+"""Width pruning: the least important units of every space are removed.
 
-By norm (Li et al. 2017, arXiv:1608.08710; over all weights that go with a unit, as in DepGraph, Fang et al. 2023,
+By norm (Li et al. 2017, arXiv:1608.08710; over all weights of a unit, as in DepGraph, Fang et al. 2023,
 arXiv:2301.12900): I_u = mean over the labelled axes of |w_u|_2 / mean_v |w_v|_2. By first order, given gradients: see
 `edgeopt.pruning.shrink`.
 """
@@ -20,15 +20,13 @@ from edgeopt.pruning.rules import READERS, RULES
 from edgeopt.pruning.tracker import Tracker
 from edgeopt.pruning.units import Shapes, Units, kept_counter
 
-Scores = Mapping[int, float]  # by unit; the lowest go first
-MULTIPLE = 8  # mobile kernels work on channels by eights
-_WIDE = 16  # from so many units on a space keeps a multiple
+Scores = Mapping[int, float]  # by unit; the lowest are removed first
+MULTIPLE = 8  # mobile kernels process channels in blocks of 8
+_WIDE = 16  # spaces with at least this many units keep a multiple of 8
 
 
 def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = (), known: Known | None = None) -> Units:
-    """The units of `model` (simplified); the outputs of the nodes `keep` stay as wide as they are; known: see
-    `Tracker`.
-    """
+    """The units of `model` (simplified); outputs of the nodes `keep` keep their width; `known`: see `Tracker`."""
     tracker = Tracker(model, shapes, RULES, READERS, known or {})
     for node in keep:
         for value in node.outputs:
@@ -38,12 +36,12 @@ def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = (), know
 
 
 def by_norm(model: ir.Model, units: Units) -> dict[int, float]:
-    """The norm of the weights that go with each unit, relative to the others of the same axis."""
+    """The norm of the weights of each unit, relative to the mean of the same axis."""
     return _averaged(units, {name: _array(model, name).astype(np.float64) ** 2 for name, _ in units.weights}, root=True)
 
 
 def by_slices(units: Units, products: Mapping[str, NDArray[np.float64]]) -> dict[int, float]:
-    """(sum of the products over the weights of each unit)^2; products: w dL/dw by weight."""
+    """(sum of the products over the weights of each unit)^2; `products`: w dL/dw by weight."""
     sums: dict[int, float] = {}
     for (name, axis), members in units.members().items():
         if name in products:
@@ -75,8 +73,8 @@ def _array(model: ir.Model, name: str) -> NDArray[np.float32]:
 
 
 def chosen(units: Units, scores: Scores, width: float) -> tuple[set[int], dict[str, tuple[int, int]]]:
-    """(the units that go, units before and after by the layer that bore their space) when each space keeps `width` of
-    its units; a space of many keeps a multiple of `MULTIPLE`.
+    """(the units to remove, units before and after by the layer that created their space), with a share `width` of each
+    space kept; a large space keeps a multiple of `MULTIPLE`.
     """
     gone: set[int] = set()
     sizes: dict[str, tuple[int, int]] = {}
@@ -88,17 +86,17 @@ def chosen(units: Units, scores: Scores, width: float) -> tuple[set[int], dict[s
         ranked = sorted(members, key=lambda u: (scores.get(u, 0.0), u))
         gone.update(ranked[: count - keep])
         sizes[units.names[space]] = (count, keep)
-    for row in units.members().values():  # no layer is left without a channel
+    for row in units.members().values():  # every layer keeps at least one channel
         if row.size and gone.issuperset(row.tolist()):
             gone.discard(max(row.tolist(), key=lambda u: (scores.get(u, 0.0), u)))
     return gone, sizes
 
 
 def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:
-    """A clone of `model` without the units `gone`: weights sliced, sizes in attributes and constants edited.
+    """A clone of `model` without the units `gone`: weights sliced, sizes in attributes and constants updated.
 
     Raises:
-        ModelError: a size that must be edited is shared in a way that cannot be.
+        ModelError: an edit of an attribute does not give one number.
     """
     copy = model.clone()
     for name in {name for name, _ in units.weights}:
@@ -132,7 +130,7 @@ def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:
     for node in copy.graph:
         for value in node.outputs:
             if value not in outside:
-                value.shape = None  # of the wider model
+                value.shape = None  # stale: from the wider model
     for name, value in list(copy.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del copy.graph.initializers[name]

@@ -35,11 +35,13 @@ _NOTHING = {
 
 @dataclass(frozen=True)
 class Draft:
-    """A candidate model. mode: its name in reports; recipe: the recipe that produced it, None if there was none."""
+    """A candidate model."""
 
     mode: str
+    """Its name in reports."""
     state: State
     recipe: Recipe | None = None
+    """The recipe that produced it, None if there was none."""
 
     @property
     def model(self) -> ir.Model:
@@ -65,11 +67,11 @@ def draft(task: Task, recipe: Recipe, mode: str) -> Draft | None:
 
 
 def settled(task: Task) -> Recipe:
-    """The options' recipe with the range rule whose outputs are nearer to float on some calibration samples, weights
-    rounded to the nearest.
+    """The options' recipe with the range rule (mse or minmax) whose outputs are closer to float on some calibration
+    samples, with weights rounded to nearest.
 
-    `mse` clips, `minmax` does not, and which of the two loses less depends on the model. A rule that was asked for
-    stays, and so does `mse` where the other wins little.
+    `mse` clips, `minmax` does not, and which of the two loses less depends on the model. A rule given by the user is
+    kept, and so is `mse` if the gain of the other is small.
     """
     recipe, options = task.recipe, task.options
     grids = recipe.find(Grids)
@@ -102,7 +104,8 @@ def settled(task: Task) -> Recipe:
 def everywhere(task: Task, recipe: Recipe) -> Recipe | None:
     """`recipe` with integers wherever there is a kernel, if that is faster on this machine than its own placement.
 
-    No rule of a cost table can then end behind it. Only the placement is timed: with grids of one sample.
+    So the cost table's placement is not kept where integers everywhere are faster. Only the placement is timed, with
+    grids from one sample.
     """
     place = recipe.find(Place)
     if place is None or not task.start.resources.timed or recipe.own or task.options.recipe is not None:
@@ -143,7 +146,7 @@ def _in_integers(model: ir.Model) -> bool:
 def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
     """The model with `form` applied to every node that supports it.
 
-    lstm: LSTMs get the form "int8 dynamic" too, which some lose much by; None if there is none.
+    lstm: LSTMs get the form "int8 dynamic" too, by which some models lose much accuracy; None if there are none.
     """
     place = task.recipe.find(Place)
     exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
@@ -162,7 +165,7 @@ def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
     recipe = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
     made = draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
     if made is not None and form == "int4 stored" and not _in_int4(made.model):
-        return None  # no matrix has rows in whole blocks: it would be the form of 8 bits
+        return None  # no matrix has rows in whole blocks: it would equal the 8-bit form
     return made
 
 

@@ -29,7 +29,7 @@ from edgeopt.runtime.session import Session, open_session, run_all
 
 SECONDS = 1.0
 _CHANCE_DB = -1.0
-SLOWER = 0.97  # speed-ups above it are none, and no loss either
+SLOWER = 0.97  # speed-ups down to this do not count as slower
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _later(task: Task, session: Session) -> tuple[OutputReport, ...]:
 
 
 def _against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputReport:
-    """An output that differs between two runs of float is judged by how much it differs."""
+    """An output that differs between two float runs is judged relative to that difference."""
     if o.output not in chance_db or (o.figures and all(f.close for f in o.figures)):
         return o
     nearer = o.sqnr_db - chance_db[o.output]

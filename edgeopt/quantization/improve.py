@@ -25,20 +25,20 @@ from edgeopt.quantization.steps import Refit, Round
 
 @dataclass(frozen=True)
 class Outcome:
-    """The candidate that is kept, and why.
-
-    kept: the candidate in the staging folder; reason: why it was kept; sizes: its files in bytes, uncompressed and
-    deflated; ended: messages about work that was cut short; search: a search whose front and journal are still to be
-    handled.
-    """
+    """The candidate that is kept, and why."""
 
     kept: Tried
+    """The candidate in the staging folder."""
     reason: str
+    """Why it was kept."""
     candidates: tuple[Candidate, ...]
     sizes: tuple[int, int]
+    """Size of its files in bytes, uncompressed and deflated."""
     ended: tuple[str, ...] = ()
+    """Messages about work that was cut short."""
     interrupted: bool = False
     search: Search | None = None
+    """A search whose front and journal are still to be handled."""
 
 
 def outcome(kept: Tried, reason: str, candidates: Sequence[Candidate]) -> Outcome:
@@ -129,7 +129,8 @@ def _untimed(task: Task, recipe: Recipe, name: str) -> Candidate:
 def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *, faster: bool = False) -> Outcome:
     """Replace the kept candidate by `made` if `made` is better on the held-out samples; otherwise `path` stays empty.
 
-    Better means closer to float, or close enough where `faster`; and it must not become slower than float.
+    Better means closer to float, or close enough if `faster`; and it must not be slower than float unless the kept one
+    is.
     """
     kept = before.kept
     try:

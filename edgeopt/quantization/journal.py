@@ -21,7 +21,7 @@ from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe, from_json
 from edgeopt.runtime.costs import Costs, document, parsed
 
-_LOOKED_AT = 4  # calibration samples whose content is in the digest; of the others only the names
+_LOOKED_AT = 4  # calibration samples hashed by content; the others only by name
 _SUFFIX = ".search.jsonl"
 _FORGET = (
     "budget_s",
@@ -53,9 +53,10 @@ class Verdict:
 
 @dataclass
 class Journal:
-    """The entries of one job and the costs it measured; path None: kept in memory only."""
+    """The entries of one job and the costs it measured."""
 
     path: Path | None = None
+    """None: kept in memory only."""
     entries: dict[tuple[str, str], Verdict] = field(default_factory=dict)
     costs: Costs | None = None
 

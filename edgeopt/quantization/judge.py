@@ -11,29 +11,30 @@ from edgeopt.quantization.check import SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
 
-GOOD_SQNR_DB = 10.0  # of an output without a figure of its kind
+GOOD_SQNR_DB = 10.0  # for an output whose kind has no figures
 _LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
-_SMALLER, _FASTER = 1.25, 1.1  # a result that gains less than both is not worth having
-_NO_LARGER = 0.99  # scales of weights that were integers already are no loss
+_SMALLER, _FASTER = 1.25, 1.1  # a result must reach at least one of them
+_NO_LARGER = 0.99  # scales of weights that were already integers may make it slightly larger
 _BEHIND = {
     "balanced": "another one is smaller and faster together",
     "speed": "another one is faster",
     "size": "another one is smaller",
     "accuracy": "another one is nearer to float",
 }
-_AS_MUCH = 1.05  # products of gains that differ by less are equal
+_AS_MUCH = 1.05  # gains within this factor are equal
 _SAME = 1e-6  # metrics with a smaller relative difference are equal
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How close a model is to float. score: the user's metric, 0 without one; sqnr_db: the lowest SQNR of its outputs;
-    agreement: top-1 agreement of class scores, None if there are none.
-    """
+    """How close a model is to float."""
 
     score: float
+    """The user's metric, 0 without one."""
     sqnr_db: float
+    """The lowest SQNR of its outputs."""
     agreement: float | None
+    """Top-1 agreement of class scores, None if there are none."""
 
     @staticmethod
     def of(t: Tried) -> Figures:
@@ -75,7 +76,7 @@ def near_enough(task: Task, f: Figures, to: Figures) -> bool:
 
 
 def close(task: Task, t: Tried) -> bool:
-    """Whether a result is close enough to float: by the user's thresholds, else every output by what counts of its
+    """Whether a result is close enough to float: by the user's thresholds, else by the default bar for each output's
     kind.
     """
     asked = meets(task, Figures.of(t))
@@ -83,35 +84,35 @@ def close(task: Task, t: Tried) -> bool:
 
 
 def far(t: Tried) -> list[str]:
-    """The figures of outputs that do not reach their bar, in words."""
+    """The figures of outputs below their bar, in words."""
     found = [f"output {o.output}: {text}" for o in t.errors for text in too_far(o)]
     return found + [f"output {o.output} after {STEPS} steps: {text}" for o in t.later for text in too_far(o)]
 
 
 def too_far(o: OutputReport) -> list[str]:
-    """The figures of one output that do not reach their bar, in words."""
+    """The figures of one output below their bar, in words."""
     if o.figures:
         return [str(f) for f in o.figures if not f.close]
     return [] if o.sqnr_db >= GOOD_SQNR_DB else [f"SQNR {o.sqnr_db:.1f} dB (bar {GOOD_SQNR_DB:.0f} dB)"]
 
 
 def gains(t: Tried) -> bool:
-    """Whether a result is worth having: not larger than float, and a fifth smaller or a tenth faster (by the lower
-    bound of the interval). Where speed is not measured, integers count as faster.
+    """Whether a result is worth having: not larger than float, and at least a fifth smaller or a tenth faster (by the
+    lower bound of the interval). If speed is not measured, static int8 counts as faster.
     """
     faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
     return t.smaller >= _NO_LARGER and (t.smaller >= _SMALLER or faster)
 
 
 def plenty(task: Task, t: Tried) -> bool:
-    """Whether a result is close to float and both smaller and faster, so that no other needs to be looked for."""
+    """Whether a result is close to float and both smaller and faster, so that no other has to be tried."""
     faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
     return close(task, t) and t.smaller >= _SMALLER and faster
 
 
 def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:
-    """Whether it pays to repair `t`: something of the signal is left, and if nothing of its gains were lost, they would
-    be more than those of the others that are good.
+    """Whether `t` is worth repairing: none of `others` is good, or its SQNR is at least 0 dB and, under `balanced`, it
+    would be preferred to the good ones if it kept all its gains.
     """
     found = [o for o in others if good(task, o)]
     if not found:
@@ -140,7 +141,7 @@ def preferred(task: Task, found: Sequence[Tried]) -> Tried:
 
 
 def good(task: Task, t: Tried) -> bool:
-    """Whether a result is close enough to float, not slower, and worth having."""
+    """Whether a result is close enough to float, not slower, and has enough gains."""
     return close(task, t) and not t.slower and gains(t)
 
 

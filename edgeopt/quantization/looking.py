@@ -1,4 +1,4 @@
-"""What steps need of the samples, looked at once and kept in the cache: statistics of values, moments of layers."""
+"""What steps need from the samples, computed once and cached: statistics of values, moments of layers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeopt.quantization.state import State
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe
 
-_LARGEST = 8 << 30  # bytes for one layer where --max-ram does not say
+_LARGEST = 8 << 30  # bytes for one layer without --max-ram
 
 
 def widened(p: Probe, statistics: Statistics) -> Probe:

@@ -71,14 +71,16 @@ LIKENESSES: Mapping[str, Likeness] = {"agreement": agreement, "cosine": cosine, 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. function: the user's function, or None; likeness: a similarity of outputs, or None; name: its name in
-    reports; on_float: its value for the float model.
-    """
+    """A metric and its value for the float model."""
 
     function: Function | None
+    """The user's function, or None."""
     likeness: Likeness | None
+    """A similarity of outputs, or None."""
     name: str
+    """Its name in reports."""
     on_float: float
+    """Its value for the float model."""
 
     def __call__(self, session: Session, reference: Sequence[Outputs] = (), outputs: Sequence[Outputs] = ()) -> float:
         """The value for a session; on some samples its outputs are `outputs` and those of the float model `reference`.

@@ -28,11 +28,12 @@ _BLAME_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Move:
-    """One row of the table of moves. faster: whether it aims at speed; then the result must only be close enough."""
+    """One row of the table of moves."""
 
     name: str
     moves: Callable[[State, Recipe], Moves]
     faster: bool = False
+    """Whether it aims at speed; then the result must only be close enough."""
 
 
 def _changed(words: str, *steps: Step, instead_of: tuple[type[Step], ...] = ()) -> Callable[[State, Recipe], Moves]:
@@ -142,4 +143,4 @@ MOVES: tuple[Move, ...] = (
 )
 FASTER = tuple(m for m in MOVES if m.faster)
 NEARER = tuple(sorted((m for m in MOVES if not m.faster), key=lambda m: m.name != "islands"))
-"""Moves for a result that is far from float: mostly few nodes lose nearly all, so those in float come first."""
+"""Moves for a result far from float: usually a few nodes cause most of the loss, so these are kept in float first."""

@@ -1,5 +1,5 @@
-"""What the outputs of a model are: from names, from the operator that makes them, from shapes, and from their values on
-the samples.
+"""Infers the kind of each output of a model: from names, the operator that produces it, shapes, and values on the
+samples.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
 )
 _MOVES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Cast"})
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
-_SURE = 0.2  # mean of the largest probability that logits of classes have at least
-_FEW_CLASSES = 10  # with fewer of them the largest one may be large by chance
+_SURE = 0.2  # smallest mean of the largest probability for class logits
+_FEW_CLASSES = 10  # with fewer classes the largest probability may be high by chance
 _MANY = 16
-_PLANE = 8  # both sides of a mask
-_BOXES = 100  # at least
+_PLANE = 8  # smallest side of a mask
+_BOXES = 100  # smallest number of rows
 _COLUMNS = 5  # four sides and a score
 
 
 def kinds(
     model: ir.Model, feed: Feed, reference: Sequence[Outputs], given: Mapping[str, Kind], flag: str = "--kind"
 ) -> dict[str, Kind]:
-    """The kind of each output of `model`, whose values on the samples are `reference`, the first on `feed`.
+    """The kind of each output of `model`; `reference`: its values on the samples, the first on `feed`.
 
     Raises:
-        UsageError: `given` has an output or a kind that there is not. DataError: the samples do not suffice for a kind
-          that was given.
+        UsageError: `given` names an unknown output or kind.
+        DataError: the samples do not suffice for a given kind.
     """
     names = [str(v.name) for v in model.graph.outputs]
     found: dict[str, Kind] = {}
@@ -86,7 +86,7 @@ def fed_back(model: ir.Model, feed: Feed, outputs: Outputs) -> dict[int, str]:
 
 
 def _common(a: str, b: str) -> int:
-    """The number of letters at the beginning that two names share."""
+    """Length of the common prefix of two names."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -120,8 +120,8 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
 
 
 def _are_boxes(value: ir.Value, first: NDArray[Any], last: str, all_outputs: Outputs) -> bool:
-    """Whether [batch, rows, columns] are many boxes: the model always gives as many, as columns of one tensor, or in
-    several outputs of as many rows.
+    """Whether [batch, rows, columns] are detection boxes: their number is fixed and large, and they are columns of one
+    tensor, or one of several outputs with as many rows.
     """
     fixed = value.shape is not None and all(isinstance(d, int) for d in list(value.shape)[1:])
     few, many = sorted(first.shape[1:])
@@ -160,13 +160,13 @@ def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:
 
 
 def _is_map(seen: Outputs) -> bool:
-    """Whether the values are those of a map of probabilities: all in [0, 1], and most of them near an end."""
+    """Whether the values are a probability map: all in [0, 1], and at least half of them below 0.1 or above 0.9."""
     values = np.concatenate([x.reshape(-1) for x in seen])
     return bool(values.min() >= 0 and values.max() <= 1 and ((values < 0.1) | (values > 0.9)).mean() >= 0.5)
 
 
 def _maker(value: ir.Value) -> str:
-    """The operator that computes a value, past those that only change its shape or type."""
+    """The operator that computes a value, skipping those that only change its shape or type."""
     node = value.producer()
     while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
         node = node.inputs[0].producer()

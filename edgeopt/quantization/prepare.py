@@ -36,8 +36,8 @@ from edgeopt.quantization.steps import Place
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
 _FEW = 16
-_LATER = 8  # samples with which states are fed back
-_REPEATED_DB = 60.0  # two runs that differ by less are the same
+_LATER = 8  # samples on which recurrent states are fed back
+_REPEATED_DB = 60.0  # two runs with at least this SQNR count as equal
 _COMPUTES = {
     "DynamicQuantizeLinear": "dynamic int8",
     "DynamicQuantizeLSTM": "dynamic int8",
@@ -86,7 +86,7 @@ class Task:
     reference_later: tuple[Outputs, ...]
     """The float model's outputs on some held-out samples after states were fed back; empty if there are no states."""
     chance_db: Mapping[str, float]
-    """Outputs that differ between two runs of the float model on one sample, with the SQNR of one to the other."""
+    """Outputs that differ between two runs of the float model on one sample -> SQNR between the two runs."""
     preprocess: str
     """How images were turned into inputs, in words."""
     notes: Notes
@@ -206,7 +206,7 @@ def _resources(
 
 
 def _chance(session: Session, feed: Feed, first: Outputs) -> dict[str, float]:
-    """The outputs that differ between two runs of the same sample, with the SQNR of one to the other."""
+    """Outputs that differ between two runs on the same sample -> SQNR between the two runs."""
     again = compare(session.outputs, [first], [session.run(feed)])
     return {o.output: o.sqnr_db for o in again if o.sqnr_db < _REPEATED_DB}
 
@@ -237,7 +237,7 @@ def _told_of_inputs(model: ir.Model) -> Iterator[str]:
 
 
 def _told_of_included(model: ir.Model, include: frozenset[str]) -> Iterator[str]:
-    """What included nodes can give whose operator has no static integer kernel."""
+    """Notes on included nodes whose operator has no static integer kernel: the form they get instead."""
     nodes = [n for n in model.graph if n.name in include and not rule(n).inputs]
     for op in sorted({n.op_type for n in nodes}):
         names = [str(n.name) for n in nodes if n.op_type == op]

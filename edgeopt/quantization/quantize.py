@@ -72,7 +72,7 @@ def _quantized(model: Source, source: ir.Model, data: Data, options: Quantize, s
     task = prepare(source, data, options)
     resumed = path is not None and journal and is_of(task, path)
     if path is not None:
-        check_place(path, options.force or resumed)  # the file of an interrupted search may be replaced
+        check_place(path, options.force or resumed)  # a resumed search may replace its own file
     input_bytes = _input_bytes(model, task.source)
     with temporary_folder() as folder:
         done = _done(task, path or folder / "model.onnx", path, resumed)
@@ -199,7 +199,7 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
     smaller = graph.size_bytes(model) <= graph.size_bytes(task.source)
     state = task.start if smaller else task.start.of(task.source)
     kept = verify(task, Draft("float", state), trials.path)
-    if state is task.start and not close(task, kept):  # float64 that float32 cannot stand for
+    if state is task.start and not close(task, kept):  # float64 values beyond float32
         kept = verify(task, Draft("float", task.start.of(task.source)), trials.path)
     why = nothing or "no integer form was both close enough and no slower"
     reason = f"float: {why}; the file is the simplified float model"
@@ -211,7 +211,7 @@ def _nothing(task: Task) -> str:
     """Why there was nothing to try.
 
     Raises:
-        ModelError: the model is no network of layers at all.
+        ModelError: the model has operators of ai.onnx.ml, such as trees, and no layers.
     """
     others = sorted({n.op_type for n in task.source.graph if n.domain == "ai.onnx.ml"})
     if others:
@@ -250,7 +250,7 @@ def _try_auto(task: Task, trials: Trials) -> None:
 
 
 def _try_placements(task: Task, trials: Trials) -> Tried | None:
-    """Try integers everywhere, if that is faster, then as placed; the last that was tried, None if there was none."""
+    """Try integers everywhere if that is faster, then the recipe's placement; returns the last one tried, or None."""
     recipe = settled(task)
     whole_recipe = everywhere(task, recipe)
     tried = None
@@ -270,10 +270,10 @@ def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) ->
 
 
 def _repair(task: Task, trials: Trials, first: Tried) -> None:
-    """Try better and better versions of a static result that is too far from float, or slower, until one is good.
+    """Try improved versions of a static result that is too far from float, or slower, until one is good.
 
-    What helps may cost speed, as long as the result still beats float; a result that is only slower is placed anew by
-    measured times.
+    An improvement may cost speed, as long as the result still beats float; a result that is only slower is placed again
+    by measured times.
     """
     task.note(f"{line(task, first)}: looking for what helps")
     moves = (*(FASTER if first.slower else ()), *(() if close(task, first) else NEARER))

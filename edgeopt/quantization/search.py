@@ -42,16 +42,17 @@ _EPOCHS = 12
 
 @dataclass(frozen=True)
 class Attempt:
-    """A model that was tried. score: the metric, 0 without one; agreement: top-1 agreement of class scores, None if
-    there are none; speed: relative to the first model, 1 if not measured.
-    """
+    """A model that was tried."""
 
     what: str
     draft: Draft
     score: float
+    """The metric, 0 without one."""
     sqnr_db: float
     speed: float
+    """Relative to the first model, 1 if not measured."""
     agreement: float | None = None
+    """Top-1 agreement of class scores, None if there are none."""
 
     @property
     def figures(self) -> Figures:
@@ -64,11 +65,7 @@ _LEAST_SHARE = 1 / 3
 
 @dataclass
 class Search:
-    """The state of a search.
-
-    best: the best attempt so far; attempts: all attempts, in the order they were made; enough: the speed, relative to
-    the first model, with which a result that is nearer to float is kept; None: as fast as the fastest one so far.
-    """
+    """The state of a search."""
 
     task: Task
     feeds: Sequence[tuple[str, Feed]]
@@ -78,10 +75,13 @@ class Search:
     first: Draft
     journal: Journal
     enough: float | None = None
+    """Speed relative to the first model that a closer result must have; None: that of the fastest one kept so far."""
     attempts: list[Attempt] = field(default_factory=list)
+    """All attempts, in order."""
     best: Attempt = field(init=False)
-    fastest: float = 1.0  # the highest speed of the attempts that were kept
-    longest: float = 0.0  # seconds that the slowest attempt took: one is begun only if there is as much time left
+    """The best attempt so far."""
+    fastest: float = 1.0  # highest speed of the attempts that were kept
+    longest: float = 0.0  # seconds of the slowest attempt; a new one starts only if as much time is left
 
     def __post_init__(self) -> None:
         self.best = self._attempt("as it was", self.first)
@@ -206,7 +206,7 @@ class Search:
 
 
 def own_time() -> Callable[[], float]:
-    """A clock in seconds for which the time that other programs take does not count, up to two thirds of it: a busy
+    """A clock in seconds that discounts time taken by other programs, up to two thirds of the elapsed time: load on the
     machine must not change what a repair finds.
     """
     wall, cpu = time.monotonic(), time.process_time()

@@ -49,26 +49,28 @@ _TOLD = 10  # a larger spread of the channels' weight ranges is reported
 
 @dataclass(frozen=True)
 class Node:
-    """The accuracy that one node loses.
-
-    sqnr_db: SQNR in dB when only this node is quantized; share: its part of the sum of the noise of all nodes, each
-    quantized alone; weights, activations: parts of its own noise, None if the budget was used up; won_db: SQNR in dB
-    gained when only this node stays float, None likewise; float_ms: by how many ms an inference is then slower, None
-    if not significantly different from 0 or if this machine is not the target; spread: largest over median weight
-    range of its channels; kl: KL divergence in nats of class scores from those of the float model when only this node
-    is quantized.
-    """
+    """The accuracy that one node loses."""
 
     name: str
     op_type: str
     sqnr_db: float
+    """SQNR in dB when only this node is quantized."""
     share: float
+    """Its part of the sum of the noise of all nodes, each quantized alone."""
     weights: float | None
+    """Part of its own noise that its weights cause, None if the budget was used up."""
     activations: float | None
+    """Part of its own noise that its activations cause, None likewise."""
     won_db: float | None
+    """SQNR in dB gained when only this node stays float, None likewise."""
     float_ms: float | None
+    """By how many ms an inference is then slower; None if not significantly different from 0, or if this machine is not
+    the target.
+    """
     spread: float | None
+    """Largest over median weight range of its channels."""
     kl: float | None
+    """KL divergence in nats of class scores from the float model's when only this node is quantized."""
 
     def describe(self) -> str:
         """A description in plain words."""
@@ -87,16 +89,18 @@ class Node:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The nodes, worst first; sqnr_db: SQNR with all of them quantized; samples, seconds: samples used and time taken;
-    complete: whether the budget was enough for every figure; exact: whether shares come from one run for each node.
-    """
+    """The nodes, worst first."""
 
     nodes: tuple[Node, ...]
     sqnr_db: float
+    """SQNR in dB with all nodes quantized."""
     samples: int
+    """Number of samples used."""
     seconds: float
     complete: bool
+    """Whether the budget was enough for every figure."""
     exact: bool
+    """Whether shares come from one run for each node."""
 
 
 @takes(SensitivityOptions)
@@ -157,7 +161,7 @@ def _trial(task: Task, samples: int) -> _Trial:
 
 
 def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
-    """The figures of `node`, which alone makes the noise power `own`, as far as the time allows."""
+    """The figures of `node`, as far as the time allows; `own`: noise power when it alone is quantized."""
     name = str(node.name)
     weights = activations = won = ms = None
     if time.monotonic() < deadline:

@@ -44,7 +44,7 @@ _FITTED = 256
 _PEAKS = 32
 _PEAK_SAMPLES = 4
 _INT4_OPSET = 21
-_WORTH_STORING = 0.01  # of a model's bytes; below, a node's weights stay float
+_WORTH_STORING = 0.01  # share of the model's bytes below which a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
 BLAMED_REASON = "integers lose most of the accuracy here"
 Rounding = Annotated[str, ChoiceTable("edgeopt.ptq.reconstruct:ROUNDERS")]
@@ -294,7 +294,7 @@ class Own(Step):
 
     @property
     def code(self) -> str:
-        """The text of the function, empty where Python does not know it."""
+        """Source code of the function, empty if it is not available."""
         try:
             return inspect.getsource(inspect.unwrap(self._function))
         except (OSError, TypeError):

@@ -1,5 +1,5 @@
-"""What a run found out, as one document: `results.json`, from which all other artefacts are made and gates are judged
-again.
+"""The results of a run as one document, `results.json`: all other artefacts are made from it, and gates can be judged
+again on it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class VariantResult(_DocumentPart):
     @field_validator("metrics", mode="before")
     @classmethod
     def _finite(cls, found: Any) -> Any:
-        """Without what is no figure: JSON has no NaN, and it cannot be judged."""
+        """`found` without missing and non-finite values: JSON has no NaN, and a gate cannot judge it."""
         return {k: x for k, x in found.items() if _figure(x)} if isinstance(found, Mapping) else found
 
 
@@ -103,7 +103,7 @@ class GateResult(_DocumentPart):
 
     @property
     def severity(self) -> Level:
-        """`level`; of documents that do not tell it, what the outcome was counted as then."""
+        """`level`; in documents without it, the severity that the outcome had then."""
         return self.level or _SEVERITY.get(self.outcome, "fail")
 
 
@@ -150,7 +150,7 @@ def schema() -> dict[str, Any]:
 
 
 def load(path: Path) -> Run:
-    """The document at `path`, or in that folder.
+    """The document at `path`, which may be the folder of a results.json.
 
     Raises:
         DataError: no such file, not JSON, or of another schema.

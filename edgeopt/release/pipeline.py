@@ -1,7 +1,7 @@
-"""`run(project)`: build the variants, evaluate, measure, judge, write the evidence.
+"""`run(project)`: build the variants, evaluate, measure, judge, write the artefacts.
 
-What was built and evaluated is kept by its content, so that a second run does only what changed and an interrupted one
-goes on. What is released is replaced at the end, all of it at once.
+Builds and evaluations are cached by content, so a second run does only what changed and an interrupted one resumes. The
+release is replaced at the end, all files at once.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ def run(
     root: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Run:
-    """Build, measure and judge a project; the evidence is in its output folder.
+    """Build, measure and judge a project, and write the artefacts to its output folder.
 
-    project: its file, or the model of one with `root`, the folder that its paths are relative to and in which its
-    functions are looked for. preset: how long to measure (quick, pr, release), over the project's. allow_failed: what
-    did not pass becomes the release too; else its files go to `failed` in the output folder, and the release stays.
-    code: False refuses a project that names functions. The verdict and the exit code that goes with it are in the
-    result.
+    `project`: its file, or a `Project` with `root`, the folder for relative paths and for imports of its functions.
+    `preset`: quick, pr or release; how long to measure, instead of the project's.
+    `measure`: whether to measure at all, instead of the project's.
+    `allow_failed`: release even if gates fail; otherwise the models go to `failed` and the last release stays.
+    `code`: False refuses a project that names functions.
+
+    The result has the verdict and its exit code.
 
     Raises:
         EdgeoptError: the project, the float model or the data cannot be used. A variant that fails does not raise.
@@ -106,7 +108,7 @@ def _run(project: Project, file: Path, home: Path, ears: Listener, start: float,
 
 @contextlib.contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    """Modules in `folder` can be imported inside, also by functions of the project while they run."""
+    """Modules in `folder` can be imported inside the context, also lazily by the project's functions."""
     sys.path.append(str(folder))
     try:
         yield
@@ -128,7 +130,7 @@ def _context(project: Project, home: Path, cache: Cache, ears: Listener) -> Cont
 
 
 def _check_model(context: Context, folder: Path) -> None:
-    """Refuse a model that variants would be written over."""
+    """Refuse a model that a variant would overwrite."""
     model = context.model.resolve()
     for name in context.project.variants:
         if (folder / f"{name}.onnx").resolve() == model:
@@ -156,7 +158,7 @@ def _document(context: Context, file: Path, variants: list[VariantResult], known
 
 
 def _timed(document: Run, context: Context, stage: Path) -> Run:
-    """`document` with times, if the project wants them."""
+    """`document` with latency and memory, if the project measures."""
     profile = context.project.profile
     if not profile.measure:
         return document
@@ -186,9 +188,7 @@ def _judged(document: Run, context: Context, stand: baseline.KeptBaseline, file:
 
 
 def _settled(document: Run, stage: Path, folder: Path) -> Run:
-    """`document` with the files of `stage` where they are in the end, and without those of variants that failed
-    there.
-    """
+    """`document` with final instead of staged paths, and without the files of variants whose measurement failed."""
     found = [publishing.withdraw(v, stage) if v.error and v.file and v.name != FLOAT else v for v in document.variants]
     staged = [v.file for v in document.variants if v.file is not None and Path(v.file).parent == stage]
     places = {file: str(folder / Path(file).name) for file in staged}

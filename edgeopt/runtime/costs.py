@@ -48,16 +48,14 @@ _CHAIN = (64, 28)  # channels and side length of the images used to measure cros
 
 @dataclass(frozen=True)
 class Costs:
-    """Measured costs in picoseconds.
-
-    host: the machine and software they were measured on; times: (float time, integer time) of a node by its key,
-    infinite if there is no integer kernel; crossings: time for each element to quantize, to dequantize, and to convert
-    the layout of an image at either of them.
-    """
+    """Measured costs in picoseconds on one core."""
 
     host: str
+    """The machine and software they were measured on."""
     times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """(float time, integer time) of a node by its key, infinite if there is no integer kernel."""
     crossings: tuple[float, float, float] | None = None
+    """Time for each element to quantize, to dequantize, and to convert the layout of an image at either of them."""
 
     def of(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float] | None:
         """(float time, integer time) of `node`, None if it was not measured."""

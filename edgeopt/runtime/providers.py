@@ -24,19 +24,21 @@ _TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[
 
 @dataclass(frozen=True)
 class Provider:
-    """A row of the table. package: its package on PyPI, None if there is none; module: Python module of a plugin in
-    `package`; systems: operating systems it supports; simulated: whether an x86 machine only simulates the hardware;
-    probe: options needed to try it.
-    """
+    """A row of the provider table."""
 
     name: str
     alias: str
     hardware: str
     package: str | None = None
+    """Its package on PyPI, None if there is none."""
     module: str | None = None
+    """Python module of a plugin in `package`."""
     systems: tuple[str, ...] = ("Linux", "Windows")
+    """Operating systems it supports."""
     simulated: bool = False
+    """Whether an x86 machine only simulates the hardware."""
     probe: Mapping[str, str] = field(default_factory=dict)
+    """Options needed to try it."""
 
 
 CPU = "CPUExecutionProvider"
@@ -73,11 +75,12 @@ _BY_NAME = {p.name.lower(): p for p in PROVIDERS}
 
 @dataclass(frozen=True)
 class Requested:
-    """A requested provider. library: path of a plugin that is not in a package of the table."""
+    """A requested provider with its options."""
 
     name: str
     options: Mapping[str, str] = field(default_factory=dict)
     library: str | None = None
+    """Path of a plugin that is not in a package of the table."""
 
     @property
     def simulated(self) -> bool:
@@ -155,12 +158,13 @@ def _missing(row: Provider) -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of `edgeopt providers`. state: "present", "plugin", "unusable" or "missing"."""
+    """A line of `edgeopt providers`."""
 
     name: str
     alias: str
     hardware: str
     state: str
+    """State: "present", "plugin", "unusable" or "missing"."""
     devices: tuple[str, ...]
     why: str
 

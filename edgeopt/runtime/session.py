@@ -49,16 +49,16 @@ LEVELS = {
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model. outputs: output names in the order of the results of `run`; halves: float16 inputs, for which
-    float32 arrays are accepted too.
-    """
+    """A loaded model."""
 
     raw: ort.InferenceSession
     outputs: tuple[str, ...]
+    """Output names in the order of the results of `run`."""
     halves: frozenset[str] = frozenset()
+    """Float16 inputs, for which float32 arrays are accepted too."""
 
     def run(self, feed: Feed, limit_s: float | None = None) -> list[NDArray[Any]]:
-        """The outputs for one feed; limit_s: the time in seconds after which it is given up.
+        """The outputs for one feed; `limit_s`: seconds after which the run is terminated.
 
         Raises:
             DataError: ONNX Runtime rejected the feed or failed on it, or took longer.

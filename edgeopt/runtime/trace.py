@@ -15,15 +15,16 @@ _KERNEL = "_kernel_time"
 
 @dataclass(frozen=True)
 class KernelRun:
-    """One run of a kernel. name: of its node, or of the value that it produces; start_us, us: start and duration in
-    microseconds.
-    """
+    """One run of a kernel."""
 
     name: str
+    """Name of its node, or of the value that it produces."""
     op: str
     provider: str
     start_us: float
+    """Start in microseconds."""
     us: float
+    """Duration in microseconds."""
     args: Mapping[str, Any]
 
     @property

@@ -1,1 +1,1 @@
-"""Training on ONNX graphs: the only importer of torch."""
+"""Training on ONNX graphs; the only package that imports torch."""

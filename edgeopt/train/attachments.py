@@ -1,10 +1,11 @@
-"""Auxiliary modules used only in training: hints and classifiers on inner values.
+"""Auxiliary modules used only in training: hints and classifiers on intermediate values.
 
 Hint (Romero et al. 2015, FitNets, arXiv:1412.6550), unit vectors over the channels:
-    mean |P f_s / |P f_s| - f_t / |f_t||^2        P: linear, where the channels differ in number; the finer grid is
-    pooled
-Heads (Zhang et al. 2019, Be Your Own Teacher, arXiv:1905.08094): each inner classifier learns from the labels and from
-what the network's own output says.
+
+    mean |P f_s / |P f_s| - f_t / |f_t||^2        P: linear if the channel counts differ; the finer grid is pooled
+
+Heads (Zhang et al. 2019, Be Your Own Teacher, arXiv:1905.08094): each intermediate classifier learns from the labels
+and from the network's own output.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from edgeopt.errors import UsageError
 from edgeopt.train import losses
 from edgeopt.train.pairs import Pair
 
-_IMAGE = 4  # [batch, channels, height, width]; fewer axes have their channels last
+_IMAGE = 4  # rank of [batch, channels, height, width]; lower ranks have channels last
 
 
 def _channels_last(f: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def _channels_last(f: Tensor) -> Tensor:
 
 
 def _rest(f: Tensor) -> torch.Size:
-    """Every size but the channels'."""
+    """All sizes except that of the channels."""
     return _channels_last(f).shape[:-1]
 
 
@@ -36,12 +37,13 @@ def _pooled(f: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class Hints(nn.Module):
-    """Distances between inner values of student and teacher."""
+    """Distances between intermediate values of student and teacher."""
 
     def __init__(self, names: Mapping[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        """names: the teacher's value for each of the student's; ours, theirs: those values on a batch.
+        """`names`: the teacher's value for each of the student's; `ours`, `theirs`: those values for a batch.
 
-        Raises: UsageError: values of another rank or length.
+        Raises:
+            UsageError: values of different rank or length.
         """
         super().__init__()
         self.names = dict(names)
@@ -73,12 +75,13 @@ class Hints(nn.Module):
 
 
 class Heads(nn.Module):
-    """A classifier on each of some inner values: mean over the positions, then linear."""
+    """Linear classifiers on intermediate values averaged over positions."""
 
     def __init__(self, values: Mapping[str, Tensor], classes: int) -> None:
-        """values: the inner values on a batch; classes: of the output.
+        """`values`: the intermediate values for a batch; `classes`: number of classes of the output.
 
-        Raises: UsageError: a value that has no channels.
+        Raises:
+            UsageError: a value without channels.
         """
         super().__init__()
         self.names = list(values)
@@ -90,7 +93,9 @@ class Heads(nn.Module):
     def forward(
         self, inner: Mapping[str, Tensor], output: Tensor, labels: Tensor | None, temperature: float, alpha: float
     ) -> Tensor:
-        """Mean loss of the heads: alpha of the distance to the network's output, the rest of that to the labels."""
+        """Mean loss of the heads: `alpha` of the distillation loss against the network's output, 1 - `alpha` of
+        cross-entropy with the labels.
+        """
         values = []
         for name, linear in zip(self.names, self.linear, strict=True):
             f = _channels_last(inner[name])
@@ -101,10 +106,10 @@ class Heads(nn.Module):
 
 
 def check_heads(pairs: Sequence[Pair], output: Tensor) -> None:
-    """Refuse heads on what is no classifier.
+    """Refuse heads if the model is not a classifier.
 
     Raises:
-        UsageError: the first output is no [batch, classes].
+        UsageError: the first output is not [batch, classes] of class scores.
     """
     if output.ndim != 2 or pairs[0].loss not in losses.CLASSES:
         raise UsageError(

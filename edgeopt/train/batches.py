@@ -1,6 +1,6 @@
-"""Samples as batches of tensors: decoded once, bucketed by shape, shuffled and augmented by a seed.
+"""Samples as batches of tensors: decoded once, grouped by shape, shuffled and augmented with a seed.
 
-Augmented views are the same for teacher and student.
+Teacher and student see the same augmented samples.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ from edgeopt.runtime.session import Feed as AnyFeed
 from edgeopt.runtime.session import finite
 from edgeopt.train.spill import Spill, Spilled
 
-_COLOURS = (1, 3, 4)  # channels of a picture
-_SHARE = 4  # of the free memory, for decoded samples; more go to disk
-_SHIFT = 8  # a random crop moves the picture by up to an eighth of its side
+_COLOURS = (1, 3, 4)  # channel counts of an image
+_SHARE = 4  # 1/4 of the free memory holds decoded samples; more go to disk
+_SHIFT = 8  # a random crop shifts the image by up to 1/8 of its side
 
 
 @dataclass(frozen=True)
 class Examples:
-    """feeds: one sample each; labels: class indices or None; classes: names of the classes, where folders gave them."""
+    """Decoded samples with labels."""
 
     feeds: Sequence[Feed]
+    """One sample each."""
     labels: NDArray[np.int64] | None
+    """Class indices, int64 [samples]."""
     classes: tuple[str, ...] = ()
+    """Class names, if they come from folders or a file."""
 
     @property
     def rows(self) -> int:
-        """How long axis 0 of a sample's arrays is: above 1 where a model fixes its batch."""
+        """Size of axis 0 of a sample's arrays; above 1 if a model has a fixed batch."""
         return max((len(x) for x in self.feeds[0].values() if x.ndim), default=1) if self.feeds else 1
 
     def __len__(self) -> int:
         return len(self.feeds)
 
     def part(self, indices: Sequence[int]) -> Examples:
-        """Some of them."""
+        """The examples at `indices`."""
         labels = None if self.labels is None else self.labels[list(indices)]
         feeds = self.feeds.part(indices) if isinstance(self.feeds, Spilled) else tuple(self.feeds[i] for i in indices)
         return Examples(feeds, labels, self.classes)
@@ -55,9 +58,9 @@ class Examples:
 def read(
     samples: Sequence[Sample], wanted: bool | Path | None, classes: Sequence[str] = ()
 ) -> tuple[Examples, dict[str, str]]:
-    """(the readable samples, why others are not). Labels are the entry `label` of a feed, or the name of the folder
-    that an image lies in; wanted: None takes them when every sample has one; a path is a CSV file of sample and label;
-    classes: the names of the classes in their order, where they are known.
+    """(the readable samples with labels, why others are not readable). `wanted`: False ignores labels, None uses them
+    if every sample has one, True requires them, a path is a CSV file of sample and label. Without a CSV file, a label
+    is the entry `label` of a feed, or the name of the image's folder. `classes`: class names in order, if known.
 
     Raises:
         DataError: nothing is readable, or labels are wanted and missing.
@@ -97,7 +100,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
 
 
 def _index(given: Any, sample: str) -> str | None:
-    """The label in a feed as text: one whole number, or a name.
+    """The label in a feed as text: one integer, or a name.
 
     Raises:
         DataError: it is something else.
@@ -113,7 +116,7 @@ def _index(given: Any, sample: str) -> str | None:
 
 
 def _listed(path: Path) -> dict[str, str]:
-    """Labels by name of the sample."""
+    """Labels by sample name, from a CSV file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = [row for row in csv.reader(stream) if row]
@@ -131,7 +134,7 @@ def _listed(path: Path) -> dict[str, str]:
 
 
 def _found(listed: Mapping[str, str], sample: str) -> str:
-    """The label of a sample by the end of its path."""
+    """The label of a sample, matched by the end of its path."""
     parts = Path(sample).parts
     for i in range(len(parts)):
         label = listed.get("/".join(parts[i:]))
@@ -146,8 +149,8 @@ def _folder(name: str) -> str | None:
 
 
 def _labels(names: Sequence[str | None], classes: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Names in `classes` have their place there; else numbers are class indices, and other names are numbered in sorted
-    order. One name for all is no label.
+    """Class indices: positions in `classes` if all names are there; otherwise numbers are indices, and other names are
+    numbered in sorted order. A single name for all samples is no label.
     """
     found = sorted({n for n in names if n is not None})
     if None in names or len(found) < 2:
@@ -166,7 +169,7 @@ def _labels(names: Sequence[str | None], classes: Sequence[str]) -> tuple[NDArra
 
 
 def divide(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """(to train with, held out): a fifth is held out, 1,000 at most; one at least."""
+    """(training, held-out) indices; a fifth is held out, at least 1 and at most 1,000. A single sample is in both."""
     order = np.random.default_rng(seed).permutation(count).tolist()
     held = min(1000, max(1, count // 5)) if count > 1 else 0
     return order[held:], order[:held] or order
@@ -174,21 +177,22 @@ def divide(count: int, seed: int) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Batch:
-    """indices: of the samples in their Examples; feed: float and integer tensors [batch, ...] by input; labels:
-    [batch].
-    """
+    """Samples of one shape, side by side along axis 0."""
 
     indices: NDArray[np.intp]
+    """Indices of the samples in their Examples."""
     feed: Mapping[str, torch.Tensor]
+    """Float or integer tensors [batch, ...] by input."""
     labels: torch.Tensor | None
+    """Class indices, [batch]."""
 
     def arrays(self) -> AnyFeed:
-        """The feed for ONNX Runtime."""
+        """The feed as NumPy arrays, for ONNX Runtime."""
         return {k: v.cpu().numpy() for k, v in self.feed.items()}
 
 
 def batches(examples: Examples, size: int) -> Iterator[Batch]:
-    """Every sample once and in order, in batches of one shape."""
+    """All samples in batches of one shape each, in the order of `groups`."""
     for indices in groups(examples, size, np.arange(len(examples))):
         yield _batch(examples, indices, None, ())
 
@@ -196,10 +200,8 @@ def batches(examples: Examples, size: int) -> Iterator[Batch]:
 def shuffled(
     examples: Examples, size: int, seed: tuple[int, ...], augment: Sequence[str] = (), share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """Every sample once, in batches of one shape, shuffled and augmented by `seed`; share: (i, n) gives batches i, i +
-    n, ...
-
-    Every batch has a generator of its own, so that a batch is the same whoever makes it.
+    """All samples in batches of one shape each, shuffled and augmented with `seed`; `share` (i, n): only batches i, i +
+    n, ... Every batch has its own generator, so it is the same in whichever process it is made.
     """
     order = np.random.default_rng(seed).permutation(len(examples))
     for i, indices in enumerate(groups(examples, size, order)):
@@ -208,7 +210,9 @@ def shuffled(
 
 
 def groups(examples: Examples, size: int, order: Sequence[int] | NDArray[Any]) -> Iterator[list[int]]:
-    """Indices of up to `size` samples of one shape, in the order in which groups fill; rests come last."""
+    """Indices of samples of one shape, up to `size` rows together, in the order in which groups are complete;
+    incomplete groups come last.
+    """
     waiting: dict[Any, list[int]] = {}
     size = max(1, size // examples.rows)
     for i in order:
@@ -232,8 +236,8 @@ def _batch(examples: Examples, indices: list[int], rng: np.random.Generator | No
 
 
 def _augmented(x: NDArray[Any], rng: np.random.Generator, augment: Sequence[str]) -> NDArray[Any]:
-    """Images [batch, channels, height, width], or with their channels last, each flipped and shifted by chance, then
-    mixed in pairs.
+    """Images [batch, channels, height, width] or channels-last, randomly flipped and shifted, then mixed in pairs
+    (mixup).
     """
     if x.shape[1] not in _COLOURS and x.shape[-1] in _COLOURS:
         return np.moveaxis(_augmented(np.moveaxis(x, -1, 1), rng, augment), 1, -1)
@@ -258,6 +262,6 @@ def _shifted(image: NDArray[Any], down: int, right: int) -> NDArray[Any]:
 
 
 def batch_limit(inputs: Sequence[InputSpec]) -> int | None:
-    """The batch that a model fixes, or None."""
+    """The batch size that the inputs fix, or None."""
     fixed = {spec.fixed(0) for spec in inputs if spec.shape}
     return max((f for f in fixed if f is not None), default=None) if None not in fixed else None

@@ -1,11 +1,10 @@
-"""`distill(student, data, teacher=...)`: fine-tune an ONNX student against a teacher; ONNX in, the same ONNX with
-better weights out.
+"""`distill(student, data, teacher=...)`: fine-tune an ONNX student against a teacher; the result is the same ONNX graph
+with better weights.
 
-offline: the teacher is an ONNX Runtime session and stays as it is. online: student, teacher and peers learn together
-from the labels and from each other (deep mutual learning, Zhang et al. 2018, arXiv:1706.00384). self: the teacher is
-the student of the generation before (born-again networks, Furlanello et al. 2018, arXiv:1805.04770), its moving
-average, or its own output for classifiers on inner values. What comes back is the best by the held-out metric measured
-in ONNX Runtime, the input included.
+offline: a fixed teacher in ONNX Runtime. online: student, teacher and peers train together. self: the teacher is the
+student of the previous generation (born-again networks, Furlanello et al. 2018, arXiv:1805.04770), its moving average,
+or its own output for classifiers on intermediate values. The weights with the best held-out metric, measured in ONNX
+Runtime, are returned; the input's are a candidate too.
 """
 
 from __future__ import annotations
@@ -45,13 +44,12 @@ Model = str | Path | bytes | onnx.ModelProto | ir.Model
 
 @dataclass(frozen=True)
 class Distilled:
-    """The student with its best weights and the evidence. metric: what before, after and teacher are of, higher is
-    better; diverged: where the loss stopped being a number, if it did.
-    """
+    """The student with its best weights, and the measurements."""
 
     model: ir.Model
     path: Path | None
     metric: str
+    """What `before`, `after` and `teacher` measure; higher is better."""
     before: float
     after: float
     teacher: float | None
@@ -64,6 +62,7 @@ class Distilled:
     seconds: float
     first_rank: bool = True
     diverged: str = ""
+    """Where the loss became NaN or infinite; empty if it did not."""
 
     @property
     def improved(self) -> bool:
@@ -73,7 +72,7 @@ class Distilled:
 
 @takes(Distill)
 def distill(student: Model, data: Data, options: Distill) -> Distilled:
-    """Fine-tune `student` on `data`, as `edgeopt.quantize` takes it, against a teacher; written only if it is better.
+    """Fine-tune `student` on `data` (as for `edgeopt.quantize`) against a teacher; written only if it is better.
 
     Raises:
         EdgeoptError: see `edgeopt.errors`; nothing was written.
@@ -121,8 +120,8 @@ def distill(student: Model, data: Data, options: Distill) -> Distilled:
 
 
 def _trained(job: Job, score: Callable[[nn.Module], float]) -> Progress:
-    """Train by the kind; the module is left with its best weights. A generation of kind self starts where the first
-    did, with the one before as its teacher.
+    """Train by the kind of distillation, and leave the module with its best weights. Each generation of kind self
+    starts from the initial weights, with the previous generation as its teacher.
     """
     count = job.options.generations
     _forget(job)
@@ -150,7 +149,7 @@ def _trained(job: Job, score: Callable[[nn.Module], float]) -> Progress:
 
 
 def _forget(job: Job) -> None:
-    """Without --resume, checkpoints of an earlier run must not be gone on with later."""
+    """Delete checkpoints of an earlier run unless it is resumed, so that a later --resume cannot continue them."""
     path = job.options.checkpoint
     if path is None or job.options.resume or not job.ranks.first:
         return
@@ -193,7 +192,7 @@ def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[n
 
 
 def _write(model: ir.Model, path: Path) -> None:
-    """Checked, then renamed into place.
+    """Write and check the model, then rename it into place.
 
     Raises:
         ValidityError: the result is not valid ONNX.

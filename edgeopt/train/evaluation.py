@@ -1,4 +1,4 @@
-"""What a student is worth, measured in ONNX Runtime on held-out samples."""
+"""The held-out metric of a student, measured in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgeopt.train.job import Job
 from edgeopt.train.network.module import OnnxModule
 from edgeopt.train.teachers import answers
 
-PARITY = 1e-3  # relative: further from ONNX Runtime than this nothing is trained
-HALF_PARITY = 0.02  # of a float16 student, which is trained in float32
-QUANTIZED_PARITY = 0.05  # a value on the edge between two integers may fall to either side
+PARITY = 1e-3  # largest relative difference from ONNX Runtime that is accepted
+HALF_PARITY = 0.02  # for a float16 student, which is trained in float32
+QUANTIZED_PARITY = 0.05  # a value between two integers may be rounded to either
 
 
 def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
-    """(the teacher's accuracy, what measures a student): accuracy where there are labels, else minus the loss to the
-    teacher's answers, on the held-out samples and in ONNX Runtime.
+    """(the teacher's accuracy, the score function of a student): accuracy if there are labels, otherwise minus the loss
+    against the teacher's outputs, on the held-out samples and in ONNX Runtime.
     """
     labels = [b.labels for b in data_of.batches(job.held, job.size) if b.labels is not None]
     theirs: dict[str, list[np.ndarray]] = {}
@@ -61,10 +61,11 @@ def _accuracy(answers: list[Tensor], labels: list[Tensor]) -> float:
 
 
 def parity_of(job: Job) -> float:
-    """The largest difference between torch and ONNX Runtime on a held-out batch, relative to the output's size.
+    """The largest difference between torch and ONNX Runtime for a held-out batch, relative to the largest magnitude of
+    the output.
 
     Raises:
-        ModelError: above `PARITY`.
+        ModelError: above the limit: `PARITY`, `HALF_PARITY` or `QUANTIZED_PARITY`.
     """
     batch = next(data_of.batches(job.held, job.size))
     theirs = open_session(job.student)

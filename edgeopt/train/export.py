@@ -1,4 +1,4 @@
-"""`export(factory)`: a torch module, or an exported program (.pt2), as a checked ONNX file."""
+"""`export(factory)`: a torch module, or an exported program (.pt2), as a verified ONNX file."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from edgeopt.options import takes
 from edgeopt.options.models import Export
 from edgeopt.runtime.session import Session, open_session
 
-TOLERANCE = 1e-3  # of the largest output: float sums in another order
+TOLERANCE = 1e-3  # relative to the largest output: float sums in another order
 _PICKLES = (".pt", ".pth", ".pkl", ".ckpt")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The file, and how far it is from torch: largest difference over the largest output. given: samples among what
-    both were asked.
-    """
+    """The exported model and its error."""
 
     model: ir.Model
     path: Path
     error: float
+    """Largest difference from torch, relative to the largest output."""
     given: int = 0
+    """Number of samples among the inputs compared."""
 
     def __str__(self) -> str:
         asked = f"random inputs and {self.given} sample{'s' * (self.given > 1)}" if self.given else "random inputs"
@@ -55,7 +55,11 @@ class Exported:
 
 @takes(Export)
 def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) -> Exported:
-    """Export what `package.module:factory` returns, or the program in a .pt2 file, and check it against torch.
+    """Export what `package.module:factory` returns, or the program in a .pt2 file, and compare it with torch.
+
+    `inputs`: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are run on
+    random inputs (normal floats; integers 0 and 1, valid for every vocabulary and mask) and on samples. A .pt2 is read
+    without unpickling, but torch evaluates expressions in it: do not load untrusted files.
 
     inputs: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are asked for
     random inputs (normal floats; integers 0 and 1, which every vocabulary and mask has) and for samples. A .pt2 is read
@@ -74,7 +78,7 @@ def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) ->
         if name not in inputs or any(not 0 <= a < len(inputs[name]) for a in axes):
             raise UsageError(f"--dynamic {name}={','.join(map(str, sorted(axes)))}: no such input or axis")
     wanted = _inputs(inputs, options.dtypes)
-    # torch takes a size of 1 for one that never changes
+    # torch specializes sizes of 1
     example = _values([_sized(s, free.get(s.name, ()), lambda n: max(n, 2)) for s in wanted], 0)
     module = _module(source, options.trust)
     with staged(path) as stage:
@@ -102,7 +106,7 @@ def _inputs(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> l
 
 
 def _sized(spec: InputSpec, axes: Collection[int], change: Callable[[int], int]) -> InputSpec:
-    """`spec` with other sizes of free axes."""
+    """`spec` with the sizes of free axes changed."""
     return replace(spec, shape=tuple(change(n or 0) if i in axes else n for i, n in enumerate(spec.shape or ())))
 
 
@@ -118,19 +122,19 @@ def _given(data: Data, options: Export, file: Path, session: Session) -> list[Fe
 
 @contextlib.contextmanager
 def _told(what: str) -> Iterator[None]:
-    """Whatever fails inside is a ModelError that begins with `what`; our own errors stay."""
+    """Turn any failure inside into a ModelError that begins with `what`; edgeopt's own errors pass."""
     try:
         yield
     except EdgeoptError:
         raise
-    except (Exception, SystemExit) as e:  # the user's code, which may raise anything
+    except (Exception, SystemExit) as e:  # user code may raise anything
         cause = e.__cause__ if isinstance(e, torch.onnx.OnnxExporterError) and e.__cause__ else e
         raise ModelError(f"{what}: {type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}") from e
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's own deprecations, log lines and dumps of graphs on stderr."""
+    """Suppress torch's deprecation warnings, log lines and graph dumps on stderr."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -163,7 +167,9 @@ def _module(source: str, trust: bool) -> nn.Module:
 
 
 def _program(source: str) -> nn.Module:
-    """The program in a .pt2; torch.export.load unpickles whatever it finds there, unless a setting forbids it."""
+    """The program in a .pt2 file, with unpickling forbidden: torch.export.load would unpickle anything it finds
+    there.
+    """
     with _told(f"{source}: torch cannot read it"), zipfile.ZipFile(source) as file:
         unsafe = [n for n in file.namelist() if re.search(r"aotinductor/|(opaque|custom)_obj", n)]
     if unsafe:
@@ -200,10 +206,10 @@ def _write(module: nn.Module, example: Mapping[str, torch.Tensor], free: Mapping
 
 
 def _difference(module: nn.Module, session: Session, inputs: list[InputSpec], feed: Feed) -> float:
-    """The largest error of the file's outputs for `feed`.
+    """The largest error of the file's outputs for `feed`, compared with torch.
 
     Raises:
-        ValidityError: an output differs.
+        ValidityError: an output differs by more than `TOLERANCE`, or in type or shape.
     """
     worst = 0.0
     shapes = {k: list(x.shape) for k, x in feed.items()}
@@ -226,7 +232,9 @@ def _difference(module: nn.Module, session: Session, inputs: list[InputSpec], fe
 
 
 def _error(want: NDArray[Any], have: NDArray[Any]) -> float:
-    """max |have - want| / max |want| of floats, infinite where just one is finite; of others the share that differs."""
+    """max |have - want| / max |want| for floats, infinity if non-finite elements differ; for other types the share of
+    different elements.
+    """
     if want.dtype.kind != "f":
         return float((want != have).sum()) / max(want.size, 1)
     finite = np.isfinite(want)

@@ -1,4 +1,4 @@
-"""How much each weight moves the outputs: w d(y . r)/dw for random r, as importance by first order wants it."""
+"""First-order importance of weights: w d(y . r)/dw for random r."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeopt.train.network.module import OnnxModule
 
 
 def products(model: ir.Model, feeds: Sequence[Feed], seed: int = 0) -> Iterator[dict[str, NDArray[np.float64]]]:
-    """w dL/dw by weight for each feed, L = sum over the outputs of y . r / |y|, r normal."""
+    """w dL/dw by weight for each feed, with L = sum over the outputs of y . r / |y| and r normal."""
     module = OnnxModule(model)
     generator = torch.Generator().manual_seed(seed)
     for feed in feeds:

@@ -1,4 +1,4 @@
-"""From student, teacher and data to a `Job`: what every kind of distillation needs, checked."""
+"""Prepares and checks a `Job` from student, teacher and data, for every kind of distillation."""
 
 from __future__ import annotations
 
@@ -35,36 +35,38 @@ _LOOKED_AT = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What every kind needs. teacher: the student itself with kind self; size: of a batch."""
+    """Everything that training needs, checked."""
 
     options: Distill
     listener: Listener
     ranks: Ranks
     student: ir.Model
     teacher: ir.Model
+    """For kind self, the student."""
     module: OnnxModule
     train: Examples
     held: Examples
     size: int
+    """Batch size."""
     pairs: tuple[Pair, ...]
     peers: tuple[ir.Model, ...] = ()
-    identity: str = ""  # of models, samples and what else decides a run
+    identity: str = ""  # digest of models, samples and options
 
     def written(self, module: OnnxModule) -> ir.Model:
-        """The student with the weights of `module`, as it is measured and shipped."""
+        """The student with the weights of `module`, as it is evaluated and saved."""
         model = write_back(self.student, module.arrays())
         return guarded(model) if self.options.quantized and target.load(self.options.target).saturates else model
 
     @property
     def threads(self) -> int:
-        """For a session of this process."""
+        """Threads for a session in this process."""
         return max(1, cores() // self.ranks.local)
 
 
 def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:  # torch asserts that it was built with CUDA
+    except (RuntimeError, AssertionError) as e:  # AssertionError: torch was built without CUDA
         raise UsageError(f"--device {device}: {str(e).splitlines()[0]}") from e
 
 
@@ -130,7 +132,7 @@ def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, 
 
 
 def check_peers(job: Job) -> None:
-    """Refuse a peer that lacks an output, or whose outputs have other shapes."""
+    """Refuse a peer that lacks an output, or whose outputs have different shapes."""
     some = job.held.part(range(1))
     ours = to_tensors(answers(open_session(job.student), some, 1))
     for peer in job.peers[1:]:
@@ -147,7 +149,7 @@ def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill
     shared = {s.name for s in ours} & {s.name for s in specs(teacher)}
     more = [
         s for s in specs(teacher) if shared and s.name not in shared
-    ]  # token types, say, that only the teacher takes
+    ]  # inputs that only the teacher has, e.g. token types
     found = read(data, [*ours, *more], options, open_session(student).run)
     names = class_names(options.student_classes) if options.student_classes else ()
     examples, problems = data_of.read(found.samples, options.labels, names)
@@ -160,10 +162,11 @@ def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill
 
 
 def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str, list[torch.Tensor]]:
-    """What a model says of some samples, by output.
+    """A model's outputs for some samples, by name.
 
     Raises:
-        DataError: it cannot take them. ModelError: it says what is no number.
+        DataError: it cannot run on them.
+        ModelError: an output has NaN.
     """
     try:
         found = answers(session, some, size)
@@ -179,7 +182,7 @@ def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str,
 
 
 def _labelled(examples: Examples, options: Distill, output: torch.Tensor, listener: Listener) -> Examples:
-    """`examples` without labels that are only names of folders, and not as many as the student has classes."""
+    """`examples` without labels if these are just folder names whose number differs from the student's classes."""
     count = len(examples.classes)
     if not count or options.labels is not None or options.student_classes is not None or output.shape[-1] == count:
         return examples
@@ -191,7 +194,7 @@ def _labelled(examples: Examples, options: Distill, output: torch.Tensor, listen
 
 
 def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options: Distill) -> str:
-    """A digest of what decides a run, so that a checkpoint is not gone on with in another."""
+    """A digest of everything that determines a run, so that a checkpoint is resumed only by the same one."""
     digest = hashlib.sha256()
     for model in models:
         digest.update(proto_bytes(model))
@@ -223,7 +226,7 @@ _FORGET = frozenset(
         "output",
         "force",
     }
-)  # what may differ when a run is gone on with, or is checked elsewhere
+)  # options that may differ when a run is resumed, or that are checked elsewhere
 
 
 def _check_quantized(student: ir.Model, options: Distill) -> None:

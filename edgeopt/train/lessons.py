@@ -1,4 +1,4 @@
-"""The loss of a batch: what labels, teacher, peers, hints and inner classifiers make a student learn."""
+"""The training loss of a batch: labels, teacher, peers, hints and intermediate classifiers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edgeopt.train.pairs import matched
 
 
 def _example(job: Job, taps: tuple[str, ...]) -> tuple[Batch, dict[str, Tensor]]:
-    """A held-out batch and the student's values on it."""
+    """A held-out batch, and the student's outputs and taps for it."""
     batch = next(data_of.batches(job.held, job.size))
     with torch.no_grad():
         return batch, job.module({k: v.to(job.options.device) for k, v in batch.feed.items()}, taps)
@@ -55,7 +55,7 @@ def heads_of(job: Job) -> Heads | None:
 def lesson_of(
     job: Job, networks: list[OnnxModule], teach: teachers.Teacher | None, hints: Hints | None, heads: Heads | None
 ) -> Lesson:
-    """The loss of a batch: by the labels, by who teaches, and by the auxiliary modules."""
+    """The loss function of a batch: from labels, teachers or peers, and auxiliary modules."""
     options, pairs = job.options, job.pairs
     taps = (*(hints.names if hints else ()), *(heads.names if heads else ()))
     aims = [losses.Objective(p.loss, options.temperature, options.alpha, p is pairs[0]) for p in pairs]
@@ -107,7 +107,7 @@ def lesson_of(
 
 
 def _mutual(aims: list[losses.Objective], values: list[list[Tensor]], labels: Tensor | None) -> Tensor:
-    """Every network learns from the labels and from each of the others."""
+    """Mutual learning: every network learns from the labels and from each of the others."""
     terms = [
         aim(own, other.detach(), labels) / (len(values) - 1)
         for i, mine in enumerate(values)

@@ -1,8 +1,9 @@
-"""The training loop: one student, a loss over batches, the best by a held-out metric that others measure.
+"""The training loop for one student: it minimizes a loss over batches and keeps the weights with the best held-out
+score.
 
-AdamW or SGD, a cosine after a linear warm-up, clipped gradients. Everything that decides the next step is in a
-checkpoint, so that a run that was killed ends as if it had not been. A time limit decides how many epochs there are,
-and so how long the cosine is. Several ranks train as one process would that accumulates over their batches.
+AdamW or SGD, cosine schedule after a linear warm-up, gradient clipping. A checkpoint holds the complete state, so a
+killed run ends like an uninterrupted one. A time limit determines the number of epochs, and so the length of the
+schedule. Several ranks give the result of one process that accumulates over their batches.
 """
 
 from __future__ import annotations
@@ -32,50 +33,56 @@ from edgeopt.train.ranks import Ranks
 
 @dataclass(frozen=True)
 class Epoch:
-    """A line of the log. score: the held-out metric; higher is better."""
+    """A line of the training log."""
 
     epoch: int
     loss: float
     score: float
+    """The held-out metric; higher is better."""
     learning_rate: float
     seconds: float
+    """Time since the start of training."""
 
 
 @dataclass
 class Progress:
-    """Where a run is: what a checkpoint holds beside the states of modules and optimizer. weights: the best so far;
-    epochs: how many there will be, of how many that were asked for; diverged: where the loss stopped being a number;
-    identity: of the job.
-    """
+    """State of a run, in the checkpoint beside the states of modules and optimizer."""
 
     epochs: int = 0
+    """Number of epochs that will run, which a time limit may reduce."""
     epoch: int = 0
     step: int = 0
     first: float = -math.inf
     best: float = -math.inf
     best_epoch: int = 0
     asked: int = 0
+    """Number of epochs requested."""
     stopped: bool = False
     diverged: str = ""
+    """Where the loss became NaN or infinite."""
     identity: str = ""
+    """Digest of the job."""
     weights: dict[str, Tensor] = field(default_factory=dict)
+    """The best weights so far."""
     log: list[Epoch] = field(default_factory=list)
 
 
 @dataclass
 class TrainingRun:
-    """What is trained: modules (the student first), their optimizer, and the student's moving average."""
+    """The modules being trained and their training state."""
 
     modules: nn.ModuleList
+    """The student first."""
     optimizer: torch.optim.Optimizer
     average: nn.Module | None
+    """The student's moving average."""
     progress: Progress
     steps_per_epoch: int
     ranks: Ranks
 
     @property
     def judged(self) -> nn.Module:
-        """Whose weights are measured and kept."""
+        """The module whose weights are evaluated and kept."""
         return self.average if self.average is not None else self.modules[0]
 
 
@@ -83,14 +90,14 @@ Lesson = Callable[[Batch, nn.Module | None], Tensor]
 
 
 class Diverged(EdgeoptError):
-    """The loss stopped being a number before anything was better than the input."""
+    """The loss became NaN or infinite before any epoch improved on the input."""
 
 
-_LOOK = 5  # steps after which the time of an epoch is forecast
+_LOOK = 5  # steps after which the time of an epoch is estimated
 
 
 class _NotFinite(Exception):
-    """The loss or its gradient is not a number."""
+    """The loss or its gradient is NaN or infinite."""
 
 
 def fit(
@@ -104,16 +111,16 @@ def fit(
     ranks: Ranks,
     identity: str = "",
 ) -> Progress:
-    """Train `modules` until the epochs, the minutes or the patience end; the student is left with its best weights.
+    """Train `modules` until epochs, minutes or patience run out; the student is left with its best weights.
 
-    lesson: the loss of a batch, given the student's moving average where there is one. epoch_batches: this rank's
-    batches of an epoch by its number; batch_count: those of all ranks; score: a module's held-out metric; higher is
-    better; rank 0 asks it, also before the first step, so that a student that only gets worse comes back as it was.
-    identity: of the job, so that a checkpoint of another one is refused.
+    `lesson`: the loss of a batch, given the student's moving average if there is one. `epoch_batches`: this rank's
+    batches of an epoch by number; `batch_count`: those of all ranks. `score`: the held-out metric of a module, higher
+    is better; called on rank 0, also before the first step, so that a student that does not improve is returned
+    unchanged. `identity`: digest of the job; a checkpoint of a different one is refused.
 
     Raises:
-        Diverged: the loss is not a number and no epoch before was better than the input; the student has its best
-          weights by then.
+        Diverged: the loss became NaN or infinite before any epoch improved on the input; the student has its best
+          weights.
     """
     run = _begin(modules, batch_count, options, ranks, identity)
     if options.resume and not run.progress.weights:
@@ -145,7 +152,7 @@ def _one(
     listener: Listener,
     start: float,
 ) -> None:
-    """Train for one epoch, measure, and note what came of it. start: of the training, by the monotonic clock."""
+    """Train one epoch, evaluate, log and checkpoint. `start`: of training, by the monotonic clock."""
     progress, begun = run.progress, time.monotonic()
     loss = _epoch(run, lesson, batches, options, start)
     progress.epoch += 1
@@ -175,7 +182,7 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
         {
             "params": [p for p in parameters if p.ndim <= 1],
             "weight_decay": 0.0,
-        },  # biases, scales and norms do not decay
+        },  # no decay for biases, scales and norms
     ]
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(groups, lr=options.rate)
@@ -195,7 +202,7 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
 
 
 def _rate(step: int, total: int, warm_up: float) -> float:
-    """The share of the learning rate at a step: linear up, then a cosine down to 0."""
+    """Learning-rate factor at a step: linear warm-up, then cosine to 0."""
     first = max(1, round(warm_up * total))
     if step < first:
         return (step + 1) / first
@@ -203,8 +210,8 @@ def _rate(step: int, total: int, warm_up: float) -> float:
 
 
 def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, options: Distill) -> None:
-    """As many epochs, and so a warm-up and a cosine as long, as fit into the `left` seconds: forecast after some steps,
-    and after every epoch by the time of the last one.
+    """Set the number of epochs (and so the schedule) to what fits into `left` seconds; estimated after the first steps,
+    and after every epoch from its duration.
     """
     if options.minutes is not None:
         possible = max(1, run.progress.epoch + int(left / max(epoch_seconds, 1e-9)))
@@ -212,8 +219,8 @@ def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, optio
 
 
 def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: Distill, begun: float) -> float:
-    """One pass, or what of it fits into the minutes since `begun`; the mean loss over all ranks. Every rank takes every
-    step, with or without a batch of its own.
+    """One pass, or as much as fits into the minutes since `begun`; returns the mean loss over all ranks. Every rank
+    takes every step, with or without a batch.
     """
     run.modules.train()
     total, count, start = 0.0, 0, time.monotonic()
@@ -241,7 +248,7 @@ def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options:
 
 
 def _poison(run: TrainingRun) -> None:
-    """A gradient that is no number, which every rank gets to see."""
+    """Set a gradient to NaN, so that every rank sees the failure."""
     parameter = next(p for p in run.modules.parameters() if p.requires_grad)
     parameter.grad = torch.full_like(parameter, math.nan)
 
@@ -261,7 +268,7 @@ def _step(run: TrainingRun, options: Distill, step: int) -> None:
 
 
 def _late(run: TrainingRun, seconds: float, options: Distill) -> bool:
-    """Whether the minutes are over, by the clock of rank 0."""
+    """Whether the time limit is over, by the clock of rank 0."""
     return options.minutes is not None and bool(run.ranks.told([float(seconds > 60 * options.minutes)])[0])
 
 
@@ -281,7 +288,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(run: TrainingRun, options: Distill, listener: Listener) -> None:
-    """Write the log and the checkpoint, each by way of a file beside it; a full disk is told and the run goes on."""
+    """Write log, checkpoint and TensorBoard; a write error is noted and training continues."""
     if not run.ranks.first:
         return
     for path, write in ((options.log, _write_log), (options.checkpoint, _write_state), (options.tensorboard, _show)):
@@ -294,7 +301,7 @@ def _save(run: TrainingRun, options: Distill, listener: Listener) -> None:
 
 
 def _show(run: TrainingRun, folder: Path) -> None:
-    """Add the last epoch to what TensorBoard shows."""
+    """Append the last epoch to the TensorBoard log."""
     from torch.utils.tensorboard import SummaryWriter
 
     line = run.progress.log[-1]
@@ -336,10 +343,10 @@ _BROKEN = (
 
 
 def _load(run: TrainingRun, content: bytes, path: Path, epochs: int, identity: str) -> None:
-    """Go on where the checkpoint ended.
+    """Restore the state of a checkpoint.
 
     Raises:
-        DataError: it is no checkpoint, or one of another student.
+        DataError: it is no checkpoint, or one of another student or run.
     """
     try:
         state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)

@@ -1,8 +1,9 @@
-"""Distillation losses: student and teacher values of one output, means over the batch.
+"""Distillation losses between student and teacher values of one output, averaged over the batch; classes are on the
+last axis.
 
 p = softmax(z / T) over the class axis; T^2 keeps the gradient's size when T grows (Hinton et al. 2015,
-arXiv:1503.02531). DKD: Zhao et al. 2022, arXiv:2203.08679.  DIST: Huang et al. 2022, arXiv:2205.10536.  Similarity:
-Fang et al. 2021, SEED, arXiv:2101.04731, with the batch for a queue. The classes are on the last axis.
+arXiv:1503.02531). DKD: Zhao et al. 2022, arXiv:2203.08679. DIST: Huang et al. 2022, arXiv:2205.10536. Similarity: Fang
+et al. 2021, SEED, arXiv:2101.04731, with the batch as the queue.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """T^2 KL(p_t || p_s), every position alike."""
+    """T^2 KL(p_t || p_s), averaged over all positions."""
     log_s = F.log_softmax(_rows(student) / temperature, -1)
     log_t = F.log_softmax(_rows(teacher) / temperature, -1)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
 
 
 def probabilities(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """KL of outputs that are probabilities already."""
+    """`kd` for outputs that are already probabilities, at any temperature without the factor T^2."""
     log_s, log_t = (_rows(x).clamp_min(1e-8).log() / temperature for x in (student, teacher))
     return kd(log_s, log_t, 1.0)
 
@@ -51,7 +52,7 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
 
 
 def mse(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """Mean squared error over the teacher's mean square, so that its size does not depend on the output's."""
+    """Mean squared error relative to the teacher's mean square, so that its scale does not depend on the output's."""
     return F.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
 
 
@@ -71,13 +72,13 @@ def similarity(student: Tensor, teacher: Tensor, temperature: float, labels: Ten
 
 
 def bce(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """Binary cross-entropy of outputs that are sigmoids already, less the teacher's entropy."""
+    """Binary cross-entropy of outputs that are already sigmoids, minus the teacher's entropy."""
     s, t = student.clamp(1e-6, 1 - 1e-6), teacher.clamp(1e-6, 1 - 1e-6)
     return F.binary_cross_entropy(s, t) - F.binary_cross_entropy(t, t)
 
 
 def dkd(student: Tensor, teacher: Tensor, temperature: float, labels: Tensor | None = None) -> Tensor:
-    """TCKD + NCKD / 2: the target class against the rest, and the rest among themselves."""
+    """T^2 (TCKD + NCKD / 2): target class against the rest, and the distribution among the rest."""
     if labels is None:
         raise UsageError("--loss dkd needs labels: a folder for each class, or an entry 'label' in every .npz")
     target = F.one_hot(labels, student.shape[1]).bool()
@@ -100,11 +101,11 @@ LOSSES: dict[str, Loss] = {
     "similarity": similarity,
 }
 RELATIVE = frozenset({"similarity"})  # student and teacher may differ in size
-CLASSES = frozenset({"kd", "dkd", "dist", "probabilities"})  # the output tells classes, which labels can teach
+CLASSES = frozenset({"kd", "dkd", "dist", "probabilities"})  # the output has class scores, for which labels can be used
 
 
 def supervised(loss: str, student: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels [batch] of an output [batch, classes] that `loss` suits."""
+    """Cross-entropy with labels [batch] of an output [batch, classes] in the form that `loss` expects."""
     if loss == "probabilities":
         return F.nll_loss(student.clamp_min(1e-8).log(), labels)
     return F.cross_entropy(student, labels)
@@ -112,9 +113,7 @@ def supervised(loss: str, student: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """alpha of the distillation loss and 1 - alpha of cross-entropy with the labels, where there are any for this
-    output.
-    """
+    """alpha x distillation loss + (1 - alpha) x cross-entropy with the labels, if this output has any."""
 
     loss: str = "kd"
     temperature: float = 2.0
@@ -123,7 +122,7 @@ class Objective:
 
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """The value for one output."""
-        if not self.labelled:  # labels are of the first output
+        if not self.labelled:  # labels belong to the first output
             loss = "kd" if self.loss == "dkd" else self.loss
             return LOSSES[loss](student, teacher, self.temperature, None)
         distilled = LOSSES[self.loss](student, teacher, self.temperature, labels)
@@ -133,8 +132,8 @@ class Objective:
 
 
 def guess(teacher: list[Tensor], told: bool = False) -> str:
-    """A loss that fits what an output [batch, ...] looks like over some batches: probabilities, sigmoids, logits or an
-    embedding. told: its last axis is known to be one of classes.
+    """A loss that fits the values of an output [batch, ...] over some batches: probabilities, sigmoids, logits or an
+    embedding. `told`: the last axis is known to be that of classes.
     """
     rows = [_rows(t).float() for t in teacher]
     classes = teacher[0].ndim == 2 and rows[0].shape[-1] > 1

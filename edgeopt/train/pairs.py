@@ -1,4 +1,4 @@
-"""What is compared with what: outputs of student and teacher, their losses, and the order of their classes."""
+"""Pairs outputs of student and teacher, with their losses and the order of their classes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _DENSE = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """student, teacher: names of outputs; order: the teacher's class for each of the student's, None if they agree;
-    axis: of the classes, None: the last, or axis 1 of four and more, as in [batch, classes, height, width].
-    """
+    """An output of the student and the teacher's output that it is compared with."""
 
     student: str
     teacher: str
     loss: str
     order: tuple[int, ...] | None = None
+    """The teacher's class for each of the student's; None: the same order."""
     axis: int | None = None
+    """Of the classes; None: the last, or axis 1 for rank 4 and above, as in [batch, classes, height, width]."""
 
     def ours(self, y: Tensor) -> Tensor:
         """The student's values with the classes last."""
@@ -42,11 +42,11 @@ class Pair:
 
 
 def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
-    """The teacher's output for each output of the student: as asked, by name, by position where each then has a
+    """The teacher's output for each output of the student: as given, by name, by position where each then has a
     shape that can be the other's, or the only one of such a shape.
 
     Raises:
-        UsageError: a name that neither has, or outputs that nothing pairs.
+        UsageError: a name that does not exist, or outputs that cannot be paired.
     """
     ours, theirs = ([str(v.name) for v in m.graph.outputs] for m in (student, teacher))
     for name, other in match.items():
@@ -96,10 +96,10 @@ def paired(
     theirs: Mapping[str, Sequence[Tensor]],
     options: Distill,
 ) -> tuple[Pair, ...]:
-    """A pair for each of `names`, with its loss; ours, theirs: values on some batches by name of output.
+    """A pair for each of `names`, with its loss; `ours`, `theirs`: values for some batches by output name.
 
     Raises:
-        UsageError: an unknown loss, an axis that is not there, or values that cannot be compared.
+        UsageError: an unknown loss, an axis that does not exist, or values that cannot be compared.
     """
     known = losses.LOSSES
     if options.loss != "auto" and options.loss not in known:
@@ -152,7 +152,7 @@ def same(student: Tensor, teacher: Tensor, pair: Pair) -> None:
     """Refuse shapes that the pair's loss cannot compare.
 
     Raises:
-        UsageError: says what can be done.
+        UsageError: says the remedy.
     """
     apart = pair.ours(student).shape != pair.theirs(teacher).shape
     if apart and not (pair.loss in losses.RELATIVE and len(student) == len(teacher)):
@@ -164,10 +164,10 @@ def same(student: Tensor, teacher: Tensor, pair: Pair) -> None:
 
 
 def class_order(student: Path | None, teacher: Path | None) -> tuple[int, ...] | None:
-    """The teacher's class for each of the student's, by the names in two files, one a line.
+    """The teacher's class for each of the student's, from two files with one class name a line.
 
     Raises:
-        DataError: a file that cannot be read, a name twice, or one that the teacher does not have.
+        DataError: a file that cannot be read, a repeated name, or one that the teacher lacks.
     """
     if student is None or teacher is None:
         return None
@@ -179,10 +179,10 @@ def class_order(student: Path | None, teacher: Path | None) -> tuple[int, ...] |
 
 
 def class_names(path: Path) -> list[str]:
-    """The lines of a file.
+    """The class names in a file, one a line.
 
     Raises:
-        DataError: it cannot be read, has none, or one twice.
+        DataError: it cannot be read, is empty, or repeats a name.
     """
     try:
         names = [line.strip() for line in text_of(path).splitlines() if line.strip()]
@@ -194,5 +194,5 @@ def class_names(path: Path) -> list[str]:
 
 
 def to_tensors(answers: Mapping[str, Sequence[object]]) -> dict[str, list[Tensor]]:
-    """Arrays as tensors."""
+    """Arrays as tensors, float16 as float32."""
     return {name: [widened(torch.as_tensor(y)) for y in values] for name, values in answers.items()}

@@ -1,4 +1,6 @@
-"""Where a training run reads and writes: nothing that is read is written over, and no two files share a place."""
+"""Checks the files that a training run reads and writes: no input is overwritten, and no two outputs are the same
+file.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from edgeopt.options.distill import Distill
 
 
 def check_places(options: Distill, output: Path | None, read: Iterable[object], *, force: bool) -> None:
-    """Refuse places that would cost the user a file. read: what is read; only paths count.
+    """Refuse output files that would overwrite another one. `read`: the inputs; those that are not paths are ignored.
 
     Raises:
-        UsageError: a file that is read or written already, a folder that is not there, an output or a checkpoint that
-          exists.
+        UsageError: a file that is read or already written by this run, a missing folder, or an existing output or
+          checkpoint.
     """
     if output is not None:
         check_place(output, force)
@@ -44,6 +46,6 @@ def _path(given: object) -> Path | None:
 
 
 def checkpoints(path: Path) -> list[Path]:
-    """The checkpoint and those of later generations beside it, as far as they are there."""
+    """The checkpoint and those of later generations beside it that exist."""
     others = path.parent.glob("*") if path.parent.is_dir() else ()
     return [p for p in others if p == path or re.fullmatch(re.escape(path.name) + r"\.\d+", p.name)]

@@ -1,8 +1,9 @@
-"""Several processes as one: what `torchrun` starts trains like one process that accumulates over as many batches.
+"""Data-parallel training: the processes that `torchrun` starts give the result of one process that accumulates over as
+many batches.
 
 Rank r of W takes batches r, r + W, ... of an epoch; gradients are summed over the ranks before every step. A sum of two
-numbers does not depend on their order, so two ranks give the bits of one process with twice the `--accumulate`. Rank 0
-measures and writes; what it decides is told to the others.
+numbers does not depend on their order, so two ranks give the same bits as one process with twice the `--accumulate`.
+Rank 0 evaluates and writes, and broadcasts its decisions.
 """
 
 from __future__ import annotations
@@ -20,26 +21,28 @@ from torch import Tensor, distributed
 from edgeopt.errors import EdgeoptError, UsageError
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_WAIT = timedelta(hours=2)  # rank 0 may measure for long while the others wait
+_WAIT = timedelta(hours=2)  # rank 0 may evaluate for a long time while the others wait
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, of how many; local: of how many on this machine."""
+    """The rank of this process."""
 
     rank: int = 0
     count: int = 1
+    """Number of processes."""
     local: int = 1
+    """Number of processes on this machine."""
 
     @property
     def first(self) -> bool:
-        """Whether this process measures, talks and writes."""
+        """Whether this process evaluates, reports and writes."""
         return self.rank == 0
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Leave in every gradient its sum over the ranks; a rank that had no batch adds zeros. What has a gradient on
-        no rank has none afterwards.
+        """Sum every gradient over the ranks; a rank without a batch adds zeros. Parameters without a gradient on any
+        rank keep none.
         """
         if self.count == 1:
             return
@@ -60,7 +63,7 @@ class Ranks:
             p.grad = g.view_as(p).clone() if ranks_with else None
 
     def told(self, values: Iterable[float]) -> list[float]:
-        """The numbers that rank 0 has."""
+        """`values` of rank 0, on every rank."""
         given = torch.tensor(list(values), dtype=torch.float64)
         if self.count > 1:
             given = given.to(self._device)
@@ -68,7 +71,7 @@ class Ranks:
         return [float(x) for x in given.cpu()]
 
     def check_same(self, identity: str) -> None:
-        """Refuse to go on where a process has another job or other samples than rank 0; `identity` is a hex digest.
+        """Refuse to continue if a process has another job or other samples than rank 0; `identity` is a hex digest.
 
         Raises:
             EdgeoptError: on every rank.
@@ -122,10 +125,11 @@ class Ranks:
 
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
-    """The processes of this run, by the variables that `torchrun` sets; alone without them.
+    """The processes of this run, by the variables that `torchrun` sets; a single one without them.
 
     Raises:
-        UsageError: variables that are incomplete. EdgeoptError: the others cannot be reached.
+        UsageError: the variables are incomplete.
+        EdgeoptError: the other processes cannot be reached.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
@@ -141,9 +145,8 @@ def ranks(device: str) -> Iterator[Ranks]:
         if not text.isdecimal() or int(text) >= int(size):
             raise UsageError(f"{name}={text}: a number below WORLD_SIZE={size}")
     rank, local = int(numbers["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # its default arguments hold the group that there is when it is imported: later, by the optimizer, they would keep
-    # ours
-    # and its threads alive when the interpreter ends, which then aborts now and then
+    # its default arguments capture the process group at import: imported later, by the optimizer, they would keep ours
+    # and its threads alive until the interpreter exits, which then sometimes aborts
     import_module("torch.distributed.nn.functional")
     cuda = device.startswith("cuda")
     if cuda:

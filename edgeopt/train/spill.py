@@ -1,6 +1,4 @@
-"""Decoded samples that do not fit into memory, in one file on disk that the system maps: what is needed stays in
-memory.
-"""
+"""Decoded samples that do not fit into memory, in one memory-mapped file."""
 
 from __future__ import annotations
 
@@ -21,10 +19,12 @@ _ALIGNED = 64
 
 @dataclass(frozen=True)
 class Spilled(Sequence[Feed]):
-    """Feeds by where their arrays lie in the file of `content`."""
+    """Feeds stored in a memory-mapped file."""
 
     content: NDArray[np.uint8]
+    """The file, uint8 [bytes]."""
     places: tuple[Mapping[str, _Place], ...]
+    """Where the arrays of each feed are in it, by input."""
 
     def __len__(self) -> int:
         return len(self.places)
@@ -42,14 +42,12 @@ class Spilled(Sequence[Feed]):
         return self.content[offset : offset + size].view(dtype).reshape(shape)
 
     def part(self, indices: Sequence[int]) -> Spilled:
-        """Some of them; the file is shared."""
+        """The feeds at `indices`; the file is shared."""
         return Spilled(self.content, tuple(self.places[i] for i in indices))
 
 
 class Spill:
-    """Takes feeds one by one: in memory up to `limit` bytes, from then on all of them in a file that is gone with the
-    process.
-    """
+    """Collects feeds: in memory up to `limit` bytes, beyond that all of them in a temporary file."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._used = limit, 0
@@ -58,7 +56,7 @@ class Spill:
         self._file: IO[bytes] | None = None
 
     def add(self, feed: Feed) -> None:
-        """Keep `feed`.
+        """Store `feed`.
 
         Raises:
             UsageError: the disk for temporary files is full.
@@ -69,7 +67,7 @@ class Spill:
             return
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="edgeopt.")  # noqa: SIM115 - it lives as long as its map
+                self._file = tempfile.TemporaryFile(prefix="edgeopt.")  # noqa: SIM115 - closed in `feeds`
                 for held in self._held:
                     self._write(held)
                 self._held = []
@@ -96,12 +94,10 @@ class Spill:
         return len(self._held) or len(self._places)
 
     def feeds(self) -> Sequence[Feed]:
-        """All that were added, in order."""
+        """All feeds, in the order in which they were added."""
         if self._file is None:
             return tuple(self._held)
         with self._file:
             self._file.flush()
-            content = np.memmap(
-                self._file, np.uint8, "c"
-            )  # outlives the file; pages that nobody writes to stay its own
+            content = np.memmap(self._file, np.uint8, "c")  # outlives the file object; copy-on-write
         return Spilled(content, tuple(self._places))

@@ -1,4 +1,4 @@
-"""A fixed teacher: an ONNX Runtime session whose answers to views that do not change are kept on disk."""
+"""A fixed teacher: an ONNX Runtime session whose outputs for unaugmented samples are cached on disk."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from edgeopt.files import temporary_folder
 from edgeopt.runtime.session import Session
 from edgeopt.train.batches import Batch, Examples, batches
 
-_ALIKE = 0.05  # of an output's size; integers may round otherwise in another batch
+_ALIKE = 0.05  # relative to the output's size; quantized values may round differently in another batch
 Answers = dict[str, Tensor]
 Teacher = Callable[[Batch], Answers]
-_File = tuple[str, tuple[int, ...], str]  # output, shape of a sample's answer, element type
+_File = tuple[str, tuple[int, ...], str]  # output, its shape for one sample, element type
 
 
 def outputs(session: Session, batch: Batch) -> dict[str, NDArray[Any]]:
@@ -37,7 +37,7 @@ def outputs(session: Session, batch: Batch) -> dict[str, NDArray[Any]]:
 
 
 def answers(session: Session, examples: Examples, size: int) -> dict[str, list[NDArray[Any]]]:
-    """A session's values by name of output, batch by batch, in order."""
+    """The session's outputs by name, a list over the batches in order."""
     found: dict[str, list[NDArray[Any]]] = {name: [] for name in session.outputs}
     for batch in batches(examples, size):
         for name, y in outputs(session, batch).items():
@@ -46,8 +46,8 @@ def answers(session: Session, examples: Examples, size: int) -> dict[str, list[N
 
 
 def together(session: Session, examples: Examples) -> bool:
-    """Whether samples side by side along axis 0 give what each gives alone; models that count time or channels there do
-    not.
+    """Whether samples concatenated along axis 0 give the outputs that each gives alone; not so if axis 0 is time or
+    channels.
     """
     first = examples.feeds[0]
     alike = [
@@ -61,7 +61,7 @@ def together(session: Session, examples: Examples) -> bool:
     try:
         apart = [answers(session, part, 1) for part in (one, two)]
     except DataError:
-        return True  # not even alone: that is told elsewhere
+        return True  # fails even for one sample: reported elsewhere
     try:
         both = answers(session, examples.part(alike[:2]), 2)
     except DataError:
@@ -82,10 +82,10 @@ def together(session: Session, examples: Examples) -> bool:
 
 
 def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a feed goes to a network with inputs `names`: by name, or by position where no name is shared.
+    """The feed for a network with inputs `names`: by name, or by position if no name is shared.
 
     Raises:
-        DataError: an input that is in no sample, or another number of inputs.
+        DataError: an input that no sample has, or a different number of inputs.
     """
     missing = [n for n in names if n not in feed]
     if not missing:
@@ -98,7 +98,7 @@ def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class KeptAnswers:
-    """Answers by sample, in a memory-mapped file for each output and shape; the system decides what stays in memory."""
+    """Cached outputs by sample, in a memory-mapped file for each output and shape."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.count = folder, count
@@ -106,7 +106,7 @@ class KeptAnswers:
         self._of: dict[tuple[tuple[Any, ...], str], _File] = {}
 
     def get(self, batch: Batch, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
-        """The answers to all samples of `batch`, or None."""
+        """The cached outputs for all samples of `batch`, or None."""
         found = {}
         for name in names:
             file = self._of.get((_shapes(batch), name))
@@ -119,7 +119,7 @@ class KeptAnswers:
         return found
 
     def put(self, batch: Batch, answers: Mapping[str, NDArray[Any]]) -> None:
-        """Keep answers [batch, ...]; on a full disk they are not kept."""
+        """Cache outputs [batch, ...]; on a full disk they are not cached."""
         for name, y in answers.items():
             file = (name, y.shape[1:], str(y.dtype))
             if file not in self._files:
@@ -131,8 +131,8 @@ class KeptAnswers:
                 kept_here[1][batch.indices] = True
 
     def _open(self, file: _File) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
-        """The answers and which of them are there, or None without room for them; files of an earlier run go on, if
-        both are whole and fit.
+        """(outputs, bool mask of the samples present), or None if there is no disk space; files of an earlier run are
+        reused if both are complete and fit.
         """
         stem = hashlib.sha256(repr(file).encode()).hexdigest()[:24]
         parts = [
@@ -150,7 +150,7 @@ class KeptAnswers:
 
 def _mapped(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any] | None:
     try:
-        np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a file that is cut short, which r+ would fill up
+        np.load(path, mmap_mode="r", allow_pickle=False)  # refuses a truncated file, which r+ would extend
         found: NDArray[Any] = np.load(path, mmap_mode="r+", allow_pickle=False)
     except BROKEN_ARRAY:
         return None
@@ -158,7 +158,7 @@ def _mapped(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any] | Non
 
 
 def _new(path: Path, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
-    """A mapped file whose blocks are there from the start: a disk that fills up later would end the process."""
+    """A memory-mapped file with preallocated blocks: a disk that fills up later would kill the process."""
     found: NDArray[Any] = np.lib.format.open_memmap(path, "w+", kind, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as stream:
@@ -172,8 +172,8 @@ def _shapes(batch: Batch) -> tuple[Any, ...]:
 
 @contextmanager
 def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> Iterator[KeptAnswers]:
-    """A store of answers to `examples`: in a temporary folder, or in one inside `cache` that is named for the teacher
-    and the samples, so that other teachers and samples never meet its files.
+    """A cache of outputs for `examples`: in a temporary folder, or in a folder inside `cache` named after a digest of
+    teacher and samples.
 
     Raises:
         DataError: the folder cannot be made.
@@ -196,9 +196,9 @@ def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> I
 
 
 def fixed(session: Session, store: KeptAnswers | None, device: str) -> Teacher:
-    """A teacher that stays as it is; store: None where every view is another one.
+    """A teacher with fixed weights; `store` None: no caching, as every augmented sample is different.
 
-    An answer is kept by sample where the teacher gives as many rows as it gets samples.
+    Outputs are cached by sample if the teacher gives one row for each.
     """
 
     def teach(batch: Batch) -> Answers:
@@ -218,12 +218,12 @@ def fixed(session: Session, store: KeptAnswers | None, device: str) -> Teacher:
 
 
 def widened(y: Tensor) -> Tensor:
-    """Half-precision answers in float32, in which losses are computed."""
+    """Float16 values as float32, in which losses are computed."""
     return y.float() if y.dtype == torch.float16 else y
 
 
 def _by_sample(session: Session, batch: Batch, found: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether axis 0 of every output counts samples: with one sample less it is one shorter."""
+    """Whether axis 0 of every output is that of the samples: one sample less makes it one shorter."""
     count = len(batch.indices)
     if not all(y.ndim and len(y) == count for y in found.values()):
         return False

@@ -1,1 +1,1 @@
-"""Variants made step by step, kept by their content, evaluated and measured."""
+"""Builds each variant step by step through a content-addressed cache, evaluates it and measures it."""

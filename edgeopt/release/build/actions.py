@@ -1,4 +1,4 @@
-"""What each step of a variant does: a file in, a file out, by the same functions as the commands of that name."""
+"""The steps of a variant: each reads a model file and writes one, by the function of the command of that name."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Context:
-    """What steps need besides the model. root: the project file's folder; model: the float model; data: as the
-    functions take it.
-    """
+    """What the steps need besides the input model."""
 
     root: Path
+    """Folder of the project file."""
     model: Path
+    """The float model."""
     data: str
+    """The samples: a path, "random" or `package.module:function`."""
     project: Project
     listener: Listener
 
 
 def run_step(step: Any, source: Path, output: Path, context: Context) -> Facts:
-    """`step` (of the project file) from `source` to `output`; what is known about the result.
+    """Run `step` (of the project file) from `source` to `output`; returns facts about the result.
 
     Raises:
         EdgeoptError: as the function does.
@@ -53,7 +54,7 @@ def run_step(step: Any, source: Path, output: Path, context: Context) -> Facts:
 
 
 def settings(step: Any, context: Context) -> Mapping[str, Any]:
-    """All that decides what `step` makes of a model, besides the files that it reads, data and versions."""
+    """All settings that determine the output of `step`, besides the files it reads, the data and the versions."""
     found: dict[str, Any] = dict(step.model_dump(mode="json"))
     if "target" in found and not targets.is_file(step.target):
         found["target"] = targets.load(step.target).name
@@ -85,7 +86,7 @@ def files(step: Any, context: Context) -> dict[str, Path]:
 
 
 def code(step: Any) -> list[str]:
-    """The functions of the user's that `step` calls."""
+    """The user's functions that `step` calls."""
     return [step.call] if step.step == "python" else []
 
 
@@ -104,14 +105,14 @@ def import_from_root(context: Context, *options: str) -> None:
 
 
 def data_choices(project: Project, root: Path) -> dict[str, Any]:
-    """How `project` says that samples are read, by the options' names."""
+    """The reading options that `project` sets, by option name."""
     data = project.data
     given = data.model_dump(include=set(Reading.model_fields), exclude_unset=True)
     return given | ({"tokenizer": root / data.tokenizer} if data.tokenizer is not None else {})
 
 
 def _chosen(step: Any, context: Context, more: Mapping[str, Any]) -> dict[str, Any]:
-    """What `step` and the project choose; paths are those of the root."""
+    """The options of `step` and of the project; paths are resolved against the root."""
     reading = {k: v for k, v in data_choices(context.project, context.root).items() if k != "samples"}
     own = {k: v for k, v in step.choices().items() if k not in FILES}
     return {**reading, **own, **files(step, context), "listener": context.listener, "data_option": "data.path", **more}
@@ -128,7 +129,7 @@ def _simplify(step: Any, source: Path, output: Path, context: Context) -> Facts:
 def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.quantization.quantize import quantize
 
-    with temporary_folder() as folder:  # quantize adds to the file of costs, and a build must not change what it reads
+    with temporary_folder() as folder:  # quantize appends to the cost file, and a build must not change its inputs
         given = files(step, context).get("costs")
         costs = {} if given is None else {"costs": Path(shutil.copy(given, folder / "costs.json"))}
         more = {"output": output, "samples": context.project.data.samples, **costs}

@@ -1,6 +1,6 @@
-"""Variants step by step, and what they are worth by samples; both only where the cache does not have them.
+"""Builds variants step by step and evaluates them on samples; both only on a cache miss.
 
-A variant that fails is told and the others go on.
+A variant that fails is reported, and the others continue.
 """
 
 from __future__ import annotations
@@ -32,24 +32,26 @@ from edgeopt.release.project.file import FLOAT, ExportTable, Variant, in_order
 
 @dataclass(frozen=True)
 class Digests:
-    """Of what all variants share."""
+    """Digests of the inputs that all variants share."""
 
     model: str
     data: str
     reading: str
     versions: Mapping[str, str]
+    """Package -> version."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What an evaluation found out besides the figures of a variant."""
+    """Results of an evaluation besides the metrics of one variant."""
 
     samples: Mapping[str, int]
+    """Number of samples by use: "calibration", "evaluation"."""
     notes: tuple[str, ...]
 
 
 def digests(context: Context, cache: Cache) -> Digests:
-    """Of the project's model, its data and how they are read."""
+    """The digests of the project's model, its data and its reading options."""
     return Digests(
         sources.model_digest(cache, context.model),
         sources.data_digest(cache, context.project.data.path, context.root),
@@ -59,7 +61,7 @@ def digests(context: Context, cache: Cache) -> Digests:
 
 
 def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
-    """The model of an [export], made anew only if its code, shapes, data or versions changed.
+    """The model of an [export] table, exported again only if its code, shapes, data or package versions changed.
 
     Raises:
         EdgeoptError: see `edgeopt.export`.
@@ -99,8 +101,8 @@ def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
 
 
 def built(context: Context, cache: Cache, known: Digests) -> list[VariantResult]:
-    """Every variant's file in the cache, in an order in which each comes after its parent; float first. Hashes are of
-    all that is in its entry.
+    """Every variant with its file in the cache, parents before children, float first; each sha256 is of all files of
+    the entry.
     """
     made: dict[str, tuple[Path, str]] = {FLOAT: (context.model, known.model)}
     found = [
@@ -143,7 +145,7 @@ def _variant(
 
 
 def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterable[object]:
-    """All that decides what `step` makes of its input."""
+    """All inputs besides the model that determine the output of `step`."""
     read = [sources.model_digest(cache, m) for m in models(step, context)]
     read += [cache.digest(f) for f in files(step, context).values()]
     read += [sources.module_digest(cache, call, context.root) for call in code(step)]
@@ -188,7 +190,7 @@ def evaluated(
 
 
 def _judged_by(context: Context, cache: Cache, known: Digests) -> str:
-    """A digest of all that has a say in figures besides the variant."""
+    """A digest of everything besides the variant that can change its metrics."""
     project, root = context.project, context.root
     others = "" if project.data.eval is None else sources.data_digest(cache, project.data.eval, root)
     own = project.accuracy.eval
@@ -198,7 +200,7 @@ def _judged_by(context: Context, cache: Cache, known: Digests) -> str:
 
 
 def _look(context: Context, shared: list[Any], path: Path) -> Any:
-    """The evaluation of the model at `path` as plain values. shared: the jury, once there is one."""
+    """The evaluation of the model at `path` as plain values; `shared` holds the jury once it is loaded."""
     from edgeopt.release.build.evaluate import answers, evaluate, jury, opset
 
     if not shared:
@@ -217,7 +219,7 @@ def _look(context: Context, shared: list[Any], path: Path) -> Any:
 
 
 def _with(v: VariantResult, value: Mapping[str, Any]) -> VariantResult:
-    """`v` with its evaluation; of the float model only what does not compare it with itself."""
+    """`v` with its evaluation; the float model gets no metrics that would compare it with itself."""
     itself = ("quant.", "accuracy.agreement", "accuracy.cosine") if v.name == FLOAT else ()
 
     def kept(found: Mapping[str, Any]) -> dict[str, Any]:

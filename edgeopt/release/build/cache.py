@@ -1,9 +1,8 @@
-"""Files by what they were made from: a step is not run again while the model, its settings, the data and the versions
-that make it are the same.
+"""A content-addressed cache of build steps: a step runs again only if its model, settings, data or versions changed.
 
-An entry is a folder `<key>` with the model, `entry.json` (its hash, what was said while it was made, a hash of both)
-and nothing else; what does not have the noted hash is made again. Digests of data are kept with the size and time of
-each file, so that a large folder is not read at every run.
+An entry is a folder `<key>` with only the model, its data files and `entry.json` (the digest, the facts about the step,
+a checksum of both); an entry that fails its digest is rebuilt. Digests of data files are stored with size and
+modification time, so that a large folder is not read in every run.
 """
 
 from __future__ import annotations
@@ -30,23 +29,25 @@ _MONTH_S = 30 * 86400.0
 
 
 def key(*parts: object) -> str:
-    """A digest of plain values."""
+    """SHA-256 over `parts` as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished step. facts: what is known about it; cached: it was there."""
+    """The result of a finished step."""
 
     path: Path
     sha256: str
     facts: Mapping[str, Any]
+    """What `make` returned, as JSON values."""
     cached: bool
+    """True: read from the cache; False: made now."""
 
 
 @dataclass
 class Cache:
-    """The entries in `folder`."""
+    """The cache entries in `folder`."""
 
     folder: Path
     _stats: dict[str, list[Any]] = field(default_factory=dict)
@@ -58,8 +59,8 @@ class Cache:
         self._stats = {file: stat for file, stat in known.items() if isinstance(stat, list) and len(stat) == 3}
 
     def entry(self, name: str, make: Callable[[Path], Mapping[str, Any]]) -> Entry:
-        """The entry called `name`; where it is missing or broken, `make` writes the model into a folder and tells
-        facts.
+        """The entry called `name`; where it is missing or corrupt, `make` writes the model to the path it is given and
+        returns facts.
 
         Raises:
             EdgeoptError: as `make` does, or there is no room; no entry is left.
@@ -85,7 +86,7 @@ class Cache:
         return Entry(model, facts["sha256"], facts["facts"], False)
 
     def remembered(self, name: str, make: Callable[[], Any]) -> tuple[Any, bool]:
-        """The JSON value called `name`, and whether it was there; else what `make` gives."""
+        """The JSON value stored as `name`, and whether it was there; otherwise the value of `make`, stored."""
         file = self.folder / f"{name}.json"
         found = _read(file)
         if "value" in found and found.get("check") == key(name, found["value"]):
@@ -96,7 +97,9 @@ class Cache:
         return json.loads(json.dumps(value)), False
 
     def digest(self, path: Path) -> str:
-        """Of a file, or of a folder's files by their names; a file is read again when its size or time changes."""
+        """Digest of a file, or of a folder's files by relative path; a file is hashed again when its size or mtime
+        changes.
+        """
         files, _ = files_of(path, "data.path")
         found = []
         for file in files:
@@ -109,9 +112,7 @@ class Cache:
         return key(found)
 
     def keep(self) -> None:
-        """Write the digests, and drop entries unused for 30 days: entries, values, and what a killed
-        run left.
-        """
+        """Write the file digests, and drop entries, values and leftovers of killed runs unused for 30 days."""
         for item in self.folder.iterdir():
             asked = item / _ENTRY if (item / _ENTRY).is_file() else item
             if time.time() - asked.stat().st_mtime > _MONTH_S:
@@ -131,12 +132,12 @@ def _check(entry: Mapping[str, Any]) -> str:
 
 
 def _digest(folder: Path) -> str:
-    """Of the model in `folder` and the data files beside it."""
+    """Digest of the model in `folder` and its data files."""
     return key([[f.name, sha256(f)] for f in sorted(folder.iterdir()) if f.is_file() and f.name != _ENTRY])
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The object in the file; empty where there is none or it is broken."""
+    """The JSON object in the file; empty if there is none or it is corrupt."""
     try:
         found = json_of(text_of(path))
     except (OSError, ValueError):

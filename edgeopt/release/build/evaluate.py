@@ -1,7 +1,6 @@
-"""How good a variant is, by samples: outputs and inner values against the float model, labels, and a metric of the
-user's own.
+"""Metrics of a variant on samples: outputs and intermediate values against the float model, labels, and a user metric.
 
-All variants are judged on the same samples: those of `data.eval`, or the ones of `data.path` that do not calibrate.
+All variants are evaluated on the same samples: those of `data.eval`, or those of `data.path` not used for calibration.
 """
 
 from __future__ import annotations
@@ -37,22 +36,25 @@ _MOST = 1000
 _LAYER_SAMPLES = 4
 _SHOWN = 6  # layers whose values are drawn
 _BINS = 40
-_EXACT_DB = 200.0  # said of what has no error at all
-_MAYBE_FLOAT = (ir.DataType.FLOAT, None)  # many files do not say the types of inner values
+_EXACT_DB = 200.0  # reported for zero error
+_MAYBE_FLOAT = (ir.DataType.FLOAT, None)  # many files have no types for intermediate values
 
 
 @dataclass(frozen=True)
 class Jury:
-    """The samples, what the float model answers, and labels [samples] if there are any."""
+    """The evaluation samples with the float model's outputs."""
 
     task: Task
     feeds: Sequence[tuple[str, Feed]]
+    """(name, feed) of each sample."""
     reference: Sequence[Outputs]
+    """The float model's outputs for each sample."""
     labels: Sequence[int] | None
+    """Class of each sample, [samples]."""
 
 
 def jury(context: Context) -> Jury:
-    """Of the project.
+    """The evaluation set of the project.
 
     Raises:
         EdgeoptError: the model or the data cannot be used; no labels where they are asked for.
@@ -76,8 +78,8 @@ def jury(context: Context) -> Jury:
 
 
 def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any]) -> list[int]:
-    """Classes by the folder of each sample: a number, or its place among the sorted names of the folders of `everyone`,
-    where there are as many as `scores` of a sample.
+    """Class labels from the folder of each sample: the number, or the index among the sorted folder names of
+    `everyone`, which must be as many as `scores` [rows, classes] has classes.
     """
     if scores.ndim != 2 or not class_scores([scores]):
         raise DataError("accuracy.labels: the first output gives no class scores, one row a sample")
@@ -99,18 +101,20 @@ def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any])
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a variant. metrics: by the names that gates use; intervals: of those that are shares of samples; drops: of
-    accuracies, below the float model's; layers: worst first.
-    """
+    """The metrics of one variant."""
 
     metrics: Mapping[str, float]
+    """By gate name."""
     intervals: Mapping[str, Range]
+    """95 % intervals of the metrics that are shares of samples."""
     drops: Mapping[str, Range]
+    """How far each accuracy is below the float model's, with 95 % intervals."""
     layers: Sequence[Layer]
+    """Lowest SQNR first."""
 
 
 def evaluate(j: Jury, path: Path) -> Evaluation:
-    """How good the model at `path` is.
+    """The metrics of the model at `path` on the samples of `j`.
 
     Raises:
         EdgeoptError: it does not run, or gives outputs of other shapes.
@@ -136,7 +140,7 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
 
 
 def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tuple[dict[str, Range], dict[str, Range]]:
-    """(accuracies that are shares of samples, how far they are below the float model's), with intervals."""
+    """(accuracies that are shares of samples, their drops below the float model), with 95 % intervals."""
     shares, drops = dict[str, Range](), dict[str, Range]()
     if agreement is not None:
         rows = [y[0].shape[0] if y[0].ndim == 2 else 1 for y in outputs]  # positions of a sequence are not independent
@@ -151,8 +155,8 @@ def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tup
 
 
 def answers(path: Path, dims: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-    """What the model at `path` answers to `made_up` inputs: shape and first values of each output, None for no
-    number.
+    """Outputs of the model at `path` for `made_up` inputs: shape and first 8 values of each numeric output; None for
+    NaN and infinity.
     """
     session = open_session(path)
     outputs = session.run(made_up(path, dims or {}))
@@ -168,19 +172,19 @@ def _figure(x: float) -> float | None:
 
 
 def made_up(path: Path, dims: Mapping[str, int]) -> Feed:
-    """Inputs for the model at `path`, with those of `dims` that it has left free."""
+    """Generated inputs for the model at `path`, with those of `dims` that are free in it."""
     model = graph.load(path)
     free = set(free_dims(model))
     return feed_for(model, {name: size for name, size in dims.items() if name in free})
 
 
 def opset(path: Path) -> int:
-    """Of the standard operators in the model at `path`."""
+    """The opset version of the default domain of the model at `path`."""
     return int(graph.load(path).opset_imports.get("", 0))
 
 
 def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArray[np.bool_]]:
-    """Whether each sample's class is the best, and among the best five: bool [samples] by metric."""
+    """Top-1 and top-5 hits of each sample: bool [samples] by metric name."""
     rows = np.concatenate([y[0] for y in outputs])
     if len(rows) != len(labels):
         raise DataError("accuracy.labels: a sample holds several rows, and a folder names one class")
@@ -190,7 +194,7 @@ def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArra
 
 
 def _layers(j: Jury, theirs: ir.Model) -> list[Layer]:
-    """SQNR of inner values that both models have, worst first; none where the variant has other values."""
+    """SQNR of the intermediate values that both models have, lowest first; empty if there are none."""
     ours = j.task.start.model
     known = {str(v.name): v for n in theirs.graph for v in n.outputs}
     pairs = {}
@@ -210,7 +214,7 @@ def _layers(j: Jury, theirs: ir.Model) -> list[Layer]:
         )
         signal, noise = _powers(j, list(pairs), sessions)
     except EdgeoptError:
-        return []  # a value that this runtime does not let out: no picture, no figure
+        return []  # this runtime cannot make the value an output: no histogram, no SQNR
     db = {
         n: min(_EXACT_DB, 10 * math.log10(signal[n] / noise[n])) if noise[n] else _EXACT_DB
         for n in pairs
@@ -241,7 +245,7 @@ def _floats(x: Any) -> bool:
 
 
 def _clip(value: ir.Value) -> tuple[float, float] | None:
-    """The range that the grid of a dequantized value covers."""
+    """The range that the quantization grid of a dequantized value covers; None unless it is per tensor and constant."""
     node = value.producer()
     if node is None or node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
         return None

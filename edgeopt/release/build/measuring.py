@@ -1,4 +1,4 @@
-"""How a project wants to be measured, and what is read off a measurement."""
+"""Profiling options of a project, and the metrics read from the profile."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def choices(project: Project, root: Path, preset: str) -> dict[str, Any]:
 
 
 def measured(variants: Sequence[VariantResult], context: Context, preset: str, folder: Path) -> Results:
-    """Float and the variants that have a file, interleaved; the document and single inferences are in `folder`."""
+    """Profile of float and all variants that have a file, interleaved; the document and raw times are written to
+    `folder`.
+    """
     from edgeopt.profiling.profile import compare, profile
 
     import_from_root(context, "data.path")
@@ -45,7 +47,7 @@ def measured(variants: Sequence[VariantResult], context: Context, preset: str, f
 
 
 def moved(found: Results, places: Mapping[str, str]) -> Results:
-    """`found` with models where they are in the end."""
+    """`found` with model paths replaced by `places`."""
     rows = [
         m.model_copy(
             update={
@@ -58,7 +60,7 @@ def moved(found: Results, places: Mapping[str, str]) -> Results:
 
 
 def with_measured(v: VariantResult, found: Results) -> VariantResult:
-    """`v` with the figures of its first setting, or with why there are none."""
+    """`v` with the metrics of its first setting, or with the error that prevented them."""
     m = next((m for m in found.measured if v.file is not None and m.setting.model == v.file), None)
     if m is None:
         return v
@@ -73,7 +75,7 @@ def with_measured(v: VariantResult, found: Results) -> VariantResult:
 
 
 def figures(m: Measured) -> Figures:
-    """Metrics by the names that gates use, and the intervals of those that have one."""
+    """Metrics by gate name, and the 95 % intervals of those that have one."""
     found: dict[str, float | None] = {}
     intervals: dict[str, Range] = {}
     if m.latency is not None:
@@ -95,8 +97,8 @@ def inverse(x: Range) -> Range:
 
 
 def again(old: Path, new: Path, how: Mapping[str, Any], listener: Listener) -> dict[str, Range]:
-    """New over old, both measured now and interleaved, by metric; a figure without an interval is what it is. `speedup`
-    is that of the new file over the old one, which is what became of the speed against one float model.
+    """Ratios new / old by metric, both models measured now and interleaved; without an interval, low = high = the
+    ratio. `speedup` is old / new latency.
 
     Raises:
         EdgeoptError: one of them cannot be measured.

@@ -1,7 +1,7 @@
-"""Intervals of shares of samples, 95 %.
+"""95 % confidence intervals of proportions of samples.
 
-Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4 n^2)) / (1 + z^2 / n), which is sound for few samples and
-for shares near 0 and 1. Differences of shares of the same samples, of which b changed for the worse and c for the
+Wilson 1927: (p + z^2 / 2n +- z sqrt(p (1 - p) / n + z^2 / 4 n^2)) / (1 + z^2 / n), valid for few samples and for
+proportions near 0 and 1. Differences of paired proportions, of which b samples changed for the worse and c for the
 better: Agresti and Min 2005 (doi 10.1002/sim.1781), (b - c) / m +- z sqrt(b + c + 1 - (b - c)^2 / m) / m with m = n +
 2.
 """
@@ -16,14 +16,14 @@ _Z = 1.959964
 
 
 def share(p: float, n: int) -> Range:
-    """A share `p` of `n` samples."""
+    """The proportion `p` of `n` samples with its Wilson interval."""
     centre, half = p + _Z**2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     low, high = ((centre + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
     return Range(value=p, low=max(0.0, min(p, low)), high=min(1.0, max(p, high)))
 
 
 def fall(worse: int, better: int, n: int) -> Range:
-    """By how much a share of `n` samples fell, when `worse` of them changed for the worse and `better` for the
+    """Drop of a proportion of `n` paired samples, of which `worse` changed for the worse and `better` for the
     better.
     """
     value, m = (worse - better) / n, n + 2

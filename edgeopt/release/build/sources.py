@@ -1,5 +1,5 @@
-"""What decides a result besides settings: the bytes of models and of their data files, of samples and of what says how
-to read them, of the user's own modules, and the versions of what computes.
+"""Digests of everything besides settings that can change a result: models with their data files, samples with their
+reading options, user modules, package versions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def versions() -> dict[str, str]:
 
 
 def there(path: Path) -> bool:
-    """Whether something is at `path`, which may be no path at all."""
+    """Whether `path` exists; False also for text that is no valid path."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -51,7 +51,7 @@ def there(path: Path) -> bool:
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 of a model file; with weights in files of their own, of the hashes of all."""
+    """SHA-256 of a model file; with external data, of the hashes of all its files."""
     from edgeopt import graph
 
     more = graph.external_files(graph.load(path))
@@ -59,7 +59,7 @@ def fingerprint(path: Path) -> str:
 
 
 def model_digest(cache: Cache, path: Path) -> str:
-    """Of the model at `path` with its data files; which these are is remembered by the bytes of the model."""
+    """Digest of the model at `path` and its external data; the list of data files is cached by the model's bytes."""
 
     def beside() -> list[str]:
         from edgeopt import graph
@@ -72,7 +72,7 @@ def model_digest(cache: Cache, path: Path) -> str:
 
 
 def data_digest(cache: Cache, data: str, root: Path) -> str:
-    """Of the samples at `data` (a path from `root`, or a function) and the recipe beside them."""
+    """Digest of the samples at `data` (a path from `root`, or a function) and the preprocess.toml beside them."""
     path = root / data
     if there(path):
         recipe = path.parent / _RECIPE  # one inside a folder is among its files
@@ -81,20 +81,20 @@ def data_digest(cache: Cache, data: str, root: Path) -> str:
 
 
 def reading_digest(cache: Cache, project: Project, root: Path) -> str:
-    """Of what says how samples are read: the settings, and the tokenizer's bytes."""
+    """Digest of how samples are read: the settings, and the tokenizer's bytes."""
     tokenizer = project.data.tokenizer
     text = "" if tokenizer is None or not there(root / tokenizer) else cache.digest(root / tokenizer)
     return key(project.data.model_dump(mode="json"), text)
 
 
 def module_digest(cache: Cache, source: str, root: Path) -> str:
-    """Of the code that `package.module:function` names."""
+    """Digest of the code that `package.module:function` names."""
     return key(source, [[f.name, cache.digest(f)] for f in module_files(source, root)])
 
 
 def module_files(source: str, root: Path) -> list[Path]:
-    """The code that the module of `package.module:function` may be made of: in `root`, the files of its package or
-    those beside it; elsewhere, its own file. None if there is no such module.
+    """Source files that may be imported by `package.module:function`: in `root`, all files of its package or those
+    beside the module; elsewhere, its own file. Empty if there is no such module.
     """
     top, *inner = source.partition(":")[0].split(".")
     if _file(root, [top, *inner]) is not None:

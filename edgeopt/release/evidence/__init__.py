@@ -1,1 +1,1 @@
-"""What a run leaves: files, page, charts, manifest."""
+"""The artefacts of a run: files, HTML page, charts, manifest."""

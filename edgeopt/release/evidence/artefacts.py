@@ -1,5 +1,5 @@
-"""The evidence of a run as files: for people (summary, report), for pipelines (JUnit, OpenMetrics, annotations), for an
-audit (manifest, ML-BOM). All of them are made from the one document.
+"""The artefacts of a run, all made from the results document: for people (summary, report), for CI (JUnit, OpenMetrics,
+annotations), for audits (manifest, ML-BOM).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def write(run: Run, project: Project, folder: Path) -> None:
-    """All artefacts of `run` into `folder`, in which its files are, each whole or not at all."""
+    """Write all artefacts of `run` into `folder`, which holds its models; each file is written atomically."""
     files: dict[str, str] = {
         "results.json": run.to_json() + "\n",
         "junit.xml": junit(run),
@@ -60,7 +60,7 @@ def write(run: Run, project: Project, folder: Path) -> None:
 
 
 def tell_github(run: Run) -> None:
-    """Put the summary where GitHub Actions wants it, if this is GitHub Actions."""
+    """Append the summary to the job summary, when running in GitHub Actions."""
     place = os.environ.get("GITHUB_STEP_SUMMARY")
     if place:
         with Path(place).open("a", encoding="utf-8") as file:
@@ -68,7 +68,9 @@ def tell_github(run: Run) -> None:
 
 
 def _convert(run: Run, folder: Path, dims: Mapping[str, int]) -> None:
-    """Every variant as .ort too, checked on made-up inputs; what is as the last manifest tells is left alone."""
+    """Convert every variant to .ort and check it on generated inputs; files that still match the last manifest are
+    kept.
+    """
     from edgeopt.release.build.evaluate import made_up
     from edgeopt.runtime.ort_format import to_ort
 
@@ -85,8 +87,8 @@ def _put(folder: Path, files: dict[str, str]) -> None:
 
 
 def junit(run: Run) -> str:
-    """A suite a variant, a case a gate; gates that cannot tell are skipped unless the policy fails them, a variant
-    without a file is an error. As the schemas of Ant and of Jenkins' xUnit plugin want it.
+    """JUnit XML, one suite a variant and one case a gate, valid by the schemas of Ant and of Jenkins' xUnit plugin. An
+    undecided gate is skipped unless the policy fails it; a variant without a file is an error.
     """
     suites = ET.Element("testsuites")
     for name in dict.fromkeys([*(v.name for v in run.variants), *(g.variant for g in run.gates)]):
@@ -140,7 +142,7 @@ def _case(variant: str, name: str, result: str | None, message: str, kind: str) 
 
 
 def _result(g: GateResult) -> str | None:
-    """JUnit's word for a gate; none says passed."""
+    """The JUnit element of a gate's outcome; None: passed."""
     if g.severity == "fail" and g.outcome != "inconclusive":
         return "failure"
     return None if g.outcome in ("pass", "warn") else "skipped"
@@ -169,12 +171,12 @@ def summary(run: Run) -> str:
 
 
 def _row(first: str, *cells: str, width: int) -> str:
-    """Of a table with `width` columns beside the first."""
+    """A Markdown table row with `width` cells after the first."""
     return "| " + " | ".join(markdown(c) for c in (first, *cells, *[""] * (width - len(cells)))) + " |"
 
 
 def notices(run: Run) -> Iterator[str]:
-    """Workflow commands that GitHub shows at the gate's line of the project file."""
+    """Workflow commands by which GitHub annotates the gate's line of the project file."""
     file = _property(_in_workspace(run.project_file))
     worst = [g for g in run.gates if g.severity != "pass"]
     worst.sort(key=lambda g: (g.severity != "fail", g.line))
@@ -184,7 +186,7 @@ def notices(run: Run) -> Iterator[str]:
 
 
 def _in_workspace(file: str) -> str:
-    """`file` as GitHub names it: from the root of what was checked out."""
+    """`file` relative to the checkout's root, as GitHub expects it."""
     workspace = os.environ.get("GITHUB_WORKSPACE")
     if not workspace:
         return file
@@ -201,8 +203,8 @@ def _property(text: str) -> str:
 
 
 def openmetrics(run: Run) -> str:
-    """OpenMetrics text: a family a metric in base units (seconds, bytes, ratios), a sample a variant; gates as 0 or
-    1.
+    """OpenMetrics text in base units (seconds, bytes, ratios): one family a metric, one sample a variant; gates are 0
+    or 1.
     """
     lines = []
     for name, row in METRICS.items():

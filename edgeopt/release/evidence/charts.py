@@ -1,6 +1,4 @@
-"""Pictures of a run as inline SVG: text and shapes with class names, so that the page's style colours them for light
-and dark.
-"""
+"""Charts of a run as inline SVG; colours come from CSS classes, so that the page's style serves light and dark."""
 
 from __future__ import annotations
 
@@ -14,10 +12,10 @@ from edgeopt.release.document import Layer, Run, VariantResult
 from edgeopt.release.project.file import FLOAT
 from edgeopt.release.project.quantities import shown
 
-_BOTTOM, _LINE, _LETTER = 270, 14, 3.6  # of the trade-off: its lower edge, a line of text, half the width of a letter
+_BOTTOM, _LINE, _LETTER = 270, 14, 3.6  # trade-off chart, px: bottom edge, line height, half a letter's width
 _LONGEST_DB = 80.0
 _COLOURS = 8  # classes c0 to c7 in the page's style
-_ITSELF = ("accuracy.agreement", "accuracy.cosine")  # of the float model with itself: 1
+_ITSELF = ("accuracy.agreement", "accuracy.cosine")  # 1 for the float model by definition
 
 
 def _latency(v: VariantResult) -> Range:
@@ -26,7 +24,9 @@ def _latency(v: VariantResult) -> Range:
 
 
 def _free(x: float, y: float, half: float, taken: list[tuple[float, float, float]]) -> float:
-    """The height nearest to `y` at which a word of the width 2 `half` lies on none of those `taken`: (x, y, half)."""
+    """The free height nearest to `y` for a label of half-width `half` at `x`; `taken` are the (x, y, half) of other
+    labels.
+    """
     heights = sorted((y + _LINE * k for k in range(-20, 21)), key=lambda h: abs(h - y))
     inside = [h for h in heights if _LINE <= h <= _BOTTOM - 4]
     free = (h for h in inside if all(abs(h - b) >= _LINE or abs(x - a) >= half + w for a, b, w in taken))
@@ -34,7 +34,7 @@ def _free(x: float, y: float, half: float, taken: list[tuple[float, float, float
 
 
 def tradeoff(run: Run, accuracy: str) -> str:
-    """Latency against accuracy: whiskers are 95 % intervals, bubbles the download size."""
+    """Latency against accuracy: whiskers are 95 % intervals, bubbles grow with the download size."""
     score = {v.name: v.metrics[accuracy] for v in run.variants if accuracy in v.metrics}
     if accuracy in _ITSELF:
         score.setdefault(FLOAT, 1.0)
@@ -52,7 +52,7 @@ def tradeoff(run: Run, accuracy: str) -> str:
 
 
 def _bubbles(having: Sequence[VariantResult], score: Mapping[str, float], accuracy: str, axes: Axes) -> Iterator[str]:
-    """Circle, whisker and name of each variant, names apart from each other."""
+    """Circle, whisker and label of each variant, labels placed without overlap."""
     largest = max(v.metrics.get("size.download", 1.0) for v in having) or 1.0
     taken: list[tuple[float, float, float]] = []
     for v in having:
@@ -91,7 +91,7 @@ def layers(found: Sequence[Layer], most: int = 20) -> str:
 
 
 def histogram(layer: Layer) -> str:
-    """Values of a layer in float; what the grid clips is marked."""
+    """Histogram of a layer's float values; bins outside of the quantization grid are marked."""
     h = layer.histogram
     if h is None or not h.counts:
         return ""
@@ -131,7 +131,7 @@ def times(ops: Ops, most: int = 10) -> str:
 
 
 def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
-    """The share of blocks that took no longer than x, a line a variant."""
+    """Empirical distribution of block medians, one line a variant."""
     found = [(n, sorted(b.median_ms for b in m.latency.blocks)) for n, m in measured if m.latency is not None]
     if not found:
         return ""
@@ -164,7 +164,7 @@ def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
 
 
 def series(measured: Sequence[tuple[str, Measured]]) -> str:
-    """Block medians in the order in which they were run; contended blocks are open circles."""
+    """Block medians over time; contended blocks are open circles."""
     found = [
         (n, sorted(m.latency.blocks, key=lambda b: (b.process, b.round))) for n, m in measured if m.latency is not None
     ]
@@ -197,7 +197,7 @@ def series(measured: Sequence[tuple[str, Measured]]) -> str:
 
 
 def trend(runs: Sequence[Run], metric: str) -> str:
-    """A metric over several runs, a line a variant."""
+    """A metric over several runs, one line a variant."""
     names = list(dict.fromkeys(v.name for r in runs for v in r.variants if metric in v.metrics))
     values = [v.metrics[metric] for r in runs for v in r.variants if metric in v.metrics]
     if len(runs) < 2 or not values:

@@ -1,5 +1,5 @@
-"""What was released, for an audit: `manifest.json` (the same bytes for the same inputs), a CycloneDX ML-BOM, and the
-check of a folder against its manifest.
+"""The record of a release for audits: `manifest.json` (reproducible bytes), a CycloneDX ML-BOM, and the verification of
+a folder against its manifest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeopt.release.project.file import FLOAT
 from edgeopt.release.project.metrics import METRICS
 
 MANIFEST = "manifest.json"
-SUMS = "SHA256SUMS"  # of the evidence, as sha256sum writes them: its times are others in every run
+SUMS = "SHA256SUMS"  # hashes of the other artefacts in sha256sum's format: their timings differ in every run
 SCHEMA = "edgeopt.manifest/1"
 ORT = (".ort", ".required_operators.config")
 
@@ -64,10 +64,10 @@ class _Manifest(_Part):
 
 
 def manifest(run: Run, folder: Path, dims: Mapping[str, int] | None = None) -> str:
-    """The variants' files with their hashes, how they came to be, and the figures that no clock has a say in.
+    """The variants' files with their hashes, build steps, and the metrics that do not depend on timing.
 
-    dims: of made-up inputs, where the project says some. ONNX Runtime writes an .ort file in another order of its parts
-    every time, so that its hash is only lasting while the file is.
+    `dims`: sizes of free dimensions for the generated inputs. ONNX Runtime writes the parts of an .ort file in a
+    different order every time, so a new conversion has another hash.
     """
     source = run.model_sha256
     rows = []
@@ -107,7 +107,7 @@ def shipped(run: Run, folder: Path) -> list[VariantResult]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The model at `path`, its data, and what was made of it for minimal builds."""
+    """The model at `path`, its external data, and its .ort conversion if there is one."""
     from edgeopt import graph
 
     more = [path.with_name(f"{path.name.removesuffix('.onnx')}{suffix}") for suffix in ORT]
@@ -119,7 +119,7 @@ def _hashes(path: Path) -> list[dict[str, Any]]:
 
 
 def _lasting(metric: str) -> bool:
-    """Whether the figure is the same in every run."""
+    """Whether the metric is reproducible: it does not depend on timing."""
     return metric.startswith(("size.", "quant.", "accuracy."))
 
 
@@ -127,7 +127,7 @@ def _read(folder: Path) -> _Manifest:
     """The manifest in `folder`.
 
     Raises:
-        DataError: there is none, or it is not one.
+        DataError: there is none, or it is invalid.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -142,7 +142,7 @@ def _read(folder: Path) -> _Manifest:
 
 
 def files(folder: Path) -> set[str]:
-    """Names of the files that the manifest in `folder` tells of; none without one."""
+    """Names of the files listed in the manifest of `folder`; empty without a manifest."""
     try:
         return {f.path for row in _read(folder).variants for f in row.files}
     except DataError:
@@ -150,9 +150,7 @@ def files(folder: Path) -> set[str]:
 
 
 def holds(name: str, folder: Path, versions: Mapping[str, str]) -> bool:
-    """Whether the files of the variant called `name` are those that the manifest in `folder` tells of, made by
-    `versions`.
-    """
+    """Whether the files of the variant `name` match the manifest in `folder`, and were made by the same `versions`."""
     try:
         found = _read(folder)
     except DataError:
@@ -163,8 +161,8 @@ def holds(name: str, folder: Path, versions: Mapping[str, str]) -> bool:
 
 
 def verify(folder: Path) -> list[str]:
-    """What holds in `folder`: every file of the manifest has its hash, loads, runs and answers as it did, there are no
-    other models, and the evidence is that of the release.
+    """Verify `folder` against its manifest and list what was checked: every file has its hash, every model loads, runs
+    and reproduces its recorded outputs, there are no other models, and the evidence is the release's.
 
     Raises:
         DataError: no manifest. ValidityError: a file is missing or changed, answers differently, or is not known; says
@@ -197,9 +195,8 @@ def verify(folder: Path) -> list[str]:
 
 
 def _evidence(folder: Path, sums: str | None) -> tuple[list[str], list[str]]:
-    """(what holds of the evidence beside the models, what does not), by the hashes in the file called `sums`.
-
-    Evidence of a later run which was not released is told, and has its hashes in `failed`.
+    """(checks that passed, problems) of the artefacts other than models, by the hashes in the file `sums`; artefacts of
+    a later run that was not released are noted and checked by the hashes in `failed`.
     """
     if sums is None:
         return ["the evidence has no hashes: it was written before edgeopt listed them"], []
@@ -225,7 +222,7 @@ def _listed(path: Path) -> dict[str, str]:
 
 
 def _not_released(folder: Path) -> str | None:
-    """What to tell if the evidence in `folder` is of a run that was not released."""
+    """A note if the artefacts in `folder` are those of a run that was not released, otherwise None."""
     try:
         run = load(folder)
     except DataError:
@@ -240,7 +237,9 @@ def _changed(path: Path, digest: str) -> str | None:
 
 
 def _differs(before: Sequence[_Answer], now: Sequence[_Answer]) -> str | None:
-    """Where answers differ by more than sums in another order explain (and grids of int8 outputs round)."""
+    """How recorded outputs differ by more than another summation order (and the rounding of int8 grids) explains; None
+    if they do not.
+    """
     if [(a.output, a.shape, len(a.first)) for a in before] != [(a.output, a.shape, len(a.first)) for a in now]:
         return "other outputs than before"
     for a, b in zip(before, now, strict=True):

@@ -1,5 +1,6 @@
-"""`report.html`: one file, no network, readable without JavaScript and on paper. Jinja2 puts the document and its
-pictures into the template; a few lines of script only sort tables.
+"""`report.html`: one self-contained file that needs no network and can be read without JavaScript and in print.
+
+A Jinja2 template renders the document and its charts; the only script sorts tables.
 """
 
 from __future__ import annotations

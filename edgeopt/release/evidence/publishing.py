@@ -1,8 +1,8 @@
-"""The output folder: one run at a time, and all that a run leaves there comes at its end.
+"""Atomic publishing into the output folder, by one run at a time.
 
-Models are put in a folder beside and measured there; the evidence is written beside them; then all of it is moved, the
-manifest last, and what an earlier run left and this one did not make is removed. Of a run that did not pass, the
-evidence is moved and the models go to `failed`: the last good release stays as it is.
+Models and artefacts are written to a staging folder and measured there; at the end all are moved, the manifest last,
+and files of an earlier run that this one did not make are removed. If the run did not pass, its artefacts are moved,
+its models go to `failed`, and the last release stays.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from edgeopt.release.evidence import artefacts, manifest
 from edgeopt.release.project.file import FLOAT
 
 FAILED = "failed"
-_MARK = ".edgeopt"  # in `failed`, which is then a run's and not the user's
+_MARK = ".edgeopt"  # marks `failed` as made by a run, not by the user
 _STAGE = ".next"
 
 
 def check(folder: Path) -> None:
-    """Refuse an output folder in which `failed` is the user's own.
+    """Refuse an output folder whose `failed` was not made by a run.
 
     Raises:
-        UsageError: it is.
+        UsageError: it was not.
     """
     if (folder / FAILED).exists() and not (folder / FAILED / _MARK).is_file():
         raise UsageError(
@@ -40,9 +40,9 @@ def check(folder: Path) -> None:
 
 @contextlib.contextmanager
 def stage(folder: Path) -> Iterator[Path]:
-    """A folder in `folder` for what is to be published; gone at the end, whatever happens."""
+    """A staging folder inside `folder`, removed at the end even after an error."""
     found = folder / _STAGE
-    shutil.rmtree(found, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(found, ignore_errors=True)  # left by a killed run
     with writing(folder):
         found.mkdir()
     try:
@@ -52,9 +52,9 @@ def stage(folder: Path) -> Iterator[Path]:
 
 
 def place(variants: Sequence[VariantResult], next_folder: Path, folder: Path, *, convert: bool) -> list[VariantResult]:
-    """`variants` with their files `NAME.onnx` in `next_folder`, made of those in the cache; float stays where it is.
-    What is in `folder` already is taken from there; with `convert`, the .ort files of an earlier run too, in case they
-    still hold.
+    """`variants` with their files as `NAME.onnx` in `next_folder`, copied from the cache or linked from `folder` if
+    identical; float stays where it is. With `convert`, the .ort files of an earlier run are linked too, in case they
+    are still valid.
     """
     made = [v.name for v in variants if v.name != FLOAT and v.file is not None and v.error is None]
     with writing(folder):
@@ -64,9 +64,7 @@ def place(variants: Sequence[VariantResult], next_folder: Path, folder: Path, *,
 
 
 def beside(model: Path, folder: Path, name: str) -> Path:
-    """A copy of an exported model of the cache in `folder`/exported, under its name; one that is the same is left
-    alone.
-    """
+    """Copy an exported model from the cache to `folder`/exported/NAME.onnx, unless an identical one is there."""
     target = folder / "exported" / f"{name or 'model'}.onnx"
     if target.is_file() and fingerprint(target) == fingerprint(model):
         return target
@@ -78,7 +76,7 @@ def beside(model: Path, folder: Path, name: str) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """The model of an entry of the cache; data files beside it get the name of the target."""
+    """Copy the model of a cache entry; its external data is renamed after the target."""
     if len(list(source.parent.iterdir())) > 2:  # more than the model and its entry
         graph.write(graph.load(source), target)
     else:
@@ -95,26 +93,26 @@ def _placed(v: VariantResult, next_folder: Path, folder: Path) -> VariantResult:
 
 
 def _link(source: Path, target: Path) -> None:
-    """`source`, if it is there, as `target` too."""
+    """Hard-link (or copy) `source` to `target`, if `source` exists."""
     if not source.is_file():
         return
     try:
         os.link(source, target)
-    except OSError:  # a file system without
+    except OSError:  # no hard links on this file system
         shutil.copyfile(source, target)
 
 
 def withdraw(v: VariantResult, next_folder: Path) -> VariantResult:
-    """`v`, which could not be measured, without its files in `next_folder`."""
+    """`v`, whose measurement failed, without its files in `next_folder`."""
     for suffix in (".onnx", ".onnx.data", *manifest.ORT):
         (next_folder / f"{v.name}{suffix}").unlink(missing_ok=True)
     return v.model_copy(update={"file": None, "sha256": None})
 
 
 def publish(next_folder: Path, folder: Path, *, released: bool) -> None:
-    """Move all of `next_folder` to `folder`, and remove what an earlier run published there and this one does not.
+    """Move all of `next_folder` to `folder`, and remove files of an earlier run that this one did not make.
 
-    released: False moves only the evidence, and the models to `failed`.
+    `released`: False moves the models to `failed` instead.
     """
     with writing(folder):
         shutil.rmtree(folder / FAILED, ignore_errors=True)
@@ -132,9 +130,7 @@ def publish(next_folder: Path, folder: Path, *, released: bool) -> None:
         stale = ((manifest.files(folder) if released else set()) | evidence) - made
         try:
             _move(next_folder, folder, stale)
-        except (
-            KeyboardInterrupt
-        ):  # a few renames are left: half of them would be neither the old release nor the new one
+        except KeyboardInterrupt:  # finish the renames: half of them would be neither the old release nor the new one
             _move(next_folder, folder, stale)
             raise
 

@@ -1,4 +1,4 @@
-"""A run in a few lines of text."""
+"""A run as a few lines of text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def cell(v: VariantResult, name: str) -> str:
-    """A metric of a variant with its interval, for people."""
+    """A metric of a variant with its interval, formatted with units."""
     if name not in v.metrics:
         return ""
     kind, x = METRICS[name].kind, v.intervals.get(name)

@@ -1,1 +1,1 @@
-"""The project file: what is built, measured and demanded."""
+"""The project file: what is built, measured and required."""

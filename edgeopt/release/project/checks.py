@@ -1,6 +1,4 @@
-"""What a project file names outside of itself: files, modules, providers. All of it is looked for before anything is
-built.
-"""
+"""Checks before a build that everything a project file refers to exists: files, modules, providers."""
 
 from __future__ import annotations
 
@@ -14,15 +12,19 @@ from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
 
 FILES = ("teacher", "student_classes", "teacher_classes", "costs")  # options that name files
-_LIKENESSES = ("agreement", "cosine", "kl")  # metrics that `edgeopt.quantization.metric` has; a test compares
+_LIKENESSES = (
+    "agreement",
+    "cosine",
+    "kl",
+)  # built-in metrics of `edgeopt.quantization.metric`; a test keeps them equal
 Place = tuple[str, ...]
 
 
 def check(project: Project, home: Path, file: Path, *, code: bool = True) -> None:
-    """Refuse what is not there; code: False refuses functions of the project's own too.
+    """Refuse references to what does not exist; with `code` False, also the project's own functions.
 
     Raises:
-        UsageError: each with its line in `file`.
+        UsageError: one line for each problem, with its line in `file`.
     """
     found = (
         [] if code else [(at, f"{name!r} is code, and --no-code runs none") for at, name in _functions(project, home)]

@@ -1,7 +1,7 @@
-"""`edgeopt.toml` (or `[tool.edgeopt]` in pyproject.toml): what a project builds, measures and demands.
+"""`edgeopt.toml` (or `[tool.edgeopt]` in pyproject.toml): what a project builds, measures and requires.
 
-Every mistake is told with its line and, for a name that is nearly right, with the name that was meant. The JSON Schema
-is published by `edgeopt schema project`, so that editors complete the file.
+Errors name their line and, for a misspelt name, the probable one. `edgeopt schema project` prints the JSON Schema, with
+which editors complete the file.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from edgeopt.release.project.quantities import quantity
 from edgeopt.release.project.recipes import STEPS, Count, Names, Numbers, Place, Step, Table, mistake, reading_fields
 
 FILE = "edgeopt.toml"
-FLOAT = "float"  # the name of the model as it came
+FLOAT = "float"  # the name of the unmodified model
 Preset = Literal["quick", "pr", "release"]
 PRESETS: tuple[str, ...] = get_args(Preset)
-_NEEDS = {  # keys of [accuracy] that metrics are made of
+_NEEDS = {  # the key of [accuracy] that a metric needs
     "accuracy.top1": ("labels", "true"),
     "accuracy.top5": ("labels", "true"),
     "accuracy.eval": ("eval", '"package.module:function"'),
@@ -43,7 +43,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def _amount(given: Any) -> Any:
-    """`given`, which is to be a quantity; whether its unit fits is seen when the metric is known."""
+    """`given`, checked to be a number or text; its unit is checked once the metric is known."""
     if isinstance(given, bool) or not isinstance(given, int | float | str):
         raise ValueError(f'a number, or a text with a unit, e.g. "6 MB", not {given!r}')
     return given
@@ -163,7 +163,7 @@ class Project(Table):
     )
     @classmethod
     def _flat(cls, found: Any) -> Any:
-        """`size.file = {...}` and `"size.file" = {...}` alike."""
+        """Accepts `size.file = {...}` and `"size.file" = {...}` alike."""
         if not isinstance(found, dict):
             return found
         return {
@@ -201,7 +201,7 @@ class Project(Table):
 
 
 def _joined(variant: str, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Gates by the whole names of their metrics."""
+    """Gates by the full names of their metrics."""
     found: dict[str, Any] = {}
     for name, inner in tables.items():
         nested = isinstance(inner, dict) and inner and all(isinstance(v, dict) for v in inner.values())
@@ -234,10 +234,10 @@ def _check_gate(place: list[str], name: str, gate: Gate) -> None:
 
 
 def in_order(variants: Mapping[str, Variant]) -> list[str]:
-    """Names such that each comes after the one that it is made from.
+    """Variant names, each after its parent.
 
     Raises:
-        ValueError: some are made from each other.
+        ValueError: the parents form a cycle.
     """
     done: list[str] = []
     while len(done) < len(variants):
@@ -258,7 +258,7 @@ def schema() -> dict[str, Any]:
 
 
 def find(path: Path | None) -> Path:
-    """`path`, or the project file here.
+    """`path`, or the project file in the current folder.
 
     Raises:
         UsageError: there is none.
@@ -275,10 +275,10 @@ def find(path: Path | None) -> Path:
 
 
 def load(path: Path) -> Project:
-    """The project of `path`; paths in it are relative to its folder.
+    """The project at `path`; relative paths in it start from its folder.
 
     Raises:
-        UsageError: not TOML, or a mistake in it; says the line.
+        UsageError: not TOML, or invalid; says the line.
     """
     table = _table(path)
     if table is None:
@@ -297,7 +297,7 @@ _MOST_TOLD = 20  # mistakes
 
 
 def _table(path: Path) -> Any:
-    """What `path` holds of a project; None if there is no table for it."""
+    """The project's table in `path`; None if there is none."""
     try:
         found: Any = toml_of(text_of(path))
     except (OSError, ValueError) as e:
@@ -308,12 +308,12 @@ def _table(path: Path) -> Any:
 
 
 def _inside(loc: Sequence[Any], errors: Sequence[Any]) -> bool:
-    """Whether a mistake further in explains that nothing is left at `loc`."""
+    """Whether an error nested inside `loc` explains that `loc` is empty."""
     return any(len(x["loc"]) > len(loc) and tuple(x["loc"][: len(loc)]) == tuple(loc) for x in errors)
 
 
 def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
-    """One mistake: file, line, place, what and what was meant."""
+    """One error as text: file, line, key, what is wrong and what was probably meant."""
     loc, context = error["loc"], error.get("ctx", {})
     tags = [i for i, p in enumerate(loc) if i and isinstance(loc[i - 1], int) and p in STEPS]
     place = [*(str(p) for i, p in enumerate(loc) if i not in tags), *context.get("place", ())]
@@ -341,7 +341,7 @@ _TABLES: Mapping[str, type[Table]] = {
 
 
 def _fields(loc: Sequence[Any]) -> list[str]:
-    """Keys that can stand where the unknown one at `loc` stands."""
+    """Keys that are valid in the place of the unknown one at `loc`."""
     model: type[Table] = Project
     match tuple(loc):
         case ("variants", _, "steps", int(), str(step), _):

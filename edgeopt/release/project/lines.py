@@ -1,7 +1,7 @@
-"""Where things stand in a project file: lines of its keys and headers.
+"""Line numbers of the keys and headers of a project file.
 
-tomllib tells no lines; a place is looked for among the rows that begin with a key or a header, and is the row itself,
-else the first one inside it, else the nearest table around it.
+tomllib gives no line numbers, so keys and headers are matched line by line; a place has its own line, else that of the
+first key inside it, else that of the nearest enclosing table.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _KEY = re.compile(rf"({_WORD}(?:\s*\.\s*{_WORD})*)\s*=")
 
 
 def prefix(file: Path) -> tuple[str, ...]:
-    """The table of `file` in which a project stands."""
+    """The names of the table of `file` that holds the project."""
     return ("tool", "edgeopt") if file.name == "pyproject.toml" else ()
 
 
 def rows(file: Path) -> Rows:
-    """(line, names from the project's table on) of each key and header of `file`; none where there is no such file."""
+    """(line, names below the project's table) of each key and header of `file`; empty if there is no such file."""
     if not file.is_file():
         return ()
     outer = prefix(file)
@@ -34,17 +34,17 @@ def rows(file: Path) -> Rows:
 
 
 def line_of(found: Rows, place: Sequence[str]) -> int:
-    """The line of `place`, or of what is nearest to it; 1 if there is nothing."""
+    """The line of `place` or of the nearest entry; 1 if there is none."""
     return _nearest(found, place)[0]
 
 
 def has(found: Rows, place: Sequence[str]) -> bool:
-    """Whether `place` itself is there."""
+    """Whether `place` itself is in the file."""
     return _nearest(found, place)[1] == len(_split(place))
 
 
 def _nearest(found: Rows, place: Sequence[str]) -> tuple[int, int]:
-    """(line, how many of the names of `place` stand there)."""
+    """(line, how many names of `place` match there)."""
     place = _split(place)
     best, depth = 1, 0
     for line, names in found:
@@ -63,7 +63,7 @@ def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
         header, key = _HEADER.fullmatch(raw.strip()), _KEY.match(raw.strip())
         if header:
             table = _split(_names(header[2]))
-            if header[1]:  # of an array of tables: the place has its number
+            if header[1]:  # array of tables: the index is part of the place
                 counts[table] = counts.get(table, -1) + 1
                 table = (*table, str(counts[table]))
             yield number, table
@@ -72,7 +72,7 @@ def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 
 def _names(dotted: str) -> list[str]:
-    """The names of a dotted key as it is written; none if it is no key."""
+    """The names of a dotted key; empty if it is not valid TOML."""
     try:
         inner: Any = toml_of(f"{dotted} = 0")
     except ValueError:
@@ -85,5 +85,5 @@ def _names(dotted: str) -> list[str]:
 
 
 def _split(place: Sequence[str]) -> tuple[str, ...]:
-    """`place` with names apart at dots, for "size.file" and size.file are one."""
+    """`place` with names split at dots, since "size.file" and size.file are the same metric."""
     return tuple(part for name in place for part in name.split("."))

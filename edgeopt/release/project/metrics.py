@@ -1,4 +1,4 @@
-"""What can be gated: one row a metric, its unit and which way is better."""
+"""The metrics that can be gated, with unit and direction."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ ACCURACY = "accuracy."
 
 @dataclass(frozen=True)
 class MetricRow:
-    """A figure of a variant. higher: whether more is better; title: in words."""
+    """Unit, direction and title of a metric."""
 
     kind: Kind
     higher: bool
+    """Whether higher is better."""
     title: str
 
 
@@ -43,10 +44,10 @@ METRICS: Mapping[str, MetricRow] = {
 
 
 def metric(name: str) -> MetricRow:
-    """The row of `name`.
+    """The row of metric `name`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such metric.
     """
     if name not in METRICS:
         raise ValueError(f"no metric {name!r}{suggestion(name, METRICS)} Known: {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""Names in a project file that only the model can tell: nodes of steps, dimensions of the profile."""
+"""Checks of the names in a project file that need the model: nodes of steps, dimensions of the profile."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LISTS = ("exclude", "include", "keep")
 
 
 def check_names(project: Project, model: Path, file: Path) -> None:
-    """Refuse nodes and dimensions that the model does not have; it is only loaded if some are named.
+    """Refuse nodes and dimensions that the model does not have; the model is loaded only if some are named.
 
     Raises:
         UsageError: says the line and what was probably meant.
@@ -52,7 +52,7 @@ def check_names(project: Project, model: Path, file: Path) -> None:
 
 
 def free_dims(model: ir.Model) -> Iterator[str]:
-    """Names of the free dimensions of the inputs, by themselves and by place."""
+    """Names of the free dimensions of the inputs: `INPUT.AXIS`, and the symbolic name if there is one."""
     for value in model.graph.inputs:
         for i, size in enumerate(value.shape or ()):
             if not isinstance(size, int):

@@ -1,4 +1,4 @@
-"""Quantities as people write them in a project file, in the units of the documents: bytes, ms, dB, shares."""
+"""Parses and formats quantities with units, in the units of the documents: bytes, ms, dB, shares."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _EXAMPLES: Mapping[Kind, str] = {
     "count": "3",
     "number": "0.5",
 }
-_BARE: frozenset[Kind] = frozenset({"share", "dB", "ratio", "count", "number"})  # a plain number says enough
+_BARE: frozenset[Kind] = frozenset({"share", "dB", "ratio", "count", "number"})  # no unit needed
 
 
 def quantity(given: float | int | str, kind: Kind) -> float:
-    """`given` in the unit of `kind`.
+    """`given` converted to the unit of `kind`.
 
     Raises:
-        ValueError: no number, no unit where one is needed, a unit of something else, or more than a float holds.
+        ValueError: not a number, a missing or wrong unit, or beyond the range of a float.
     """
     if isinstance(given, bool):
         raise ValueError(f"a quantity, e.g. {_EXAMPLES[kind]}, not {given}")
@@ -53,7 +53,7 @@ def quantity(given: float | int | str, kind: Kind) -> float:
 
 
 def shown(value: float | None, kind: Kind) -> str:
-    """`value` for people."""
+    """`value` formatted with its unit."""
     if value is None:
         return "n/a"
     if kind == "bytes":

@@ -1,6 +1,4 @@
-"""What a step of a variant can be: its table in the project file, made from the options of the function of that
-name.
-"""
+"""The tables of steps in the project file, generated from the options of the functions of those names."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def mistake(place: Sequence[str], message: str) -> PydanticCustomError:
-    """To be raised for what stands at `place`, from where the validator is."""
+    """An error to raise for the key at `place`, relative to the validator's location."""
     return PydanticCustomError("mistake", "{message}", {"message": message, "place": list(place)})
 
 
@@ -49,7 +47,7 @@ class StepTable(Table):
     step: str
 
     def choices(self) -> dict[str, Any]:
-        """What the table says, by the options' field names."""
+        """What the table sets, by the options' field names."""
         return {**self.model_dump(exclude={"step"}, exclude_unset=True), **self.fixed}
 
     @model_validator(mode="after")
@@ -74,7 +72,7 @@ class Python(Table):
 
 
 def _annotation(annotation: Any) -> Any:
-    """`annotation` as TOML writes it: paths are texts, tuples are arrays, a target is a name or a file."""
+    """`annotation` adapted to TOML: paths are strings, tuples are arrays, a target is a name or a file."""
     if annotation is Path:
         return Place
     origin, parts = get_origin(annotation), get_args(annotation)
@@ -94,7 +92,7 @@ def _annotation(annotation: Any) -> Any:
 
 
 def _field(name: str, field: FieldInfo) -> tuple[Any, FieldInfo]:
-    """The option `field` as a key of a table."""
+    """The option `field` as a key of a step's table."""
     found, flag = copy.copy(field), flag_of(field)
     found.annotation = _annotation(Path | None if field.annotation is Any else field.annotation)
     found.metadata = [m for m in field.metadata if m is not SkipValidation]
@@ -117,7 +115,7 @@ def table_of(
     *,
     fixed: Mapping[str, Any] | None = None,
 ) -> type[StepTable]:
-    """The table of step `name`, with the options that a step has, or with those in `keep`."""
+    """The table class of step `name`, with the options marked for steps, or those in `keep`."""
     reading = set(Reading.model_fields) - ({"samples"} if options is Distill else set())
     kept = set(keep) if keep is not None else {n for n, f in options.model_fields.items() if _in_steps(n, f, reading)}
     fields = {n: _field(n, f) for n, f in options.model_fields.items() if n in kept}

@@ -1,4 +1,4 @@
-"""`edgeopt init`: a commented project file that runs as it is."""
+"""`edgeopt init`: a commented project file that runs unchanged."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ort = false                 # also write .ort files for ONNX Runtime's minimal b
 
 
 def starter(model: str, name: str, data: str, size_bytes: int) -> str:
-    """The text of a project file for `model` with samples at `data`; no variant may be larger than the model is."""
+    """The text of a project file for `model` with samples at `data`; its size gate allows 5 % over `size_bytes`."""
     megabytes = max(1, math.ceil(size_bytes * 1.05 / 1e4)) / 100
     return _TEMPLATE.format(model=_quoted(model), name=_quoted(name), data=_quoted(data), size=f'"{megabytes:.2f} MB"')
 

@@ -1,1 +1,1 @@
-"""Gates and baselines: what a run is worth."""
+"""Gates and baselines: the verdict on a run."""

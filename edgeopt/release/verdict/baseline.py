@@ -1,9 +1,9 @@
-"""The release that regressions are judged against: runs that were kept, one of them current.
+"""The release that regressions are judged against: saved runs, one of them current.
 
     FOLDER/NAME/results.json, FOLDER/NAME/VARIANT.onnx (if asked for), FOLDER/current: the name
 
-Times are only compared with those of the same machine and settings; where the models were kept, they are measured again
-beside the new ones, which needs no such trust.
+Stored times are compared only with those of the same machine and settings; where the models were saved, they are
+measured again, interleaved with the new ones.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ CURRENT = "current"
 
 @dataclass(frozen=True)
 class KeptBaseline:
-    """The current baseline. run: None where there is none, or none that can be read; problem: why, in words."""
+    """The current baseline."""
 
     name: str | None = None
     run: Run | None = None
+    """None if there is no baseline, or none that can be read."""
     problem: str | None = None
+    """Why `run` is None, in words."""
 
     @property
     def known_as(self) -> str | None:
-        """Its name and time: what ratios are noted with."""
+        """Name and creation time, by which ratios refer to it."""
         return None if self.run is None else f"{self.name} {self.run.created}"
 
 
 def save(project: Project, home: Path, name: str | None = None, *, models: bool = False) -> str:
-    """Keep the last run as `name` (its time by default), with its files if `models`; the first one becomes current.
+    """Save the last run as baseline `name` (default: its time), with its models if `models`; the first becomes current.
 
     Raises:
-        UsageError: a bad name, or one that is taken, or a run is at work. DataError: there is no run to keep, or with
-          `models`
-          the files are not those of the run.
+        UsageError: a bad or existing name, a run that was not released, or a run in progress.
+        DataError: there is no run to save, or with `models` the files are not those of the run.
     """
     from edgeopt.files import locked
 
@@ -78,7 +79,7 @@ def save(project: Project, home: Path, name: str | None = None, *, models: bool 
 
 
 def _write(run: Run, place: Path, output: Path | None) -> None:
-    """`run` in a new folder `place`, with its files in `output`, whole or not at all."""
+    """Write `run` and its models in `output` to a new folder `place`, atomically."""
     from edgeopt import graph
 
     stage = place.with_name(f".{place.name}")
@@ -94,10 +95,10 @@ def _write(run: Run, place: Path, output: Path | None) -> None:
 
 
 def _files(run: Run, output: Path) -> list[Path]:
-    """The files of `run` in `output`.
+    """The variants' files of `run` in `output`.
 
     Raises:
-        DataError: one is missing, or is of another run.
+        DataError: one is missing, or is another run's.
     """
     from edgeopt.release.build.sources import fingerprint
 
@@ -112,7 +113,7 @@ def _files(run: Run, output: Path) -> list[Path]:
 
 
 def promote(project: Project, home: Path, name: str) -> None:
-    """Let regressions be judged against `name`.
+    """Make `name` the current baseline.
 
     Raises:
         UsageError: there is no such baseline.
@@ -124,12 +125,12 @@ def promote(project: Project, home: Path, name: str) -> None:
 
 
 def names(project: Project, home: Path) -> list[str]:
-    """Baselines that were kept."""
+    """Names of the saved baselines."""
     return sorted(f.parent.name for f in (home / project.baseline.folder).glob(f"*/{RESULTS}"))
 
 
 def kept(project: Project, home: Path) -> KeptBaseline:
-    """The current one; what is wrong with it is told and is no error."""
+    """The current baseline; problems are reported in the result, not raised."""
     folder = home / project.baseline.folder
     if not (folder / CURRENT).exists():
         return KeptBaseline(problem="edgeopt baseline save makes one")
@@ -150,8 +151,8 @@ def kept(project: Project, home: Path) -> KeptBaseline:
 def against(
     project: Project, home: Path, stand: KeptBaseline, run: Run, files: Mapping[str, Path], ears: Listener
 ) -> Against:
-    """What the regressions of `run` are judged by; models of the baseline are measured again beside `files`, by
-    variant.
+    """What regressions of `run` are judged against; models of the baseline are measured again, interleaved with `files`
+    (by variant).
     """
     ratios: dict[str, Mapping[str, Range]] = {}
     for name in dict.fromkeys(variant for variant, _ in _asked(project, run)) if stand.run is not None else ():
@@ -159,13 +160,13 @@ def against(
         if model.is_file() and name in files:
             found = dict(_again(project, model, files[name], run.preset, home, ears))
             if stand.run is not None and stand.run.model_sha256 != run.model_sha256:
-                found.pop("speedup", None)  # the two are against different float models
+                found.pop("speedup", None)  # the two runs have different float models
             ratios |= {name: found} if found else {}
     return by(project, stand, run, ratios)
 
 
 def by(project: Project, stand: KeptBaseline, run: Run, ratios: Mapping[str, Mapping[str, Range]]) -> Against:
-    """What the regressions of `run` are judged by, `ratios` having been measured again."""
+    """What regressions of `run` are judged against, given the `ratios` measured again."""
     if stand.run is None:
         return Against(problem=stand.problem)
     stored = any(metric not in ratios.get(variant, {}) for variant, metric in _asked(project, run))
@@ -173,7 +174,7 @@ def by(project: Project, stand: KeptBaseline, run: Run, ratios: Mapping[str, Map
 
 
 def refusal(old: Run, new: Run) -> str | None:
-    """Why times of the two cannot be compared, or None."""
+    """Why stored times of the two runs cannot be compared, or None."""
     if old.profile is None or new.profile is None:
         return None if new.profile is None else "the baseline was not measured"
     by_name = [{Path(m.setting.model).stem: m for m in r.profile.measured} for r in (old, new) if r.profile]
@@ -186,7 +187,7 @@ def refusal(old: Run, new: Run) -> str | None:
 
 
 def _asked(project: Project, run: Run) -> list[tuple[str, str]]:
-    """(variant, metric) of gates on the regression of what a clock tells."""
+    """(variant, metric) of the regression gates on metrics that depend on the machine."""
     found = []
     for v in run.variants:
         gates = {**(project.gates.get("*", {}) if v.name != FLOAT else {}), **project.gates.get(v.name, {})}

@@ -1,9 +1,9 @@
-"""Gates: bounds on metrics, judged with their intervals.
+"""Gates: bounds on metrics, judged with their confidence intervals.
 
 A metric with a 95 % interval [low, high] passes `max` if high <= max, fails if low > max, and is inconclusive in
-between; `min` likewise. A metric without one is what it is. `warn` is a bound of the same side that never fails.
-Against the baseline a regression is judged by the interval of the share by which the figure got worse. What gates that
-cannot tell count as is the project's policy.
+between; `min` likewise. A metric without an interval has low = high. `warn` is a bound of the same side whose violation
+only warns. A regression is judged by the interval of the relative change for the worse against the baseline. How
+undecided gates count is the project's policy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXIT = {"pass": 0, "warn": 0, "fail": 1, "error": 3, "inconclusive": 4, "no base
 _FAILS_AS: Mapping[Outcome, str] = {
     "inconclusive": "inconclusive", "no baseline": "no baseline", "not comparable": "no baseline",
 }  # fmt: skip
-_CLOCKED = ("latency.", "cold.", "memory.", "speedup")  # what depends on the machine
+_CLOCKED = ("latency.", "cold.", "memory.", "speedup")  # metrics that depend on the machine
 _ROUNDING = 1e-12
 _REMEDIES = {  # whether the baseline's model was measured again
     False: "keep the models (edgeopt baseline save --models) to have them measured again",
@@ -33,23 +33,25 @@ _LINE = Callable[[str, str, str], int]
 
 @dataclass(frozen=True)
 class Against:
-    """What regressions are judged by. run: of the baseline, None without one, and then problem says why; ratios: what
-    was measured again, by variant and metric; refused: why stored times cannot be compared.
-    """
+    """What regressions are judged against."""
 
     run: Run | None = None
+    """The baseline's run; None without a baseline."""
     ratios: Mapping[str, Mapping[str, Range]] | None = None
+    """New over baseline, measured again, by variant and metric."""
     refused: str | None = None
+    """Why stored times cannot be compared."""
     problem: str | None = None
+    """Why there is no baseline."""
 
 
 def clocked(metric: str) -> bool:
-    """Whether the figure depends on the machine."""
+    """Whether the metric depends on the machine."""
     return metric.startswith(_CLOCKED)
 
 
 def judge(project: Project, run: Run, against: Against, line: _LINE = lambda variant, metric, bound: 1) -> Run:
-    """`run` with every gate of `project` judged, and the verdict."""
+    """`run` with every gate of `project` judged, the verdict and the exit code."""
     absent = [VariantResult(name=n, parent="") for n in project.gates if n != "*" and run.variant(n) is None]
     found = tuple(
         g.model_copy(update={"level": _level(g, run, project.policy)})
@@ -166,11 +168,12 @@ def _regression(variant: VariantResult, name: str, limit: float, against: Agains
 
 
 def _worse(new: VariantResult, old: VariantResult, name: str) -> Range:
-    """By which share of the old figure the new one is worse; below 0, better."""
+    """Relative change for the worse against the old value; negative: better."""
     a, b = old.metrics[name], new.metrics[name]
     sign = -1.0 if METRICS[name].higher else 1.0
     value = sign * (b - a) / abs(a) if a else sign * math.copysign(math.inf, b) if b else 0.0
-    x, y = (v.intervals.get(name) if clocked(name) else None for v in (old, new))  # others are of the same samples
+    # other metrics are on the same samples: their errors are not independent
+    x, y = (v.intervals.get(name) if clocked(name) else None for v in (old, new))
     if x is None or y is None or min(x.low, y.low) <= 0:
         return Range(value=value, low=value, high=value)
     # intervals of independent medians, on the log scale
@@ -180,7 +183,7 @@ def _worse(new: VariantResult, old: VariantResult, name: str) -> Range:
 
 
 def _level(g: GateResult, run: Run, policy: Policy) -> Level:
-    """What the policy makes of a gate; what a clock would have told only warns where none was asked."""
+    """Severity of a gate under the policy; a missing metric of the profile only warns when nothing was profiled."""
     levels: Mapping[Outcome, Level] = {
         "inconclusive": policy.inconclusive,
         "not measured": policy.not_measured,
@@ -193,7 +196,7 @@ def _level(g: GateResult, run: Run, policy: Policy) -> Level:
 
 
 def _verdict(found: tuple[GateResult, ...], run: Run) -> str:
-    """The worst of all gates."""
+    """The most severe outcome over all variants and gates."""
     if any(v.error for v in run.variants):
         return "error"
     seen = {_FAILS_AS.get(g.outcome, "fail") if g.severity == "fail" else g.severity for g in found}

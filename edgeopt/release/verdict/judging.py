@@ -1,4 +1,4 @@
-"""A stored run judged again by the gates as they are now: nothing is built or measured."""
+"""Judges a stored run again by the current gates, without building or measuring."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from edgeopt.release.verdict.gates import judge
 
 
 def judged_again(project: Project, file: Path, document: Run) -> Run:
-    """`document` by the gates of `project` (of `file`) as they are now, against the baseline that is current now; what
-    was measured against another baseline does not count.
+    """`document` judged by the gates of `project` (at `file`) and the current baseline; ratios measured against another
+    baseline are ignored.
     """
     old = kept(project, file.parent)
     ratios = document.ratios if document.measured_against == old.known_as else {}

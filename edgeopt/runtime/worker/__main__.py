@@ -42,11 +42,11 @@ _ERRORS: tuple[type[Exception], ...] = (
     AttributeError, EOFError, ImportError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 _PLUGIN_LIBRARY = "get_library_path"
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PR_SET_PDEATHSIG = 1  # see prctl(2)
 
 
 def _die_with_parent() -> None:
-    """Let Linux end this process when the one that measures dies, whatever it is doing then."""
+    """Let Linux kill this process when the measuring process dies, whatever state it is in."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -1,5 +1,5 @@
-"""What of an ONNX graph is trained: which float initializers are weights, which of them are one, and which an exporter
-drew apart.
+"""Chooses the trained initializers of an ONNX graph: which float initializers are weights, which are shared by several
+nodes, and which are equal copies of each other.
 """
 
 from __future__ import annotations
@@ -58,29 +58,28 @@ _MOVES = frozenset(
     }
 )
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
-_STATISTICS = (3, 4)  # inputs of a BatchNormalization that are counted, not trained
-_TWIN = 64  # smaller ones may be equal by chance
+_STATISTICS = (3, 4)  # BatchNormalization's running mean and variance, not trained
+_TWIN = 64  # fewer elements may be equal by chance
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is trained, by initializer name. tied: initializers that several nodes read: one update moves them all;
-    twins: pairs of matrices that are equal, as they are or transposed, and are two all the same: an exporter broke
-    their tie.
-    """
+    """What is trained, by initializer name."""
 
     trainable: tuple[str, ...]
     frozen: tuple[str, ...]
     tied: tuple[str, ...]
+    """Initializers read by several nodes, which one update changes for all."""
     twins: tuple[tuple[str, str], ...] = ()
+    """Pairs of equal (or transposed) matrices in separate initializers: tied weights that an exporter duplicated."""
 
 
 def choose(
     model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (), more: Set[str] = frozenset()
 ) -> Choice:
-    """Which float initializers of `model` are weights: those that reach a weight input of an operator, also by way of
-    nodes that only move data. Scalars, masks and normalization statistics are not; `freeze` and `train` (names or
-    globs) decide over that. more: others that are trained, as integer weights and step sizes are.
+    """Which float initializers of `model` are weights: those that reach a weight input of an operator, directly or
+    through data movement. Scalars, masks and normalization statistics are not; `freeze` and `train` (names or globs)
+    override this. `more`: others that are trained, such as integer weights and scales.
 
     Raises:
         UsageError: a name that no float initializer has.
@@ -109,7 +108,7 @@ def choose(
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is `name`, or a glob that it fits."""
+    """Whether `name` equals or fits the glob `pattern`."""
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
@@ -146,15 +145,15 @@ def _is_weight(value: ir.Value, raw: Set[ir.Value]) -> bool:
 
 
 def _is_grid(tensor: ir.TensorProtocol) -> bool:
-    """Whether the numbers are steps of 1/2 and not all the same, as anchors, strides and bins of a detector's head
-    are.
+    """Whether all values are multiples of 1/2 and not all the same, like the anchors, strides and bins of a detection
+    head.
     """
     twice = 2 * tensor.numpy().astype(np.float64)
     return bool((twice == np.round(twice)).all() and twice.min() != twice.max())
 
 
 def _raw(model: ir.Model) -> Set[ir.Value]:
-    """What becomes of the inputs before the first layer, by arithmetic element by element."""
+    """Values computed from the inputs by elementwise arithmetic and data movement only, before the first layer."""
     found = set(model.graph.inputs)
     for node in model.graph:
         values = [v for v in node.inputs if v is not None and v.const_value is None]
@@ -164,12 +163,12 @@ def _raw(model: ir.Model) -> Set[ir.Value]:
 
 
 def _prepares(node: ir.Node, raw: Set[ir.Value]) -> bool:
-    """Whether `node` is part of the preprocessing: mean and standard deviation inside the graph are no weights."""
+    """Whether `node` is preprocessing: mean and standard deviation inside the graph are not weights."""
     return node.op_type in _ARITHMETIC and any(v in raw for v in node.inputs)
 
 
 def _readers(value: ir.Value) -> set[tuple[ir.Node, int]]:
-    """The nodes that compute with `value`, as it is or moved, and as which input."""
+    """(node, input index) of every node that computes with `value`, directly or through data movement."""
     found: set[tuple[ir.Node, int]] = set()
     for node, position in value.uses():
         if node.op_type == "Concat" or (node.op_type in _MOVES and position == 0 and node.op_type != "Gather"):

@@ -1,12 +1,12 @@
-"""Quantization-aware form of a QDQ graph: the same nodes, with gradients.
+"""Fake quantization: the nodes of a QDQ graph with gradients, for quantization-aware training.
 
     q = clip(r(x / s) + z),  y = (q - z) s          r rounds forward and is the identity backward
 
 so that dy/dx = 1 inside the grid and 0 outside, and dy/ds = r(x/s) - x/s inside and the clipped value outside: the
-gradient of learned step sizes (Esser et al. 2020, LSQ, arXiv:1902.08153). A step is learned as s_0 e^p, so that it
-stays positive and an optimizer's step is a share of it, which takes the place of LSQ's gradient scale. Integer weights
-become float masters that are quantized on every run; an int32 bias is rounded on the grid s_x s_w as the integer kernel
-has it.
+gradient of learned step sizes (Esser et al. 2020, LSQ, arXiv:1902.08153). A scale is learned as s_0 e^p, so that it
+stays positive and optimizer steps are relative, which replaces LSQ's gradient scale. Integer weights become float
+master weights that are quantized in every forward pass; an int32 bias is rounded on the grid s_x s_w, as in the integer
+kernel.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
-    """QuantizeLinear whose integers are floats with gradients."""
+    """QuantizeLinear with gradients; its integers are floats."""
     kind = torch.uint8 if zero_point is None else zero_point.dtype
     limits = torch.iinfo(kind)
     z = 0 if zero_point is None else along(zero_point.to(x.dtype), x, axis)
@@ -41,7 +41,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
-    """DequantizeLinear of such integers, or of real ones."""
+    """DequantizeLinear of such float-valued or of true integers."""
     z = 0 if zero_point is None else along(zero_point.to(torch.float32), q, axis)
     return (q.to(torch.float32) - z) * along(scale, q, axis)
 
@@ -49,43 +49,43 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, ax
 def constant(
     w: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, limits: tuple[int, int]
 ) -> Tensor:
-    """A float master as the integer kernel sees it: quantized within `limits` and back."""
+    """A float master weight, quantized within `limits` and dequantized."""
     z = 0 if zero_point is None else along(zero_point.to(w.dtype), w, axis)
     s = along(scale, w, axis)
     return (torch.clamp(rounded(w / s) + z, *limits) - z) * s
 
 
 def bias(b: Tensor, scale: Tensor, zero_point: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor:
-    """A float bias rounded on the grid of the accumulator, whose step is x_scale w_scale; `scale` is what the file
-    says.
-    """
+    """A float bias rounded on the accumulator's grid x_scale w_scale; the `scale` in the file is ignored."""
     s = (x_scale * w_scale).detach().reshape(-1)
     return rounded(b / s) * s
 
 
 @dataclass(frozen=True)
 class Master:
-    """A float master of an integer initializer. kind: its integers; scale, zero_point: initializers; axis: of
-    scales.
-    """
+    """The float master weight of an integer initializer."""
 
     node: ir.Node
     kind: ir.DataType
+    """Its integer type."""
     scale: str
+    """Name of the initializer, as for `zero_point`, `x_scale` and `w_scale`."""
     zero_point: str | None
     axis: int
+    """Axis of the scales."""
     x_scale: str | None = None
+    """Of a bias: the scales whose product is its scale."""
     w_scale: str | None = None
 
     @property
     def limits(self) -> tuple[int, int]:
-        """The least and the greatest integer."""
+        """The smallest and the largest integer."""
         info = np.iinfo(self.kind.numpy())
         return int(info.min), int(info.max)
 
 
 def masters(model: ir.Model) -> dict[str, Master]:
-    """The integer initializers of `model` that a DequantizeLinear makes weights of, by name."""
+    """Integer initializers of `model` that a DequantizeLinear reads, by name."""
     found = {}
     for node in model.graph:
         value = node.inputs[0] if node.op_type == "DequantizeLinear" else None
@@ -99,7 +99,7 @@ def masters(model: ir.Model) -> dict[str, Master]:
 
 
 def _with_scales(master: Master) -> Master:
-    """A bias with the names of the scales whose product is its step."""
+    """A bias with the names of the scales whose product is its own."""
     for reader, position in master.node.outputs[0].uses():
         if _BIASED.get(reader.op_type) == position:
             scales = [_scale_of(v) for v in reader.inputs[:2]]
@@ -118,7 +118,7 @@ def _scale_of(value: ir.Value | None) -> str | None:
 def calls(
     model: ir.Model, found: dict[str, Master], scale_of: Callable[[str], Tensor]
 ) -> dict[ir.Node, Callable[..., Any]]:
-    """What each Q/DQ node of `model` calls instead of the op table's function."""
+    """The function of each Q/DQ node of `model` that replaces that of the operator table."""
     replaced: dict[ir.Node, Callable[..., Any]] = {}
     for node in model.graph:
         axis = node.attributes.get_int("axis", 1)
@@ -141,7 +141,7 @@ def _biased(
 
 
 def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, master: Master) -> np.ndarray:
-    """The integers of a float master, as they are written back."""
+    """The integers of a float master weight, for writing back."""
     shape = [-1 if i == master.axis % max(1, w.ndim) else 1 for i in range(w.ndim)]
     s, z = (t.reshape(shape) if t is not None and t.ndim == 1 and t.size > 1 else t for t in (scale, zero_point))
     q = np.rint(w / s) + (0 if z is None else z.astype(np.float32))
@@ -149,7 +149,7 @@ def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, ma
 
 
 def step_names(model: ir.Model, found: dict[str, Master]) -> list[str]:
-    """The scales that can be learned: of activations and weights, not of biases, whose step is a product."""
+    """Scales that can be learned: of activations and weights, but not of biases, whose scale is a product."""
     names = {
         str(n.inputs[1].name): None for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1] is not None
     }

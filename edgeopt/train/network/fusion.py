@@ -1,6 +1,6 @@
-"""Several ONNX nodes as one call of torch, which keeps less for the backward pass and takes less time: exporters take
-apart what torch has whole. Attention keeps no matrix of scores, GELU one value of five, a layer's bias costs no sum of
-its own.
+"""Fuses ONNX nodes into single torch calls, which need less memory for the backward pass and less time: exporters
+decompose what torch computes as a whole. Attention stores no score matrix, GELU one value instead of five, and a
+layer's bias needs no separate addition.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from edgeopt.train.network.program import Instruction
 
-# (operator, its inputs): a name is one value wherever it stands, a number is a constant of one element.
+# (operator, inputs): equal names are the same value, a number is a constant with one element.
 _Pattern: TypeAlias = "tuple[str | float | _Pattern, ...]"
 _Part: TypeAlias = "str | float | _Pattern"
 _COMMUTATIVE = frozenset({"Add", "Mul"})
-# Attributes as (their default, what they have to be); an axis may also be counted from the front.
+# Attributes as (default, required value); an axis may also be counted from the front.
 _ATTRIBUTES = {
     "Softmax": {"axis": (-1, -1)},
     "Flatten": {"axis": (1, -1)},
@@ -32,27 +32,31 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class _Match:
-    """slots: of the names; steps: by index."""
+    """A pattern found in the steps."""
 
     slots: Mapping[str, int] = field(default_factory=dict)
+    """Slot of each name in the pattern."""
     steps: Set[int] = frozenset()
+    """Indices of the matched steps."""
 
 
 @dataclass(frozen=True)
 class _Code:
-    """The steps, and what is known of their values. kept: slots that are asked for; shapes: of the values at these
-    inputs.
-    """
+    """The steps, and what is known about their values."""
 
     steps: Sequence[Instruction]
     constants: Mapping[int, Tensor]
     shapes: Mapping[int, torch.Size]
+    """Shapes by slot, for the inputs of this plan."""
     kept: Set[int]
+    """Slots that are requested as results."""
     producers: Mapping[int, int]
+    """Slot -> index of the step that computes it."""
     readers: Mapping[int, Set[int]]
+    """Slot -> indices of the steps that read it."""
 
     def match(self, pattern: _Pattern, last: int) -> _Match | None:
-        """How step `last` ends `pattern`, if nothing else reads what lies between."""
+        """The match of `pattern` that ends in step `last`, if no other step reads a value in between."""
         found = self._found(pattern, self.steps[last].outputs[0], _Match())
         if found is None:
             return None
@@ -61,7 +65,7 @@ class _Code:
         return found if hidden else None
 
     def number(self, slot: int) -> float:
-        """The constant of one element at `slot`, or NaN."""
+        """The value of a one-element constant at `slot`, else NaN."""
         constant = self.constants.get(slot)
         return float(constant) if constant is not None and constant.numel() == 1 else math.nan
 
@@ -120,7 +124,7 @@ def _linear(code: _Code, at: Mapping[str, int]) -> Callable[..., Tensor] | None:
 
 
 def _attention(code: _Code, at: Mapping[str, int]) -> Callable[..., Tensor] | None:
-    """With the constants that queries, keys or scores are multiplied by, or divided by, as one scale."""
+    """Fused attention, with the constants that multiply or divide queries, keys or scores as one scale."""
     scale = math.prod(code.number(at[name]) for name in ("left", "right", "scale") if name in at)
     scale = scale / (code.number(at["divisor"]) or math.nan) if "divisor" in at else scale
     q, k, v = (code.shapes[at[name]] for name in "qkv")
@@ -145,7 +149,7 @@ def _always(function: Callable[..., Tensor]) -> Callable[[_Code, Mapping[str, in
 
 _ERFS: tuple[_Pattern, ...] = (("Erf", ("Div", "x", math.sqrt(2))), ("Erf", ("Mul", "x", math.sqrt(0.5))))
 _TANH: _Pattern = ("Tanh", ("Mul", ("Add", "x", ("Mul", ("Pow", "x", 3.0), 0.044715)), math.sqrt(2 / math.pi)))
-_HALVES: tuple[Callable[[_Part], _Pattern], ...] = (  # of x (1 + y)
+_HALVES: tuple[Callable[[_Part], _Pattern], ...] = (  # halves of x (1 + y)
     lambda y: ("Mul", ("Mul", "x", ("Add", y, 1.0)), 0.5),
     lambda y: ("Mul", ("Mul", "x", 0.5), ("Add", y, 1.0)),
     lambda y: ("Mul", "x", ("Mul", ("Add", y, 1.0), 0.5)),
@@ -161,12 +165,16 @@ _SCORES: tuple[_Pattern, ...] = (
 )
 _SOFTMAXES: tuple[Callable[[_Part], _Pattern], ...] = (
     lambda s: ("Softmax", s),
-    lambda s: ("Reshape", ("Softmax", ("Flatten", s)), "shape"),  # as ONNX's converter raises it from opset 12
+    lambda s: (
+        "Reshape",
+        ("Softmax", ("Flatten", s)),
+        "shape",
+    ),  # the form that ONNX's version converter makes of opset 12
 )
 _CENTRED: _Pattern = ("Sub", "x", ("ReduceMean", "x", -1.0))
 _VARIANCE: _Pattern = ("ReduceMean", ("Pow", _CENTRED, 2.0), -1.0)
 _NORMED: _Pattern = ("Div", _CENTRED, ("Sqrt", ("Add", _VARIANCE, "eps")))
-# (pattern, the call if it can be one, the inputs of the call if they are there)
+# (pattern, a function that returns the call or None, the inputs of the call)
 _FUSIONS: tuple[tuple[_Pattern, Callable[[_Code, Mapping[str, int]], Callable[..., Tensor] | None], str], ...] = (
     *((half(erf), _always(F.gelu), "x") for half, erf in itertools.product(_HALVES, _ERFS)),
     *((half(_TANH), _always(partial(F.gelu, approximate="tanh")), "x") for half in _HALVES),
@@ -187,7 +195,7 @@ _FUSIONS: tuple[tuple[_Pattern, Callable[[_Code, Mapping[str, int]], Callable[..
 def fused(
     steps: Sequence[Instruction], constants: Mapping[int, Tensor], shapes: Mapping[int, torch.Size], kept: Set[int]
 ) -> list[Instruction]:
-    """`steps` with fewer calls of the same result; what is `kept`, by slot, is still computed."""
+    """`steps` with fewer calls and the same results; slots in `kept` are still computed."""
     producers = {slot: i for i, s in enumerate(steps) for slot in s.outputs}
     readers: dict[int, set[int]] = {}
     for slot, i in ((slot, i) for i, s in enumerate(steps) for slot in s.inputs if slot is not None):
@@ -205,7 +213,7 @@ def fused(
 
 
 def _fusion(code: _Code, last: int) -> tuple[Instruction, Set[int]]:
-    """The step `last`, with others before it if they make one call; which they are."""
+    """The step `last` fused with steps before it if a pattern matches, and the indices of the fused steps."""
     step = code.steps[last]
     for pattern, call, inputs in _FUSIONS:
         if step.node.op_type != pattern[0]:

@@ -1,9 +1,9 @@
 """An ONNX graph as a torch module and back: initializers are parameters by name, and only they change.
 
-The graph is kept as it is. For each set of input shapes a *plan* is made by running it once: what depends on shapes and
-constants only is computed then and kept; the rest is straight-line code, one call of the op table a node. Values that
-are no longer needed are dropped on the way. A float16 model is run and trained in float32, and its weights are rounded
-when they are written back.
+The graph itself is kept. For each set of input shapes a *plan* is made by running the graph once: values that depend
+only on shapes and constants are computed then and stored; the rest is straight-line code, one call of the operator
+table a node. Values are dropped after their last use. A float16 model is trained in float32, and its weights are
+rounded when they are written back.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from edgeopt.train.network.fusion import fused
 from edgeopt.train.network.program import Instruction, run, with_drops
 from edgeopt.train.network.torch_ops import OPS
 
-OPSET = 18  # what the op table knows; older models are raised to it in the copy that is run
-_PLANS = 64  # one for each batch size and length of text
+OPSET = 18  # of the operator table; older models are converted to it in the copy that is run
+_PLANS = 64  # most plans kept; one for each batch size and text length
 _SHAPES = frozenset({"Shape", "Size"})
 
 
@@ -39,14 +39,15 @@ class _Plan:
 
 
 class OnnxModule(nn.Module):
-    """The module of a model (canonical). Called with feeds by input name, it gives outputs by name."""
+    """The module of a model in canonical form; maps feeds by input name to outputs by name."""
 
     def __init__(
         self, model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (), *, quantized: bool = False
     ) -> None:
-        """quantized: train through the Q/DQ of a quantized model, its integer weights and its step sizes included.
+        """`quantized`: train through the Q/DQ of a quantized model, including its integer weights and scales.
 
-        Raises: ModelError: an operator or form that cannot be trained, by node name.
+        Raises:
+            ModelError: an operator or form that cannot be trained, by node name.
         """
         super().__init__()
         raised = graph.raise_opset(model, OPSET) if _opset(model) < OPSET else model.clone()
@@ -72,7 +73,7 @@ class OnnxModule(nn.Module):
         self.weights = nn.ParameterList()
         self._parameter_slots: list[int] = []
         self._fixed: dict[int, Tensor] = {}
-        self.steps = nn.ParameterList()  # logarithms over the steps as they were
+        self.steps = nn.ParameterList()  # log(scale / initial scale)
         self._steps_now: dict[str, Tensor] = {}
         names = [str(n) for n, v in raised.graph.initializers.items() if v.const_value is not None]
         scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
@@ -94,7 +95,7 @@ class OnnxModule(nn.Module):
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
 
     def _start(self, name: str, raised: ir.Model) -> Tensor:
-        """The initializer `name` as it begins: a master is the float weight of its integers."""
+        """The initial value of initializer `name`; for a master weight, its dequantized integers."""
         tensor = torch.from_numpy(np.array(_array(raised, name), copy=True))
         if name not in self.masters:
             return tensor
@@ -105,7 +106,7 @@ class OnnxModule(nn.Module):
         return found
 
     def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Outputs by name, and the inner values called `taps`."""
+        """Outputs by name, and the intermediate values named in `taps`."""
         missing = [t for t in taps if t not in self.names]
         if missing:
             raise UsageError(f"no value is called {missing[0]!r}{suggestion(missing[0], self.names)}")
@@ -130,7 +131,7 @@ class OnnxModule(nn.Module):
 
     @torch.no_grad()
     def _plan(self, feed: Mapping[str, Tensor], kept: set[int]) -> _Plan:
-        """Run every node once; what no input value and no parameter enters is a constant of the plan."""
+        """Run every node once; values that depend on no input value and no parameter become constants of the plan."""
         device = next(iter(feed.values())).device
         values: dict[int, Any] = {slot: t.to(device) if t.is_floating_point() else t for slot, t in self._fixed.items()}
         now = self._parameters_now()
@@ -157,11 +158,11 @@ class OnnxModule(nn.Module):
         return _Plan(with_drops(steps, kept | constants.keys()), constants)
 
     def _step(self, name: str) -> Tensor:
-        """A scale as it is now."""
+        """The current value of a scale."""
         return self._steps_now[name] if name in self._steps_now else self._fixed[self.names[name]]
 
     def _parameters_now(self) -> dict[int, Tensor]:
-        """Weights and steps by slot."""
+        """Current weights and scales by slot."""
         steps = (getattr(self, f"step{i}") * torch.exp(p) for i, p in enumerate(self.steps))
         self._steps_now = dict(zip(self._step_names, steps, strict=True))
         now: dict[int, Tensor] = dict(zip(self._parameter_slots, self.weights, strict=True))
@@ -169,7 +170,7 @@ class OnnxModule(nn.Module):
 
     @torch.no_grad()
     def arrays(self) -> dict[str, np.ndarray]:
-        """What training changed, by initializer name: float weights, steps, and the integers of masters on them."""
+        """Trained arrays by initializer name: float weights, scales, and the integers of master weights."""
         weights = {name: w.cpu().numpy() for name, w in zip(self.trained, self.weights, strict=True)}
         self._parameters_now()
         found = {name: s.cpu().numpy() for name, s in self._steps_now.items()}
@@ -196,7 +197,7 @@ def _array(model: ir.Model, name: str) -> np.ndarray:
 
 
 def _widen(model: ir.Model) -> bool:
-    """Make float32 of what is float16 in `model`; whether there was any."""
+    """Convert float16 in `model` to float32; returns whether there was any."""
     narrow, found = ir.DataType.FLOAT16, False
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -221,7 +222,7 @@ def _opset(model: ir.Model) -> int:
 
 
 def _call(node: ir.Node) -> Callable[..., Any]:
-    """The op-table function of `node` with its attributes bound."""
+    """The operator-table function of `node` with its attributes bound."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
         where = f"node {node.name!r} ({node.domain + '.' if node.domain else ''}{node.op_type})"
         raise ModelError(
@@ -241,7 +242,7 @@ def _attribute(a: ir.Attr) -> Any:
 
 
 def write_back(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> ir.Model:
-    """A clone of `model` with the initializers called as in `arrays` replaced; nothing else differs."""
+    """A clone of `model` with the initializers in `arrays` replaced and nothing else changed."""
     copy = model.clone()
     for name, array in arrays.items():
         value = copy.graph.initializers[name]
@@ -251,8 +252,8 @@ def write_back(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> ir.Model:
 
 
 def restored(source: ir.Model, result: ir.Model, names: Sequence[str]) -> ir.Model:
-    """`source`, a file as it came, with the weights called `names` of `result`, its canonical form that was trained:
-    every node, name and input is as it was. `result` itself where a weight of it is in no one place of the file.
+    """`source`, the original file, with the weights `names` of `result`, its trained canonical form; all nodes, names
+    and inputs are unchanged. Returns `result` if a weight has no unique place in `source`.
     """
     try:
         copy = source.clone()

@@ -1,4 +1,4 @@
-"""Straight-line code: one call of torch after the other, on values by slot."""
+"""Straight-line code: a sequence of torch calls on values by slot."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ from edgeopt.train.network.torch_data import Unsupported
 
 @dataclass(frozen=True)
 class Instruction:
-    """One call: where its inputs are (None: left out), what it calls, where its outputs go, what is dropped afterwards.
-
-    node: what it computes, or the last of several.
-    """
+    """One call of a function."""
 
     node: ir.Node
+    """The node it computes, or the last of several."""
     function: Callable[..., Any]
     inputs: tuple[int | None, ...]
+    """Slots; None: an omitted input."""
     outputs: tuple[int, ...]
+    """Slots."""
     dropped: tuple[int, ...] = ()
+    """Slots to free afterwards."""
 
 
 def run(step: Instruction, values: dict[int, Any]) -> None:
-    """Raises: ModelError: the form of an operator is not covered, or torch cannot compute it; by node name."""
+    """Execute `step` on `values`, by slot.
+
+    Raises:
+        ModelError: a form of the operator is not supported, or torch cannot compute it; with the node's name.
+    """
     try:
         result = step.function(*(None if i is None else values[i] for i in step.inputs))
     except Unsupported as e:
@@ -43,7 +48,7 @@ def run(step: Instruction, values: dict[int, Any]) -> None:
 
 
 def with_drops(steps: Sequence[Instruction], kept: set[int]) -> tuple[Instruction, ...]:
-    """The steps with what each is the last to touch, but for `kept`."""
+    """The steps, each of which drops the slots it is the last to use, except `kept`."""
     found, seen = [], set(kept)
     for step in reversed(steps):
         touched = {i for i in (*step.inputs, *step.outputs) if i is not None}

@@ -1,4 +1,4 @@
-"""Values inside a network through which everything passes: where a classifier on the way can learn."""
+"""Finds values through which everything passes: where intermediate classifiers can be attached."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeopt.graph.ops import LAYERS
 
 
 def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
-    """Up to `count` values of `model` that split its layers evenly; each is the only way from the input to the output.
+    """Up to `count` values of `model` that divide its layers evenly; each is the only path from input to output.
 
     Raises:
         ModelError: there is none.
@@ -19,7 +19,7 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
     last = {v: i for i, node in enumerate(nodes) for v in node.inputs if v is not None}
     last |= {v: len(nodes) for v in model.graph.outputs}
     wanted = _last_layers(nodes, fixed)
-    carried: set[ir.Value] = set()  # values that weights have gone into; masks and shapes beside them do not count
+    carried: set[ir.Value] = set()  # values computed with weights; masks and shapes beside them do not count
     candidates: list[tuple[int, str]] = []
     layers = 0
     for i, node in enumerate(nodes):
@@ -33,7 +33,7 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
     for part in range(1, count + 1):
         goal = layers * part / (count + 1)
         inside = [c for c in candidates if 0 < c[0] < layers]
-        # the last of several after the same layer has its activation and its sum behind it
+        # of several after the same layer, the last comes after its activation and residual sum
         best = min(reversed(inside), key=lambda c: abs(c[0] - goal), default=None)
         if best is not None and best[1] not in found:
             found.append(best[1])
@@ -43,7 +43,7 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
 
 
 def _fixed(model: ir.Model) -> set[ir.Value]:
-    """Weights, and what is made of weights alone (dequantized, transposed)."""
+    """Weights, and values computed from weights alone (dequantized, transposed)."""
     found = {v for v in model.graph.initializers.values() if v.const_value is not None}
     for node in model.graph:
         if node.inputs and all(v is None or v in found for v in node.inputs):
@@ -57,7 +57,7 @@ def _weighs(node: ir.Node, fixed: set[ir.Value]) -> bool:
 
 
 def _last_layers(nodes: list[ir.Node], fixed: set[ir.Value]) -> dict[ir.Value, int]:
-    """The last layer that a value goes into by way of nodes without weights."""
+    """Index of the last layer that a value reaches through nodes without weights."""
     found: dict[ir.Value, int] = {}
     carried: set[ir.Value] = set()
     for node in nodes:

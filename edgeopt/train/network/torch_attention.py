@@ -1,4 +1,4 @@
-"""ONNX's own forms of what transformers are made of, from opset 23 on, as torch functions; see `torch_ops`."""
+"""ONNX's transformer operators (from opset 23) as torch functions; see `torch_ops`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def attention(
     left_window_size: int = -1,
     right_window_size: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention: q [batch, heads, n, d] or [batch, n, heads d]; (y, keys, values)."""
+    """Attention: q [batch, heads, n, d] or [batch, n, heads d]; returns (y, keys, values)."""
     if past_key is not None or lengths is not None or softcap:
         raise Unsupported("keys from before, lengths or a softcap")
     flat = q.ndim == 3
@@ -47,9 +47,9 @@ def attention(
 
 
 def _mask(q: Tensor, k: Tensor, mask: Tensor | None, window: tuple[int, int]) -> Tensor | None:
-    """`mask`, and nothing seen outside `window`: positions to the left and the right, -1 for all."""
+    """`mask` combined with the attention `window`: positions to the left and right, -1 for all."""
     n, m = q.shape[-2], k.shape[-2]
-    if mask is not None and mask.shape[-1] < m:  # what it does not reach is not seen
+    if mask is not None and mask.shape[-1] < m:  # positions beyond the mask are masked
         mask = F.pad(mask, (0, m - mask.shape[-1]), value=False if mask.dtype == torch.bool else -math.inf)
     left, right = (m + n if size < 0 else size for size in window)
     if left >= n and right >= m:

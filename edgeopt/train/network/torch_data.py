@@ -1,4 +1,4 @@
-"""ONNX operators that move, select and make data, as torch functions; see `torch_ops`."""
+"""ONNX operators that move, select and create data, as torch functions; see `torch_ops`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Op = Callable[..., Any]
 
 
 class Unsupported(Exception):
-    """A form of an operator that the table does not cover."""
+    """A form of an operator that the operator table does not support."""
 
 
 def ints(x: Tensor | Sequence[int] | None) -> list[int] | None:
-    """Whole numbers of a tensor or an attribute."""
+    """The integers of a tensor or an attribute."""
     if x is None:
         return None
     return [int(i) for i in (x.reshape(-1).tolist() if isinstance(x, Tensor) else x)]
@@ -71,7 +71,7 @@ def unsqueeze(x: Tensor, axes: Tensor) -> Tensor:
 def split(
     x: Tensor, sizes: Tensor | None = None, *, axis: int = 0, num_outputs: int | None = None, outputs: int = 0
 ) -> tuple[Tensor, ...]:
-    """Split; outputs: how many the node names."""
+    """Split; `outputs`: number of the node's outputs."""
     if sizes is not None:
         return torch.split(x, ints(sizes), axis)
     count = num_outputs or outputs
@@ -142,7 +142,7 @@ def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> 
 
 
 def expand(x: Tensor, shape: Tensor) -> Tensor:
-    """Expand, both ways."""
+    """Expand, with broadcasting in both directions."""
     return x.expand(torch.broadcast_shapes(x.shape, tuple(ints(shape) or [])))
 
 
@@ -188,7 +188,7 @@ def where(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def dropout(
     x: Tensor, ratio: Tensor | None = None, training_mode: Tensor | None = None, *, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Dropout of a model for inference: nothing is dropped."""
+    """Dropout in inference: the identity."""
     if training_mode is not None and bool(training_mode):
         raise Unsupported("training_mode: export the model for inference")
     return x, torch.ones_like(x, dtype=torch.bool)

@@ -39,7 +39,7 @@ def _fitted(
 
 
 def _padded(x: Tensor, pads: Sequence[int], value: float = 0.0) -> tuple[Tensor, list[int]]:
-    """(x, symmetric padding left to do): asymmetric pads are added here."""
+    """(x, remaining symmetric padding): asymmetric pads are applied here."""
     n = len(pads) // 2
     if list(pads[:n]) == list(pads[n:]):
         return x, list(pads[:n])
@@ -85,7 +85,7 @@ def conv_transpose(
     pads: Any = None,
     strides: Any = None,
 ) -> Tensor:
-    """ConvTranspose; the full output is cropped by the pads, so that they may be asymmetric."""
+    """ConvTranspose; the full output is cropped by the pads, which may be asymmetric."""
     n = w.ndim - 2
     strides, dilations, extra = strides or [1] * n, dilations or [1] * n, output_padding or [0] * n
     pads = list(pads or [0] * 2 * n)
@@ -98,7 +98,7 @@ def conv_transpose(
         pads = small + large if auto_pad == "SAME_UPPER" or not auto_pad.startswith("SAME") else large + small
         if output_shape and auto_pad != "SAME_UPPER":
             pads = large + small
-    # torch wants output_padding below the stride or dilation; what is beyond it is zeros and a bias
+    # torch limits output_padding to the stride or dilation; beyond it are zeros plus the bias
     y = _CONV_T[n](x, w, None, strides, 0, 0, group, dilations)
     if any(extra):
         y = F.pad(y, [p for i in reversed(range(n)) for p in (0, extra[i])])
@@ -112,7 +112,7 @@ def conv_transpose(
 def _ceil_extra(
     x: Tensor, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], pads: Sequence[int]
 ) -> list[int]:
-    """What must be added at the end of each axis so that the rounded-up number of windows fits."""
+    """Padding to add at the end of each axis so that the rounded-up number of windows fits."""
     n, extra = len(kernel), []
     for i in range(n):
         span = x.shape[2 + i] + pads[i] + pads[n + i] - (dilations[i] * (kernel[i] - 1) + 1)
@@ -162,7 +162,7 @@ def average_pool(
     pads: Any = None,
     strides: Any = None,
 ) -> Tensor:
-    """AveragePool, as a depthwise convolution with ones over the sum of what counts."""
+    """AveragePool, as a depthwise convolution with ones, divided by the number of counted elements."""
     n = len(kernel_shape)
     strides, dilations = strides or [1] * n, dilations or [1] * n
     pads = _fitted(x, kernel_shape, strides, dilations, auto_pad, pads)
@@ -179,7 +179,7 @@ def average_pool(
 
 
 def spatial(x: Tensor) -> list[int]:
-    """The axes behind batch and channels."""
+    """The axes after batch and channels."""
     return list(range(2, x.ndim))
 
 
@@ -212,7 +212,7 @@ def layer_normalization(
 def group_normalization(
     x: Tensor, scale: Tensor, b: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
-    """GroupNormalization; at opset 18 one scale a group, later one a channel."""
+    """GroupNormalization; in opset 18 one scale a group, later one a channel."""
     if scale.numel() == num_groups and num_groups != x.shape[1]:
         scale, b = (t.repeat_interleave(x.shape[1] // num_groups) for t in (scale, b))
     return F.group_norm(x, num_groups, scale, b, epsilon)
@@ -236,7 +236,7 @@ def lrn(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: 
     return F.local_response_norm(x, size, alpha, beta, bias)
 
 
-_GRID = {"linear": "bilinear", "cubic": "bicubic"}  # the names of opset 20 and those before, which are torch's
+_GRID = {"linear": "bilinear", "cubic": "bicubic"}  # opset 20 names -> torch's, which were also ONNX's before
 
 
 def grid_sample(
@@ -281,7 +281,7 @@ def resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    """Resize, nearest and linear, axis by axis."""
+    """Resize (nearest and linear), axis by axis."""
     if mode not in ("nearest", "linear") or antialias or exclude_outside or keep_aspect_ratio_policy != "stretch":
         raise Unsupported(f"mode {mode}, antialias, exclude_outside or a kept aspect ratio")
     if coordinate_transformation_mode not in _COORDINATES:
@@ -321,13 +321,13 @@ _NEAREST: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _gates(t: Tensor, order: Sequence[int], hidden: int) -> Tensor:
-    """The blocks of `hidden` rows of t in another order."""
+    """The blocks of `hidden` rows of t, reordered."""
     blocks = t.split(hidden, 0)
     return torch.cat([blocks[i] for i in order])
 
 
 def _by_direction(w: Tensor, r: Tensor, b: Tensor | None, gates: Sequence[int], hidden_size: int) -> list[Tensor]:
-    """Weights and biases as torch's kernels take them: those of each direction one after the other."""
+    """Weights and biases in the order of torch's kernels: one direction after the other."""
     found = []
     for d in range(w.shape[0]):
         found += [_gates(w[d], gates, hidden_size), _gates(r[d], gates, hidden_size)]
@@ -337,7 +337,7 @@ def _by_direction(w: Tensor, r: Tensor, b: Tensor | None, gates: Sequence[int], 
 
 
 def recurrent(kind: str, gates: Sequence[int]) -> Op:
-    """LSTM, GRU and RNN by torch's kernels; gates: ONNX's order in torch's."""
+    """LSTM, GRU and RNN by torch's kernels; `gates`: ONNX's gate order in torch's."""
 
     def run(
         x: Tensor,

@@ -1,9 +1,9 @@
-"""ONNX operators as plain torch functions: inputs in the specification's order (None for one that is left out),
-attributes by the specification's names, at opset 13 or later (opset 18 and 20 forms included).
+"""ONNX operators as plain torch functions: inputs in the specification's order (None if omitted), attributes by the
+specification's names, at opset 13 or later (opset 18 and 20 forms included).
 
-    https://onnx.ai/onnx/operators/       the operators' node tests are the oracle of tests/train/test_torch_ops.py
+    https://onnx.ai/onnx/operators/       tests/train/test_torch_ops.py checks against the operators' node tests
 
-An `Unsupported` says which form of an operator is not covered.
+`Unsupported` names the form of an operator that is not supported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    """LpNormalization; zeros stay."""
+    """LpNormalization; zero vectors stay zero."""
     return F.normalize(x, p, axis)
 
 
@@ -45,11 +45,11 @@ def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Te
     least, most = (None if b is None else b.item() for b in (low, high))
     if least is None or most is None or least > most or not x.is_floating_point():
         return x if least is None and most is None else torch.clamp(x, least, most)
-    return F.hardtanh(x, least, most)  # one kernel backward, where clamp has four
+    return F.hardtanh(x, least, most)  # one backward kernel instead of clamp's four
 
 
 def div(a: Tensor, b: Tensor) -> Tensor:
-    """Div; of integers towards zero."""
+    """Div; integers are truncated towards zero."""
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
@@ -59,7 +59,7 @@ def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
 
 
 def power(a: Tensor, b: Tensor) -> Tensor:
-    """Pow; the base's type is the result's."""
+    """Pow; the result has the type of the base."""
     if b.numel() == 1 and b.ndim == 0:
         return torch.pow(a, b.item()).to(a.dtype)
     return torch.pow(a, b.to(a.dtype) if a.is_floating_point() else b).to(a.dtype)
@@ -112,13 +112,13 @@ def cum_sum(x: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) ->
 
 def top_k(x: Tensor, k: Tensor, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, Tensor]:
     """TopK."""
-    y = torch.sort(x, dim=axis, descending=bool(largest), stable=True)  # torch.topk leaves ties to chance
+    y = torch.sort(x, dim=axis, descending=bool(largest), stable=True)  # torch.topk does not define the order of ties
     count = int(k.item())
     return y.values.narrow(axis, 0, count), y.indices.narrow(axis, 0, count)
 
 
 def along(t: Tensor, x: Tensor, axis: int) -> Tensor:
-    """A per-axis scale or zero point [n], shaped to meet x."""
+    """A per-axis scale or zero point [n], reshaped to broadcast with x."""
     return t if t.numel() == 1 or t.ndim != 1 else t.reshape([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
 
 
@@ -133,7 +133,7 @@ def quantize_linear(
     output_dtype: int = 0,
     precision: int = 0,
 ) -> Tensor:
-    """QuantizeLinear: round half to even, saturated."""
+    """QuantizeLinear: round half to even, saturating."""
     if block_size:
         raise Unsupported("blocks")
     kind = zero_point.dtype if zero_point is not None else DTYPES.get(output_dtype, torch.uint8)
