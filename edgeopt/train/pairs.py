@@ -72,9 +72,9 @@ def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> d
 
 def _alike(ours: ir.Value, theirs: ir.Value) -> bool:
     """Whether nothing that the two files declare of type, rank and sizes tells the values apart."""
-    if ours.dtype is not None and theirs.dtype is not None:
-        if ours.dtype.is_floating_point() != theirs.dtype.is_floating_point():
-            return False
+    types = [v.dtype.is_floating_point() for v in (ours, theirs) if v.dtype is not None]
+    if len(set(types)) > 1:
+        return False
     if ours.shape is None or theirs.shape is None:
         return True
     sizes = list(zip(ours.shape, theirs.shape, strict=False))
