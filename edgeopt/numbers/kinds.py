@@ -4,7 +4,8 @@ A kind says what an output is read for, and so which errors matter:
 
     classes, probabilities   the largest one of the last axis        tokens      the largest one at each position
     embedding                which samples are neighbours            mask        what lies above a level, and the peak
-    detections               each channel of each box by itself      regression  how the samples differ
+    detections               each channel of the boxes by itself,    regression  how the samples differ
+                             classes that nothing shows together
     signal                   the waveform or spectrum, at any gain,  exact       every element
                              and groups of channels of one scale
     state                    what comes out when it is fed back, so it has no figure of its own
@@ -42,6 +43,7 @@ _CHANNEL_DB = 5.0
 _SIGNAL_DB = 10.0
 _SAME = 0.99
 _GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
+_SHOWN = 0.25  # smallest score of a class that the samples show
 _FAINT = 1e-5  # of the largest channel: below, a channel is not read at all
 _MOST_CHANNELS = 512
 _CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
@@ -191,16 +193,28 @@ def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 
 
 def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
-    """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it."""
+    """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it. Scores of
+    classes that no sample shows are one channel: alone, each is noise.
+    """
     axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
     varies, noise = _by_channel(reference, result, axis)
-    if varies.size:
-        with np.errstate(divide="ignore"):
-            yield Figure("weakest channel", float((10 * np.log10(varies / noise)).min()), _CHANNEL_DB, "dB")
+    low, high = _extremes(reference, axis)
+    unseen = (low >= 0) & (high < _SHOWN)
+    powers = (np.append(x[~unseen], x[unseen].sum()) for x in (varies, noise))
+    with np.errstate(divide="ignore"):
+        found = [10 * np.log10(s / n) for s, n in zip(*powers, strict=True) if s > 0]
+    if found:
+        yield Figure("weakest channel", float(min(found)), _CHANNEL_DB, "dB")
+
+
+def _extremes(outputs: Outputs, axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The smallest and the largest value of each channel along `axis`."""
+    rows = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in outputs]
+    return np.min([r.min(0) for r in rows], axis=0), np.max([r.max(0) for r in rows], axis=0)
 
 
 def _by_channel(reference: Outputs, result: Outputs, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each channel along `axis` that is not constant: the power of what varies of it, and that of its errors."""
+    """For each channel along `axis`: the power of what varies of it, and that of its errors; 0 if it is constant."""
     count, first, second, noise = 0, 0.0, 0.0, 0.0
     for r, y in zip(reference, result, strict=True):
         a, b = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype(np.float64) for x in (r, y))
@@ -209,7 +223,7 @@ def _by_channel(reference: Outputs, result: Outputs, axis: int) -> tuple[NDArray
     mean = np.asarray(first) / count
     varies = np.asarray(second - count * mean**2)
     there = varies > _CONSTANT * count * mean**2
-    return varies[there], np.asarray(noise)[there]
+    return np.where(there, varies, 0.0), np.where(there, noise, 0.0)
 
 
 def _varying_db(r: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
@@ -262,7 +276,7 @@ def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     widest, db = _GAP, math.inf
     for axis in _channel_axes(reference[0].shape):
         power, noise = _by_channel(reference, result, axis)
-        order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2]
+        order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2 > 0]
         steps = np.sqrt(power[order][1:] / power[order][:-1])
         if steps.max(initial=1.0) > widest:
             widest, groups = steps.max(), np.split(order, 1 + np.flatnonzero(steps > _GAP))

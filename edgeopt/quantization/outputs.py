@@ -31,6 +31,7 @@ _MANY = 16
 _PLANE = 8  # smallest side of a mask
 _BOXES = 100  # smallest number of rows
 _COLUMNS = 5  # four sides and a score
+_LANDMARKS = 32  # largest number of columns of an output of sides and landmarks only
 
 
 def kinds(
@@ -111,24 +112,39 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
         return "tokens"
     if first.ndim >= 4 and min(first.shape[-2:]) >= _PLANE:
         return "mask" if named == "mask" or _is_map(seen) else "signal"
-    if first.ndim == 3 and _are_boxes(value, first, last, all_outputs):
+    if first.ndim == 3 and _are_boxes(value, seen, last, all_outputs):
         return "detections"
+    if first.ndim == 3 and last == "Sigmoid" and _is_map(seen):
+        return "mask"
     rows = [vectors("regression", x) for x in seen]
     if any(x.ndim != 2 for x in rows):
         return _of_rows(last, named) if first.ndim == 3 and first.shape[-1] > 1 else "signal"
     return "signal" if len({x.shape[1] for x in rows}) > 1 else _of_vectors(np.concatenate(rows), last, named)
 
 
-def _are_boxes(value: ir.Value, first: NDArray[Any], last: str, all_outputs: Outputs) -> bool:
-    """Whether [batch, rows, columns] are detection boxes: their number is fixed and large, and they are columns of one
-    tensor, or one of several outputs with as many rows.
+def _are_boxes(value: ir.Value, seen: Outputs, last: str, all_outputs: Outputs) -> bool:
+    """Whether [batch, rows, columns] are detection boxes: there are many rows, and they are columns of one tensor or
+    one of several outputs with as many rows. Where the number of rows is free, only scores beside pixels are evidence.
     """
-    fixed = value.shape is not None and all(isinstance(d, int) for d in list(value.shape)[1:])
+    first = seen[0]
     few, many = sorted(first.shape[1:])
-    if not fixed or many < _BOXES:
+    if many < _BOXES:
         return False
-    apart = any(y.ndim == 3 and y.shape[1] == first.shape[1] == many and y.shape != first.shape for y in all_outputs)
-    return apart or (_COLUMNS <= few < many // 2 and last in ("Concat", "Sigmoid"))
+    one_tensor = _COLUMNS <= few < many // 2
+    if value.shape is None or not all(isinstance(d, int) for d in list(value.shape)[1:]):
+        return one_tensor and last == "Concat" and _scores_beside_pixels(first)
+    others = [y for y in all_outputs if y.ndim == 3 and y.shape[1] == first.shape[1] == many]
+    sides = min((y.shape[2] for y in others), default=many) <= _LANDMARKS
+    apart = sides and any(y.shape != first.shape for y in others)
+    return apart or (one_tensor and (last == "Concat" or (last == "Sigmoid" and not _is_map(seen))))
+
+
+def _scores_beside_pixels(x: NDArray[Any]) -> bool:
+    """Whether of the columns of `x` [batch, rows, columns], or of its transpose, some lie in [0, 1], others beyond."""
+    rows = x.reshape(-1, *x.shape[-2:])
+    axes = (0, 1) if x.shape[-1] <= x.shape[-2] else (0, 2)
+    low, high = rows.min(axes), rows.max(axes)
+    return bool(((low >= 0) & (high <= 1)).any() and (high > 1).sum() >= _COLUMNS - 1)
 
 
 def _of_rows(last: str, named: Kind | None) -> Kind:
@@ -160,7 +176,9 @@ def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:
 
 
 def _is_map(seen: Outputs) -> bool:
-    """Whether the values are a probability map: all in [0, 1], and at least half of them below 0.1 or above 0.9."""
+    """Whether the values are a map of probabilities: a plane in [0, 1], half of it or more below 0.1 or above 0.9."""
+    if min(seen[0].shape[-2:]) < _PLANE:
+        return False
     values = np.concatenate([x.reshape(-1) for x in seen])
     return bool(values.min() >= 0 and values.max() <= 1 and ((values < 0.1) | (values > 0.9)).mean() >= 0.5)
 

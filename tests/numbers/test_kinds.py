@@ -119,6 +119,30 @@ def test_the_scores_of_boxes_are_not_hidden_by_their_coordinates() -> None:
     assert sqnr > 40 and found.value == pytest.approx(0, abs=0.1) and not found.close
 
 
+def boxes(scores: int = 10, shown: int = 2) -> np.ndarray:
+    """Boxes [1, 4 + scores, 300] in pixels, with scores of which the first `shown` reach .9 and the others 1e-3."""
+    rng = np.random.default_rng(8)
+    peaks = rng.random((1, scores, 300)) ** 40 * np.where(np.arange(scores) < shown, 0.9, 1e-3)[:, None]
+    return np.concatenate([rng.random((1, 4, 300)) * 320, peaks], axis=1).astype(np.float32)
+
+
+def test_scores_of_classes_that_no_sample_shows_are_judged_together() -> None:
+    x = boxes()
+    noisy, dead = x.copy(), x.copy()
+    noisy[:, -1] = 0  # one of those that nothing shows
+    dead[:, 5] = 0  # one that is shown
+    assert figures("detections", [x], [noisy])[0].value == pytest.approx(10 * math.log10(8), abs=2)
+    assert figures("detections", [x], [dead])[0].value < 1
+    assert figures("detections", [x], [x])[0].value == math.inf
+
+
+def test_scores_of_which_no_sample_shows_any_class_may_not_be_dead() -> None:
+    x = boxes(shown=0)
+    dead = x.copy()
+    dead[:, 4:] = 0
+    assert not figures("detections", [x], [dead])[0].close
+
+
 def test_a_group_of_channels_of_another_scale_is_judged_alone_in_a_signal_too() -> None:
     rng = np.random.default_rng(3)
     scale = np.float32([100.0] * 4 + [0.1] * 20)[:, None, None]

@@ -56,6 +56,12 @@ GRAPHS: list[tuple[str, tuple[int, ...], tuple[int, ...], Kind]] = [
         "detections",
     ),
     (
+        f"(float[1,120,30] x) => (float[1,120,10] y) {{ l = MatMul(x, w)  {HALF}  y = Sigmoid(m) }}",
+        (1, 120, 30),
+        (30, 10),
+        "mask",
+    ),
+    (
         f"(float[N,8] x) => (float[N,40,1,1] y) {{ l = MatMul(x, w)  {HALF}  y = Unsqueeze(m, e) }}",
         (1, 8),
         (8, 40),
@@ -84,6 +90,21 @@ def test_outputs_of_as_many_rows_are_boxes_and_their_scores() -> None:
     text = "g (float[1,200,4] x) => (float[1,200,1] a, float[1,200,16] b) { a = MatMul(x, v)  b = MatMul(x, w) }"
     found = seen(tiny.model(text, v=normal(4, 1), w=normal(4, 16)), x=(1, 200, 4))
     assert found == {"a": "detections", "b": "detections"}
+
+
+def test_maps_of_as_many_rows_are_no_boxes() -> None:
+    text = f"""g (float[1,200,4] x) => (float[1,200,88] notes, float[1,200,264] pitches) {{
+        {HALF.replace("l,", "x,")}  a = MatMul(m, v)  notes = Sigmoid(a)  b = MatMul(m, w)  pitches = Sigmoid(b) }}"""
+    found = seen(tiny.model(text, v=normal(4, 88), w=normal(4, 264)), x=(1, 200, 4))
+    assert found == {"notes": "mask", "pitches": "mask"}
+
+
+@pytest.mark.parametrize(("scale", "kind"), [(300.0, "detections"), (1.0, "signal")])
+def test_boxes_whose_number_varies_are_known_by_scores_beside_pixels(scale: float, kind: Kind) -> None:
+    text = f"""g (float[N,6,R] x) => (float[N,D,R] y)
+        {{ a, b = Split<axis = 1>(x, s)  p = Sigmoid(a)  q = Sigmoid(b)  k = Constant<value = float {{{scale}}}>()
+           c = Mul(p, k)  y = Concat<axis = 1>(c, q) }}"""
+    assert seen(tiny.model(text, s=np.int64([4, 2])), x=(1, 6, 150)) == {"y": kind}
 
 
 STEP = """g (float[1,4] x, float[1,6] h) => (float[1,4] y, float[1,6] next) {
