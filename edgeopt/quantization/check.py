@@ -116,7 +116,7 @@ def _against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputRe
 
 def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Outputs], Kernels]:
     """(session for the file at `path`, its outputs on the held-out samples, the kernels ONNX Runtime chose)."""
-    graph.write(draft.model, path)
+    graph.write(draft.model, path, lean=True)
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError) as e:

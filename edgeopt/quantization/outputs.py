@@ -119,7 +119,18 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
     rows = [vectors("regression", x) for x in seen]
     if any(x.ndim != 2 for x in rows):
         return _of_rows(last, named) if first.ndim == 3 and first.shape[-1] > 1 else "signal"
-    return "signal" if len({x.shape[1] for x in rows}) > 1 else _of_vectors(np.concatenate(rows), last, named)
+    if len({x.shape[1] for x in rows}) > 1 or (named is None and _varies(value)):
+        return "signal"
+    return _of_vectors(np.concatenate(rows), last, named)
+
+
+def _varies(value: ir.Value) -> bool:
+    """Whether the number of columns of an output varies with a size of an input, as steps of time do and classes do
+    not. Exporters lose sizes, so that a free one is no evidence where no input has one beside the batch.
+    """
+    if value.shape is None or value.shape.rank() < 2 or isinstance(value.shape[-1], int) or value.graph is None:
+        return False
+    return any(not isinstance(d, int) for v in value.graph.inputs if v.shape is not None for d in list(v.shape)[1:])
 
 
 def _are_boxes(value: ir.Value, seen: Outputs, last: str, all_outputs: Outputs) -> bool:

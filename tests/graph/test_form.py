@@ -221,6 +221,30 @@ def test_a_small_model_is_one_file(tmp_path: Path) -> None:
     assert tiny.frozen(graph.load(path)) == tiny.frozen(dense())
 
 
+def test_a_lean_file_has_no_shapes_that_inference_finds_and_no_notes_of_exporters(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[N,4] x) => (float[N,4] y) {
+        a = Relu(x)  b = com.microsoft.Gelu(a)  k = ReduceMax<keepdims = 0>(b)  t = Cast<to = 9>(k)
+        y = If (t) <then_branch = p () => (z) { m = Neg(b) z = Neg(m) }, else_branch = q () => (v) { v = Relu(b) }> }"""
+    made = graph.load(onnx.parser.parse_model(text))
+    for node in made.graph.all_nodes():
+        node.doc_string, node.metadata_props["stack_trace"] = "as exported", "File model.py, line 3" * 10
+        for v in node.outputs:
+            v.type = ir.TensorType(ir.DataType.BOOL if v.name == "t" else ir.DataType.FLOAT)
+            v.shape = ir.Shape([] if v.name in ("k", "t") else ["N", 4])
+    made.metadata_props["author"] = "me"
+    whole, lean = tmp_path / "whole.onnx", tmp_path / "lean.onnx"
+    graph.write(made, whole)
+    graph.write(made, lean, lean=True)
+    assert lean.stat().st_size < whole.stat().st_size / 3
+    proto = onnx.load(lean)
+    assert [v.name for v in proto.graph.value_info] == ["b"]  # of a contrib operator, which the standard does not infer
+    nodes = list(graph.load(lean).graph.all_nodes())
+    assert not any(n.doc_string or n.metadata_props for n in nodes) and len(nodes) == 8
+    assert proto.metadata_props[0].value == "me"
+    feed = tiny.feeds(1, x=(2, 4))[0]
+    assert np.array_equal(tiny.run(graph.load(lean), feed)[0], tiny.run(graph.load(whole), feed)[0])
+
+
 def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, path = dense(), tmp_path / "m.onnx"
     x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)

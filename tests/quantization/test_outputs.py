@@ -92,6 +92,13 @@ def test_outputs_of_as_many_rows_are_boxes_and_their_scores() -> None:
     assert found == {"a": "detections", "b": "detections"}
 
 
+def test_columns_whose_number_is_free_are_steps_of_time() -> None:
+    text = "g (float[N,T] x) => (float[N,T] y) { k = Constant<value = float {30.0}>()  m = Mul(x, k)  y = Neg(m) }"
+    assert seen(tiny.model(text), x=(1, 40)) == {"y": "signal"}
+    assert seen(tiny.model(text.replace("T]", "40]")), x=(1, 40)) == {"y": "classes"}
+    assert seen(tiny.model(text.replace("T] x", "40] x")), x=(1, 40)) == {"y": "classes"}
+
+
 def test_maps_of_as_many_rows_are_no_boxes() -> None:
     text = f"""g (float[1,200,4] x) => (float[1,200,88] notes, float[1,200,264] pitches) {{
         {HALF.replace("l,", "x,")}  a = MatMul(m, v)  notes = Sigmoid(a)  b = MatMul(m, w)  pitches = Sigmoid(b) }}"""
