@@ -118,7 +118,7 @@ def everywhere(task: Task, recipe: Recipe) -> Recipe | None:
     try:
         sessions = {"placed": open_session(models[0]), "whole": open_session(models[1])}
         feeds = dict.fromkeys(sessions, task.held[0][1])
-        speed = interleaved(sessions, "placed", feeds, seconds=_ROUGH_S)["whole"]
+        speed = interleaved(sessions, "placed", feeds, seconds=_ROUGH_S, level=_ROUGH_GAIN)["whole"]
     except EdgeoptError as e:
         task.note(f"integers wherever there is a kernel: {e}")
         return None

@@ -90,7 +90,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
         with task.cache.timed("measure"):
             sessions = {"float": task.float_session, "result": session}
             feeds = dict.fromkeys(sessions, task.held[0][1])
-            latency = interleaved(sessions, "float", feeds, seconds=SECONDS)["result"]
+            latency = interleaved(sessions, "float", feeds, seconds=SECONDS, level=SLOWER)["result"]
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
     smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
     return Tried(draft, path, errors, latency, made_of, smaller, score, later)

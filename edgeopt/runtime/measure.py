@@ -19,6 +19,7 @@ from edgeopt.runtime.session import Feed, Session
 
 _BLOCK_S = 0.02
 _WARM_UP_S = 0.1
+_LONGER = 4  # times `seconds`, until an interval decides
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,39 @@ def _runs(session: Session, feed: Feed) -> int:
 
 
 def interleaved(
-    sessions: Mapping[str, Session], reference: str, feeds: Mapping[str, Feed], *, seconds: float = 2.0
+    sessions: Mapping[str, Session],
+    reference: str,
+    feeds: Mapping[str, Feed],
+    *,
+    seconds: float = 2.0,
+    level: float | None = None,
 ) -> dict[str, PairedLatency]:
     """Latency of each session on its feed and its speed-up over the session called `reference`.
 
-    It takes about `seconds` for each model after the warm-up, and usually at least 7 rounds.
+    It takes about `seconds` for each model after the warm-up, and usually at least 7 rounds; up to four times as long
+    while an interval contains `level`, so that a busy machine does not change what is decided by it.
     """
     rng = np.random.default_rng(0)
     names = list(sessions)
     runs = {name: _runs(sessions[name], feeds[name]) for name in names}
     blocks: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
-    while len(blocks[reference]) < 7 or time.perf_counter() - start < seconds * len(names):
+    limit = seconds * len(names)
+    while len(blocks[reference]) < 7 or time.perf_counter() - start < limit:
         for i in rng.permutation(len(names)):
             blocks[names[i]].append(_block(sessions[names[i]], feeds[names[i]], runs[names[i]]))
-        if len(blocks[reference]) >= 3 and time.perf_counter() - start > 4 * seconds * len(names):
+        spent = time.perf_counter() - start
+        if len(blocks[reference]) >= 3 and spent > _LONGER * seconds * len(names):
             break
+        if spent >= limit and level is not None and _open(level, blocks, reference):
+            limit += seconds * len(names)
     return {name: _latency(blocks[name], blocks[reference]) for name in names}
+
+
+def _open(level: float, blocks: Mapping[str, Sequence[float]], reference: str) -> bool:
+    """Whether the interval of any speed-up contains `level`."""
+    found = [_latency(b, blocks[reference]) for name, b in blocks.items() if name != reference]
+    return any(x.speedup_low < level <= x.speedup_high for x in found)
 
 
 def _latency(blocks: Sequence[float], reference: Sequence[float]) -> PairedLatency:

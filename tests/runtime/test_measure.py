@@ -118,3 +118,20 @@ def test_the_interval_narrows_with_more_rounds() -> None:
     rng = np.random.default_rng(0)
     widths = [np.subtract(*bootstrap_interval(rng.standard_normal(n))[::-1]) for n in (10, 1000)]
     assert widths[1] < widths[0] / 3
+
+
+def test_what_an_interval_does_not_decide_is_measured_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs(level: float | None, speed: float) -> tuple[int, measure.PairedLatency]:
+        rng = np.random.default_rng(4)
+        machine = Machine({"float": 2e-3, "other": 2e-3 / speed}, lambda now: 1 + float(rng.exponential(0.5)))
+        monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: machine.now))
+        feeds: dict[str, dict[str, np.ndarray]] = {"float": {}, "other": {}}
+        found = interleaved(machine.sessions, "float", feeds, seconds=0.5, level=level)  # type: ignore[arg-type]
+        return len(machine.log), found["other"]
+
+    short, first = runs(None, 1.04)
+    assert first.speedup_low < 1.01 < first.speedup_high
+    long, later = runs(1.01, 1.04)
+    assert short * 1.5 < long < short * 5
+    assert later.speedup_high / later.speedup_low < first.speedup_high / first.speedup_low
+    assert runs(1.01, 2.0)[0] == runs(None, 2.0)[0]
