@@ -6,6 +6,7 @@
     ├── DataError                         the samples cannot be read or do not fit the model
     ├── CalibrationError                  a statistic cannot be computed: NaN, infinity, a value that no sample reached
     ├── ValidityError                     the result failed a check and was not written
+    ├── UnchangedError      exit code 1   there was nothing to do, and nothing was written
     ├── WorkerError                       the measured process returned an error, died or did not answer
     ├── ComparabilityError  exit code 5   two stored measurements cannot be compared
     └── UntoldError         exit code 6   the result is written, but stdout or a report cannot be
@@ -48,6 +49,12 @@ class CalibrationError(EdgeoptError):
 
 class ValidityError(EdgeoptError):
     """The result failed a check; nothing was written."""
+
+
+class UnchangedError(EdgeoptError):
+    """The result would be what it was made of; nothing was written."""
+
+    exit_code = 1
 
 
 class WorkerError(EdgeoptError):

@@ -1,7 +1,7 @@
 """Convert images to tensors: y = (x scale - mean) / std with x in 0 ... 255, after resizing the shorter side and a
 centre crop.
 
-Images are rotated by their EXIF orientation unless `exif` is "ignore" (TIFF: always, by Pillow); 16-bit greyscale is
+Images are rotated by their EXIF orientation unless `exif` is "ignore"; 16-bit greyscale is
 scaled to 0 ... 255.
 A recipe is a `Preprocess`; it comes from a preset, from `preprocess.toml` beside the samples, from flags, or is guessed
 with the float model (`edgeopt.data.guess`). Images are decoded by Pillow.
@@ -37,6 +37,10 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_BACK = {  # those that undo another one; the others undo themselves
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
 }
 _SIXTEEN_BIT = 65535
 MAX_PIXELS = 64_000_000
@@ -202,9 +206,12 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
             if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
+            turn = _turn(image)
             if image.format == "TIFF":
                 image.load()  # Pillow applies the orientation of a TIFF itself
-            turn = _turn(image) if recipe.exif == "apply" else None
+                turn = None if turn is None or recipe.exif == "apply" else _BACK.get(turn, turn)
+            elif recipe.exif != "apply":
+                turn = None
             pixels = _pixels(image if turn is None else image.transpose(turn), recipe)
     except UNREADABLE as e:
         raise DataError(f"{path}: not a readable image ({type(e).__name__}: {e})") from e

@@ -20,8 +20,6 @@ class Preset:
 
     processes: int
     """The most processes to repeat the measurement in."""
-    rounds: int
-    """Not read by the measurement."""
     seconds: float
     """Timing of one arm, over all processes."""
     precision: float
@@ -35,12 +33,10 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(processes=2, rounds=10, seconds=3.0, precision=0.02, warm_up_s=1.5),
-    "pr": Preset(processes=5, rounds=15, seconds=15.0, precision=0.01, warm_up_s=3.0),
-    "release": Preset(processes=10, rounds=30, seconds=120.0, precision=0.005, warm_up_s=10.0),
-    "sustained": Preset(
-        processes=1, rounds=1, seconds=0.0, precision=0.01, warm_up_s=0.0, block_s=1.0, sustained_s=600.0
-    ),
+    "quick": Preset(processes=2, seconds=3.0, precision=0.02, warm_up_s=1.5),
+    "pr": Preset(processes=5, seconds=15.0, precision=0.01, warm_up_s=3.0),
+    "release": Preset(processes=10, seconds=120.0, precision=0.005, warm_up_s=10.0),
+    "sustained": Preset(processes=1, seconds=0.0, precision=0.01, warm_up_s=0.0, block_s=1.0, sustained_s=600.0),
 }
 
 

@@ -18,9 +18,9 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Data, Feed, read, readable, specs
 from edgeopt.data.made_up import feed_for
-from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError
+from edgeopt.errors import EdgeoptError, ModelError, UnchangedError, UsageError, ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
-from edgeopt.graph.ops import macs_of
+from edgeopt.graph.ops import macs_of, rule
 from edgeopt.graph.select import select
 from edgeopt.options import takes
 from edgeopt.options.models import Shrink
@@ -60,7 +60,7 @@ def shrink(model: Source, options: Shrink) -> Shrunk:
 
     Raises:
         UsageError: an invalid share, importance that needs data, or an output that is the model itself.
-        ModelError: nothing can be removed.
+        ModelError: nothing can be removed. UnchangedError: nothing has to be, at these shares.
         ValidityError: the result does not run; nothing was written.
     """
     path, dims = options.output, options.dims
@@ -128,7 +128,9 @@ def _check_weights(model: ir.Model) -> None:
             raise ModelError(
                 f"weight {name!r} is float16: give the float32 model; edgeopt quantize --mode fp16 comes last"
             )
-        if not np.isfinite(tensor.numpy()).all():
+        w = tensor.numpy()
+        layer = any(i in rule(node).weights or i == rule(node).bias for node, i in value.uses())
+        if np.isnan(w).any() or (layer and not np.isfinite(w).all()):  # -inf in a mask is meant
             raise ModelError(f"weight {name!r} holds NaN or infinity: train or export the model again")
 
 
@@ -149,6 +151,8 @@ def _shallower(
         raise ModelError("--depth: no residual block (an Add of a value and what layers make of it) was found")
     influence = deep.influences(model, found, feeds)
     removed = deep.least(influence, depth)
+    if not removed:
+        raise UnchangedError(f"nothing to shrink: at --depth {depth:g} all {len(found)} blocks stay")
     return deep.without_blocks(model, found, removed), influence, removed
 
 
@@ -165,6 +169,8 @@ def _narrowed(
         scores = wide.by_norm(model, units)
     gone, widths = wide.chosen(units, scores, width)
     if not gone:
+        if wide.chosen(units, scores, 0.0)[0]:
+            raise UnchangedError(f"nothing to shrink: at --width {width:g} every layer keeps all its channels")
         raise ModelError("--width: no layer is free to be narrower (inputs and outputs keep their sizes)")
     return wide.without(model, units, gone), widths
 

@@ -2,7 +2,9 @@
 
     H = E[x x^T]   and the mean of x
 
-over columns x: the inputs of one output element of a MatMul, Gemm or Conv (a patch). Some positions of each sample are
+over columns x: the inputs of one output element of a MatMul, Gemm or Conv (a patch). Of a layer with thousands of
+inputs only blocks on the diagonal of H are kept: its memory grows with the square of their number, the time to factor
+it with the cube. Some positions of each sample are
 chosen at random with a fixed seed. Moments are stored as sums, so that they can be added; they are added in the order
 of the samples, so that the results are reproducible to the last bit.
 """
@@ -27,9 +29,10 @@ from edgeopt.ptq.grids import by_weight
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 POSITIONS = 128
-EXACT = 512  # inputs of a layer up to which its covariance is computed with in float64
+BLOCK = 512  # largest number of inputs that compensate each other's rounding, computed with in float64
 _FEW = 32  # positions for a depthwise convolution, whose H is small (about ten inputs for each channel)
 _ROUNDING = 4  # memory for rounding a layer relative to its moments: damped H, its factor and the inverse of that
+_FEW_BLOCKS = 16
 _TOGETHER = 8  # samples whose columns are multiplied at once
 Sample = tuple[str, Callable[[], Feed]]
 Wide = NDArray[np.floating]
@@ -41,8 +44,9 @@ Layer = tuple[ir.Node, ...]
 class LayerMoments:
     """Moments of the columns that the readers of one weight get.
 
-    h: the sum of x x^T over the columns of all readers, float32 [groups, in, in]; counts: columns of each reader; x:
-    the sum of the columns of each reader, [readers, groups, in].
+    h: the sum of x x^T over the columns of all readers, float32 [groups, in, in], or in blocks along the diagonal
+    [groups * blocks, in / blocks, in / blocks]; counts: columns of each reader; x: the sum of the columns of each
+    reader, [readers, groups, in].
     """
 
     counts: tuple[int, ...]
@@ -52,11 +56,10 @@ class LayerMoments:
     @staticmethod
     def of(x: NDArray[np.float32], reader: int = 0, readers: int = 1) -> LayerMoments:
         """The moments of columns [n, groups, in] of one of the readers."""
-        if x.shape[1] == 1:
-            h = (x[:, 0].T @ x[:, 0])[None]  # numpy then computes one half only
-        else:
-            a = np.ascontiguousarray(x.transpose(1, 0, 2))
-            h = a.transpose(0, 2, 1) @ a
+        blocks = x.shape[1] * blocks_of(x.shape[2])
+        a = np.ascontiguousarray(x.reshape(len(x), blocks, -1).transpose(1, 0, 2))
+        # of the product of one matrix with itself numpy computes one half only
+        h = np.stack([b.T @ b for b in a]) if blocks <= _FEW_BLOCKS else a.transpose(0, 2, 1) @ a
         ones = np.ones(len(x), np.float32)
         sums = np.zeros((readers, *x.shape[1:]))
         sums[reader] = (ones @ x.reshape(len(x), -1)).reshape(x.shape[1:])
@@ -79,15 +82,23 @@ class LayerMoments:
 
     def covariance(self, centred: Sequence[bool]) -> Wide:
         """E[x x^T] over all columns, where the readers that are `centred` count by their deviations from their own
-        mean: [groups, in, in].
+        mean: shaped as `h`.
         """
-        h: Wide = self.h.astype(np.float64) if self.h.shape[-1] <= EXACT else self.h.copy()
+        h: Wide = self.h.astype(np.float64) if self.h.shape[-1] <= BLOCK else self.h.copy()
         h /= self.count
         for i, alone in enumerate(centred):
             if alone:
-                x = self.mean(i)
+                x = self.mean(i).reshape(len(h), -1)
                 h -= self.counts[i] / self.count * (x[:, :, None] * x[:, None, :])
         return h
+
+
+def blocks_of(size: int) -> int:
+    """The number of equal blocks of at most `BLOCK` inputs into which `size` inputs are divided; 1 if none are large
+    enough to be worth it.
+    """
+    fewest = math.ceil(size / BLOCK)
+    return next((n for n in range(fewest, 4 * fewest) if size % n == 0), 1)
 
 
 def layers(model: ir.Model, integer: frozenset[str]) -> list[Layer]:
@@ -116,7 +127,7 @@ def _plain(node: ir.Node) -> bool:
 def size_bytes(layer: Layer) -> int:
     """Size in bytes of the moments of `layer`: the sum and the part of one sample."""
     w = rows(layer[0])
-    return int(8 * w.shape[0] * w.shape[2] ** 2)
+    return int(8 * w.shape[0] * w.shape[2] ** 2 / blocks_of(w.shape[2]))
 
 
 def parts(found: Sequence[Layer], max_ram: int, largest: int) -> tuple[list[list[Layer]], list[Layer]]:

@@ -85,8 +85,9 @@ def reconstructed(
 
 @dataclass(frozen=True)
 class Aim:
-    """The target of rounding a layer. w: weights [groups, out, in]; h: second moments [groups, in, in]; before, after:
-    means [groups, in] of what each reader gets in the float model and in the quantized model.
+    """The target of rounding a layer. w: weights [groups, out, in]; h: second moments [groups, in, in], or their blocks
+    on the diagonal [groups * blocks, in / blocks, in / blocks]; before, after: means [groups, in] of what each reader
+    gets in the float model and in the quantized model.
     """
 
     w: Wide
@@ -118,7 +119,9 @@ def rounded(
     assert weight is not None
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
     aim = aim_of(w, [channel_bias(n) is not None for n in layer])
-    q = ROUNDERS[rounding](aim.w, aim.h, _by_output(grid.scale, w), grid.qtype.qmax)
+    blocks = len(aim.h) // len(w)
+    scale = np.repeat(_by_output(grid.scale, w), blocks, axis=0)
+    q = _joined(ROUNDERS[rounding](_divided(aim.w, blocks), aim.h, scale, grid.qtype.qmax), blocks)
     if saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
@@ -130,6 +133,17 @@ def rounded(
         b = bias.const_value.numpy()
         moved = np.einsum("goi,gi->go", w, before) - np.einsum("goi,gi->go", q, after)
         bias.const_value = ir.tensor((b + moved.reshape(b.shape)).astype(np.float32), name=bias.name)
+
+
+def _divided(w: Wide, blocks: int) -> Wide:
+    """[groups, out, in] as [groups * blocks, out, in / blocks]."""
+    groups, out, _ = w.shape
+    return w.reshape(groups, out, blocks, -1).swapaxes(1, 2).reshape(groups * blocks, out, -1)
+
+
+def _joined(w: Wide, blocks: int) -> Wide:
+    """The inverse of `_divided`."""
+    return w.reshape(len(w) // blocks, blocks, *w.shape[1:]).swapaxes(1, 2).reshape(len(w) // blocks, w.shape[1], -1)
 
 
 def _by_output(scale: NDArray[np.floating], w: Wide) -> Wide:
@@ -151,7 +165,7 @@ def clipped(
         if grid.scale.size == 1:
             continue
         floor = scale_floor(layer, params, target)
-        power = np.einsum("gii->gi", m.h) / m.count
+        power = np.einsum("gii->gi", m.h).reshape(w.shape[0], -1) / m.count
         scale = clipped_scale(w, power, _by_output(grid.scale, w), grid.qtype.qmax, _by_output(floor, w))
         found[key] = replace(grid, scale=scale.reshape(grid.scale.shape).astype(np.float32))
         found |= bias_grids(layer, found)

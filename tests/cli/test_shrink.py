@@ -100,6 +100,7 @@ def test_the_same_call_gives_the_same_bytes_and_overwrites_only_when_told(here: 
         (["model.onnx", "--depth", "0.5"], 3, "--depth: no residual block"),
         (["model.onnx", "--width", "0.5", "--keep", "MatMull"], 2, "did you mean 'MatMul'"),
         (["model.onnx", "--width", "0.5", "--keep", "MatMul"], 3, "--width: no layer is free"),
+        (["model.onnx", "--width", "0.999"], 1, "nothing to shrink: at --width 0.999 every layer keeps all"),
         (["model.onnx", "--width", "0.5", "--importance", "size"], 2, "--importance size: unknown. Known: "),
         (["model.onnx", "--width", "0.5", "--importance", "first-order"], 2, "--importance first-order needs --data"),
         (["model.onnx", "--width", "0.5", "--data", "gone"], 2, "--data gone: no such file or folder"),

@@ -259,8 +259,12 @@ def test_a_turned_tiff_is_the_same_picture_as_a_turned_png(orientation: int, tmp
     Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
     Image.fromarray(PIXELS).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation})
     size = (6, 4) if orientation > 4 else (4, 6)
-    png, tif = (read(tmp_path / name, spec(1, 3, *size), scale=1.0, resize=size) for name in ("a.png", "a.tif"))
-    assert np.array_equal(png, tif)
+    for exif_option in ("apply", "ignore"):
+        png, tif = (
+            read(tmp_path / name, spec(1, 3, *size), scale=1.0, resize=size, exif=exif_option)
+            for name in ("a.png", "a.tif")
+        )
+        assert np.array_equal(png, tif)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

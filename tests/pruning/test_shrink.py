@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph, shrink
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, UnchangedError
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -86,6 +86,24 @@ def test_a_wrong_choice_is_refused_in_words(choices: dict[str, Any], message: st
     with pytest.raises(EdgeoptError, match=message):
         shrink(DIGITS, output=tmp_path / "s.onnx", **choices)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_share_that_keeps_all_blocks_is_nothing_to_shrink(tmp_path: Path) -> None:
+    with pytest.raises(UnchangedError, match=r"nothing to shrink: at --depth 0\.9 all 3 blocks stay"):
+        shrink(blocks(second=1e-3), depth=0.9, output=tmp_path / "s.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mask_of_minus_infinity_is_no_broken_weight() -> None:
+    text = """g (float[N,8,16] x) => (float[N,8,16] y) { h = MatMul(x, w)  r = Relu(h)  z = MatMul(r, v)
+        t = Transpose<perm = [0, 2, 1]>(z)  s = MatMul(x, t)  m = Add(s, mask)  a = Softmax(m)  y = MatMul(a, x) }"""
+    mask = np.where(np.tri(8), 0, -np.inf).astype(np.float32)
+    weights = {"w": normal(16, 32), "v": normal(32, 16, seed=1)}
+    found = shrink(tiny.model(text, mask=mask, **weights), width=0.5)
+    assert found.widths and np.array_equal(tiny.weights_of(found.model)["mask"], mask)
+    broken = weights | {"w": np.where(np.eye(16, 32) > 0, np.inf, weights["w"]).astype(np.float32)}
+    with pytest.raises(EdgeoptError, match="weight 'w' holds NaN or infinity"):
+        shrink(tiny.model(text, mask=mask, **broken), width=0.5)
 
 
 def test_a_model_of_one_layer_cannot_be_narrower() -> None:

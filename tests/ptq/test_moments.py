@@ -8,7 +8,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeopt.ptq.moments import LayerMoments, columns, gather, layers, name, parts, rows, size_bytes, unrows
+from edgeopt.ptq.moments import (
+    BLOCK,
+    LayerMoments,
+    blocks_of,
+    columns,
+    gather,
+    layers,
+    name,
+    parts,
+    rows,
+    size_bytes,
+    unrows,
+)
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -123,6 +135,27 @@ def test_memory_decides_how_many_layers_go_together_and_which_are_too_large() ->
     assert parts([nodes[0]] * 6, 5 * sizes[0], much) == ([[nodes[0]] * 5, [nodes[0]]], [])
     assert parts(nodes, 1, much) == ([[nodes[0]], [nodes[1]]], [])
     assert parts(nodes, much, 1) == ([], nodes)
+
+
+@pytest.mark.parametrize("size", [1, 9, 512, 513, 576, 1024, 1152, 1536, 4608, 5760, 521, 2 * 521])
+def test_blocks_are_equal_and_small_where_a_size_has_such_divisors(size: int) -> None:
+    blocks = blocks_of(size)
+    assert size % blocks == 0
+    small = [n for n in range(1, size + 1) if size % n == 0 and BLOCK / 4 <= size / n <= BLOCK]
+    assert blocks == (min(small) if small and size > BLOCK else 1)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_of_many_inputs_the_moments_are_the_blocks_on_the_diagonal(groups: int) -> None:
+    x = normal(40, groups, 1024) + np.float32(1)
+    m = LayerMoments.of(x)
+    for centred in (False, True):
+        covariance = m.covariance([centred])
+        assert covariance.shape == (2 * groups, 512, 512)
+        for i in range(2 * groups):
+            part = x[:, i // 2, i % 2 * 512 :][:, :512].astype(np.float64)
+            wanted = np.cov(part.T, bias=True) if centred else part.T @ part / 40
+            np.testing.assert_allclose(covariance[i], wanted, atol=1e-5)  # float32 sums
 
 
 def test_moments_that_are_no_numbers_are_left_out() -> None:

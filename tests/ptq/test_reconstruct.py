@@ -154,6 +154,25 @@ def test_the_best_rounder_errs_as_little_as_the_better_one_for_each_output(seed:
     np.testing.assert_allclose(errors["best"], np.minimum(errors["gptq"], errors["adaround"]), rtol=1e-9)
 
 
+def test_a_layer_of_many_inputs_is_rounded_in_blocks_and_nearer_than_by_the_nearest() -> None:
+    w, mixed = normal(1024, 6), normal(1024, 1024, seed=1) / 32
+    text = "g (float[N,1024] x) => (float[N,6] y) { [layer] y = MatMul(x, w) }"
+    feeds: list[Feed] = [{"x": normal(400, 1024, seed=i) @ mixed} for i in range(4)]
+    target = targets.load("cpu-x86-vnni")
+    made = static(tiny.model(text, w=w), feeds, target)
+    read = [(str(i), lambda feed=feed: feed) for i, feed in enumerate(feeds)]
+    moments = gather(made.model, layers(made.model, made.plan.integer), read)
+    grid = made.params["w"]
+    done = {how: reconstructed(made.model, made.params, moments, target, how) for how in ("nearest", "gptq")}
+    errors = {}
+    for how, model in done.items():
+        found = tiny.weights_of(model)["w"]
+        q = found / grid.scale
+        assert np.abs(q - np.rint(q)).max() < 1e-3 and np.abs(q).max() <= grid.qtype.qmax + 1e-3
+        errors[how] = float(((feeds[0]["x"] @ (found - w)) ** 2).sum())
+    assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
 def test_the_nearest_rounder_is_rounding_number_by_number() -> None:
     w, h, scale = problem(2, 3, 5, seed=1)
     found = ROUNDERS["nearest"](w, h, scale / 2, LIMIT)

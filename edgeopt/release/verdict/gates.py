@@ -98,7 +98,8 @@ def _outcome(
 ) -> tuple[Outcome, str]:
     row, value = METRICS[name], variant.metrics.get(name)
     if value is None:
-        return "not measured", f"{row.title}: not measured{'' if variant.error is None else ' (' + variant.error + ')'}"
+        why = "" if variant.error is None else f" ({variant.error})"
+        return ("warn" if bound == "warn" else "not measured"), f"{row.title}: not measured{why}"
     interval = variant.intervals.get(name) or Range(value=value, low=value, high=value)
     if bound == "max_regression":
         return _regression(variant, name, limit, against)

@@ -67,6 +67,12 @@ def test_a_warning_never_fails_and_is_given_where_the_bound_is_not_surely_kept(l
     assert made.gates[0].outcome == outcome and made.exit_code == 0 and made.verdict == outcome
 
 
+@pytest.mark.parametrize("gate", ["accuracy.eval = { warn = 1 }", 'latency.p50 = { warn = "1 ms" }'])
+def test_a_warning_of_what_was_not_measured_is_a_warning(gate: str) -> None:
+    made = judge(project(gate), run(variant()), Against())
+    assert made.gates[0].outcome == "warn" and "not measured" in made.gates[0].message and made.exit_code == 0
+
+
 @pytest.mark.parametrize(
     "gate", ["accuracy.eval = { min = 1 }", 'latency.p50 = { max = "1 ms" }', "ep.coverage = { min = 1 }"]
 )
