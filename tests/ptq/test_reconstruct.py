@@ -157,7 +157,7 @@ def test_the_best_rounder_errs_as_little_as_the_better_one_for_each_output(seed:
 def test_a_layer_of_many_inputs_is_rounded_in_blocks_and_nearer_than_by_the_nearest() -> None:
     w, mixed = normal(1024, 6), normal(1024, 1024, seed=1) / 32
     text = "g (float[N,1024] x) => (float[N,6] y) { [layer] y = MatMul(x, w) }"
-    feeds: list[Feed] = [{"x": normal(400, 1024, seed=i) @ mixed} for i in range(4)]
+    feeds: list[Feed] = [{"x": normal(200, 1024, seed=i) @ mixed} for i in range(24)]
     target = targets.load("cpu-x86-vnni")
     made = static(tiny.model(text, w=w), feeds, target)
     read = [(str(i), lambda feed=feed: feed) for i, feed in enumerate(feeds)]
