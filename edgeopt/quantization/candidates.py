@@ -24,7 +24,7 @@ from edgeopt.runtime.session import open_session, run_all
 _INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
 _RULE_SAMPLES = 16
 _RULE_GAIN_DB = 2.0
-_ROUGH_S = 0.6
+_ROUGH_S = 0.4
 _ROUGH_GAIN = 1.01
 _NOTHING = {
     "static": "no node pays in integers on this target",

@@ -27,7 +27,7 @@ from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
 
-SECONDS = 1.0
+SECONDS = 0.6
 _CHANCE_DB = -1.0
 SLOWER = 0.97  # speed-ups down to this do not count as slower
 

@@ -20,6 +20,7 @@ from edgeopt.runtime.session import Feed, Session
 _BLOCK_S = 0.02
 _WARM_UP_S = 0.1
 _LONGER = 4  # times `seconds`, until an interval decides
+_NARROW = 1.03  # width of an interval that need not be narrower
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def interleaved(
     """Latency of each session on its feed and its speed-up over the session called `reference`.
 
     It takes about `seconds` for each model after the warm-up, and usually at least 7 rounds; up to four times as long
-    while an interval contains `level`, so that a busy machine does not change what is decided by it.
+    while an interval wider than 3 % contains `level`, so that a busy machine does not change what is decided by it.
     """
     rng = np.random.default_rng(0)
     names = list(sessions)
@@ -88,9 +89,9 @@ def interleaved(
 
 
 def _open(level: float, blocks: Mapping[str, Sequence[float]], reference: str) -> bool:
-    """Whether the interval of any speed-up contains `level`."""
+    """Whether the interval of any speed-up contains `level` and is not narrow."""
     found = [_latency(b, blocks[reference]) for name, b in blocks.items() if name != reference]
-    return any(x.speedup_low < level <= x.speedup_high for x in found)
+    return any(x.speedup_low < level <= x.speedup_high > _NARROW * x.speedup_low for x in found)
 
 
 def _latency(blocks: Sequence[float], reference: Sequence[float]) -> PairedLatency:
