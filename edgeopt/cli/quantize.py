@@ -54,4 +54,6 @@ def quantize(model: Path, calib: str | None, random: bool, report_path: Path | N
         except UsageError as e:
             raise UntoldError(f"{result.path} is written, but --report is not: {e}") from e
     print_report(result, form)
-    return INTERRUPTED if result.report.interrupted else 1 if result.report.missed else 0
+    if result.report.interrupted:
+        return INTERRUPTED
+    return 1 if result.report.missed else 4 if result.report.undecided else 0

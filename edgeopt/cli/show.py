@@ -60,4 +60,6 @@ def print_report(result: Result, form: str) -> None:
     console().print(table)
     for line in report.missed:
         click.echo(f"MISSED: {printable(line)}")
+    for line in report.undecided:
+        click.echo(f"NOT SHOWN: {printable(line)}")
     click.echo(f"wrote {result.path} in {report.seconds['total']:.1f} s")

@@ -88,6 +88,13 @@ def unpaired_ratio_interval(reference: Sequence[Floats], other: Sequence[Floats]
     return Interval(value, float(low), float(high))
 
 
+def needed(share: float, level: float) -> int | None:
+    """About how many samples, of which `share` are right, show by their 95 % interval that `level` are; None: none."""
+    if share <= level:
+        return None
+    return next((n for n in (round(4 * 1.05**k) for k in range(400)) if wilson(share, n).low >= level), None)
+
+
 def wilson(share: float, count: int) -> Interval:
     """The 95 % interval of a share of `count` (Wilson 1927)."""
     z = 1.959964

@@ -125,5 +125,16 @@ def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:
     """The lowest top-1 agreement over the outputs that are class scores, else over those that look like them; None if
     there are none.
     """
+    found = interval_of_agreement(outputs)
+    return None if found is None else found.value
+
+
+def interval_of_agreement(outputs: Sequence[OutputReport]) -> Interval | None:
+    """The lowest agreement with its 95 % interval; see `lowest_agreement`."""
     known = [o for o in outputs if o.kind in _CLASSES] or outputs
-    return min((o.agreement for o in known if o.agreement is not None), default=None)
+    found = [o for o in known if o.agreement is not None]
+    if not found:
+        return None
+    worst = min(found, key=lambda o: o.agreement or 0.0)
+    assert worst.agreement is not None
+    return worst.agreement_interval or Interval(worst.agreement, worst.agreement, worst.agreement)

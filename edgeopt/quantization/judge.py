@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeopt.numbers.scores import OutputReport
+from edgeopt.numbers.intervals import needed
+from edgeopt.numbers.scores import OutputReport, interval_of_agreement
 from edgeopt.quantization.check import SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
@@ -186,6 +187,22 @@ def line(task: Task, t: Tried) -> str:
     """A one-line description of `t`."""
     speed = f", {t.latency.speedup:.2f}x float speed" if t.latency else ""
     return f"{t.mode}: SQNR {t.worst_sqnr_db:.1f} dB{speed}{'' if good(task, t) else ' - ' + why_not(task, t)}"
+
+
+def undecided(task: Task, t: Tried) -> list[str]:
+    """The user's requirements that `t` meets on the held-out samples, but whose 95 % interval reaches below them. A
+    demand for all samples, which no number of them can show, is met by those there are.
+    """
+    options, found = task.options, []
+    bar, seen = options.min_agreement, interval_of_agreement(t.errors)
+    if bar is not None and seen is not None and seen.low < bar <= seen.value and bar < 1:
+        enough = needed(seen.value, bar)
+        more = "no number of samples" if enough is None else f"about {enough} answers"
+        found.append(f"agreement {seen.value:.1%} [{seen.low:.1%}, {seen.high:.1%}]: {more} could show {bar:g}")
+    x, bar = t.latency, options.min_speedup
+    if bar is not None and x is not None and x.speedup_low < bar <= x.speedup:
+        found.append(f"speed-up {x.speedup:.2f}x [{x.speedup_low:.2f}, {x.speedup_high:.2f}] does not show {bar:g}x")
+    return found
 
 
 def missed(task: Task, t: Tried) -> list[str]:

@@ -36,6 +36,7 @@ from edgeopt.quantization.steps import Place
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
 _FEW = 16
+_FEW_HELD = 30  # samples, fewer of which hardly show a fall of a metric
 _LATER = 8  # samples on which recurrent states are fed back
 _REPEATED_DB = 60.0  # two runs with at least this SQNR count as equal
 _COMPUTES = {
@@ -157,6 +158,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         *_told_of_inputs(model),
         *_told_of_included(simplified, include),
         *_told_of_lengths(simplified, lengths),
+        *_told_of_few(options, len(feeds)),
         *_told_of_outputs(model, found, chance_db, () if alike else reference),
     ):
         notes.note(line)
@@ -253,6 +255,13 @@ def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
             f"{len(layers)} layers decide how long an output is, and stay float: {', '.join(layers[:3])}"
             f"{' ...' if len(layers) > 3 else ''} (--include takes them)"
         )
+
+
+def _told_of_few(options: Quantize, held: int) -> Iterator[str]:
+    """Of a metric that few samples decide."""
+    if options.max_drop is not None and held < _FEW_HELD:
+        samples = f"{held} held-out sample{'s' * (held > 1)}"
+        yield f"the metric is that of {samples}, of which one can change it by {1 / held:.0%}"
 
 
 def _told_of_outputs(

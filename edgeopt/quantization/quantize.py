@@ -32,7 +32,18 @@ from edgeopt.quantization.candidates import Draft, draft, everywhere, nothing_to
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
-from edgeopt.quantization.judge import close, good, line, missed, nearest, plenty, preferred, promising, why_not
+from edgeopt.quantization.judge import (
+    close,
+    good,
+    line,
+    missed,
+    nearest,
+    plenty,
+    preferred,
+    promising,
+    undecided,
+    why_not,
+)
 from edgeopt.quantization.moves import FASTER, NEARER
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
@@ -333,6 +344,7 @@ def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report
         else MetricReport(task.metric.name, task.metric.on_float, kept.metric),
         versions={p: importlib.metadata.version(p) for p in ("edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy")},
         missed=(*missed(task, kept), *done.ended),
+        undecided=tuple(undecided(task, kept)),
         interrupted=done.interrupted,
         choices=task.options.changed(),
         recipe=tuple(kept.draft.recipe.to_json()) if kept.draft.recipe is not None else (),

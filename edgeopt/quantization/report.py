@@ -98,6 +98,8 @@ class Report:
     versions: Mapping[str, str]
     metric: MetricReport | None = None
     missed: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    """Demands that are met on the held-out samples, which are too few to show it."""
     interrupted: bool = False
     choices: Mapping[str, Any] = field(default_factory=dict)
     """Options that differ from their defaults."""
@@ -229,7 +231,8 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = (*self.report.rows(), *(("missed", line) for line in self.report.missed))
+        demands = (("missed", self.report.missed), ("not shown", self.report.undecided))
+        rows = (*self.report.rows(), *((label, line) for label, lines in demands for line in lines))
         cells = (
             f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows
         )

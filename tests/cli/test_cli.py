@@ -206,6 +206,12 @@ def test_a_met_figure_is_0(run: Run) -> None:
     )
 
 
+def test_a_share_that_the_samples_are_too_few_to_show_is_4_and_the_file_is_written(run: Run, here: Path) -> None:
+    ended = run("quantize", "model.onnx", "--calib", "x.npy", *STATIC, "--min-agreement", "0.999")
+    assert ended.code == 4 and "NOT SHOWN: agreement 100.0% [" in ended.out and "MISSED" not in ended.out
+    assert "model.int8.onnx" in names(here)
+
+
 GOOD = ("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
 
 

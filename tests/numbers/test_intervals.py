@@ -21,12 +21,14 @@ from edgeopt.numbers.intervals import (
     bootstrap_medians,
     median_absolute_deviation,
     median_interval,
+    needed,
     outliers,
     percentile,
     ratio_interval,
     steady,
     unpaired_ratio_interval,
     verdict,
+    wilson,
 )
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True)
@@ -389,3 +391,13 @@ def test_steadiness_depends_on_neither_unit_nor_direction_nor_what_was_before(
 ) -> None:
     scaled = [math.ldexp(x, exponent) for x in windows]
     assert steady(windows) == steady(windows[::-1]) == steady([*before, *windows]) == steady(scaled)
+
+
+@given(st.floats(0.5, 1.0), st.floats(0.05, 0.999))
+def test_about_as_many_samples_as_are_needed_show_a_share(share: float, level: float) -> None:
+    n = needed(share, level)
+    if n is None or share - level < 1e-6:
+        assert n is None or share > level
+        return
+    assert wilson(share, n).low >= level
+    assert n <= 5 or wilson(share, int(n / 1.06)).low < level

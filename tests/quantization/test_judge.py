@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.numbers.intervals import wilson
 from edgeopt.numbers.kinds import Figure, Kind
 from edgeopt.numbers.scores import OutputReport
 from edgeopt.options.quantize import Quantize
@@ -28,6 +29,7 @@ from edgeopt.quantization.judge import (
     nearest,
     preferred,
     promising,
+    undecided,
     why_not,
 )
 from edgeopt.runtime.kernels import Kernels
@@ -213,6 +215,27 @@ def test_a_demand_is_told_as_missed_exactly_where_it_is_not_met(
     result = tried(sqnr_db, agreement)
     assert bool(missed(task, result)) == (meets(task, Figures.of(result)) is False)
     assert close(task, result) == (meets(task, Figures.of(result)) is not False) or not any(given_.values())
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "bar", "shown"),
+    [(8, 8, 0.99, False), (500, 500, 0.99, True), (8, 8, 0.5, True), (95, 100, 0.95, False), (990, 1000, 0.95, True)],
+)
+def test_a_share_of_few_answers_shows_no_high_demand(right: int, of: int, bar: float, shown: bool) -> None:
+    (output,) = tried(50.0, right / of).errors
+    result = replace(tried(50.0), errors=(replace(output, agreement_interval=wilson(right / of, of)),))
+    task = bench(min_agreement=bar)
+    assert not missed(task, result) and bool(undecided(task, result)) == (not shown)
+    assert not undecided(bench(), result)
+    below = bench(min_agreement=right / of + 0.001) if right < of else task
+    assert right == of or (missed(below, result) and not undecided(below, result))
+
+
+def test_a_speed_up_whose_interval_reaches_below_the_demand_is_not_shown() -> None:
+    (line,) = undecided(bench(min_speedup=1.5), tried(50.0, speedup=1.505))
+    assert "1.50x [1.49, 1.51]" in line or "1.50x [1.50, 1.51]" in line
+    assert not undecided(bench(min_speedup=1.4), tried(50.0, speedup=1.505))
+    assert not undecided(bench(min_speedup=1.6), tried(50.0, speedup=1.505))  # that is missed
 
 
 @pytest.mark.parametrize(("score", "met"), [(0.9, True), (0.89, True), (0.87, False), (0.95, True)])
