@@ -82,7 +82,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
     with task.cache.timed("check"):
         session, outputs, made_of = _checked(task, draft, path)
         errors = tuple(
-            _against_chance(o, task.chance_db) for o in compare(session.outputs, task.reference, outputs, task.kinds)
+            against_chance(o, task.chance_db) for o in compare(session.outputs, task.reference, outputs, task.kinds)
         )
         later = _later(task, session)
     latency = None
@@ -103,10 +103,10 @@ def _later(task: Task, session: Session) -> tuple[OutputReport, ...]:
     feeds = [feed for _, feed in task.held[: len(task.reference_later)]]
     outputs = [steps_on(session, feed, task.fed) for feed in feeds]
     found = compare(session.outputs, task.reference_later, outputs, task.kinds)
-    return tuple(_against_chance(o, task.chance_db) for o in found if o.kind != "state")
+    return tuple(against_chance(o, task.chance_db) for o in found if o.kind != "state")
 
 
-def _against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputReport:
+def against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputReport:
     """An output that differs between two float runs is judged relative to that difference."""
     if o.output not in chance_db or (o.figures and all(f.close for f in o.figures)):
         return o

@@ -74,6 +74,7 @@ class VariantResult(_DocumentPart):
         description="how far accuracies are below the float model's on the same samples, with 95 % intervals",
     )
     layers: tuple[Layer, ...] = Field(default=(), description="worst first")
+    far: tuple[str, ...] = Field(default=(), description="figures of outputs below the bar of their kind, in words")
     opset: int = 0
     answers: tuple[Mapping[str, Any], ...] = Field(default=(), description="to made-up inputs, in a few numbers")
 

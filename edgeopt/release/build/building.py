@@ -28,6 +28,7 @@ from edgeopt.release.build.actions import (
 from edgeopt.release.build.cache import Cache, Entry, key
 from edgeopt.release.document import Layer, StepResult, VariantResult
 from edgeopt.release.project.file import FLOAT, ExportTable, Variant, in_order
+from edgeopt.release.project.metrics import AGAINST_FLOAT
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def evaluated(
             continue
         file = Path(v.file)
         try:
-            value, _ = cache.remembered(key("evaluation/4", v.sha256, about), lambda f=file: _look(context, shared, f))  # type: ignore[misc]
+            value, _ = cache.remembered(key("evaluation/5", v.sha256, about), lambda f=file: _look(context, shared, f))  # type: ignore[misc]
         except EdgeoptError as e:
             context.listener.note(f"{v.name}: evaluation failed: {e}")
             if v.name == FLOAT:
@@ -211,6 +212,7 @@ def _look(context: Context, shared: list[Any], path: Path) -> Any:
         "intervals": {k: x.model_dump() for k, x in found.intervals.items()},
         "drops": {k: x.model_dump() for k, x in found.drops.items()},
         "layers": [x.model_dump() for x in found.layers],
+        "far": list(found.far),
         "answers": answers(path, context.project.profile.dims),
         "opset": opset(path),
         "samples": {"calibration": len(shared[0].task.start.samples), "evaluation": len(shared[0].feeds)},
@@ -220,7 +222,7 @@ def _look(context: Context, shared: list[Any], path: Path) -> Any:
 
 def _with(v: VariantResult, value: Mapping[str, Any]) -> VariantResult:
     """`v` with its evaluation; the float model gets no metrics that would compare it with itself."""
-    itself = ("quant.", "accuracy.agreement", "accuracy.cosine") if v.name == FLOAT else ()
+    itself = ("quant.", *AGAINST_FLOAT) if v.name == FLOAT else ()
 
     def kept(found: Mapping[str, Any]) -> dict[str, Any]:
         return {k: x for k, x in found.items() if not k.startswith(itself)}
@@ -231,6 +233,7 @@ def _with(v: VariantResult, value: Mapping[str, Any]) -> VariantResult:
             "intervals": {k: Range.model_validate(x) for k, x in kept(value["intervals"]).items()},
             "drops": {} if v.name == FLOAT else {k: Range.model_validate(x) for k, x in value["drops"].items()},
             "layers": () if v.name == FLOAT else tuple(Layer.model_validate(x) for x in value["layers"]),
+            "far": () if v.name == FLOAT else tuple(value["far"]),
             "answers": tuple(value["answers"]),
             "opset": value["opset"],
         }

@@ -25,6 +25,8 @@ from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreem
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.qdq import dequantized_names
 from edgeopt.profiling.results import Range
+from edgeopt.quantization.check import against_chance
+from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.release.build.actions import Context, data_choices, import_from_root
 from edgeopt.release.build.shares import fall, share
@@ -111,6 +113,8 @@ class Evaluation:
     """How far each accuracy is below the float model's, with 95 % intervals."""
     layers: Sequence[Layer]
     """Lowest SQNR first."""
+    far: Sequence[str] = ()
+    """The figures of outputs below the bar of their kind, in words."""
 
 
 def evaluate(j: Jury, path: Path) -> Evaluation:
@@ -122,13 +126,16 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     model = graph.load(path)
     session = open_session(path)
     outputs = run_all(session, j.feeds, workers=cores())
-    errors = compare(session.outputs, j.reference, outputs)
+    seen = compare(session.outputs, j.reference, outputs, j.task.kinds)
+    errors = [against_chance(o, j.task.chance_db) for o in seen]
+    far = {o.output: too_far(o) for o in errors}
     files = [path, *graph.external_files(model)]
     found = {
         "size.file": float(sum(f.stat().st_size for f in files)),
         "size.download": float(packed_bytes(files)),
         "quant.sqnr": max(-_EXACT_DB, min(_EXACT_DB, lowest_sqnr_db(errors))),
         "accuracy.cosine": min((e.cosine for e in errors), default=1.0),
+        "accuracy.close": sum(not texts for texts in far.values()) / max(len(far), 1),
     }
     shares, drops = _shares(j, outputs, lowest_agreement(errors))
     if j.task.metric is not None:
@@ -136,7 +143,8 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     layers = _layers(j, model)
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
-    return Evaluation(found | {name: x.value for name, x in shares.items()}, shares, drops, layers)
+    why = tuple(f"output {name}: {text}" for name, texts in far.items() for text in texts)
+    return Evaluation(found | {name: x.value for name, x in shares.items()}, shares, drops, layers, why)
 
 
 def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tuple[dict[str, Range], dict[str, Range]]:

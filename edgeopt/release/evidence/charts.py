@@ -10,12 +10,12 @@ from edgeopt.pictures import WIDE, Axes, Bar, bars, labelled, shortened, svg, te
 from edgeopt.profiling.results import Measured, Ops, Range
 from edgeopt.release.document import Layer, Run, VariantResult
 from edgeopt.release.project.file import FLOAT
+from edgeopt.release.project.metrics import AGAINST_FLOAT
 from edgeopt.release.project.quantities import shown
 
 _BOTTOM, _LINE, _LETTER = 270, 14, 3.6  # trade-off chart, px: bottom edge, line height, half a letter's width
 _LONGEST_DB = 80.0
 _COLOURS = 8  # classes c0 to c7 in the page's style
-_ITSELF = ("accuracy.agreement", "accuracy.cosine")  # 1 for the float model by definition
 
 
 def _latency(v: VariantResult) -> Range:
@@ -36,7 +36,7 @@ def _free(x: float, y: float, half: float, taken: list[tuple[float, float, float
 def tradeoff(run: Run, accuracy: str) -> str:
     """Latency against accuracy: whiskers are 95 % intervals, bubbles grow with the download size."""
     score = {v.name: v.metrics[accuracy] for v in run.variants if accuracy in v.metrics}
-    if accuracy in _ITSELF:
+    if accuracy in AGAINST_FLOAT:
         score.setdefault(FLOAT, 1.0)
     having = [v for v in run.variants if "latency.p50" in v.metrics and v.name in score]
     if len(having) < 2:

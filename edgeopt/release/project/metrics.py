@@ -9,6 +9,7 @@ from edgeopt.errors import suggestion
 from edgeopt.release.project.quantities import Kind
 
 ACCURACY = "accuracy."
+AGAINST_FLOAT = ("accuracy.agreement", "accuracy.cosine", "accuracy.close")  # 1 for the float model by definition
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ METRICS: Mapping[str, MetricRow] = {
     "quant.min_layer_sqnr": MetricRow("dB", True, "SQNR of the worst layer"),
     "ep.coverage": MetricRow("share", True, "nodes on the provider"),
     "ep.partitions": MetricRow("count", False, "partitions of the provider"),
+    "accuracy.close": MetricRow("share", True, "outputs close to float, each by its kind"),
     "accuracy.agreement": MetricRow("share", True, "top-1 agreement with float"),
     "accuracy.cosine": MetricRow("number", True, "cosine with float"),
     "accuracy.top1": MetricRow("share", True, "top-1 accuracy"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edgeopt.profiling.results import Range
 from edgeopt.release.document import GateResult, Level, Outcome, Run, VariantResult
 from edgeopt.release.project.file import FLOAT, Gate, Policy, Project
-from edgeopt.release.project.metrics import METRICS, MetricRow
+from edgeopt.release.project.metrics import AGAINST_FLOAT, METRICS, MetricRow
 from edgeopt.release.project.quantities import quantity, shown
 
 EXIT = {"pass": 0, "warn": 0, "fail": 1, "error": 3, "inconclusive": 4, "no baseline": 5}
@@ -110,6 +110,8 @@ def _outcome(
     sign = "<=" if upper else ">="
     wish = "wanted" if bound == "warn" else "demanded"
     text = f"{row.title} {_with_interval(value, interval, row)}, {wish} {sign} {shown(limit, row.kind)}"
+    if name == "accuracy.close" and outcome != "pass":
+        text += f" ({'; '.join(variant.far[:2])})" if variant.far else ""
     if bound == "warn":
         return ("pass" if outcome == "pass" else "warn"), text
     return outcome, text
@@ -134,7 +136,7 @@ def _points(x: float, row: MetricRow) -> str:
 def _drop(run: Run, variant: VariantResult, name: str, limit: float) -> tuple[Outcome, str]:
     row, on_float = METRICS[name], run.variant(FLOAT)
     before = on_float.metrics.get(name) if on_float else None
-    before = 1.0 if before is None and name in ("accuracy.agreement", "accuracy.cosine") else before
+    before = 1.0 if before is None and name in AGAINST_FLOAT else before
     if before is None:
         return "not measured", f"{row.title}: the float model's is not known"
     drop = before - variant.metrics[name]

@@ -103,6 +103,17 @@ def test_figures_are_those_of_the_definitions(judge: Judge, tmp_path: Path) -> N
     assert found["quant.min_layer_sqnr"] == layers[0].sqnr_db == min(x.sqnr_db for x in layers)
 
 
+def test_outputs_are_close_by_what_each_of_them_is_and_the_figures_that_are_not_are_named(
+    judge: Judge, tmp_path: Path
+) -> None:
+    j, context = judge(network(), normal(60, 4))
+    assert evaluate(j, context.model).far == () and evaluate(j, context.model).metrics["accuracy.close"] == 1
+    onnx.save(tiny.proto(TEXT, a=normal(4, 8, seed=8), b=normal(8, 6, seed=1)), tmp_path / "a.onnx")
+    found = evaluate(j, tmp_path / "a.onnx")
+    assert found.metrics["accuracy.close"] == 0
+    assert found.far and all(text.startswith("output y: ") and "(bar " in text for text in found.far)
+
+
 def test_the_same_file_has_no_error_at_all(judge: Judge, tmp_path: Path) -> None:
     j, context = judge(network(), normal(40, 4))
     found, layers = figures(j, context.model)
