@@ -16,8 +16,7 @@ import onnx_ir as ir
 
 from edgeopt.errors import UsageError
 from edgeopt.files import check_place, staged
-from edgeopt.graph import above_protobuf, write
-from edgeopt.graph.defaults import restored
+from edgeopt.graph import above_protobuf, proto_bytes, write
 from edgeopt.numbers.scores import OutputReport, lowest_agreement, lowest_sqnr_db
 from edgeopt.numbers.words import counts, decibels, megabytes
 from edgeopt.quantization.outputs import STEPS
@@ -199,7 +198,7 @@ class Result:
         """
         if above_protobuf(self.model):
             raise UsageError("the model is above 2 GB, which no ModelProto can hold: use save(path)")
-        return ir.to_proto(restored(self.model))
+        return onnx.load_model_from_string(proto_bytes(self.model, lean=True))
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the model to `path`, with an external data file beside it if it is above 2 GB; all of it or nothing.
@@ -210,7 +209,7 @@ class Result:
         place = Path(path)
         check_place(place, force)
         with staged(place) as stage:
-            write(self.model, stage / place.name)
+            write(self.model, stage / place.name, lean=True)
         return place
 
     def __str__(self) -> str:

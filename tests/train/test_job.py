@@ -29,10 +29,10 @@ def on_disk(folder: Path, model: onnx.ModelProto) -> Path:
         (toys.perceptron(3, classes=5), r"'y': the student gives \[1, 3\], the teacher \[1, 5\]"),
         (
             tiny.proto(
-                toys.BRANCHED.replace("y", "p").replace("z", "q"),
+                toys.BRANCHED.replace("y", "p").replace("z", "q").replace("[N,2]", "[N,3]"),
                 a=toys.normal(0, 4, 8),
                 b=toys.normal(1, 8, 3),
-                c=toys.normal(2, 8, 2),
+                c=toys.normal(2, 8, 3),
             ),
             "outputs y and p, q",
         ),
