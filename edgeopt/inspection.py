@@ -30,6 +30,7 @@ from edgeopt.options import takes
 from edgeopt.options.models import Inspect, PreviewOptions
 from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import place
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.probe import Probe, probe_and_shapes
 from edgeopt.runtime.session import open_session
 
@@ -118,7 +119,7 @@ def preview(model: Source, data: Data, options: PreviewOptions) -> Preview:
         raise UsageError(f"--write {options.write}: exists; name a new folder")
     form = graph.canonical(graph.load(model))
     inputs = specs(form)
-    found = read(data, inputs, options, open_session(form).run)
+    found = read(data, inputs, options, open_session(form).run, norm_distance(form))
     feeds: dict[str, Feed] = {}
     skipped: dict[str, str] = {}
     for name, reader in found.samples[: options.samples]:

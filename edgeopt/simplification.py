@@ -19,6 +19,7 @@ from edgeopt.options import takes
 from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
 from edgeopt.runtime.measure import PairedLatency, interleaved
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import finite, open_session, run_all
 from edgeopt.runtime.transformer import fuse
 
@@ -83,7 +84,7 @@ def simplify(model: Source, options: Simplify) -> Simplified:
 def _feeds(model: ir.Model, options: Simplify) -> list[tuple[str, Feed]]:
     if options.data is None:
         return [("made up", feed_for(model, options.dims))]
-    found = read(options.data, specs(model), options, open_session(model).run)
+    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model))
     feeds, _ = readable(found.samples[:_SAMPLES])
     for name, feed in feeds:
         check_feed(feed, model, name)

@@ -25,19 +25,23 @@ from edgeopt.options.reading import PRESETS, Preprocess, Reading
 RANDOM = "random"
 Data = str | Path | InMemory
 Run = Callable[[Feed], Outputs]
+Distance = Callable[[Sequence[Feed]], float]
 _GUESS_SAMPLES = 12
 _SPARE = 8  # random samples in addition to the calibration samples
 
 
-def read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
+def read(
+    data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None = None
+) -> Samples:
     """The samples of `data` for a model's `inputs`; a missing input with a default gets the default.
 
-    run: runs the float model; used to guess the preprocessing of images if it is not given.
+    run: runs the float model; distance: of feeds from what it was trained with (`runtime.norm`). Both are used to guess
+    the preprocessing of images if it is not given.
 
     Raises:
         UsageError, DataError: see `edgeopt.data.source.open_data`.
     """
-    found = _read(data, inputs, reading, run)
+    found = _read(data, inputs, reading, run, distance)
     defaults = {s.name: s.default for s in optional(inputs) if s.default is not None}
     if not defaults:
         return found
@@ -48,7 +52,7 @@ def _completed(reader: Callable[[], Feed], defaults: Feed) -> Feed:
     return {**defaults, **reader()}
 
 
-def _read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Samples:
+def _read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None) -> Samples:
     if not isinstance(data, str | Path):
         readers = Readers(
             needed(inputs), count=reading.samples + HELD_OUT, seed=reading.sample_seed, optional=optional(inputs)
@@ -60,7 +64,7 @@ def _read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run) -
     spec = image_input(needed(inputs))
     if spec is None or not _has_images(Path(data), inputs, reading):
         return open_data(data, inputs, reading)
-    recipe, told = _recipe(Path(data), inputs, reading, run)
+    recipe, told = _recipe(Path(data), reading, lambda: _guess(Path(data), inputs, reading, run, distance))
     resolved = resolve(recipe, spec)
     found = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
     notes = (*told, f"images: {resolved.describe()}", *found.notes)
@@ -71,7 +75,7 @@ def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bo
     return exists(path) and kind_of(files_of(path, reading.data_option)[0], needed(inputs)) == "images"
 
 
-def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> tuple[Preprocess, list[str]]:
+def _recipe(path: Path, reading: Reading, guessed: Callable[[], Guess]) -> tuple[Preprocess, list[str]]:
     """(recipe, notes for the user); fields given by the user take precedence over the preset, this over
     `preprocess.toml`, and this over a guess with the float model.
     """
@@ -81,7 +85,7 @@ def _recipe(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run)
     if base is None and beside is not None:
         base, notes = load_toml(beside), [f"preprocessing: from {beside}"]
     if base is None and not {"scale", "mean", "std"} & reading.model_fields_set:
-        found = _guess(path, inputs, reading, run)
+        found = guessed()
         base, notes = PRESETS[found.preset], [found.describe()]
     return _merged(base or PRESETS["unit"], reading), notes
 
@@ -95,17 +99,20 @@ def _merged(base: Preprocess, reading: Reading) -> Preprocess:
     return Preprocess.model_validate({**fields, **given})
 
 
-def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run) -> Guess:
+def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None) -> Guess:
     spec = image_input(needed(inputs))
     assert spec is not None
     answers: dict[str, NDArray[Any] | None] = {}
+    distances: dict[str, float] = {}
     for name, preset in PRESETS.items():
         recipe = resolve(_merged(preset, reading), spec)
         samples = open_data(path, inputs, reading.model_copy(update={"preprocess": recipe})).samples
         feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
+        if distance is not None:
+            distances[name] = distance([feed for _, feed in feeds])
         with threads(cores()) as pool:
             outputs = list(pool.map(run, [feed for _, feed in feeds]))
         scores = [[y[0] for y in of_sample if y.ndim == 2 and class_scores([y])] for of_sample in outputs]
         alike = scores and all(scores) and len({s[0].shape for s in scores}) == 1
         answers[name] = np.stack([s[0] for s in scores]) if alike else None
-    return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit")
+    return guess(answers, "imagenet" if spec.fixed(1) != 1 and spec.fixed(3) != 1 else "unit", distances)

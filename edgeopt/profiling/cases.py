@@ -26,6 +26,7 @@ from edgeopt.profiling.latency import Timing
 from edgeopt.profiling.live import Live, live
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
 from edgeopt.profiling.results import Ops, Placement
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import finite, open_session
 
 _TRACE_S = 1.0
@@ -94,7 +95,7 @@ def _feeds(model: ir.Model, arm: Arm, options: Profile) -> tuple[list[Feed], str
         feed, told = made_up.generated(model, made_up.shapes(model, arm.dims, arm.batch, given), given)
         check_feed(feed, model, "--input" if given else "generated input")
         return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
-    found = read(options.data, specs(model), options, open_session(model).run)
+    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model))
     feeds, problems = readable(found.samples[: options.samples])
     if not feeds:
         raise DataError(f"--data {options.data}: no sample can be read: {next(iter(problems.values()), '')}")

@@ -28,6 +28,7 @@ from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.probe import shapes, sizes
 from edgeopt.runtime.session import finite, open_session
 
@@ -135,7 +136,7 @@ def _check_weights(model: ir.Model) -> None:
 
 
 def _feeds(model: ir.Model, data: Data, options: Shrink) -> list[Feed]:
-    found = read(data, specs(model), options, open_session(model).run)
+    found = read(data, specs(model), options, open_session(model).run, norm_distance(model))
     for line in found.notes:
         options.listener.note(line)
     feeds, _ = readable(found.samples[: options.samples])

@@ -33,6 +33,7 @@ from edgeopt.quantization.outputs import STEPS, fed_back, kinds, steps_on
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, finite, open_session, run_all
 
 _FEW = 16
@@ -133,7 +134,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     simplified = simplify(single)
     recipe, include, lengths = _choices(options, model, simplified)
     session = open_session(model if _runs(model) else single, threads=1)
-    given = read(data, specs(model), options, session.run)
+    given = read(data, specs(model), options, session.run, norm_distance(model))
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
     rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []

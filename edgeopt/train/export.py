@@ -31,6 +31,7 @@ from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, Vali
 from edgeopt.files import check_place, staged
 from edgeopt.options import takes
 from edgeopt.options.models import Export
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, open_session
 
 TOLERANCE = 1e-3  # relative to the largest output: float sums in another order
@@ -112,7 +113,9 @@ def _sized(spec: InputSpec, axes: Collection[int], change: Callable[[int], int])
 
 def _given(data: Data, options: Export, file: Path, session: Session) -> list[Feed]:
     model = graph.load(file)
-    feeds, problems = readable(read(data, specs(model), options, session.run).samples[: options.samples])
+    feeds, problems = readable(
+        read(data, specs(model), options, session.run, norm_distance(model)).samples[: options.samples]
+    )
     if not feeds:
         raise DataError(f"{options.data_option} {data}: no sample can be read: {next(iter(problems.values()), '')}")
     for name, feed in feeds:

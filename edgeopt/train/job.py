@@ -20,6 +20,7 @@ from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.ptq.guard import guarded
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses
@@ -150,7 +151,7 @@ def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill
     more = [
         s for s in specs(teacher) if shared and s.name not in shared
     ]  # inputs that only the teacher has, e.g. token types
-    found = read(data, [*ours, *more], options, open_session(student).run)
+    found = read(data, [*ours, *more], options, open_session(student).run, norm_distance(student))
     names = class_names(options.student_classes) if options.student_classes else ()
     examples, problems = data_of.read(found.samples, options.labels, names)
     for line in [*found.notes, *(f"skipped: {p}" for p in problems.values())]:

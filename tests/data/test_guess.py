@@ -99,3 +99,12 @@ def test_without_class_scores_there_is_nothing_to_tell() -> None:
     found = guess({"a": None, "b": None}, "imagenet")
     assert (found.preset, found.clear, dict(found.scores)) == ("imagenet", False, {})
     assert "no output looks like class scores" in found.describe()
+
+
+def test_a_normalization_that_is_clear_goes_before_the_scores_and_one_that_is_not_leaves_it_to_them() -> None:
+    scores = {"a": sure([0, 1, 2]), "b": sure([0, 0, 0])}
+    assert guess(scores, "b").preset == "a"
+    found = guess(scores, "a", {"a": 0.9, "b": 0.1})
+    assert found.preset == "b" and found.clear and "a 0.90 nats, b 0.10 nats" in found.describe()
+    assert guess(scores, "b", {"a": 0.3, "b": 0.1}).preset == "a"  # too near to each other
+    assert guess(scores, "b", {"a": 90.0, "b": 5.0}).preset == "a"  # neither fits

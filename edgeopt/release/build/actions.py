@@ -23,6 +23,7 @@ from edgeopt.options.reading import Reading
 from edgeopt.release.build.sources import there
 from edgeopt.release.project.checks import FILES
 from edgeopt.release.project.file import Project
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import open_session
 
 Facts = Mapping[str, Any]
@@ -185,7 +186,7 @@ def _python(step: Any, source: Path, output: Path, context: Context) -> Facts:
     model = graph.canonical(graph.load(source))
     session = open_session(model)
     reading = Reading(data_option="data.path", **data_choices(context.project, context.root))
-    samples = read(context.data, specs(model), reading, session.run).samples
+    samples = read(context.data, specs(model), reading, session.run, norm_distance(model)).samples
     resources = Resources(feeds=(), run=session.run, listener=context.listener)
     state = State(model, targets.load("host"), tuple(samples), resources, model)
     found = Own(call=step.call)(state).model

@@ -32,6 +32,7 @@ from edgeopt.release.build.actions import Context, data_choices, import_from_roo
 from edgeopt.release.build.shares import fall, share
 from edgeopt.release.document import Layer, LayerHistogram
 from edgeopt.release.project.names import free_dims
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, open_session, run_all, with_outputs
 
 _MOST = 1000
@@ -71,7 +72,7 @@ def jury(context: Context) -> Jury:
     names = [name for name, _ in (*task.held, *task.start.samples, *task.rest)]
     if data.eval is not None:
         where = data.eval if ":" in data.eval else str(context.root / data.eval)
-        samples = read(where, specs(task.source), options, task.float_session.run).samples
+        samples = read(where, specs(task.source), options, task.float_session.run, norm_distance(task.source)).samples
         names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
         feeds, reference = tuple(found), tuple(run_all(task.float_session, found, workers=cores()))
