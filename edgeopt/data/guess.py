@@ -50,13 +50,9 @@ class Guess:
                 f" {table} away"
             )
         table = ", ".join(f"{k} {i:.2f} nats (confidence {c:.2f})" for k, (i, c) in self.scores.items())
-        if not self.scores:
-            return (
-                f"preprocessing: cannot tell, since no output looks like class scores; took '{self.preset}': "
-                "say it with --preprocess"
-            )
         if not self.clear:
-            return f"preprocessing: cannot tell; took '{self.preset}' ({table}): say it with --preprocess"
+            why = table or "no output looks like class scores, and no batch normalization is left"
+            return f"preprocessing: the model does not tell how its images were prepared ({why})"
         return f"preprocessing: took '{self.preset}', under which the float model knows most of the samples: {table}"
 
 

@@ -18,6 +18,7 @@ from edgeopt.data.made_up import random_samples
 from edgeopt.data.readers import InMemory, Readers
 from edgeopt.data.source import HELD_OUT, kind_of, open_data, readable
 from edgeopt.data.spec import Feed, InputSpec, Samples, needed, optional
+from edgeopt.errors import UsageError
 from edgeopt.hardware.host import cores, threads
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options.reading import PRESETS, Preprocess, Reading
@@ -26,7 +27,7 @@ RANDOM = "random"
 Data = str | Path | InMemory
 Run = Callable[[Feed], Outputs]
 Distance = Callable[[Sequence[Feed]], float]
-_GUESS_SAMPLES = 12
+_GUESS_SAMPLES = (12, 48)  # looked at; more if fewer do not decide
 _SPARE = 8  # random samples in addition to the calibration samples
 
 
@@ -86,6 +87,9 @@ def _recipe(path: Path, reading: Reading, guessed: Callable[[], Guess]) -> tuple
         base, notes = load_toml(beside), [f"preprocessing: from {beside}"]
     if base is None and not {"scale", "mean", "std"} & reading.model_fields_set:
         found = guessed()
+        if not found.clear:
+            known = "|".join(PRESETS)
+            raise UsageError(f"{found.describe()}: say --preprocess {known} or --mean and --std, as in its training")
         base, notes = PRESETS[found.preset], [found.describe()]
     return _merged(base or PRESETS["unit"], reading), notes
 
@@ -100,6 +104,13 @@ def _merged(base: Preprocess, reading: Reading) -> Preprocess:
 
 
 def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None) -> Guess:
+    fewer = _looked(path, inputs, reading, run, distance, _GUESS_SAMPLES[0])
+    return fewer if fewer.clear else _looked(path, inputs, reading, run, distance, _GUESS_SAMPLES[1])
+
+
+def _looked(
+    path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None, count: int
+) -> Guess:
     spec = image_input(needed(inputs))
     assert spec is not None
     answers: dict[str, NDArray[Any] | None] = {}
@@ -107,7 +118,7 @@ def _guess(path: Path, inputs: Sequence[InputSpec], reading: Reading, run: Run, 
     for name, preset in PRESETS.items():
         recipe = resolve(_merged(preset, reading), spec)
         samples = open_data(path, inputs, reading.model_copy(update={"preprocess": recipe})).samples
-        feeds, _ = readable(samples[:_GUESS_SAMPLES], total=len(samples))
+        feeds, _ = readable(samples[:count], total=len(samples))
         if distance is not None:
             distances[name] = distance([feed for _, feed in feeds])
         with threads(cores()) as pool:

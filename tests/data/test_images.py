@@ -441,11 +441,12 @@ def test_a_flag_wins_over_the_file_and_leaves_the_rest_of_it(photos: Path) -> No
     assert "mean (2.0,), std (0.25,)" in recipe_of(photos, mean=(2.0,))[0]
 
 
-def test_without_a_word_the_float_model_is_asked_and_it_is_told(photos: Path) -> None:
+def test_what_the_float_model_does_not_tell_is_not_guessed(photos: Path) -> None:
     (photos.parent / "preprocess.toml").unlink()
-    _, ears = recipe_of(photos)
-    (line,) = ears.told("preprocessing: ")
-    assert all(preset in line for preset in PRESETS)
+    with pytest.raises(UsageError, match="does not tell how its images were prepared") as caught:
+        recipe_of(photos)
+    assert all(f"{preset} " in str(caught.value) for preset in PRESETS)  # the figures of each
+    assert "--preprocess imagenet|unit|signed|raw255" in str(caught.value)
 
 
 def test_a_flag_for_the_values_needs_no_look_at_the_model(photos: Path) -> None:
