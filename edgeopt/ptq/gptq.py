@@ -35,25 +35,27 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
     order = np.argsort(-diagonal, axis=1, kind="stable")
     rows = np.arange(groups)[:, None]
     damped, u = _factored(h[rows[:, :, None], order[:, :, None], order[:, None, :]], damping)
-    left = np.take_along_axis(w, order[:, None, :], 2)
-    done = np.empty_like(left)
+    wanted = np.take_along_axis(w.swapaxes(1, 2), order[:, :, None], 1)  # [groups, in, out]: one input is contiguous
+    left, done = wanted.copy(), np.empty_like(wanted)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        errors = np.empty((groups, w.shape[1], stop - start), h.dtype)
+        errors = np.empty((groups, stop - start, w.shape[1]), h.dtype)
         for i in range(start, stop):
-            done[:, :, i] = scale * np.clip(np.rint(left[:, :, i] / scale), -limit, limit)
-            errors[:, :, i - start] = (left[:, :, i] - done[:, :, i]) / u[:, i, i][:, None]
-            left[:, :, i + 1 : stop] -= errors[:, :, i - start, None] * u[:, None, i, i + 1 : stop]
+            done[:, i] = scale * np.clip(np.rint(left[:, i] / scale), -limit, limit)
+            errors[:, i - start] = (left[:, i] - done[:, i]) / u[:, i, i][:, None]
+            left[:, i + 1 : stop] -= errors[:, i - start, None] * u[:, i, i + 1 : stop, None]
         if stop < size:
-            left[:, :, stop:] -= errors @ u[:, start:stop, stop:]
-    wanted = np.take_along_axis(w, order[:, None, :], 2)
-    nearest = scale[:, :, None] * np.clip(np.rint(wanted / scale[:, :, None]), -limit, limit)
-    behind = error(wanted - done, damped) > error(wanted - nearest, damped)
+            left[:, stop:] -= u[:, start:stop, stop:].swapaxes(1, 2) @ errors
+    nearest = scale[:, None] * np.clip(np.rint(wanted / scale[:, None]), -limit, limit)
+    behind = _errors(wanted - done, damped) > _errors(wanted - nearest, damped)
     found = np.empty_like(done)
-    np.put_along_axis(
-        found, np.broadcast_to(order[:, None, :], done.shape), np.where(behind[..., None], nearest, done), 2
-    )
-    return found
+    np.put_along_axis(found, np.broadcast_to(order[:, :, None], done.shape), np.where(behind, nearest, done), 1)
+    return np.ascontiguousarray(found.swapaxes(1, 2))
+
+
+def _errors(d: Wide, h: Wide) -> Wide:
+    """`error` of d [groups, in, out], as [groups, 1, out]."""
+    return np.asarray(((h @ d) * d).sum(1, keepdims=True))
 
 
 def error(d: Wide, h: Wide) -> Wide:
