@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeopt.cli.show import listener
-from edgeopt.errors import INTERRUPTED, UsageError, ValidityError
+from edgeopt.errors import INTERRUPTED, ComparabilityError, UsageError, ValidityError
 from edgeopt.files import staged
 from edgeopt.numbers.words import printable
 
@@ -208,6 +208,7 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
 
     \b
     Example: edgeopt report monday/results.json build/edgeopt/results.json -o trend.html
+    Exit codes: 5 the results are of several projects.
     """
     from edgeopt.files import check_place
     from edgeopt.release import document
@@ -216,7 +217,12 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
     check_place(output, force)
     if output.resolve() in {r.resolve() for r in results}:
         raise UsageError(f"{output}: is one of the results")
-    text = page([document.load(r) for r in results])
+    runs = [document.load(r) for r in results]
+    for file, run in zip(results, runs, strict=True):
+        if run.project != runs[0].project:
+            projects = f"{results[0]} is of project {runs[0].project!r}, {file} of {run.project!r}"
+            raise ComparabilityError(f"{projects}: a trend is of one project")
+    text = page(runs)
     with staged(output) as stage:
         (stage / output.name).write_text(text, encoding="utf-8")
     click.echo(f"wrote {output}")

@@ -93,3 +93,12 @@ def test_what_cannot_be_is_refused_with_its_name_and_nothing_is_written(
     before = files(here)
     found = run(*argv)
     assert found.code == code and says in found.err and "Traceback" not in found.err and files(here) == before
+
+
+def test_a_trend_is_of_one_project(run: Run, here: Path) -> None:
+    other = (here / "b.json").read_text(encoding="utf-8")
+    name = full().project
+    (here / "b.json").write_text(other.replace(f'"project": "{name}"', '"project": "another"'), encoding="utf-8")
+    ended = run("a.json", "b.json", "-o", "t.html")
+    assert ended.code == 5 and f"a.json is of project '{name}', b.json of 'another'" in ended.err
+    assert files(here) == ["a.json", "b.json"]
