@@ -57,10 +57,11 @@ def _unfold(result: ir.Model, model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or tensor.nbytes < _LARGE or name not in made or value.is_graph_output():
             continue
-        if any(i in rule(n).weights or i == rule(n).bias or n.op_type in PRODUCTS for n, i in value.uses()):
-            continue  # which would not be constant any more to what quantizes it
+        weight = any(i in rule(n).weights or i == rule(n).bias or n.op_type in PRODUCTS for n, i in value.uses())
         nodes = _makers(made[name])
-        if nodes is None or tensor.nbytes < _TIMES * sum(_bytes(v) for n in nodes for v in n.inputs):
+        # a weight would not be constant any more to what quantizes it, which divides it by four
+        times = _TIMES * 4 if weight else _TIMES
+        if nodes is None or tensor.nbytes < times * sum(_bytes(v) for n in nodes for v in n.inputs):
             continue
         del result.graph.initializers[name]
         names.release(name)

@@ -122,6 +122,14 @@ def test_a_weight_that_is_made_of_a_constant_stays_one() -> None:
     assert tiny.operators(result) == ["MatMul"]
 
 
+def test_a_weight_that_is_larger_than_what_makes_it_even_in_integers_is_not_stored() -> None:
+    text = """g (float[1,513] x) => (float[1,128] y) {
+        zeros = ConstantOfShape(s)  bank = ScatterElements(zeros, at, values)  y = MatMul(x, bank) }"""
+    at = np.int64([np.arange(128) * 4])  # as in a filter bank
+    result = basic(tiny.model(text, s=np.int64([513, 128]), at=at, values=normal(1, 128)))
+    assert graph.size_bytes(result) < 4096 and "ScatterElements" in tiny.operators(result)
+
+
 def test_metadata_and_producer_are_the_original_s() -> None:
     model = model_of("constants folded")
     model.metadata_props["labels"] = "cat,dog"
