@@ -112,6 +112,10 @@ def _done(task: Task, place: Path, output: Path | None, resumed: bool) -> Outcom
     return done
 
 
+def _file_bytes(model: ir.Model) -> int:
+    return graph.size_bytes(model) if graph.above_protobuf(model) else len(graph.proto_bytes(model, lean=True))
+
+
 def _input_bytes(model: object, source: ir.Model) -> int:
     if isinstance(model, str | Path):
         file = Path(model)
@@ -206,9 +210,7 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
         kept = nearest(task, tried)
         return kept, _why(task, kept, tried)
     nothing = "" if tried or trials.refused else _nothing(task)
-    model = task.start.model
-    smaller = graph.size_bytes(model) <= graph.size_bytes(task.source)
-    state = task.start if smaller else task.start.of(task.source)
+    state = min(task.start, task.start.of(task.source), key=lambda s: _file_bytes(s.model))
     kept = verify(task, Draft("float", state), trials.path)
     if state is task.start and not close(task, kept):  # float64 values beyond float32
         kept = verify(task, Draft("float", task.start.of(task.source)), trials.path)
