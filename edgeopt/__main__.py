@@ -6,31 +6,47 @@ import signal
 import sys
 
 _INTERRUPTED = 128 + signal.SIGINT  # exit code
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP is not on Windows
+_seen: list[int] = []  # signals that were received
 
 
 def run() -> None:
     """Call `edgeopt.cli.main`; Ctrl-C, SIGTERM and SIGHUP end the process with 130 and without a traceback."""
     try:
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # SIGHUP is not on Windows
-            if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
-                signal.signal(number, signal.default_int_handler)
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, _interrupt)
         from edgeopt.cli import main
 
         main()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        _leave()
+        _leave("interrupted\n")
     except SystemExit as e:
-        if e.code != _INTERRUPTED:
-            raise
-        _leave()
+        if e.code == _INTERRUPTED or (_seen and e.code):
+            _leave()
+        raise
+    except BaseException:
+        if _seen:  # an extension that is being imported turns the interrupt into an error of its own
+            _leave("interrupted\n")
+        raise
+    finally:
+        for name in _SIGNALS:  # it is done: what comes now changes no exit code
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _leave() -> None:
+def _interrupt(number: int, frame: object) -> None:
+    _seen.append(number)
+    raise KeyboardInterrupt
+
+
+def _leave(text: str = "") -> None:
     """End at once: everything is put away, and threads that still work are not waited for."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # full, closed, or None
+        sys.stderr.write(text)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # full, closed, or None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(_INTERRUPTED)
 
