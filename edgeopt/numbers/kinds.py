@@ -43,6 +43,7 @@ _CHANNEL_DB = 5.0
 _SIGNAL_DB = 10.0
 _SAME = 0.99
 _GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
+_SIDES = 4  # the first channels of boxes
 _SHOWN = 0.25  # smallest score of a class that the samples show
 _FAINT = 1e-5  # of the largest channel: below, a channel is not read at all
 _MOST_CHANNELS = 512
@@ -194,15 +195,20 @@ def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 
 def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it. Scores of
-    classes that no sample shows are one channel: alone, each is noise.
+    classes that no sample shows are one channel, as near as all of them together and as half of them: alone, each is
+    noise, but not all may be dead.
     """
     axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
     varies, noise = _by_channel(reference, result, axis)
     low, high = _extremes(reference, axis)
     unseen = (low >= 0) & (high < _SHOWN)
+    unseen[:_SIDES] = False  # of normalized boxes they are as small
+    unseen &= varies > 0
     powers = (np.append(x[~unseen], x[unseen].sum()) for x in (varies, noise))
     with np.errstate(divide="ignore"):
         found = [10 * np.log10(s / n) for s, n in zip(*powers, strict=True) if s > 0]
+        if unseen.any():
+            found.append(np.median(10 * np.log10(varies[unseen] / noise[unseen])))
     if found:
         yield Figure("weakest channel", float(min(found)), _CHANNEL_DB, "dB")
 

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from edgeopt.data import readable
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.plan import Form
-from edgeopt.graph.selection import before_selection
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
 from edgeopt.numbers.scores import compare, lowest_sqnr_db
@@ -81,14 +80,14 @@ def settled(task: Task) -> Recipe:
     feeds, _ = readable(task.start.samples[:_RULE_SAMPLES], total=len(task.start.samples))
     if not feeds:
         return recipe
-    reference = run_all(task.judging, feeds, workers=cores())
+    reference = run_all(task.float_session, feeds, workers=cores())
     other = recipe.having(grids.model_copy(update={"rule": "minmax"}))
     near: list[float] = []
     for tried in (recipe, other):
         made = draft(task, tried.without(Clip, Round, Refit), "static")
         if made is None or not made.static:
             return recipe
-        session = open_session(before_selection(made.model))
+        session = open_session(made.model)
         try:
             errors = compare(session.outputs, reference, run_all(session, feeds, workers=cores()))
         except EdgeoptError:  # lengths that depend on values cannot be compared

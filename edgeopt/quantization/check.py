@@ -14,7 +14,6 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
-from edgeopt.graph.selection import before_selection
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.kinds import Figure
@@ -83,8 +82,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
     with task.cache.timed("check"):
         session, outputs, made_of = _checked(task, draft, path)
         errors = tuple(
-            against_chance(o, task.chance_db)
-            for o in compare(task.judging.outputs, task.reference, outputs, task.kinds)
+            against_chance(o, task.chance_db) for o in compare(session.outputs, task.reference, outputs, task.kinds)
         )
         later = _later(task, session)
     latency = None
@@ -129,11 +127,7 @@ def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Output
             raise ValidityError(f"{draft.mode}: sums can saturate on {task.target.name} in {', '.join(saturating[:3])}")
     try:
         session, made_of = _loaded(task, draft.model, path)
-        judged = before_selection(draft.model)
-        if judged is draft.model:
-            return session, run_all(session, task.held, workers=cores()), made_of
-        session.run(task.held[0][1])
-        return session, run_all(open_session(judged), task.held, workers=cores()), made_of
+        return session, run_all(session, task.held, workers=cores()), made_of
     except EdgeoptError as e:
         raise ValidityError(f"{draft.mode}: the result does not run: {e}") from e
 

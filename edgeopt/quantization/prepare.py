@@ -19,7 +19,6 @@ from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import LAYERS, constant, rule
 from edgeopt.graph.select import deciding_lengths, select
-from edgeopt.graph.selection import before_selection
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
@@ -82,8 +81,6 @@ class Task:
     reference: tuple[Outputs, ...]
     """The float model's outputs on the held-out samples."""
     float_session: Session
-    judging: Session
-    """Of the float model, with the values that selections read in place of what they select."""
     kinds: Mapping[str, Kind]
     """What each output is."""
     fed: Mapping[int, str]
@@ -141,29 +138,29 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
     rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []
-    feeds, problems = _held_out(held, len(calibration) + len(held))
-    outputs = run_all(session, feeds, workers=cores())
-    _check_finite(feeds, outputs)
-    simplified = _ranked(simplified, outputs[0])
-    judging, seen, reference = _judging(model, simplified, session, feeds, outputs)
-    found = kinds(seen, feeds[0][1], reference, options.kinds)
-    fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
-    chance_db = _chance(judging, feeds[0][1], reference[0])
+    feeds, problems = readable(held, total=len(calibration) + len(held))
+    if not feeds:
+        raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
+    reference = run_all(session, feeds, workers=cores())
+    _check_finite(feeds, reference)
+    simplified = _ranked(simplified, reference[0])
+    found = kinds(model, feeds[0][1], reference, options.kinds)
+    fed = {i: n for i, n in fed_back(model, feeds[0][1], reference[0]).items() if found[session.outputs[i]] == "state"}
+    chance_db = _chance(session, feeds[0][1], reference[0])
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
     start = State(simplified, target, tuple(calibration), resources, simplified)
-    score = None if options.metric is None else metric(options.metric, session, reference)
-    looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
-    differ = len({look.digest for look in looks.values()}) != 1
+    judged = None if options.metric is None else metric(options.metric, session, reference)
+    held_looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
+    alike = len({look.digest for look in held_looks.values()}) == 1
     for line in (
         *given.notes,
         *_warnings(calibration, feeds, problems),
-        *oddities(looks, set(looks)),
+        *oddities(held_looks, set(held_looks)),
         *_told_of_inputs(model),
         *_told_of_included(simplified, include),
         *_told_of_lengths(simplified, lengths),
         *_told_of_few(options, len(feeds)),
-        *_told_of_selections(model, seen),
-        *_told_of_outputs(seen, found, chance_db, reference if differ else ()),
+        *_told_of_outputs(model, found, chance_db, () if alike else reference),
     ):
         notes.note(line)
     return Task(
@@ -175,13 +172,12 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         held=tuple(feeds),
         reference=tuple(reference),
         float_session=session,
-        judging=judging,
         preprocess=given.recipe,
         notes=notes,
-        metric=score,
+        metric=judged,
         kinds=found,
         fed=fed,
-        reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
+        reference_later=tuple(steps_on(session, feed, fed) for _, feed in feeds[:_LATER] if fed),
         chance_db=chance_db,
     )
 
@@ -210,24 +206,6 @@ def _resources(
         timed=options.measure and target.name == targets.host(),
         costs_path=options.costs,
     )
-
-
-def _held_out(held: Sequence[Sample], total: int) -> tuple[list[tuple[str, Feed]], Mapping[str, str]]:
-    feeds, problems = readable(held, total=total)
-    if not feeds:
-        raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
-    return feeds, problems
-
-
-def _judging(
-    model: ir.Model, simplified: ir.Model, session: Session, feeds: Sequence[tuple[str, Feed]], outputs: list[Outputs]
-) -> tuple[Session, ir.Model, list[Outputs]]:
-    """(session whose outputs are compared, its model, its outputs for `feeds`); `outputs`: those of `session`."""
-    judged = before_selection(simplified)
-    if judged is simplified:
-        return session, model, outputs
-    judging = open_session(judged)
-    return judging, judged, run_all(judging, feeds, workers=cores())
 
 
 def _chance(session: Session, feed: Feed, first: Outputs) -> dict[str, float]:
@@ -278,14 +256,6 @@ def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
             f"{len(layers)} layers decide how long an output is, and stay float: {', '.join(layers[:3])}"
             f"{' ...' if len(layers) > 3 else ''} (--include takes them)"
         )
-
-
-def _told_of_selections(model: ir.Model, judged: ir.Model) -> Iterator[str]:
-    """Of outputs that are judged by what enters a selection."""
-    kept = {v.name for v in judged.graph.outputs}
-    selected = [str(v.name) for v in model.graph.outputs if v.name not in kept]
-    if selected:
-        yield f"outputs {', '.join(selected)} are what a selection leaves: judged by the values that it selects from"
 
 
 def _told_of_few(options: Quantize, held: int) -> Iterator[str]:

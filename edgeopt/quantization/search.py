@@ -18,7 +18,6 @@ from pathlib import Path
 
 from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError
-from edgeopt.graph.selection import before_selection
 from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
 from edgeopt.numbers.scores import Outputs, compare, lowest_agreement, lowest_sqnr_db
@@ -122,13 +121,13 @@ class Search:
         return self.deadline - self.clock()
 
     def _attempt(self, what: str, made: Draft) -> Attempt:
-        session = open_session(before_selection(made.model))
+        session = open_session(made.model)
         outputs = run_all(session, self.feeds, workers=cores())
         errors = compare(session.outputs, self.reference, outputs, self.task.kinds)
         metric, speed = self.task.metric, 1.0
         score = 0.0 if metric is None else metric(session, self.reference, outputs)
         if made is not self.first and self._timed:
-            sessions = {"first": open_session(before_selection(self.first.model)), "new": session}
+            sessions = {"first": open_session(self.first.model), "new": session}
             found = interleaved(sessions, "first", dict.fromkeys(sessions, self.feeds[0][1]), seconds=_MEASURED_S)
             speed = found["new"].speedup
         return Attempt(what, made, score, lowest_sqnr_db(errors), speed, lowest_agreement(errors))
@@ -232,7 +231,7 @@ def start(task: Task, first: Draft, output: Path | None = None, *, enough: float
         return None
     clock = time.monotonic if task.options.searches or task.options.budget_s is not None else own_time()
     deadline = clock() + task.options.search_s
-    reference = run_all(task.judging, feeds, workers=cores())
+    reference = run_all(task.float_session, feeds, workers=cores())
     known = journal(task, output)
     task.cache.costs = task.cache.costs or known.costs
     try:

@@ -24,7 +24,6 @@ from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, ModelError
 from edgeopt.graph.ops import bias_of, channel_axis, weight_of
 from edgeopt.graph.plan import Plan
-from edgeopt.graph.selection import before_selection
 from edgeopt.hardware.host import cores, numeric_work
 from edgeopt.numbers.grid import QParams, fake_quantize
 from edgeopt.numbers.scores import Outputs, class_scores
@@ -221,7 +220,7 @@ class _Trial:
             kept = {k: p for k, p in params.items() if side == "both" or k not in constants}
             model = insert_qdq(model, plan, kept)
             model = shield(fold_weights(model) if side == "both" else model)
-        return open_session(before_selection(model))
+        return open_session(model)
 
     def longer_ms(self, integer: frozenset[str]) -> float | None:
         """By how many ms an inference is slower with only `integer` quantized than with all nodes quantized; None if

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -31,20 +32,27 @@ def norm_distance(model: ir.Model) -> Callable[[Sequence[Feed]], float] | None:
         return None
     mean, variance = (_array(v) for v in node.inputs[3:5])
     read = node.inputs[0]
-    if mean is None or variance is None or read is None or variance.min() < 0:
+    if mean is None or variance is None or read is None or not variance.size or variance.min() < 0:
         return None
-    inner = with_outputs(model, [str(read.name)])
     variance = variance + node.attributes.get_float("epsilon", 1e-5)
 
     def distance(feeds: Sequence[Feed]) -> float:
-        session = open_session(inner)
-        rows = [np.moveaxis(session.run(f)[0], 1, -1).reshape(-1, len(mean)).astype(np.float64) for f in feeds]
+        values = _values(model, read, feeds)
+        rows = [np.moveaxis(x, 1, -1).reshape(-1, len(mean)).astype(np.float64) for x in values]
         m = np.mean([x.mean(0) for x in rows], axis=0)
         v = np.mean([((x - m) ** 2).mean(0) for x in rows], axis=0)
         ratio = np.maximum(v, _TINY) / variance
         return float(np.median((ratio + (m - mean) ** 2 / variance - 1 - np.log(ratio)) / 2))
 
     return distance
+
+
+def _values(model: ir.Model, value: ir.Value, feeds: Sequence[Feed]) -> list[NDArray[Any]]:
+    """What `value` is for each feed."""
+    if value.is_graph_input():
+        return [f[str(value.name)] for f in feeds]
+    session = open_session(with_outputs(model, [str(value.name)]))
+    return [session.run(f)[0] for f in feeds]
 
 
 def _near(node: ir.Node) -> bool:

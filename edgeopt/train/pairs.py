@@ -63,8 +63,11 @@ def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> d
     by_place = list(zip(student.graph.outputs, teacher.graph.outputs, strict=False))
     if len(ours) == len(theirs) and all(_alike(a, b) for a, b in by_place):
         return dict(zip(ours, theirs, strict=True))
-    if fitting := _by_shape(student.graph.outputs, teacher.graph.outputs):
+    fitting = _by_shape(student.graph.outputs, teacher.graph.outputs)
+    if len(fitting) == len(ours):
         return fitting
+    if len(ours) == len(theirs):
+        return dict(zip(ours, theirs, strict=True))
     raise UsageError(
         f"outputs {', '.join(ours)} and {', '.join(theirs)}: say which belong together with --match STUDENT=TEACHER"
     )

@@ -136,6 +136,15 @@ def test_scores_of_classes_that_no_sample_shows_are_judged_together() -> None:
     assert figures("detections", [x], [x])[0].value == math.inf
 
 
+def test_small_boxes_and_an_objectness_do_not_excuse_dead_scores() -> None:
+    rng = np.random.default_rng(9)
+    parts = [rng.random((1, 2, 300)), 0.2 * rng.random((1, 2, 300)), 0.2 * rng.random((1, 1, 300)) ** 9]
+    x = np.concatenate([*parts, 0.04 * rng.random((1, 4, 300)) ** 9], axis=1).astype(np.float32)
+    dead = x.copy()
+    dead[:, 5:] = 0
+    assert not figures("detections", [x], [dead])[0].close
+
+
 def test_scores_of_which_no_sample_shows_any_class_may_not_be_dead() -> None:
     x = boxes(shown=0)
     dead = x.copy()

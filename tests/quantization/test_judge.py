@@ -231,6 +231,14 @@ def test_a_share_of_few_answers_shows_no_high_demand(right: int, of: int, bar: f
     assert right == of or (missed(below, result) and not undecided(below, result))
 
 
+def test_float_agrees_with_itself_without_samples_to_show_it() -> None:
+    draft: Any = type("Of", (), {"mode": "float", "static": False})()
+    (output,) = tried(50.0, 1.0).errors
+    errors = (replace(output, agreement_interval=wilson(1.0, 8)),)
+    kept = replace(tried(50.0, speedup=1.0), draft=draft, errors=errors)
+    assert not undecided(bench(min_agreement=0.99, min_speedup=1.0), kept)
+
+
 def test_a_speed_up_whose_interval_reaches_below_the_demand_is_not_shown() -> None:
     (line,) = undecided(bench(min_speedup=1.5), tried(50.0, speedup=1.505))
     assert "1.50x [1.49, 1.51]" in line or "1.50x [1.50, 1.51]" in line

@@ -35,6 +35,14 @@ def test_the_data_of_the_training_are_at_distance_0_and_scaled_or_shifted_ones_a
     assert distance([{"x": f["x"] + np.float32(3)} for f in feeds]) > 0.5
 
 
+def test_a_normalization_may_read_the_input_itself() -> None:
+    x = normal(16, 3, 8, 8) * np.float32(2) + np.float32(1)
+    text = "g (float[N,3,8,8] x) => (float[N,3,8,8] y) { b = BatchNormalization(x, g, h, m, v)  y = Relu(b) }"
+    weights = {"g": np.ones(3, np.float32), "h": np.zeros(3, np.float32), "m": x.mean((0, 2, 3)), "v": x.var((0, 2, 3))}
+    distance = norm_distance(tiny.model(text, **weights))
+    assert distance is not None and distance([{"x": x}]) == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -139,6 +139,12 @@ def test_an_output_goes_with_the_only_one_of_its_shape() -> None:
     }
 
 
+def test_outputs_of_other_sizes_pair_by_position_for_losses_and_class_files_that_take_them() -> None:
+    assert matched(shaped(logits="float[N,10]"), shaped(output="float[N,99]"), {}) == {"logits": "output"}
+    found = matched(shaped(a="float[N,10]", b="float[N,7]"), shaped(p="float[N,10]", q="float[N,99]"), {})
+    assert found == {"a": "p", "b": "q"}
+
+
 def test_outputs_of_which_several_fit_are_not_guessed() -> None:
     with pytest.raises(UsageError, match="say which belong together"):
         matched(shaped(y="float[N,10]"), shaped(p="float[N,10]", q="float[N,10]"), {})

@@ -20,7 +20,6 @@ from edgeopt.data import Feed, read, readable, specs
 from edgeopt.data.made_up import feed_for
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import packed_bytes
-from edgeopt.graph.selection import before_selection
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.options.quantize import Quantize
@@ -76,7 +75,7 @@ def jury(context: Context) -> Jury:
         samples = read(where, specs(task.source), options, task.float_session.run, norm_distance(task.source)).samples
         names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
-        feeds, reference = tuple(found), tuple(run_all(task.judging, found, workers=cores()))
+        feeds, reference = tuple(found), tuple(run_all(task.float_session, found, workers=cores()))
     labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
     return Jury(task, feeds, reference, labels)
 
@@ -126,10 +125,9 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
         EdgeoptError: it does not run, or gives outputs of other shapes.
     """
     model = graph.load(path)
-    session, judged = open_session(path), before_selection(model)
-    judging = session if judged is model else open_session(judged)
-    outputs = run_all(judging, j.feeds, workers=cores())
-    seen = compare(judging.outputs, j.reference, outputs, j.task.kinds)
+    session = open_session(path)
+    outputs = run_all(session, j.feeds, workers=cores())
+    seen = compare(session.outputs, j.reference, outputs, j.task.kinds)
     errors = [against_chance(o, j.task.chance_db) for o in seen]
     far = {o.output: too_far(o) for o in errors}
     files = [path, *graph.external_files(model)]
