@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from edgeopt.errors import ModelError, ValidityError, suggestion
 from edgeopt.graph import defaults
 from edgeopt.graph.facts import above_protobuf, initializers
+from edgeopt.graph.lean import lighten
 
 MALFORMED = (
     AssertionError,
@@ -194,24 +195,10 @@ def proto_bytes(model: ir.Model, lean: bool = False) -> bytes:
         try:
             proto = ir.to_proto(defaults.restored(whole))
             if lean:
-                _lighten(proto.graph)
+                lighten(proto)
             return bytes(proto.SerializeToString(deterministic=True))
         except (EncodeError, *MALFORMED) as e:
             raise ModelError(f"the model cannot be written as one protobuf message: {root_cause(e)}") from e
-
-
-def _lighten(part: onnx.GraphProto) -> None:
-    """Remove the notes of exporters on nodes, and types and shapes that the standard's inference finds again."""
-    foreign = {name for node in part.node if node.domain for name in node.output}
-    kept = [info for info in part.value_info if info.name in foreign]
-    del part.value_info[:]
-    part.value_info.extend(kept)
-    for node in part.node:
-        node.ClearField("doc_string")
-        node.ClearField("metadata_props")
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                _lighten(body)
 
 
 @contextlib.contextmanager
@@ -232,8 +219,7 @@ def external_files(model: ir.Model) -> list[Path]:
 
 def write(model: ir.Model, path: Path, lean: bool = False) -> list[Path]:
     """Write `model` to `path`, with the weights in `path`.data beside it if it is above 2 GB; return the files written,
-    the model last. `lean`: without the documentation of nodes and the types and shapes of values between them that the
-    ONNX operators' own inference finds, which are up to a fifth of a small file.
+    the model last. `lean`: without what its reader finds again (`graph.lean`), which is up to a fifth of a small file.
 
     Never overwrite a file that the model still maps into memory.
     """

@@ -245,6 +245,14 @@ def test_a_lean_file_has_no_shapes_that_inference_finds_and_no_notes_of_exporter
     assert np.array_equal(tiny.run(graph.load(lean), feed)[0], tiny.run(graph.load(whole), feed)[0])
 
 
+def test_a_lean_file_keeps_fixed_sizes_that_are_computed_in_the_graph(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]> g (float[2,8] x, int64[2] size) => (float[M,N] y)
+        <float[4,4] b, float[4,4] c, float[P,Q] d> { b = Reshape(x, size)  c = Relu(b)  d = Neg(b)  y = Neg(c) }"""
+    graph.write(graph.load(onnx.parser.parse_model(text)), tmp_path / "m.onnx", lean=True)
+    info = {v.name: v.type.tensor_type.shape.dim for v in onnx.load(tmp_path / "m.onnx").graph.value_info}
+    assert {name: [d.dim_value for d in dims] for name, dims in info.items()} == {"b": [4, 4], "c": [4, 4]}
+
+
 def test_a_large_model_has_its_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, path = dense(), tmp_path / "m.onnx"
     x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
