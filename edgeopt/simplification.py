@@ -84,7 +84,7 @@ def simplify(model: Source, options: Simplify) -> Simplified:
 def _feeds(model: ir.Model, options: Simplify) -> list[tuple[str, Feed]]:
     if options.data is None:
         return [("made up", feed_for(model, options.dims))]
-    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model))
+    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model), judged=False)
     feeds, _ = readable(found.samples[:_SAMPLES])
     for name, feed in feeds:
         check_feed(feed, model, name)

@@ -32,17 +32,25 @@ _SPARE = 8  # random samples in addition to the calibration samples
 
 
 def read(
-    data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None = None
+    data: Data,
+    inputs: Sequence[InputSpec],
+    reading: Reading,
+    run: Run,
+    distance: Distance | None = None,
+    *,
+    judged: bool = True,
 ) -> Samples:
     """The samples of `data` for a model's `inputs`; a missing input with a default gets the default.
 
     run: runs the float model; distance: of feeds from what it was trained with (`runtime.norm`). Both are used to guess
-    the preprocessing of images if it is not given.
+    the preprocessing of images if it is not given. judged: whether what is done depends on how images were prepared;
+    timing and comparing two forms of one model do not.
 
     Raises:
-        UsageError, DataError: see `edgeopt.data.source.open_data`.
+        UsageError: nothing tells the preprocessing of images, and it matters. UsageError, DataError: see
+          `edgeopt.data.source.open_data`.
     """
-    found = _read(data, inputs, reading, run, distance)
+    found = _read(data, inputs, reading, run, distance, judged)
     defaults = {s.name: s.default for s in optional(inputs) if s.default is not None}
     if not defaults:
         return found
@@ -53,7 +61,9 @@ def _completed(reader: Callable[[], Feed], defaults: Feed) -> Feed:
     return {**defaults, **reader()}
 
 
-def _read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None) -> Samples:
+def _read(
+    data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run, distance: Distance | None, judged: bool
+) -> Samples:
     if not isinstance(data, str | Path):
         readers = Readers(
             needed(inputs), count=reading.samples + HELD_OUT, seed=reading.sample_seed, optional=optional(inputs)
@@ -65,7 +75,7 @@ def _read(data: Data, inputs: Sequence[InputSpec], reading: Reading, run: Run, d
     spec = image_input(needed(inputs))
     if spec is None or not _has_images(Path(data), inputs, reading):
         return open_data(data, inputs, reading)
-    recipe, told = _recipe(Path(data), reading, lambda: _guess(Path(data), inputs, reading, run, distance))
+    recipe, told = _recipe(Path(data), reading, lambda: _guess(Path(data), inputs, reading, run, distance), judged)
     resolved = resolve(recipe, spec)
     found = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
     notes = (*told, f"images: {resolved.describe()}", *found.notes)
@@ -76,7 +86,7 @@ def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bo
     return exists(path) and kind_of(files_of(path, reading.data_option)[0], needed(inputs)) == "images"
 
 
-def _recipe(path: Path, reading: Reading, guessed: Callable[[], Guess]) -> tuple[Preprocess, list[str]]:
+def _recipe(path: Path, reading: Reading, guessed: Callable[[], Guess], judged: bool) -> tuple[Preprocess, list[str]]:
     """(recipe, notes for the user); fields given by the user take precedence over the preset, this over
     `preprocess.toml`, and this over a guess with the float model.
     """
@@ -87,10 +97,10 @@ def _recipe(path: Path, reading: Reading, guessed: Callable[[], Guess]) -> tuple
         base, notes = load_toml(beside), [f"preprocessing: from {beside}"]
     if base is None and not {"scale", "mean", "std"} & reading.model_fields_set:
         found = guessed()
-        if not found.clear:
+        if not found.clear and judged:
             known = "|".join(PRESETS)
             raise UsageError(f"{found.describe()}: say --preprocess {known} or --mean and --std, as in its training")
-        base, notes = PRESETS[found.preset], [found.describe()]
+        base, notes = PRESETS[found.preset], [found.describe() + ("" if found.clear else f": took '{found.preset}'")]
     return _merged(base or PRESETS["unit"], reading), notes
 
 

@@ -95,7 +95,7 @@ def _feeds(model: ir.Model, arm: Arm, options: Profile) -> tuple[list[Feed], str
         feed, told = made_up.generated(model, made_up.shapes(model, arm.dims, arm.batch, given), given)
         check_feed(feed, model, "--input" if given else "generated input")
         return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
-    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model))
+    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model), judged=False)
     feeds, problems = readable(found.samples[: options.samples])
     if not feeds:
         raise DataError(f"--data {options.data}: no sample can be read: {next(iter(problems.values()), '')}")

@@ -114,7 +114,7 @@ def _sized(spec: InputSpec, axes: Collection[int], change: Callable[[int], int])
 def _given(data: Data, options: Export, file: Path, session: Session) -> list[Feed]:
     model = graph.load(file)
     feeds, problems = readable(
-        read(data, specs(model), options, session.run, norm_distance(model)).samples[: options.samples]
+        read(data, specs(model), options, session.run, norm_distance(model), judged=False).samples[: options.samples]
     )
     if not feeds:
         raise DataError(f"{options.data_option} {data}: no sample can be read: {next(iter(problems.values()), '')}")

@@ -449,6 +449,14 @@ def test_what_the_float_model_does_not_tell_is_not_guessed(photos: Path) -> None
     assert "--preprocess imagenet|unit|signed|raw255" in str(caught.value)
 
 
+def test_timing_and_simplifying_take_any_preprocessing_and_say_which(photos: Path, tmp_path: Path) -> None:
+    (photos.parent / "preprocess.toml").unlink()
+    (tmp_path / "m.onnx").write_bytes(models.convolution())
+    timed = edgeopt.profile([tmp_path / "m.onnx"], data=photos, seconds=0.1)
+    assert "took 'imagenet'" in timed.model_dump_json()
+    assert edgeopt.simplify(tmp_path / "m.onnx", data=photos).errors
+
+
 def test_a_flag_for_the_values_needs_no_look_at_the_model(photos: Path) -> None:
     (photos.parent / "preprocess.toml").unlink()
     recipe, ears = recipe_of(photos, scale=0.5)
