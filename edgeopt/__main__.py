@@ -1,11 +1,13 @@
 """The command `edgeopt`, also as `python -m edgeopt`: a signal ends it cleanly from its first import on."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
 
 _INTERRUPTED = 128 + signal.SIGINT  # exit code
+_GARBAGE = 200_000  # new objects between two searches for garbage: graphs are many objects and hardly any garbage
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP is not on Windows
 _seen: list[int] = []  # signals that were received
 
@@ -19,6 +21,7 @@ def run() -> None:
                 signal.signal(number, _interrupt)
         from edgeopt.cli import main
 
+        gc.set_threshold(_GARBAGE)
         main()
     except KeyboardInterrupt:
         _leave("interrupted\n")

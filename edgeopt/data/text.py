@@ -37,7 +37,7 @@ def is_about(file: Path) -> bool:
     return file.suffix.lower() == ".txt" and _ABOUT.fullmatch(file.stem) is not None
 
 
-def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], column: str | None) -> Samples:
+def samples(files: list[Path], tokenizer: Path, inputs: Sequence[InputSpec], column: str | None = None) -> Samples:
     """A sample for each line of .txt, object of .jsonl and row of .csv.
 
     column: the field or column of the text, by name or, of .csv, by number from 1; None: found by name and content.
@@ -116,7 +116,7 @@ class _Texts:
     notes: tuple[str, ...] = ()
 
 
-def _texts(file: Path, column: str | None) -> _Texts:
+def _texts(file: Path, column: str | None = None) -> _Texts:
     suffix = file.suffix.lower()
     try:
         if suffix == ".txt":

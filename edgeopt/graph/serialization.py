@@ -190,8 +190,7 @@ def proto_bytes(model: ir.Model, lean: bool = False) -> bytes:
     Raises:
         ModelError: it is larger than protobuf's limit of 2 GB.
     """
-    external = any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model))
-    with embedded(model) if external else contextlib.nullcontext(model) as whole:
+    with embedded(model) as whole:
         try:
             proto = ir.to_proto(defaults.restored(whole))
             if lean:
@@ -203,7 +202,12 @@ def proto_bytes(model: ir.Model, lean: bool = False) -> bytes:
 
 @contextlib.contextmanager
 def embedded(model: ir.Model) -> Iterator[ir.Model]:
-    """A clone with its external tensors loaded into memory, so that it can be written without its data file."""
+    """A clone with its external tensors loaded into memory, so that it can be written without its data file; the model
+    itself if it has none.
+    """
+    if not any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model)):
+        yield model
+        return
     copy = model.clone()
     for value in initializers(copy):
         if isinstance(value.const_value, ir.ExternalTensor):

@@ -21,20 +21,26 @@ _SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")
 
 
 def fold_affine(model: ir.Model) -> ir.Model:
-    """A clone in which every foldable Mul, Div, Add and Sub with a constant next to a Conv is folded into the Conv."""
+    """A clone in which every foldable Mul, Div, Add and Sub with a constant next to a Conv is folded into the Conv;
+    the model itself if it has no such Conv.
+    """
+    if not any(_convolution(n) for n in model.graph):
+        return model
     copy = model.clone()
     names = Names(copy)
     changed = True
     while changed:
         changed = False
         for node in tuple(copy.graph):
-            if node.graph is not None and node.op_type == "Conv" and not node.domain and _foldable(node):
+            if node.graph is not None and _convolution(node):
                 changed |= _fold_behind(copy, names, node) or _fold_before(copy, names, node)
     drop_unused(copy)
     return copy
 
 
-def _foldable(conv: ir.Node) -> bool:
+def _convolution(conv: ir.Node) -> bool:
+    if conv.op_type != "Conv" or conv.domain:
+        return False
     weight = weight_of(conv)
     fixed_bias = len(conv.inputs) < 3 or conv.inputs[2] is None or bias_of(conv) is not None
     return weight is not None and weight.dtype == ir.DataType.FLOAT and fixed_bias

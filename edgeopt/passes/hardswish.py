@@ -15,8 +15,10 @@ OPSET = 14
 
 
 def fuse_hardswish(model: ir.Model) -> ir.Model:
-    """A clone with the patterns replaced by HardSwish nodes; the model itself below opset 14, which lacks HardSwish."""
-    if model.opset_imports[""] < OPSET:
+    """A clone with the patterns replaced by HardSwish nodes; the model itself if there are none, or below opset 14,
+    which lacks HardSwish.
+    """
+    if model.opset_imports[""] < OPSET or not any(_input_of(n) is not None for n in model.graph):
         return model
     copy = model.clone()
     names = Names(copy)

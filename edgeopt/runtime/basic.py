@@ -52,7 +52,7 @@ def _unfold(result: ir.Model, model: ir.Model) -> None:
     ONNX Runtime folds them again.
     """
     made = {str(v.name): n for n in model.graph for v in n.outputs if v.name}
-    names = Names(result)
+    names, unfolded = Names(result), False
     for name, value in tuple(result.graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.nbytes < _LARGE or name not in made or value.is_graph_output():
@@ -79,8 +79,10 @@ def _unfold(result: ir.Model, model: ir.Model) -> None:
         computed = values[next(v for v in made[name].outputs if v.name == name)]
         assert computed is not None
         value.replace_all_uses_with(computed)
-    result.graph.sort()
-    drop_unused(result)
+        unfolded = True
+    if unfolded:
+        result.graph.sort()
+        drop_unused(result)
 
 
 def _makers(last: ir.Node) -> list[ir.Node] | None:

@@ -86,9 +86,10 @@ def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict
 def _values(model: ir.Model, feed: Feed, limit_s: float | None = None) -> Iterator[tuple[str, NDArray[Any]]]:
     values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
     yield from feed.items()
-    start, count = 0, _VALUES_A_RUN
+    start, count, shown = 0, _VALUES_A_RUN, model
     while start < len(values):
-        session = open_session(with_outputs(model, values[start : start + count]), level="none", threads=2)
+        shown = with_outputs(shown, values[start : start + count], copy=shown is model)
+        session = open_session(shown, level="none", threads=2)
         arrays = [
             (n, x)
             for n, x in zip(session.outputs, session.run(feed, limit_s), strict=True)

@@ -141,13 +141,13 @@ def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.Inference
         return ort.InferenceSession(str(path), settings, providers=providers)
 
 
-def with_outputs(model: ir.Model, values: Sequence[str]) -> ir.Model:
-    """A clone whose outputs are the values called `values`."""
-    copy = model.clone()
-    known = {v.name: v for node in copy.graph for v in node.outputs}
-    copy.graph.outputs.clear()
-    copy.graph.outputs.extend(known[name] for name in values)
-    return copy
+def with_outputs(model: ir.Model, values: Sequence[str], *, copy: bool = True) -> ir.Model:
+    """A clone whose outputs are the values called `values`; without `copy` the model itself, changed in place."""
+    shown = model.clone() if copy else model
+    known = {v.name: v for node in shown.graph for v in node.outputs}
+    shown.graph.outputs.clear()
+    shown.graph.outputs.extend(known[name] for name in values)
+    return shown
 
 
 def finite(arrays: Iterable[NDArray[Any]]) -> bool:
