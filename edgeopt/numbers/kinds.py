@@ -202,7 +202,8 @@ def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     varies, noise = _by_channel(reference, result, axis)
     low, high = _extremes(reference, axis)
     unseen = (low >= 0) & (high < _SHOWN)
-    unseen[:_SIDES] = False  # of normalized boxes they are as small
+    if (high[:2] >= _SHOWN).any():  # where a box is: of normalized boxes the sides are as small as unseen scores
+        unseen[:_SIDES] = False
     unseen &= varies > 0
     powers = (np.append(x[~unseen], x[unseen].sum()) for x in (varies, noise))
     with np.errstate(divide="ignore"):

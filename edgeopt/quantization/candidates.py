@@ -80,15 +80,15 @@ def settled(task: Task) -> Recipe:
     feeds, _ = readable(task.start.samples[:_RULE_SAMPLES], total=len(task.start.samples))
     if not feeds:
         return recipe
-    reference = run_all(task.float_session, feeds, workers=cores())
+    reference = run_all(task.judging, feeds, workers=cores())
     other = recipe.having(grids.model_copy(update={"rule": "minmax"}))
     near: list[float] = []
     for tried in (recipe, other):
         made = draft(task, tried.without(Clip, Round, Refit), "static")
         if made is None or not made.static:
             return recipe
-        session = open_session(made.model)
         try:
+            session = open_session(task.shown(made.model))
             errors = compare(session.outputs, reference, run_all(session, feeds, workers=cores()))
         except EdgeoptError:  # lengths that depend on values cannot be compared
             return recipe

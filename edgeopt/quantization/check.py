@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import EdgeoptError, ValidityError
+from edgeopt.errors import DataError, EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
@@ -80,11 +81,12 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
         ValidityError: a check failed; the message says which.
     """
     with task.cache.timed("check"):
-        session, outputs, made_of = _checked(task, draft, path)
+        session, judging, made_of = _checked(task, draft, path)
+        outputs = _outputs(task, draft.mode, session, judging)
         errors = tuple(
-            against_chance(o, task.chance_db) for o in compare(session.outputs, task.reference, outputs, task.kinds)
+            against_chance(o, task.chance_db) for o in compare(judging.outputs, task.reference, outputs, task.kinds)
         )
-        later = _later(task, session)
+        later = _later(task, judging)
     latency = None
     if task.options.measure and measurable(task):
         with task.cache.timed("measure"):
@@ -114,8 +116,21 @@ def against_chance(o: OutputReport, chance_db: Mapping[str, float]) -> OutputRep
     return replace(o, figures=(Figure("against another run of float", nearer, _CHANCE_DB, "dB"),))
 
 
-def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Outputs], Kernels]:
-    """(session for the file at `path`, its outputs on the held-out samples, the kernels ONNX Runtime chose)."""
+def _outputs(task: Task, mode: str, session: Session, judging: Session) -> list[Outputs]:
+    """What is compared of a result on the held-out samples."""
+    try:
+        outputs = run_all(session, task.held, workers=cores())
+        if judging is session:
+            return outputs
+        if any(np.isnan(y).any() for found in outputs for y in found if np.issubdtype(y.dtype, np.floating)):
+            raise ValidityError(f"{mode}: an output is not finite")
+        return run_all(judging, task.held, workers=cores())
+    except DataError as e:
+        raise ValidityError(f"{mode}: the result does not run: {e}") from e
+
+
+def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, Session, Kernels]:
+    """(session for the file at `path`, that whose outputs are compared, the kernels ONNX Runtime chose)."""
     graph.write(draft.model, path, lean=True)
     try:
         onnx.checker.check_model(str(path))
@@ -127,7 +142,9 @@ def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, list[Output
             raise ValidityError(f"{draft.mode}: sums can saturate on {task.target.name} in {', '.join(saturating[:3])}")
     try:
         session, made_of = _loaded(task, draft.model, path)
-        return session, run_all(session, task.held, workers=cores()), made_of
+        shown = task.shown(draft.model)
+        judging = session if shown is draft.model else open_session(shown, options=_options(task))
+        return session, judging, made_of
     except EdgeoptError as e:
         raise ValidityError(f"{draft.mode}: the result does not run: {e}") from e
 

@@ -106,6 +106,8 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
     seen = [np.nan_to_num(x) for x in seen if x.size]
     if not seen:
         return "signal"
+    if _enters_suppression(value):
+        return "detections"
     first = seen[0]
     last, named = _maker(value), _named(str(value.name))
     if first.ndim >= 3 and are_probabilities(first) and first.shape[-1] > 1:
@@ -122,6 +124,13 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
     if len({x.shape[1] for x in rows}) > 1 or (named is None and _varies(value)):
         return "signal"
     return _of_vectors(np.concatenate(rows), last, named)
+
+
+def _enters_suppression(value: ir.Value) -> bool:
+    """Whether an output shows the boxes or scores of a NonMaxSuppression."""
+    node = value.producer()
+    source = node.inputs[0] if node is not None and node.op_type == "Identity" else None
+    return source is not None and any(n.op_type == "NonMaxSuppression" and i < 2 for n, i in source.uses())
 
 
 def _varies(value: ir.Value) -> bool:

@@ -19,6 +19,7 @@ from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import LAYERS, constant, rule
 from edgeopt.graph.select import deciding_lengths, select
+from edgeopt.graph.selection import Selection, selection, selects
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
@@ -34,7 +35,7 @@ from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import Session, finite, open_session, run_all
+from edgeopt.runtime.session import Session, finite, floats_of, open_session, run_all
 
 _FEW = 16
 _FEW_HELD = 30  # samples, fewer of which hardly show a fall of a metric
@@ -79,8 +80,12 @@ class Task:
     held: tuple[tuple[str, Feed], ...]
     """Held-out samples: (name, feed)."""
     reference: tuple[Outputs, ...]
-    """The float model's outputs on the held-out samples."""
+    """What of the float model is compared, on the held-out samples: its outputs, or what enters a selection."""
     float_session: Session
+    judging: Session
+    """The float session whose outputs are compared: `float_session` if there is no selection."""
+    selection: Selection | None
+    """The end of the model that selections decide, None if there is none."""
     kinds: Mapping[str, Kind]
     """What each output is."""
     fed: Mapping[int, str]
@@ -109,6 +114,14 @@ class Task:
         """Receives notes and progress; notes are also kept for the report."""
         return self.start.resources.listener
 
+    def shown(self, model: ir.Model) -> ir.Model:
+        """A form of the model with the outputs that are compared.
+
+        Raises:
+            ValidityError: it lacks what enters the selections.
+        """
+        return model if self.selection is None else self.selection.shown(model)
+
     def note(self, line: str) -> None:
         """Send a line to the user and add it to the report."""
         self.notes.note(line)
@@ -132,7 +145,8 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     target = targets.load(options.target)
     single = unfolded(widened(model))
     simplified = simplify(single)
-    recipe, include, lengths = _choices(options, model, simplified)
+    chosen = selection(simplified, floats_of(simplified)) if selects(simplified) else None
+    recipe, include, lengths = _choices(options, model, simplified, chosen)
     session = open_session(model if _runs(model) else single, threads=1)
     given = read(data, specs(model), options, session.run, norm_distance(model))
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
@@ -144,9 +158,14 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     reference = run_all(session, feeds, workers=cores())
     _check_finite(feeds, reference)
     simplified = _ranked(simplified, reference[0])
-    found = kinds(model, feeds[0][1], reference, options.kinds)
-    fed = {i: n for i, n in fed_back(model, feeds[0][1], reference[0]).items() if found[session.outputs[i]] == "state"}
-    chance_db = _chance(session, feeds[0][1], reference[0])
+    judging, seen = session, model
+    if chosen is not None:
+        seen = chosen.shown(simplified)
+        judging = open_session(seen)
+        reference = run_all(judging, feeds, workers=cores())
+    found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
+    fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
+    chance_db = _chance(judging, feeds[0][1], reference[0])
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
     start = State(simplified, target, tuple(calibration), resources, simplified)
     judged = None if options.metric is None else metric(options.metric, session, reference)
@@ -160,7 +179,8 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         *_told_of_included(simplified, include),
         *_told_of_lengths(simplified, lengths),
         *_told_of_few(options, len(feeds)),
-        *_told_of_outputs(model, found, chance_db, () if alike else reference),
+        *_told_of_selection(model, seen),
+        *_told_of_outputs(seen, found, chance_db, () if alike else reference),
     ):
         notes.note(line)
     return Task(
@@ -172,17 +192,21 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         held=tuple(feeds),
         reference=tuple(reference),
         float_session=session,
+        judging=judging,
+        selection=chosen,
         preprocess=given.recipe,
         notes=notes,
         metric=judged,
         kinds=found,
         fed=fed,
-        reference_later=tuple(steps_on(session, feed, fed) for _, feed in feeds[:_LATER] if fed),
+        reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
         chance_db=chance_db,
     )
 
 
-def _choices(options: Quantize, model: ir.Model, simplified: ir.Model) -> tuple[Recipe, frozenset[str], frozenset[str]]:
+def _choices(
+    options: Quantize, model: ir.Model, simplified: ir.Model, chosen: Selection | None
+) -> tuple[Recipe, frozenset[str], frozenset[str]]:
     """(the recipe that the options ask for, the nodes that they include, the nodes that decide lengths).
 
     Names are also looked up in the original model, so that naming a node that was folded away is not an error.
@@ -190,7 +214,8 @@ def _choices(options: Quantize, model: ir.Model, simplified: ir.Model) -> tuple[
     both = [model, simplified]
     exclude, include, keep = (select(both, names) for names in (options.exclude, options.include, options.keep))
     lengths = deciding_lengths(simplified) - include if options.mode != "fp16" else frozenset[str]()
-    left = exclude | lengths | (keep if options.mode == "fp16" else frozenset())
+    behind = frozenset[str]() if chosen is None else chosen.nodes - include
+    left = exclude | lengths | behind | (keep if options.mode == "fp16" else frozenset())
     return _recipe(options, both, left, include), include, lengths
 
 
@@ -255,6 +280,22 @@ def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
         yield (
             f"{len(layers)} layers decide how long an output is, and stay float: {', '.join(layers[:3])}"
             f"{' ...' if len(layers) > 3 else ''} (--include takes them)"
+        )
+
+
+def _kinds_of(options: Quantize, model: ir.Model, seen: ir.Model) -> dict[str, Kind]:
+    """The kinds that the user gives, without those of outputs that are not compared."""
+    left = {v.name for v in model.graph.outputs} - {v.name for v in seen.graph.outputs}
+    return {name: kind for name, kind in options.kinds.items() if name not in left}
+
+
+def _told_of_selection(model: ir.Model, seen: ir.Model) -> Iterator[str]:
+    kept = {v.name for v in seen.graph.outputs}
+    selected = [str(v.name) for v in model.graph.outputs if v.name not in kept]
+    if selected:
+        yield (
+            f"outputs {', '.join(selected)} are what a selection leaves: it stays float, and the values that it "
+            "selects from are judged"
         )
 
 

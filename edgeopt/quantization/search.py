@@ -121,9 +121,10 @@ class Search:
         return self.deadline - self.clock()
 
     def _attempt(self, what: str, made: Draft) -> Attempt:
-        session = open_session(made.model)
-        outputs = run_all(session, self.feeds, workers=cores())
-        errors = compare(session.outputs, self.reference, outputs, self.task.kinds)
+        session, shown = open_session(made.model), self.task.shown(made.model)
+        judging = session if shown is made.model else open_session(shown)
+        outputs = run_all(judging, self.feeds, workers=cores())
+        errors = compare(judging.outputs, self.reference, outputs, self.task.kinds)
         metric, speed = self.task.metric, 1.0
         score = 0.0 if metric is None else metric(session, self.reference, outputs)
         if made is not self.first and self._timed:
@@ -231,7 +232,7 @@ def start(task: Task, first: Draft, output: Path | None = None, *, enough: float
         return None
     clock = time.monotonic if task.options.searches or task.options.budget_s is not None else own_time()
     deadline = clock() + task.options.search_s
-    reference = run_all(task.float_session, feeds, workers=cores())
+    reference = run_all(task.judging, feeds, workers=cores())
     known = journal(task, output)
     task.cache.costs = task.cache.costs or known.costs
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -157,7 +157,8 @@ def _trial(task: Task, samples: int) -> _Trial:
         raise DataError(
             "no output is a float, so that no node's share of a loss can be told; cut the model before ArgMax"
         )
-    return _Trial(state.model, state.plan, state.params, feeds, list(task.reference[:samples]), measurable(task))
+    reference = list(task.reference[:samples])
+    return _Trial(state.model, state.plan, state.params, feeds, reference, measurable(task), task.shown)
 
 
 def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
@@ -185,6 +186,8 @@ class _Trial:
     feeds: Sequence[Feed]
     reference: Sequence[Outputs]
     timed: bool
+    shown: Callable[[ir.Model], ir.Model]
+    """Gives a form of the model the outputs that are compared."""
 
     @property
     def signal(self) -> float:
@@ -220,7 +223,7 @@ class _Trial:
             kept = {k: p for k, p in params.items() if side == "both" or k not in constants}
             model = insert_qdq(model, plan, kept)
             model = shield(fold_weights(model) if side == "both" else model)
-        return open_session(model)
+        return open_session(self.shown(model))
 
     def longer_ms(self, integer: frozenset[str]) -> float | None:
         """By how many ms an inference is slower with only `integer` quantized than with all nodes quantized; None if

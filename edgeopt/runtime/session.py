@@ -39,6 +39,7 @@ ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -148,6 +149,13 @@ def with_outputs(model: ir.Model, values: Sequence[str], *, copy: bool = True) -
     shown.graph.outputs.clear()
     shown.graph.outputs.extend(known[name] for name in values)
     return shown
+
+
+def floats_of(model: ir.Model) -> frozenset[str]:
+    """The names of the float values that nodes of the main graph give."""
+    values = [str(v.name) for n in model.graph for v in n.outputs if v.name and (v.uses() or v.is_graph_output())]
+    session = open_session(with_outputs(model, values), level="none")
+    return frozenset(o.name for o in session.raw.get_outputs() if o.type in _FLOATS)
 
 
 def finite(arrays: Iterable[NDArray[Any]]) -> bool:

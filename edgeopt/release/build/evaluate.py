@@ -75,7 +75,7 @@ def jury(context: Context) -> Jury:
         samples = read(where, specs(task.source), options, task.float_session.run, norm_distance(task.source)).samples
         names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
-        feeds, reference = tuple(found), tuple(run_all(task.float_session, found, workers=cores()))
+        feeds, reference = tuple(found), tuple(run_all(task.judging, found, workers=cores()))
     labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
     return Jury(task, feeds, reference, labels)
 
@@ -126,8 +126,9 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     """
     model = graph.load(path)
     session = open_session(path)
-    outputs = run_all(session, j.feeds, workers=cores())
-    seen = compare(session.outputs, j.reference, outputs, j.task.kinds)
+    judging = session if j.task.selection is None else open_session(j.task.shown(graph.canonical(model)))
+    outputs = run_all(judging, j.feeds, workers=cores())
+    seen = compare(judging.outputs, j.reference, outputs, j.task.kinds)
     errors = [against_chance(o, j.task.chance_db) for o in seen]
     far = {o.output: too_far(o) for o in errors}
     files = [path, *graph.external_files(model)]
