@@ -6,8 +6,8 @@ It uses standard operators, which ONNX Runtime fuses.
                    y = Cast(MatMulInteger(x_q, W_q, z_x)) * (s_x * s_w)           -> one DynamicQuantizeMatMul kernel
 
 A Gemm becomes the same with its bias added. A Conv is never changed: ConvInteger needs five additional operators, which
-cost more than it saves. An LSTM, on request, becomes ONNX Runtime's DynamicQuantizeLSTM, whose weights are quantized
-per direction.
+cost more than it saves. An LSTM, on request, becomes ONNX Runtime's DynamicQuantizeLSTM, whose weights have a scale
+for each gate of each unit.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ class _Writer:
         return self.weights[key]
 
 
-def _saturation(w: np.ndarray) -> float:
-    """The scale above which no pair of neighbours along the reduction of `w` [in, out] sums to more than 127 steps."""
+def _pairs(w: np.ndarray) -> np.ndarray:
+    """The largest sum [out] of two neighbours of one sign along the reduction of `w` [in, out]."""
     pairs = np.pad(w, ((0, w.shape[0] % 2), (0, 0))).reshape(-1, 2, w.shape[1])
-    return max(float(np.maximum(pairs, 0).sum(1).max()), float(np.maximum(-pairs, 0).sum(1).max())) / INT8_WEIGHT.qmax
+    return np.asarray(np.maximum(np.maximum(pairs, 0).sum(1).max(0), np.maximum(-pairs, 0).sum(1).max(0)))
 
 
 def _replace_lstm(model: ir.Model, names: Names, node: ir.Node) -> None:
@@ -128,13 +128,14 @@ def _replace_lstm(model: ir.Model, names: Names, node: ir.Node) -> None:
         value = node.inputs[i]
         assert value is not None and value.const_value is not None
         w = np.swapaxes(value.const_value.numpy(), 1, 2)  # [directions, 4 hidden, in] -> [directions, in, 4 hidden]
-        # one scale for each direction, large enough that no pair of products saturates on any CPU
-        peak = np.maximum(np.abs(w).max(axis=(1, 2)), [INT8_WEIGHT.qmax * _saturation(d) for d in w])
-        p = choose(0.0, peak, INT8_WEIGHT, 0)
+        # one scale for each gate of each unit, large enough that no pair of products saturates on any CPU
+        grids = [choose(0.0, np.maximum(np.abs(d).max(0), _pairs(d)), INT8_WEIGHT, 1) for d in w]
+        integers = np.stack([quantize(d, p) for d, p in zip(w, grids, strict=True)])
+        scale = np.stack([p.scale for p in grids])
         name = f"{node.name}_{part}"
-        inputs[i] = initializer(model, names, f"{name}_int8", np.ascontiguousarray(quantize(w, p)))
-        zero = np.zeros(p.scale.shape, np.int8)
-        extra += [initializer(model, names, f"{name}_{part}", x) for part, x in (("scale", p.scale), ("zero", zero))]
+        inputs[i] = initializer(model, names, f"{name}_int8", integers)
+        zero = np.zeros(scale.shape, np.int8)
+        extra += [initializer(model, names, f"{name}_{part}", x) for part, x in (("scale", scale), ("zero", zero))]
     keep = [a for a in node.attributes.values() if a.name != "layout"]
     new = ir.Node(
         "com.microsoft",

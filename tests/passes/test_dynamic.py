@@ -275,6 +275,15 @@ def test_the_directions_of_an_lstm_have_scales_of_their_own() -> None:
     near_float(model, made(model), {"x": RNG.standard_normal((7, 2, 24)).astype(np.float32)}, 30)
 
 
+def test_the_gates_of_the_units_of_an_lstm_have_scales_of_their_own() -> None:
+    model = lstm(1)
+    wide = np.exp(np.random.default_rng(5).standard_normal((1, 64, 1)) * 1.5).astype(np.float32)
+    for name in ("w", "r"):  # a scale for all of them leaves the smallest ones no levels
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(value.const_value.numpy() * wide, name=name)
+    near_float(model, made(model), {"x": RNG.standard_normal((7, 2, 24)).astype(np.float32)}, 25)
+
+
 def test_an_lstm_whose_products_all_have_one_sign_does_not_saturate() -> None:
     model = lstm(1)
     for name in ("w", "r"):
