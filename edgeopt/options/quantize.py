@@ -17,6 +17,7 @@ from edgeopt.options.reading import Reading
 from edgeopt.options.texts import SIZE, TIME, Text
 
 _SEARCH_S, _REPAIR_S = 600.0, 60.0
+TABLE = "table"  # in place of a file of costs
 _DEFAULTS: dict[str, object] = {"bits": 8, "io_types": "keep"}
 Bits = Literal[4, 8]
 
@@ -62,7 +63,11 @@ class Quantize(Placing):
     )
     costs: Path | None = Field(
         default=None,
-        description="Place nodes by the measured times in this file; what it lacks is measured here and added.",
+        description="Place nodes by the measured times in this file; what it lacks is measured here and added. "
+        "table: by the target's table alone. [default: for --mode auto a file in your cache]",
+    )
+    book: Annotated[Path | None, PYTHON_ONLY] = Field(
+        default=None, description="The file of measured times that is kept if `costs` names none."
     )
     pareto: Annotated[Path | None, NO_STEP] = Field(
         default=None, description="Folder for the models of the search that no other beats in both accuracy and speed."
@@ -136,6 +141,16 @@ class Quantize(Placing):
     def most_bytes(self) -> int:
         """The most that one sample may take: what is allowed for calibration."""
         return min(super().most_bytes, self.max_ram or super().most_bytes)
+
+    @property
+    def costs_file(self) -> Path | None:
+        """The user's file of measured times."""
+        return None if self.costs is None or str(self.costs) == TABLE else self.costs
+
+    @property
+    def by_clock(self) -> bool:
+        """Whether placement by measured times is among what is tried by itself."""
+        return self.costs is None and self.mode == "auto" and self.effort != "fast" and self.recipe is None
 
     @property
     def search_s(self) -> float:

@@ -63,13 +63,13 @@ def storable(model: ir.Model, least_bytes: float) -> frozenset[str]:
     )
 
 
-def stored_grids(model: ir.Model, nodes: frozenset[str]) -> dict[str, QParams]:
-    """The grids on which `weight_only` stores the first weights of `nodes` in 8 bits, by the name of the weight."""
+def stored_grids(model: ir.Model, nodes: frozenset[str], bits: int) -> dict[str, QParams]:
+    """The grids on which `weight_only` stores the first weights of `nodes`, by the name of the weight."""
     found = {}
     for layer in model.graph:
         weight = weight_of(layer) if layer.name in nodes else None
         if weight is not None and weight.const_value is not None and _large(weight):
-            found[str(weight.name)] = _params(weight.const_value.numpy(), layer, rule(layer).weights[0], 8)
+            found[str(weight.name)] = _params(weight.const_value.numpy(), layer, rule(layer).weights[0], bits)
     return found
 
 

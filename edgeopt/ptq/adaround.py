@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.ptq.gptq import by_weight
+
 Wide = NDArray[np.floating]
 Single = NDArray[np.float32]
 _LOW, _HIGH = -0.1, 1.1  # gamma and zeta: the sigmoid is stretched to reach 0 and 1
@@ -23,14 +25,23 @@ _ADAM = (0.9, 0.999, 1e-8)
 
 
 def adaround(
-    w: Wide, h: Wide, scale: Wide, limit: int, *, steps: int = 600, rate: float = 0.03, strength: float = 1.0
+    w: Wide,
+    h: Wide,
+    scale: Wide,
+    limit: int,
+    least: int | None = None,
+    *,
+    steps: int = 600,
+    rate: float = 0.03,
+    strength: float = 1.0,
 ) -> Wide:
-    """Round `w` to its grid: values scale * q with |q| <= limit.
+    """Round `w` to its grid: values scale * q with least <= q <= limit; least: -limit if None.
 
-    w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out].
+    w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out], or [groups, out, in].
     """
-    unit = (w / scale[:, :, None]).astype(np.float32)
-    low = np.clip(np.floor(unit), -limit, limit - 1)
+    scale, least = by_weight(scale), -limit if least is None else least
+    unit = (w / scale).astype(np.float32)
+    low = np.clip(np.floor(unit), least, limit - 1)
     level = np.einsum("gii->gi", h).mean(1)[:, None, None]
     m = (h / np.where(level > 0, level, 1.0)).astype(np.float32)
     v = _inverse(np.clip(unit - low, 0.0, 1.0))
@@ -49,9 +60,9 @@ def adaround(
         size = rate * np.sqrt(1 - _ADAM[1] ** (step + 1)) / (1 - _ADAM[0] ** (step + 1))
         v -= (size * first / (np.sqrt(second) + _ADAM[2])).astype(np.float32)
     found = low + (_soft(v) >= 0.5)
-    nearest = np.clip(np.rint(unit), -limit, limit)
+    nearest = np.clip(np.rint(unit), least, limit)
     behind = _error(found - unit, m) > _error(nearest - unit, m)
-    return np.asarray(scale[:, :, None] * np.where(behind[..., None], nearest, found).astype(np.float64))
+    return np.asarray(scale * np.where(behind[..., None], nearest, found).astype(np.float64))
 
 
 def _soft(v: Single) -> Single:

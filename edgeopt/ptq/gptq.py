@@ -21,12 +21,19 @@ _HOPELESS = 1e6
 _BLOCK = 64  # columns whose updates are collected before they are applied to the remaining columns
 
 
-def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) -> Wide:
-    """Round `w` to its grid: values scale * q with |q| <= limit.
+def by_weight(scale: Wide) -> Wide:
+    """Scales [groups, out] or [groups, out, in] as [groups, out, 1 or in]."""
+    return scale if scale.ndim == 3 else scale[:, :, None]
 
-    w: [groups, out, in]; h: [groups, in, in], in whose precision is computed; scale: [groups, out].
+
+def gptq(w: Wide, h: Wide, scale: Wide, limit: int, low: int | None = None, *, damping: float = 0.01) -> Wide:
+    """Round `w` to its grid: values scale * q with low <= q <= limit; low: -limit if None.
+
+    w: [groups, out, in]; h: [groups, in, in], in whose precision is computed; scale: [groups, out], or [groups, out,
+    in] where blocks of inputs have scales of their own.
     """
-    w, scale = w.astype(h.dtype), scale.astype(h.dtype)
+    w, s = w.astype(h.dtype), by_weight(scale).astype(h.dtype).swapaxes(1, 2)  # [groups, 1 or in, out]
+    low = -limit if low is None else low
     groups, _, size = w.shape
     diagonal = np.einsum("gii->gi", h)
     dead = diagonal <= 0
@@ -36,17 +43,19 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, *, damping: float = 0.01) ->
     rows = np.arange(groups)[:, None]
     damped, u = _factored(h[rows[:, :, None], order[:, :, None], order[:, None, :]], damping)
     wanted = np.take_along_axis(w.swapaxes(1, 2), order[:, :, None], 1)  # [groups, in, out]: one input is contiguous
+    s = np.take_along_axis(s, order[:, :, None], 1) if s.shape[1] > 1 else s
     left, done = wanted.copy(), np.empty_like(wanted)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
         errors = np.empty((groups, stop - start, w.shape[1]), h.dtype)
         for i in range(start, stop):
-            done[:, i] = scale * np.clip(np.rint(left[:, i] / scale), -limit, limit)
+            of_input = s[:, i % s.shape[1]]
+            done[:, i] = of_input * np.clip(np.rint(left[:, i] / of_input), low, limit)
             errors[:, i - start] = (left[:, i] - done[:, i]) / u[:, i, i][:, None]
             left[:, i + 1 : stop] -= errors[:, i - start, None] * u[:, i, i + 1 : stop, None]
         if stop < size:
             left[:, stop:] -= u[:, start:stop, stop:].swapaxes(1, 2) @ errors
-    nearest = scale[:, None] * np.clip(np.rint(wanted / scale[:, None]), -limit, limit)
+    nearest = s * np.clip(np.rint(wanted / s), low, limit)
     behind = _errors(wanted - done, damped) > _errors(wanted - nearest, damped)
     found = np.empty_like(done)
     np.put_along_axis(found, np.broadcast_to(order[:, :, None], done.shape), np.where(behind, nearest, done), 1)

@@ -25,25 +25,27 @@ from edgeopt.numbers.grid import QParams
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, error, gptq
+from edgeopt.ptq.gptq import by_weight as per_weight
 from edgeopt.ptq.grids import bias_grids, by_weight, channel_bias, scale_floor, within_pairs
 from edgeopt.ptq.moments import Layer, LayerMoments, name, rows, size_bytes, unrows
 from edgeopt.ptq.stochastic import stochastic
 
 _LARGE = 32 << 20  # bytes of moments
-Rounder = Callable[[Wide, Wide, Wide, int], Wide]
+Rounder = Callable[..., Wide]  # (w, h, scale, largest integer, smallest integer), as `gptq`
 
 
-def _nearest(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
-    return np.asarray(scale[:, :, None] * np.clip(np.rint(w / scale[:, :, None]), -limit, limit))
+def _nearest(w: Wide, h: Wide, scale: Wide, limit: int, low: int | None = None) -> Wide:
+    s = per_weight(scale)
+    return np.asarray(s * np.clip(np.rint(w / s), -limit if low is None else low, limit))
 
 
-def _by_chance(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
-    return stochastic(w, scale, limit, np.random.default_rng(0))
+def _by_chance(w: Wide, h: Wide, scale: Wide, limit: int, low: int | None = None) -> Wide:
+    return stochastic(w, scale, limit, np.random.default_rng(0), low)
 
 
-def _best(w: Wide, h: Wide, scale: Wide, limit: int) -> Wide:
+def _best(w: Wide, h: Wide, scale: Wide, limit: int, low: int | None = None) -> Wide:
     """For each output channel the result of GPTQ, or of AdaRound if its error is smaller."""
-    found, other = gptq(w, h, scale, limit), adaround(w, h, scale, limit)
+    found, other = gptq(w, h, scale, limit, low), adaround(w, h, scale, limit, low)
     behind = error(w - found, h) > error(w - other, h)
     return np.where(behind[..., None], other, found)
 
@@ -120,8 +122,8 @@ def rounded(
     w, grid = rows(node).astype(np.float64), params[str(weight.name)]
     aim = aim_of(w, [channel_bias(n) is not None for n in layer])
     blocks = len(aim.h) // len(w)
-    scale = np.repeat(_by_output(grid.scale, w), blocks, axis=0)
-    q = _joined(ROUNDERS[rounding](_divided(aim.w, blocks), aim.h, scale, grid.qtype.qmax), blocks)
+    scale = _scale(grid, w, blocks)
+    q = _joined(ROUNDERS[rounding](_divided(aim.w, blocks), aim.h, scale, grid.qtype.qmax, grid.qtype.qmin), blocks)
     if saturates and cost_class(node) != "Conv.depthwise":
         made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
         q = rows(node, made).astype(np.float64)
@@ -133,6 +135,16 @@ def rounded(
         b = bias.const_value.numpy()
         moved = np.einsum("goi,gi->go", w, before) - np.einsum("goi,gi->go", q, after)
         bias.const_value = ir.tensor((b + moved.reshape(b.shape)).astype(np.float32), name=bias.name)
+
+
+def _scale(grid: QParams, w: Wide, blocks: int) -> Wide:
+    """The scales of `w` [groups, out, in], whose inputs are divided into `blocks`: [groups * blocks, out], or with an
+    axis for inputs where the grid has a scale for every few of them.
+    """
+    if grid.block is None:
+        return np.repeat(_by_output(grid.scale, w), blocks, axis=0)
+    of_input = np.repeat(grid.scale.astype(np.float64).T[None], grid.block, axis=2)  # of a matrix [in / block, out]
+    return _divided(of_input, blocks)
 
 
 def _divided(w: Wide, blocks: int) -> Wide:

@@ -11,12 +11,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.ptq.gptq import by_weight
+
 Wide = NDArray[np.floating]
 
 
-def stochastic(w: Wide, scale: Wide, limit: int, rng: np.random.Generator) -> Wide:
-    """Round `w` to its grid: values scale * q with |q| <= limit. w: [groups, out, in]; scale: [groups, out]."""
-    unit = w / scale[:, :, None]
+def stochastic(w: Wide, scale: Wide, limit: int, rng: np.random.Generator, least: int | None = None) -> Wide:
+    """Round `w` to its grid: values scale * q with least <= q <= limit; least: -limit if None.
+
+    w: [groups, out, in]; scale: [groups, out], or [groups, out, in].
+    """
+    scale = by_weight(scale)
+    unit = w / scale
     low = np.floor(unit)
     q = low + (rng.random(w.shape) < unit - low)
-    return np.asarray(scale[:, :, None] * np.clip(q, -limit, limit))
+    return np.asarray(scale * np.clip(q, -limit if least is None else least, limit))

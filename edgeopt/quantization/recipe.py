@@ -110,7 +110,7 @@ class Recipe:
         if options.mode in _WHOLE:
             form: Form = "int4 stored" if options.mode == "weights" and options.bits == 4 else _WHOLE[options.mode]
             place, write = Place(form=form, exclude=exclude, include=include), Write(io_types=options.io_types)
-            found = Recipe((place, *(_rounding(options) if form == "int8 stored" else ()), write))
+            found = Recipe((place, *(_rounding(options) if form in ("int8 stored", "int4 stored") else ()), write))
         else:
             found = _static(options, exclude, include)
         return found.with_own(own_step(text) for text in options.steps)
@@ -125,7 +125,7 @@ def _static(options: Quantize, exclude: frozenset[str], include: frozenset[str])
     samples = _MOMENT_SAMPLES[options.effort]
     steps: list[Step] = [Equalize()] if options.equalize else []
     steps += [Smooth(alpha=options.smooth)] if options.smooth is not None else []
-    steps += [Place(exclude=exclude, include=include, measured=options.costs is not None), Observe()]
+    steps += [Place(exclude=exclude, include=include, measured=options.costs_file is not None), Observe()]
     steps += [Grids(rule=options.range_rule)]
     steps += [Clip(samples=samples)] if options.clip_weights else []
     if options.refit:

@@ -217,11 +217,12 @@ class Round(Step):
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None
-        stored = state.plan.having("int8 stored")
+        stored, stored4 = (state.plan.having(form) for form in ("int8 stored", "int4 stored"))
         model = state.model if state.params else untie(state.source, state.plan)
-        state = replace(state, model=model, params={**state.params, **stored_grids(model, stored)})
+        grids = stored_grids(model, stored, 8) | stored_grids(model, stored4, 4)
+        state = replace(state, model=model, params={**state.params, **grids})
         for part in layer_moments(state, self.samples):
-            model = reconstructed(model, state.params, part, state.target, self.how, stored)
+            model = reconstructed(model, state.params, part, state.target, self.how, stored | stored4)
         return replace(state, model=model)
 
 

@@ -79,6 +79,21 @@ def test_correlated_inputs_make_errors_good() -> None:
     assert error(w, gptq(w, h, scale, LIMIT), h) < 0.6 * error(w, nearest, h)
 
 
+def test_inputs_in_blocks_may_have_scales_of_their_own() -> None:
+    w, h, _ = problem(1, 5, 64, seed=6)
+    blocks = w.reshape(1, 5, 4, 16)
+    scale = np.repeat(np.abs(blocks).max(3) / -8.0, 16, axis=2)  # of -8 to 7, the end of which the peak takes
+    found = gptq(w, h, scale, 7, -8)
+    q = found / scale
+    np.testing.assert_allclose(q, np.rint(q), atol=1e-9)
+    assert q.max() <= 7 + 1e-9 and q.min() >= -8 - 1e-9
+    nearest = scale * np.clip(np.rint(w / scale), -8, 7)
+    assert error(w, found, h) < 0.8 * error(w, nearest, h)
+    alike = np.abs(w).max(2) / LIMIT
+    each = np.broadcast_to(alike[:, :, None], w.shape)
+    np.testing.assert_array_equal(gptq(w, h, each, LIMIT), gptq(w, h, alike, LIMIT))
+
+
 SINGULAR = {
     "zero": np.zeros((1, 6, 6)),
     "of rank one": np.ones((1, 6, 6)),
