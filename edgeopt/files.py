@@ -33,6 +33,14 @@ _TEMPORARY = "edgeopt.tmp-"  # and eight characters of tempfile's
 _YOUNG_S = 60.0
 
 
+def cache_folder() -> Path:
+    """The folder for what edgeopt may keep between runs and make again, as the system has it."""
+    system = {"Darwin": Path("~/Library/Caches"), "Windows": Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")}
+    given = os.environ.get("XDG_CACHE_HOME")
+    base = Path(given) if given else system.get(platform.system(), Path("~/.cache"))
+    return base.expanduser() / "edgeopt"
+
+
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that is removed at the end of the block.

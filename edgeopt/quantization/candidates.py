@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -101,31 +103,65 @@ def settled(task: Task) -> Recipe:
     return other
 
 
-def everywhere(task: Task, recipe: Recipe) -> Recipe | None:
-    """`recipe` with integers wherever there is a kernel, if that is faster on this machine than its own placement.
+@dataclass(frozen=True)
+class Placement:
+    """Where integers go, and how fast that is here."""
 
-    So the cost table's placement is not kept where integers everywhere are faster. Only the placement is timed, with
-    grids from one sample.
+    name: str
+    """Its name in reports."""
+    place: Place
+    speedup: float | None = None
+    """Over float; None where it was not timed."""
+    speedup_high: float = math.inf
+    """The most that it may be, by the intervals."""
+
+
+def placements(task: Task) -> list[Placement]:
+    """The placements to try: that of the task's recipe last, and before it those that are faster here by the clock,
+    the fastest first. They are by measured times, and integers wherever there is a kernel, so that no table and no sum
+    of times is kept where another placement is faster. Only the placement is timed, with grids from one sample.
     """
-    place = recipe.find(Place)
-    if place is None or not task.start.resources.timed or recipe.own or task.options.recipe is not None:
-        return None
+    place = task.recipe.find(Place) or Place()
+    if not task.start.resources.timed or task.recipe.own or task.options.recipe is not None:
+        return [Placement("static", place)]
     names = frozenset(str(n.name) for n in task.start.source.graph)
-    whole = place.model_copy(update={"include": names - place.exclude - place.floats - place.dynamics})
-    models = [_rough(task, p) for p in (place, whole)]
-    if models[0] is None or models[1] is None:
-        return None
+    choices = {"static": place}
+    if task.options.by_clock:
+        choices["static, placed by measured times"] = place.model_copy(update={"measured": True})
+    everywhere = {"include": names - place.exclude - place.floats - place.dynamics}
+    choices["static, integers everywhere"] = place.model_copy(update=everywhere)
+    plans = {name: choice(task.start).plan for name, choice in choices.items()}
+    integer = {name: plan.integer for name, plan in plans.items() if plan is not None and plan.integer}
+    once = {nodes: name for name, nodes in reversed(integer.items())}  # of equal ones the first
+    found = [Placement(name, choices[name]) for name in integer if name in once.values()]
     try:
-        sessions = {"placed": open_session(models[0]), "whole": open_session(models[1])}
-        feeds = dict.fromkeys(sessions, task.held[0][1])
-        speed = interleaved(sessions, "placed", feeds, seconds=_ROUGH_S, level=_ROUGH_GAIN)["whole"]
+        return _by_speed(task, found)
     except EdgeoptError as e:
-        task.note(f"integers wherever there is a kernel: {e}")
-        return None
-    if speed.speedup_low < _ROUGH_GAIN:
-        return None
-    task.note(f"integers wherever there is a kernel: {speed.speedup:.2f}x as fast as placed by the target's table")
-    return recipe.having(whole)
+        task.note(f"placements are not compared: {e}")
+        return found[:1]
+
+
+def _by_speed(task: Task, found: Sequence[Placement]) -> list[Placement]:
+    """The first placement last, before it those that are faster than it, the fastest first."""
+    models = {p.name: _rough(task, p.place) for p in found}
+    sessions = {name: open_session(model) for name, model in models.items() if model is not None}
+    if not found or found[0].name not in sessions:
+        return list(found)
+    first = found[0].name
+    sessions["float"] = task.float_session
+    feeds = dict.fromkeys(sessions, task.held[0][1])
+    times = interleaved(sessions, first, feeds, seconds=_ROUGH_S, level=_ROUGH_GAIN)
+    of_float = times.pop("float")
+    faster = sorted((n for n in times if times[n].speedup_low >= _ROUGH_GAIN), key=lambda n: -times[n].speedup)
+    by_name = {p.name: p for p in found}
+    return [
+        replace(
+            by_name[name],
+            speedup=times[name].speedup / of_float.speedup,
+            speedup_high=times[name].speedup_high / of_float.speedup_low,
+        )
+        for name in [*faster, first]
+    ]
 
 
 def _rough(task: Task, place: Place) -> ir.Model | None:
@@ -160,7 +196,7 @@ def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
         "int8 stored": "weights",
         "int4 stored": "weights (4 bits)",
     }
-    rounding = task.recipe.find(Round) if form == "int8 stored" else None
+    rounding = task.recipe.find(Round) if form in ("int8 stored", "int4 stored") else None
     middle = () if rounding is None else (rounding,)
     recipe = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
     made = draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])

@@ -1,4 +1,6 @@
-"""Measured costs of nodes: from the file given by `--costs`, and timed on this machine if it is the target."""
+"""Measured costs of nodes: from the file given by `--costs`, else from the book of this machine, and timed here if this
+machine is the target.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from edgeopt.errors import UsageError
+from edgeopt.errors import DataError, UsageError
 from edgeopt.numbers.grid import choose
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.ptq.grids import quantization_params, untie
@@ -28,8 +30,8 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
     """
     resources, model = state.resources, state.source
     known, path = resources.cache.costs, resources.costs_path
-    if known is None and path is not None:
-        known = costs.load(path)
+    if known is None:
+        known = _noted(state) if path is None else costs.load(path)
     nodes = [n for n in model.graph if refusal(n, probes) is None]
     missing = [n for n in nodes if known is None or known.of(n, probes) is None]
     if not missing or not (resources.timed and (known is None or known.host == costs.here())):
@@ -44,18 +46,35 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
             )
         return known
     with resources.cache.timed("costs"):
-        new = _measured(state, probes, nodes, exclude)
-        known = new if known is None else costs.joined(known, new)
-    resources.listener.note(f"costs: {len(nodes)} nodes timed in floats and in integers")
-    if path is not None:
+        known = _measured(state, probes, nodes, exclude, known)
+    where = path or resources.book
+    kept = "" if path is not None or where is None else f", kept in {where} (--costs table does without)"
+    resources.listener.note(f"costs: {len(nodes)} nodes timed in floats and in integers{kept}")
+    if where is not None:
         try:
-            costs.save(known, path)
+            if path is None:
+                where.parent.mkdir(parents=True, exist_ok=True)
+            costs.save(known, where)
         except OSError as e:
-            raise UsageError(f"--costs {path}: cannot be written ({e})") from e
+            if path is not None:
+                raise UsageError(f"--costs {path}: cannot be written ({e})") from e
+            resources.listener.note(f"costs: {where} cannot be written ({e}), and the times are not kept")
     return known
 
 
-def _measured(state: State, probes: Mapping[str, Probe], nodes: list[ir.Node], exclude: frozenset[str]) -> Costs:
+def _noted(state: State) -> Costs | None:
+    """What the book holds; a broken one is begun anew."""
+    book = state.resources.book
+    try:
+        return None if book is None else costs.load(book)
+    except DataError as e:
+        state.resources.listener.note(f"costs: begun anew: {e}")
+        return None
+
+
+def _measured(
+    state: State, probes: Mapping[str, Probe], nodes: list[ir.Node], exclude: frozenset[str], known: Costs | None
+) -> Costs:
     """Time a version of the model with every node in integers; its grids come from one sample, which is enough since
     they do not affect the time.
     """
@@ -64,4 +83,4 @@ def _measured(state: State, probes: Mapping[str, Probe], nodes: list[ir.Node], e
     grids = {v: choose(probes[s].lo, probes[s].hi, target.activation_type) for v, s in plan.grids.items()}
     untied = untie(model, plan)
     integer = fold_weights(insert_qdq(untied, plan, quantization_params(untied, plan, grids, target)))
-    return costs.measured(model, integer, nodes, plan.clamps, state.resources.feeds[0], probes)
+    return costs.measured(model, integer, nodes, plan.clamps, state.resources.feeds[0], probes, known)

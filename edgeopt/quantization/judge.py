@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from edgeopt.numbers.intervals import needed
 from edgeopt.numbers.scores import OutputReport, interval_of_agreement
+from edgeopt.quantization.candidates import Placement
 from edgeopt.quantization.check import SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
@@ -109,6 +110,13 @@ def plenty(task: Task, t: Tried) -> bool:
     """Whether a result is close to float and both smaller and faster, so that no other has to be tried."""
     faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
     return close(task, t) and t.smaller >= _SMALLER and faster
+
+
+def pays(task: Task, place: Placement) -> bool:
+    """Whether integers placed so may gain more than weights stored as integers do, which are as small, as fast as
+    float and nearer to it.
+    """
+    return place.speedup_high >= (1.0 if task.options.prefer == "speed" else _AS_MUCH)
 
 
 def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:

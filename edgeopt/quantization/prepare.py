@@ -34,6 +34,7 @@ from edgeopt.quantization.outputs import STEPS, fed_back, kinds, steps_on
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
+from edgeopt.runtime.costs import book
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, finite, floats_of, open_session, run_all
 
@@ -229,7 +230,8 @@ def _resources(
         cache=cache,
         max_ram=options.max_ram,
         timed=options.measure and target.name == targets.host(),
-        costs_path=options.costs,
+        costs_path=options.costs_file,
+        book=(options.book or book()) if options.by_clock else None,
     )
 
 

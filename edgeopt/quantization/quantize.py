@@ -28,7 +28,7 @@ from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
-from edgeopt.quantization.candidates import Draft, draft, everywhere, nothing_to_do, of_mode, settled, whole
+from edgeopt.quantization.candidates import Draft, Placement, draft, nothing_to_do, of_mode, placements, settled, whole
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
@@ -38,6 +38,7 @@ from edgeopt.quantization.judge import (
     line,
     missed,
     nearest,
+    pays,
     plenty,
     preferred,
     promising,
@@ -152,10 +153,9 @@ class Trials:
             self.task.note(line(self.task, found))
         return found
 
-    @property
-    def good(self) -> bool:
-        """Whether a candidate is close enough to float and not slower."""
-        return any(good(self.task, t) for t in self.tried)
+    def pass_over(self, place: Placement) -> None:
+        """Report a placement that is not made because it is no faster than float."""
+        self.refused.append(Candidate(place.name, None, place.speedup, "no faster than float, so not made"))
 
     @property
     def enough(self) -> bool:
@@ -246,10 +246,12 @@ def _try_static(task: Task, trials: Trials) -> None:
 
 
 def _try_auto(task: Task, trials: Trials) -> None:
-    """Try candidates until one is both smaller and faster: static (integers everywhere, if that is faster; else
-    placed), dynamic, weight-only, repaired static.
+    """Try candidates until one is both smaller and faster: static (the fastest placement first), dynamic, weight-only,
+    repaired static.
     """
-    static = _try_placements(task, trials)
+    found = placements(task)
+    paying = [p for p in found if pays(task, p)]
+    static = _try_placements(task, trials, paying)
     if trials.enough:
         return
     _try_whole(task, trials, "int8 dynamic")
@@ -258,21 +260,25 @@ def _try_auto(task: Task, trials: Trials) -> None:
         _try_whole(task, trials, "int8 stored")
     if task.options.prefer == "size":
         _try_whole(task, trials, "int4 stored")
+    rest = [p for p in found if p not in paying]
+    if rest and not any(good(task, t) for t in trials.tried):
+        static = _try_placements(task, trials, rest) or static
+    else:
+        for place in rest:
+            trials.pass_over(place)
     if static is not None and not good(task, static) and promising(task, static, trials.tried):
         _repair(task, trials, static)
 
 
-def _try_placements(task: Task, trials: Trials) -> Tried | None:
-    """Try integers everywhere if that is faster, then the recipe's placement; returns the last one tried, or None."""
-    recipe = settled(task)
-    whole_recipe = everywhere(task, recipe)
-    tried = None
-    if whole_recipe is not None:
-        made = draft(task, whole_recipe, "static, integers everywhere")
-        tried = None if made is None else trials.add(made)
-    if tried is None or not plenty(task, tried):
-        made = draft(task, recipe, "static")
-        tried = trials.add(made) if made is not None and made.static else tried
+def _try_placements(task: Task, trials: Trials, found: Sequence[Placement]) -> Tried | None:
+    """Try placements until one is close, since those that follow are slower; returns the last one tried, or None."""
+    tried, recipe = None, None
+    for place in found:
+        if tried is not None and (trials.enough or (close(task, tried) and task.options.prefer == "balanced")):
+            break
+        recipe = recipe or settled(task)
+        made = draft(task, recipe.having(place.place), place.name)
+        tried = (trials.add(made) if made is not None and made.static else None) or tried
     return tried
 
 

@@ -78,7 +78,9 @@ class Resources:
     timed: bool = False
     """Whether times measured on this machine are valid for the target."""
     costs_path: Path | None = None
-    """File with measured times of nodes."""
+    """The user's file with measured times of nodes."""
+    book: Path | None = None
+    """The file of times that edgeopt keeps, used if the user names none."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeopt.errors import DataError
-from edgeopt.files import json_of, replacing, temporary_folder, text_of
+from edgeopt.files import cache_folder, json_of, replacing, temporary_folder, text_of
 from edgeopt.graph.ops import rule
 from edgeopt.hardware.host import cpu_name
 from edgeopt.runtime.kernels import kind
@@ -39,8 +39,9 @@ from edgeopt.runtime.session import Feed, open_session
 from edgeopt.runtime.trace import kernel_runs, read_events
 
 SCHEMA = "edgeopt.costs/1"
-_ROUNDS = (5, 40)
-_SECONDS = 3.0  # time for all rounds of a measurement
+_ROUNDS = (2, 5, 40)  # at least, where the next limit of time is passed
+_SECONDS = (8.0, 2.0)  # for all rounds of a measurement: limits of the second and of the third number of rounds
+_MOST_TIMES = 50_000  # in a book
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
 _PS = 1e6  # picoseconds in a microsecond
 _CHAIN = (64, 28)  # channels and side length of the images used to measure crossings
@@ -60,6 +61,11 @@ class Costs:
     def of(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float] | None:
         """(float time, integer time) of `node`, None if it was not measured."""
         return self.times.get(key(node, probes))
+
+
+def book() -> Path:
+    """The file with the costs measured on this machine so far, in the user's cache."""
+    return cache_folder() / "costs" / f"{hashlib.sha256(here().encode()).hexdigest()[:16]}.json"
 
 
 def here() -> str:
@@ -92,9 +98,10 @@ def measured(
     clamps: Mapping[str, str],
     feed: Feed,
     probes: Mapping[str, Probe],
+    known: Costs | None = None,
 ) -> Costs:
-    """Measure the times of `nodes` of the model `floating`, and crossings; in the model `integer` all of them compute
-    in integers.
+    """`known` with the times of `nodes` of the model `floating`, and of crossings; in the model `integer` all of them
+    compute in integers. What is known is not measured again.
 
     clamps: Relu or Clip node that the integer form does not have -> the node before it.
     """
@@ -111,7 +118,10 @@ def measured(
         ours = math.inf if missing else sum(of_integer.get(name, {}).values())
         times[key(node, probes)].append((sum(of_float.get(name, {}).values()), ours))
     means = {k: (_mean(a for a, _ in v), _mean(b for _, b in v)) for k, v in times.items()}
-    return Costs(here(), means, crossings())
+    if known is None or known.crossings is None:
+        return Costs(here(), means, crossings())
+    kept = known.times if len(known.times) + len(means) <= _MOST_TIMES else {}
+    return Costs(known.host, {**means, **kept}, known.crossings)
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -127,7 +137,9 @@ def profiled(models: Sequence[ir.Model], feed: Feed) -> list[Events]:
     with temporary_folder() as folder:
         sessions = [open_session(m, profile=folder / str(i)) for i, m in enumerate(models)]
         start, rounds = time.monotonic(), 0
-        while rounds < _ROUNDS[0] or (rounds < _ROUNDS[1] and time.monotonic() - start < _SECONDS):
+        least, some, most = _ROUNDS
+        limits = {least: math.inf, some: _SECONDS[0], most: _SECONDS[1]}
+        while any(rounds < count and time.monotonic() - start < limit for count, limit in limits.items()):
             for session in sessions:
                 session.run(feed)
             rounds += 1
@@ -246,8 +258,3 @@ def save(costs: Costs, path: Path) -> None:
     """Write `costs` to a file, completely or not at all."""
     with replacing(path) as part:
         part.write_text(json.dumps(document(costs), indent=1) + "\n", encoding="utf-8")
-
-
-def joined(known: Costs, new: Costs) -> Costs:
-    """Both merged; known entries are kept."""
-    return Costs(known.host, {**new.times, **known.times}, known.crossings or new.crossings)

@@ -15,7 +15,7 @@ from edgeopt.graph.ops import OPS
 from edgeopt.hardware.target import load as target_of
 from edgeopt.ptq.place import place
 from edgeopt.runtime import costs
-from edgeopt.runtime.costs import Costs, document, joined, key, load, measured, parsed, save
+from edgeopt.runtime.costs import Costs, book, document, key, load, measured, parsed, save
 from edgeopt.runtime.probe import probe
 from tests import tiny
 from tests.models import normal
@@ -101,9 +101,12 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 def test_what_is_known_stays() -> None:
-    new = Costs("b", {"Conv 1,2 aa": (9.0, 9.0), "new": (1.0, 1.0)}, (7.0, 7.0, 7.0))
-    both = joined(TABLE, new)
-    assert both == Costs("a board", {**TABLE.times, "new": (1.0, 1.0)}, (1.0, 2.0, 3.0))
+    known = Costs("here", {key(NODES[0], PROBES): (9.0, 8.0), "Conv 1,2 aa": (2e6, 1e6)}, (1.0, 2.0, 3.0))
+    made = static(MODEL, [FEED], TARGET)
+    both = measured(MODEL, made.result, NODES, made.plan.clamps, FEED, PROBES, known)
+    assert both.host == "here" and both.crossings == (1.0, 2.0, 3.0)
+    assert known.times.items() <= both.times.items()
+    assert all(both.of(n, PROBES) is not None for n in NODES)
 
 
 BROKEN: list[Any] = [
@@ -161,3 +164,45 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_costs_that_can_neither_be_read_nor_measured_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="make it on a machine that is one"):
         quantize(tiny.frozen(MODEL), FEEDS, costs=tmp_path / "none.json", target="cpu-arm64", **CHOICES)
+
+
+# the book that edgeopt keeps
+
+AUTO: dict[str, Any] = {"mode": "auto", "include": ("Conv",), "samples": 8}
+
+
+def test_auto_keeps_a_book_and_needs_no_second_look(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "book.json"
+    first = quantize(tiny.frozen(MODEL), FEEDS, book=file, **AUTO).report
+    assert any(f"kept in {file}" in n for n in first.notes)
+    before = file.read_bytes()
+    again = quantize(tiny.frozen(MODEL), FEEDS, book=file, **AUTO).report
+    assert not any("timed in floats" in n for n in again.notes) and file.read_bytes() == before
+
+
+@pytest.mark.parametrize("choices", [{"costs": "table"}, {"measure": False}, {"mode": "static"}, {"effort": "fast"}])
+def test_without_a_clock_or_by_the_table_there_is_no_book(choices: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "book.json"
+    report = quantize(tiny.frozen(MODEL), FEEDS, book=file, **{**AUTO, **choices}).report
+    assert not file.exists() and not any("timed in floats" in n for n in report.notes)
+
+
+def test_a_broken_book_is_begun_anew(tmp_path: Path) -> None:
+    file = tmp_path / "book.json"
+    file.write_text("{", encoding="utf-8")
+    report = quantize(tiny.frozen(MODEL), FEEDS, book=file, **AUTO).report
+    assert any("begun anew" in n for n in report.notes) and load(file) is not None
+
+
+def test_a_book_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    report = quantize(tiny.frozen(MODEL), FEEDS, book=tmp_path / "file" / "book.json", **AUTO).report
+    assert any("the times are not kept" in n for n in report.notes)
+
+
+def test_the_book_lies_in_the_users_cache_by_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert book().parent == tmp_path / "edgeopt" / "costs" and book() == book()
+    before = book()
+    monkeypatch.setattr(costs, "here", lambda: "another machine")
+    assert book() != before

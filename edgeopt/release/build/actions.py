@@ -18,7 +18,7 @@ from edgeopt.hardware import target as targets
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.options.models import Shrink, Simplify
-from edgeopt.options.quantize import Quantize
+from edgeopt.options.quantize import TABLE, Quantize
 from edgeopt.options.reading import Reading
 from edgeopt.release.build.sources import there
 from edgeopt.release.project.checks import FILES
@@ -27,6 +27,7 @@ from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import open_session
 
 Facts = Mapping[str, Any]
+BOOK = "edgeopt.costs.json"  # measured times, beside the project file
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def files(step: Any, context: Context) -> dict[str, Path]:
     target = getattr(step, "target", None)
     if target is not None and targets.is_file(target):
         given["target"] = target
-    return {key: context.root / path for key, path in given.items() if path is not None}
+    return {key: context.root / path for key, path in given.items() if path is not None and str(path) != TABLE}
 
 
 def code(step: Any) -> list[str]:
@@ -133,6 +134,7 @@ def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
     with temporary_folder() as folder:  # quantize appends to the cost file, and a build must not change its inputs
         given = files(step, context).get("costs")
         costs = {} if given is None else {"costs": Path(shutil.copy(given, folder / "costs.json"))}
+        costs["book"] = context.root / BOOK  # of the project, so that its builds stay repeatable
         more = {"output": output, "samples": context.project.data.samples, **costs}
         r = quantize(source, context.data, Quantize(**_chosen(step, context, more))).report
     sqnr = "exact" if math.isinf(r.worst_sqnr_db) else f"{r.worst_sqnr_db:.1f} dB"

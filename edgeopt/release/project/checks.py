@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgeopt.errors import UsageError
 from edgeopt.hardware import target as targets
+from edgeopt.options.quantize import TABLE
 from edgeopt.release.build.sources import module_files, there
 from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
@@ -47,7 +48,7 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
                 except UsageError as e:
                     yield ("variants", variant, "steps", str(i), "target"), str(e)
     for at, path in named.items():
-        if path is not None and not (there(home / path) and (home / path).is_file()):
+        if path is not None and str(path) != TABLE and not (there(home / path) and (home / path).is_file()):
             yield at, f"{str(path)!r}: no such file in {home}"
 
 
