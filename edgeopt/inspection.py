@@ -4,7 +4,6 @@ target would compute in integers, and figures of samples.
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -25,17 +24,14 @@ from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.files import check_place, packed_bytes, replacing, staged, writing
 from edgeopt.graph.ops import macs_of
 from edgeopt.hardware import target
-from edgeopt.hardware.host import at_most
 from edgeopt.options import takes
 from edgeopt.options.models import Inspect, PreviewOptions
 from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import place
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.probe import Probe, probe_and_shapes
-from edgeopt.runtime.session import open_session
+from edgeopt.runtime.session import RUN_S, bounded, open_session
 
-_RUN_S = 60.0  # of the model on made-up inputs
-_RUN_BYTES = 1_500_000_000  # which a model with loops may take beside its weights
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
@@ -78,8 +74,8 @@ def inspect(model: Source, options: Inspect) -> Inspection:
     why = ""
     try:
         simple = simplify(form)
-        with at_most(_RUN_BYTES + 4 * graph.size_bytes(form)) if _loops(form) else contextlib.nullcontext():
-            probes, ran = probe_and_shapes(simple, feed, _RUN_S)
+        with bounded(form):
+            probes, ran = probe_and_shapes(simple, feed, RUN_S)
         work = sum(macs_of(n, ran) for n in simple.graph)
         activation_bytes = sum(
             4 * probes[str(v.name)].size for n in simple.graph for v in n.outputs if str(v.name) in probes
@@ -144,11 +140,6 @@ def _draw(path: Path, feeds: list[Feed], inputs: list[InputSpec], found: Samples
         raise UsageError("--sheet: the samples are no images")
     with writing(path.parent), replacing(path) as part:
         sheet(feeds, spec, found.resolved).save(part, format="PNG")
-
-
-def _loops(model: ir.Model) -> bool:
-    """Whether how often something runs is in values, which may be absurd."""
-    return any(n.op_type in ("Loop", "Scan") for n in model.graph.all_nodes())
 
 
 def _integer(model: ir.Model, name: str, probes: Mapping[str, Probe]) -> dict[str, int]:

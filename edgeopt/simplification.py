@@ -20,7 +20,7 @@ from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import finite, open_session, run_all
+from edgeopt.runtime.session import finite, open_session, run_all, try_loops
 from edgeopt.runtime.transformer import fuse
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
@@ -62,6 +62,7 @@ def simplify(model: Source, options: Simplify) -> Simplified:
     fused = source if transformer is None else fuse(source, transformer, backend=options.backend)
     result = fused if transformer is not None else passes.simplify(source)
     feeds = _feeds(source, options)
+    try_loops(source, feeds[0][1])
     with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         graph.write(result, final)

@@ -14,7 +14,9 @@ import pytest
 
 import edgeopt
 from edgeopt import graph
+from edgeopt.data import InputSpec, read
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError, ValidityError
+from edgeopt.options.distill import Distill
 from tests import models, tiny
 from tests.models import STATIC, Ears
 
@@ -412,3 +414,29 @@ def test_a_model_without_weights_stays_float_and_the_reason_is_true() -> None:
     made = tiny.proto("g (float[N,16] x) => (float[N,16] y) { a = Sin(x)  y = Cos(a) }").SerializeToString()
     found = edgeopt.quantize(made, models.normal(30, 16), measure=False).report
     assert "nothing to quantize: no node has a constant weight" in found.reason
+
+
+LOOP = """g (float[1,4096] x) => (float[1,4096] y, float[M,1,4096] s) {
+    y, s = Loop (n, , x) <body = b (int64 i, bool c, float[1,4096] a) => (bool d, float[1,4096] e, float[1,4096] f) {
+        d = Identity(c)  e = Relu(a)  f = Identity(a) }> }"""
+
+
+@pytest.mark.parametrize("command", ["quantize", "simplify", "profile", "distill"])
+def test_a_loop_that_fills_the_memory_is_given_up(command: str, tmp_path: Path) -> None:
+    bomb = tiny.proto(LOOP, n=np.int64(10**6))
+    (tmp_path / "bomb.onnx").write_bytes(bomb.SerializeToString())
+    with pytest.raises(DataError, match=r"Failed to allocate memory|takes more than"):
+        if command == "quantize":
+            edgeopt.quantize(tmp_path / "bomb.onnx", "random", samples=2)
+        elif command == "simplify":
+            edgeopt.simplify(tmp_path / "bomb.onnx")
+        elif command == "profile":
+            edgeopt.profile([tmp_path / "bomb.onnx"], seconds=0.1)
+        else:
+            edgeopt.distill(tmp_path / "bomb.onnx", "random", teacher=tmp_path / "bomb.onnx", samples=2)
+
+
+def test_random_samples_are_few_unless_many_are_asked_for() -> None:
+    inputs = [InputSpec("x", np.dtype(np.float32), (1, 4))]
+    counts = [len(read("random", inputs, o, lambda feed: []).samples) for o in (Distill(), Distill(samples=2000))]
+    assert counts == [264, 2008]

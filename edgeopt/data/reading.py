@@ -28,6 +28,7 @@ Data = str | Path | InMemory
 Run = Callable[[Feed], Outputs]
 Distance = Callable[[Sequence[Feed]], float]
 _GUESS_SAMPLES = (12, 48)  # looked at; more if fewer do not decide
+_RANDOM = 256  # samples, if not told: as many as asked for are held in memory
 _SPARE = 8  # random samples in addition to the calibration samples
 
 
@@ -71,7 +72,8 @@ def _read(
         return Samples(readers.samples(data), "arrays in memory", notes=tuple(readers.notes))
     if data == RANDOM:
         warning = "random data: ranges and figures mean nothing for real inputs; use it to try the tool only"
-        return Samples(random_samples(inputs, reading.samples + _SPARE), RANDOM, notes=(warning,))
+        count = reading.samples if "samples" in reading.model_fields_set else min(reading.samples, _RANDOM)
+        return Samples(random_samples(inputs, count + _SPARE), RANDOM, notes=(warning,))
     spec = image_input(needed(inputs))
     if spec is None or not _has_images(Path(data), inputs, reading):
         return open_data(data, inputs, reading)

@@ -27,7 +27,7 @@ from edgeopt.profiling.live import Live, live
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
 from edgeopt.profiling.results import Ops, Placement
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import finite, open_session
+from edgeopt.runtime.session import finite, open_session, try_loops
 
 _TRACE_S = 1.0
 
@@ -79,6 +79,7 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
                 raise type(e)(f"{arm.model}: {e}") if len(models) > 1 else e from e
             if not finite(x for feed in feeds for x in feed.values()):
                 told += "; some values are not finite"
+            try_loops(model, feeds[0])
             read[key] = feeds, told, folder / f"feeds{i}.npz"
             inputs.write_feeds(read[key][0], read[key][2])
             listener.note(f"{arm.label}: {read[key][1]}")

@@ -36,7 +36,7 @@ from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
 from edgeopt.runtime.costs import book
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import Session, finite, floats_of, open_session, run_all
+from edgeopt.runtime.session import Session, finite, floats_of, open_session, run_all, try_loops
 
 _FEW = 16
 _FEW_HELD = 30  # samples, fewer of which hardly show a fall of a metric
@@ -156,6 +156,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     feeds, problems = readable(held, total=len(calibration) + len(held))
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
+    try_loops(single, feeds[0][1])
     reference = run_all(session, feeds, workers=cores())
     _check_finite(feeds, reference)
     simplified = _ranked(simplified, reference[0])

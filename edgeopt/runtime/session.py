@@ -4,6 +4,7 @@ outputs on request.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,8 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgeopt.errors import DataError, ModelError, UsageError
 from edgeopt.files import temporary_folder
+from edgeopt.graph.facts import size_bytes
 from edgeopt.graph.serialization import write
-from edgeopt.hardware.host import threads
+from edgeopt.hardware.host import at_most, threads
 from edgeopt.numbers.scores import Outputs
 
 Feed = Mapping[str, NDArray[Any]]
@@ -39,6 +41,8 @@ ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+RUN_S = 60.0  # of a model that is not trusted yet
+_LOOP_BYTES = 1_500_000_000  # beside the weights
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -140,6 +144,30 @@ def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.Inference
         path = folder / "model.onnx"
         write(model, path)
         return ort.InferenceSession(str(path), settings, providers=providers)
+
+
+def loops(model: ir.Model) -> bool:
+    """Whether how often something runs is in values, which may be absurd."""
+    return any(n.op_type in ("Loop", "Scan") for n in model.graph.all_nodes())
+
+
+def bounded(model: ir.Model) -> contextlib.AbstractContextManager[None]:
+    """Within it `model` may take a bounded memory if it has loops."""
+    return at_most(_LOOP_BYTES + 4 * size_bytes(model)) if loops(model) else contextlib.nullcontext()
+
+
+def try_loops(model: ir.Model, feed: Feed) -> None:
+    """Run a model that has loops once, in a bounded time and memory.
+
+    Raises:
+        DataError: it takes more.
+    """
+    if loops(model):
+        try:
+            with bounded(model):
+                open_session(model).run(feed, RUN_S)
+        except MemoryError as e:
+            raise DataError(f"a loop of the model takes more than {_LOOP_BYTES / 1e9:.1f} GB on a sample") from e
 
 
 def with_outputs(model: ir.Model, values: Sequence[str], *, copy: bool = True) -> ir.Model:

@@ -21,7 +21,7 @@ from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.ptq.guard import guarded
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import Session, open_session
+from edgeopt.runtime.session import Session, open_session, try_loops
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses
 from edgeopt.train.batches import Examples
@@ -158,7 +158,9 @@ def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill
         listener.note(line)
     for feed in examples.feeds[:1]:
         others = {s.name for s in more}
-        check_feed({k: v for k, v in feed.items() if k not in others}, student, "the first sample")
+        own = {k: v for k, v in feed.items() if k not in others}
+        check_feed(own, student, "the first sample")
+        try_loops(student, own)
     return examples
 
 
