@@ -18,7 +18,7 @@ from edgeopt.data import InputSpec, read
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError, ValidityError
 from edgeopt.options.distill import Distill
 from tests import models, tiny
-from tests.models import STATIC, Ears
+from tests.models import STATIC, Ears, normal
 
 X = models.normal(30, 4)
 
@@ -440,3 +440,20 @@ def test_random_samples_are_few_unless_many_are_asked_for() -> None:
     inputs = [InputSpec("x", np.dtype(np.float32), (1, 4))]
     counts = [len(read("random", inputs, o, lambda feed: []).samples) for o in (Distill(), Distill(samples=2000))]
     assert counts == [264, 2008]
+
+
+def test_types_behind_operators_of_other_domains_come_from_onnx_runtime() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]> g (float[N,32] x) => (float[N,16] y) {
+        a = MatMul(x, w)  b = com.microsoft.Gelu(a)  c = Relu(b)  y = MatMul(c, v) }"""
+    model = tiny.proto(text, w=normal(32, 64), v=normal(64, 16))
+    report = edgeopt.quantize(model, "random", mode="fp16", measure=False).report
+    assert report.worst_sqnr_db > 50 and report.bytes_after == {"float16": 2 * (32 * 64 + 64 * 16)}
+
+
+def test_values_of_bfloat16_are_no_obstacle() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[N,32] x) => (float[N,16] y) {
+        h = Cast <to = 16> (x)  k = Cast <to = 1> (h)  a = MatMul(k, w)  y = Relu(a) }"""
+    model = tiny.proto(text, w=normal(32, 16))
+    assert edgeopt.inspect(model).macs == 32 * 16
+    report = edgeopt.quantize(model, "random", mode="static", include=("MatMul",), measure=False).report
+    assert report.integer_nodes and report.worst_sqnr_db > 25

@@ -7,7 +7,7 @@ the float model, and kept by names, under which it is found in every form of the
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -27,6 +27,7 @@ _SELECTS: dict[str, tuple[int, ...]] = {
 }
 _OF_SHAPES = frozenset({"Shape", "Size"})
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Cast"})
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 _BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
@@ -74,12 +75,13 @@ def selects(model: ir.Model) -> bool:
     return any(n.op_type in _SELECTS for n in model.graph.all_nodes())
 
 
-def selection(model: ir.Model, floats: Container[str]) -> Selection | None:
+def selection(model: ir.Model, types: Mapping[str, ir.DataType]) -> Selection | None:
     """The end of `model` (canonical) that selections decide; None if there is none, or if layers with weights follow
     it, so that it is not the end.
 
-    floats: the names of the values of the main graph that are floats.
+    types: of the values of the main graph, by name.
     """
+    floats = {name for name, dtype in types.items() if dtype in _FLOATS}
     computed = _computed(model.graph)
     behind = _closed(model.graph, {n for n in model.graph if _selects(n, computed, floats)})
     while others := [v for _, _, v in _entering(model.graph, behind, computed) if v.name not in floats]:

@@ -36,7 +36,7 @@ from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
 from edgeopt.runtime.costs import book
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import Session, finite, floats_of, open_session, run_all, try_loops
+from edgeopt.runtime.session import Session, finite, open_session, run_all, try_loops, types_of
 
 _FEW = 16
 _FEW_HELD = 30  # samples, fewer of which hardly show a fall of a metric
@@ -146,7 +146,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     target = targets.load(options.target)
     single = unfolded(widened(model))
     simplified = simplify(single)
-    chosen = selection(simplified, floats_of(simplified)) if selects(simplified) else None
+    chosen = selection(simplified, types_of(simplified)) if selects(simplified) else None
     recipe, include, lengths = _choices(options, model, simplified, chosen)
     session = open_session(model if _runs(model) else single, threads=1)
     given = read(data, specs(model), options, session.run, norm_distance(model))

@@ -37,6 +37,7 @@ from edgeopt.quantization.costing import costed
 from edgeopt.quantization.looking import layer_moments, layer_parts, observe_missing, widened
 from edgeopt.quantization.state import State
 from edgeopt.runtime.probe import Probe, probe
+from edgeopt.runtime.session import types_of
 
 SELECTION = 32  # the first calibration samples, on which a search compares models; weights are not fitted to them
 _MOMENT_SAMPLES = 32
@@ -281,7 +282,13 @@ class Write(Step):
                 peaks[name] = max(peaks.get(name, 0.0), 0.0 if np.isnan(peak) or np.isinf(peak) else peak)
         names = frozenset(str(n.name) for n in state.model.graph.all_nodes())
         keep = names - plan.having("fp16")
-        return fp16(graph.typed(state.model), keep=keep, io_keep=self.io_types == "keep", peaks=peaks)
+        model = graph.typed(state.model)
+        missing = [v for n in model.graph for v in n.outputs if v.dtype is None and v.name]
+        types = types_of(model) if missing else {}  # behind operators of other domains
+        for value in missing:
+            if str(value.name) in types:
+                value.type = ir.TensorType(types[str(value.name)])
+        return fp16(model, keep=keep, io_keep=self.io_types == "keep", peaks=peaks)
 
 
 class Own(Step):

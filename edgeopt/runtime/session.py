@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ ERRORS: tuple[type[Exception], ...] = (
 )
 RUN_S = 60.0  # of a model that is not trusted yet
 _LOOP_BYTES = 1_500_000_000  # beside the weights
-_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
+_TENSOR = re.compile(r"tensor\((\w+)\)")
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -179,11 +180,14 @@ def with_outputs(model: ir.Model, values: Sequence[str], *, copy: bool = True) -
     return shown
 
 
-def floats_of(model: ir.Model) -> frozenset[str]:
-    """The names of the float values that nodes of the main graph give."""
+def types_of(model: ir.Model) -> dict[str, ir.DataType]:
+    """The types of the values that nodes of the main graph give, as ONNX Runtime has them, by name: behind operators of
+    other domains nothing else knows them.
+    """
     values = [str(v.name) for n in model.graph for v in n.outputs if v.name and (v.uses() or v.is_graph_output())]
     session = open_session(with_outputs(model, values), level="none")
-    return frozenset(o.name for o in session.raw.get_outputs() if o.type in _FLOATS)
+    found = {o.name: _TENSOR.fullmatch(o.type) for o in session.raw.get_outputs()}
+    return {name: ir.DataType[m[1].upper()] for name, m in found.items() if m is not None}
 
 
 def finite(arrays: Iterable[NDArray[Any]]) -> bool:

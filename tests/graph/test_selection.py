@@ -10,7 +10,7 @@ import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ValidityError
 from edgeopt.graph.selection import Selection, selection
-from edgeopt.runtime.session import floats_of
+from edgeopt.runtime.session import types_of
 from tests import tiny
 from tests.models import normal
 
@@ -53,7 +53,7 @@ def detector() -> ir.Model:
 
 
 def of(model: ir.Model) -> Selection | None:
-    return selection(model, floats_of(model))
+    return selection(model, types_of(model))
 
 
 def test_boxes_and_scores_before_the_selection_stand_for_what_it_leaves() -> None:
