@@ -218,6 +218,15 @@ def _exists(path: Path) -> bool:
 _NO_SAMPLES = frozenset({".onnx", ".toml", ".json", ".svg", ".html"})
 
 
+def is_text(path: Path) -> bool:
+    """Whether the absolute path is UTF-8 text, which a name of a file need not be."""
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_place(path: Path, force: bool, reads: Iterable[object] = ()) -> None:
     """Check that an output file can be written to `path`.
 
@@ -226,6 +235,10 @@ def check_place(path: Path, force: bool, reads: Iterable[object] = ()) -> None:
     Raises:
         UsageError: it exists already (and not `force`), is read, its folder does not exist, or it cannot be a file.
     """
+    if not is_text(path):
+        raise UsageError(
+            f"{path}: its name is no UTF-8 text, which ONNX Runtime cannot open; choose another name with -o"
+        )
     try:
         for read in (Path(r) for r in reads if isinstance(r, str | Path) and path.exists()):
             sample = path.suffix.lower() not in _NO_SAMPLES

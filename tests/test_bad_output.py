@@ -5,7 +5,9 @@ anything.
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -96,6 +98,18 @@ def test_any_name_will_do(name: str, mode: str, tmp_path: Path) -> None:
     assert names(tmp_path) == [name]
     assert made.report.output_bytes == (tmp_path / name).stat().st_size > 0
     assert made.report.download_bytes > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_refused_in_words(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.onnx"))
+    odd.write_bytes(models.dense())
+    with pytest.raises(UsageError, match=r"no UTF-8 text.*choose another name with -o"):
+        edgeopt.quantize(odd, X, output=odd.with_suffix(".int8.onnx"), **STATIC)
+    with pytest.raises(ModelError, match=r"no UTF-8 text.*rename it"):
+        edgeopt.profile([odd], seconds=0.1)
+    assert edgeopt.quantize(odd, X, output=tmp_path / "q.onnx", **STATIC).path == tmp_path / "q.onnx"
+    assert names(tmp_path) == sorted([odd.name, "q.onnx"])
 
 
 def test_neighbours_with_the_same_first_letters_are_neither_counted_nor_touched(tmp_path: Path) -> None:

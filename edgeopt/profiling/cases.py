@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from edgeopt import graph
 from edgeopt.data import Feed, made_up, read, readable, specs
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import DataError, EdgeoptError, WorkerError
-from edgeopt.files import sha256
+from edgeopt.errors import DataError, EdgeoptError, ModelError, WorkerError
+from edgeopt.files import is_text, sha256
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
 from edgeopt.profiling import inputs
@@ -64,6 +64,8 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
     Raises:
         ModelError, UsageError, DataError: a model, a dimension or the data cannot be used.
     """
+    if unreadable := [arm.model for arm in wanted if not is_text(arm.model)]:
+        raise ModelError(f"{unreadable[0]}: its name is no UTF-8 text, which ONNX Runtime cannot open; rename it")
     models = {arm.model: graph.canonical(graph.load(arm.model)) for arm in wanted}
     digests = {path: sha256(path, *graph.external_files(model)) for path, model in models.items()}
     found = []

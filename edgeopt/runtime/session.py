@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from edgeopt.errors import DataError, ModelError, UsageError
-from edgeopt.files import temporary_folder
+from edgeopt.files import is_text, temporary_folder
 from edgeopt.graph.facts import size_bytes
 from edgeopt.graph.serialization import write
 from edgeopt.hardware.host import at_most, threads
@@ -139,6 +139,8 @@ def open_session(
 def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.InferenceSession:
     providers = ["CPUExecutionProvider"]
     if isinstance(model, Path):
+        if not is_text(model):
+            raise ModelError(f"{model}: its name is no UTF-8 text, which ONNX Runtime cannot open; rename it")
         return ort.InferenceSession(str(model), settings, providers=providers)
     # through a file, because serialized bytes would stay in memory in addition to the session's own copy
     with temporary_folder() as folder:
