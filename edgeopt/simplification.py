@@ -18,6 +18,7 @@ from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
 from edgeopt.options import takes
 from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
+from edgeopt.passes.tie import tied
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import finite, open_session, run_all, try_loops
@@ -60,7 +61,7 @@ def simplify(model: Source, options: Simplify) -> Simplified:
     source = graph.canonical(graph.load(model))
     # the transformer fusions match the patterns written by exporters, so they run first
     fused = source if transformer is None else fuse(source, transformer, backend=options.backend)
-    result = fused if transformer is not None else passes.simplify(source)
+    result = tied(fused if transformer is not None else passes.simplify(source))
     feeds = _feeds(source, options)
     try_loops(source, feeds[0][1])
     with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:

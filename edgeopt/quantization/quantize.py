@@ -28,6 +28,7 @@ from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
+from edgeopt.passes.tie import tied
 from edgeopt.quantization.candidates import Draft, Placement, draft, nothing_to_do, of_mode, placements, settled, whole
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
@@ -210,9 +211,10 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
         kept = nearest(task, tried)
         return kept, _why(task, kept, tried)
     nothing = "" if tried or trials.refused else _nothing(task)
-    state = min(task.start, task.start.of(task.source), key=lambda s: _file_bytes(s.model))
+    small = task.start.of(tied(task.start.model))
+    state = min(small, task.start.of(task.source), key=lambda s: _file_bytes(s.model))
     kept = verify(task, Draft("float", state), trials.path)
-    if state is task.start and not close(task, kept):  # float64 values beyond float32
+    if state is small and not close(task, kept):  # float64 values beyond float32
         kept = verify(task, Draft("float", task.start.of(task.source)), trials.path)
     why = nothing or "no integer form was both close enough and no slower"
     reason = f"float: {why}; the file is the simplified float model"

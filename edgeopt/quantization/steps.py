@@ -19,6 +19,7 @@ from edgeopt import graph
 from edgeopt.data.foreign import foreign, named
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.graph.plan import Form, Plan
+from edgeopt.numbers.grid import INT8_WEIGHT, QParams
 from edgeopt.options.declare import ChoiceTable, Options
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
@@ -26,6 +27,7 @@ from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
+from edgeopt.passes.tie import of_tables, tied
 from edgeopt.passes.weights import spread, storable, stored_grids, weight_only
 from edgeopt.ptq.equalize import equalized
 from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
@@ -222,9 +224,16 @@ class Round(Step):
         model = state.model if state.params else untie(state.source, state.plan)
         grids = stored_grids(model, stored, 8) | stored_grids(model, stored4, 4)
         state = replace(state, model=model, params={**state.params, **grids})
+        alike = of_tables(model)
         for part in layer_moments(state, self.samples):
-            model = reconstructed(model, state.params, part, state.target, self.how, stored | stored4)
+            own = {name: m for name, m in part.items() if name not in alike or not _as_table(state.params[name])}
+            model = reconstructed(model, state.params, own, state.target, self.how, stored | stored4)
         return replace(state, model=model)
+
+
+def _as_table(grid: QParams) -> bool:
+    """Whether a weight is on the grid on which the rows of a table are stored."""
+    return grid.block is None and grid.qtype == INT8_WEIGHT
 
 
 class Refit(Step):
@@ -257,7 +266,7 @@ class Write(Step):
         assert state.plan is not None
         plan, model = state.plan, state.model
         if plan.having("fp16"):
-            return replace(state, model=self._half(state, plan), written=True)
+            return replace(state, model=tied(self._half(state, plan)), written=True)
         if plan.integer:
             model = fold_weights(insert_qdq(model, plan, state.params))
         dynamics = plan.having("int8 dynamic")
@@ -272,7 +281,7 @@ class Write(Step):
         if layers_stored:
             raised = graph.raise_opset(model, _INT4_OPSET) if stored4 else model
             model = weight_only(raised, 4 if stored4 else 8, layers_stored, state.params)
-        return replace(state, model=spread(quantize_embeddings(model, stored | stored4)), written=True)
+        return replace(state, model=tied(spread(quantize_embeddings(model, stored | stored4))), written=True)
 
     def _half(self, state: State, plan: Plan) -> ir.Model:
         peaks: dict[str, float] = {}

@@ -1,0 +1,85 @@
+"""Tied weights are stored once: a matrix that is another one, as it is or transposed, is made from it when the file is
+loaded, where ONNX Runtime folds it again. Exporters share the table of an embedding with the last layer by a Transpose,
+which constant folding turns into a second table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from edgeopt.graph.edit import Names, drop_unused
+from edgeopt.graph.edit import node as make
+from edgeopt.passes.embedding import embeddings
+
+_LEAST = 4096  # bytes
+_SHOWN = 64  # elements of the diagonal, which a transposed matrix shares
+
+
+def tied(model: ir.Model) -> ir.Model:
+    """A clone with large matrices that equal another one, or another one transposed, made from it."""
+    copy = model.clone()
+    names, tables = Names(copy), _tables(copy)
+    order = sorted(_matrices(copy), key=lambda v: v.name not in tables)  # rows are read of a table as it is
+    kept: dict[object, list[ir.Value]] = {}
+    for value in order:
+        array = _array(value)
+        others = kept.setdefault(_key(array), [])
+        for other in others:
+            if np.array_equal(array, _array(other)):
+                value.replace_all_uses_with(other)
+                break
+            if value.name not in tables and np.array_equal(array, _array(other).T):
+                turn = make(names, "Transpose", [other], f"{value.name}_Transpose", [ir.AttrInt64s("perm", [1, 0])])
+                turn.outputs[0].type, turn.outputs[0].shape = value.type, value.shape
+                copy.graph.append(turn)
+                value.replace_all_uses_with(turn.outputs[0])
+                break
+        else:
+            others.append(value)
+    copy.graph.sort()
+    drop_unused(copy)
+    return copy
+
+
+def of_tables(model: ir.Model) -> frozenset[str]:
+    """The names of the constants that equal a table of an embedding, as they are or transposed: to be stored once, all
+    have to be rounded alike.
+    """
+    tables = _tables(model)
+    arrays = [_array(v) for v in _matrices(model) if v.name in tables]
+    keys = {_key(a) for a in arrays}
+    return frozenset(
+        str(v.name)
+        for v in _matrices(model)
+        if _key(x := _array(v)) in keys and any(np.array_equal(x, a) or np.array_equal(x, a.T) for a in arrays)
+    )
+
+
+def _tables(model: ir.Model) -> set[str]:
+    """The names of the constants of which nodes read rows."""
+    large = embeddings(model)
+    readers = [n for n in model.graph.all_nodes() if n.name in large or n.op_type == "Gather"]
+    return {str(n.inputs[0].name) for n in readers if n.inputs and n.inputs[0] is not None}
+
+
+def _matrices(model: ir.Model) -> Iterator[ir.Value]:
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output() or value.is_graph_input() or len(tensor.shape) != 2:
+            continue
+        if tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth >= 8 and tensor.nbytes >= _LEAST:
+            yield value
+
+
+def _array(value: ir.Value) -> NDArray[np.generic]:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _key(array: NDArray[np.generic]) -> object:
+    """What a matrix has in common with its transpose."""
+    return array.dtype.str, tuple(sorted(array.shape)), np.diagonal(array)[:_SHOWN].tobytes()
