@@ -154,29 +154,21 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     calibration, held = split(checked, options.samples)
     rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []
     feeds, problems = readable(held, total=len(calibration) + len(held))
-    if not feeds:
-        raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
-    try_loops(single, feeds[0][1])
-    reference = run_all(session, feeds, workers=cores())
-    _check_finite(feeds, reference)
+    reference = _outputs(single, session, feeds, problems)
     simplified = _ranked(simplified, reference[0])
-    judging, seen = session, model
-    if chosen is not None:
-        seen = chosen.shown(simplified)
-        judging = open_session(seen)
-        reference = run_all(judging, feeds, workers=cores())
+    judging, seen, reference = _judging(chosen, model, simplified, session, feeds, reference)
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
     chance_db = _chance(judging, feeds[0][1], reference[0])
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
     start = State(simplified, target, tuple(calibration), resources, simplified)
     judged = None if options.metric is None else metric(options.metric, session, reference)
-    held_looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
-    alike = len({look.digest for look in held_looks.values()}) == 1
+    looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
+    alike = len({look.digest for look in looks.values()}) == 1
     for line in (
         *given.notes,
         *_warnings(calibration, feeds, problems),
-        *oddities(held_looks, set(held_looks)),
+        *oddities(looks, set(looks)),
         *_told_of_inputs(model),
         *_told_of_included(simplified, include),
         *_told_of_lengths(simplified, lengths),
@@ -204,6 +196,36 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
         chance_db=chance_db,
     )
+
+
+def _outputs(
+    model: ir.Model, session: Session, feeds: list[tuple[str, Feed]], problems: Mapping[str, str]
+) -> list[Outputs]:
+    """What float gives for the held-out samples."""
+    if not feeds:
+        raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
+    try_loops(model, feeds[0][1])
+    reference = run_all(session, feeds, workers=cores())
+    _check_finite(feeds, reference)
+    return reference
+
+
+def _judging(
+    chosen: Selection | None,
+    model: ir.Model,
+    simplified: ir.Model,
+    session: Session,
+    feeds: Sequence[tuple[str, Feed]],
+    outputs: list[Outputs],
+) -> tuple[Session, ir.Model, list[Outputs]]:
+    """(the float session whose outputs are compared, its model, what it gives for `feeds`); `outputs`: what `session`,
+    that of `model`, gives.
+    """
+    if chosen is None:
+        return session, model, outputs
+    seen = chosen.shown(simplified)
+    judging = open_session(seen)
+    return judging, seen, run_all(judging, feeds, workers=cores())
 
 
 def _choices(
