@@ -4,7 +4,7 @@ model's outputs on the held-out samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,9 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
-from edgeopt.data.made_up import defaults
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
-from edgeopt.graph.ops import LAYERS, constant, rule
+from edgeopt.graph.ops import constant
 from edgeopt.graph.select import deciding_lengths, select
 from edgeopt.graph.selection import Selection, selection, selects
 from edgeopt.hardware import target as targets
@@ -29,8 +28,9 @@ from edgeopt.numbers.scores import Outputs, compare
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
+from edgeopt.quantization import notices
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.outputs import STEPS, fed_back, kinds, steps_on
+from edgeopt.quantization.outputs import fed_back, kinds, steps_on
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
@@ -38,8 +38,6 @@ from edgeopt.runtime.costs import book
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, finite, open_session, run_all, try_loops, types_of
 
-_FEW = 16
-_FEW_HELD = 30  # samples, fewer of which hardly show a fall of a metric
 _LATER = 8  # samples on which recurrent states are fed back
 _REPEATED_DB = 60.0  # two runs with at least this SQNR count as equal
 _COMPUTES = {
@@ -152,7 +150,6 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     given = read(data, specs(model), options, session.run, norm_distance(model))
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
-    rest = checked[len(held) + len(calibration) :] if len(checked) > 1 else []
     feeds, problems = readable(held, total=len(calibration) + len(held))
     reference = _outputs(single, session, feeds, problems)
     simplified = _ranked(simplified, reference[0])
@@ -161,28 +158,27 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
     chance_db = _chance(judging, feeds[0][1], reference[0])
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
-    start = State(simplified, target, tuple(calibration), resources, simplified)
     judged = None if options.metric is None else metric(options.metric, session, reference)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
     alike = len({look.digest for look in looks.values()}) == 1
     for line in (
         *given.notes,
-        *_warnings(calibration, feeds, problems),
+        *notices.of_samples(calibration, feeds, problems),
         *oddities(looks, set(looks)),
-        *_told_of_inputs(model),
-        *_told_of_included(simplified, include),
-        *_told_of_lengths(simplified, lengths),
-        *_told_of_few(options, len(feeds)),
-        *_told_of_selection(model, seen),
-        *_told_of_outputs(seen, found, chance_db, () if alike else reference),
+        *notices.of_inputs(model),
+        *notices.of_included(simplified, include),
+        *notices.of_lengths(simplified, lengths),
+        *notices.of_few(options, len(feeds)),
+        *notices.of_selection(model, seen),
+        *notices.of_outputs(seen, found, chance_db, () if alike else reference),
     ):
         notes.note(line)
     return Task(
         options=options,
         source=model,
-        start=start,
+        start=State(simplified, target, tuple(calibration), resources, simplified),
         recipe=recipe,
-        rest=tuple(rest),
+        rest=tuple(checked[len(held) + len(calibration) :]) if len(checked) > 1 else (),
         held=tuple(feeds),
         reference=tuple(reference),
         float_session=session,
@@ -278,73 +274,10 @@ def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[st
     return found.with_own(own_step(step) for step in options.steps)
 
 
-def _told_of_inputs(model: ir.Model) -> Iterator[str]:
-    if optional := defaults(model):
-        yield f"inputs with a default stay inputs: {', '.join(optional)}"
-    types = {str(v.dtype.name).lower() for v in model.graph.initializers.values() if v.dtype is not None}
-    if narrow := sorted(types & {"float16", "bfloat16", "double"}):
-        yield (
-            f"the model is {', '.join(narrow)}: it is widened to float32 before all else, "
-            "and its inputs and outputs keep their types"
-        )
-
-
-def _told_of_included(model: ir.Model, include: frozenset[str]) -> Iterator[str]:
-    """Notes on included nodes whose operator has no static integer kernel: the form they get instead."""
-    nodes = [n for n in model.graph if n.name in include and not rule(n).inputs]
-    for op in sorted({n.op_type for n in nodes}):
-        names = [str(n.name) for n in nodes if n.op_type == op]
-        dynamic = "; --mode dynamic gives it integers whose scales are found at run time" if op == "LSTM" else ""
-        stored = "its weights are stored as int8" if op in LAYERS else "it stays float"
-        yield f"--include: {op} has no static integer kernel, so {stored}{dynamic}: {', '.join(names[:3])}"
-
-
-def _told_of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
-    layers = [str(n.name) for n in model.graph if n.op_type in LAYERS and n.name in lengths]
-    if layers:
-        yield (
-            f"{len(layers)} layers decide how long an output is, and stay float: {', '.join(layers[:3])}"
-            f"{' ...' if len(layers) > 3 else ''} (--include takes them)"
-        )
-
-
 def _kinds_of(options: Quantize, model: ir.Model, seen: ir.Model) -> dict[str, Kind]:
     """The kinds that the user gives, without those of outputs that are not compared."""
     left = {v.name for v in model.graph.outputs} - {v.name for v in seen.graph.outputs}
     return {name: kind for name, kind in options.kinds.items() if name not in left}
-
-
-def _told_of_selection(model: ir.Model, seen: ir.Model) -> Iterator[str]:
-    kept = {v.name for v in seen.graph.outputs}
-    selected = [str(v.name) for v in model.graph.outputs if v.name not in kept]
-    if selected:
-        yield (
-            f"outputs {', '.join(selected)} are what a selection leaves: it stays float, and the values that it "
-            "selects from are judged"
-        )
-
-
-def _told_of_few(options: Quantize, held: int) -> Iterator[str]:
-    """Of a metric that few samples decide."""
-    if options.max_drop is not None and held < _FEW_HELD:
-        samples = f"{held} held-out sample{'s' * (held > 1)}"
-        yield f"the metric is that of {samples}, of which one can change it by {1 / held:.0%}"
-
-
-def _told_of_outputs(
-    model: ir.Model, found: Mapping[str, Kind], chance_db: Mapping[str, float], reference: Sequence[Outputs]
-) -> Iterator[str]:
-    states = [name for name, kind in found.items() if kind == "state"]
-    if states:
-        yield f"recurrent states, fed back for {STEPS} steps: {', '.join(states)} (--kind NAME=KIND if they are none)"
-    drawn = [str(n.name) for n in model.graph.all_nodes() if n.op_type.startswith("Random") or n.op_type == "Bernoulli"]
-    for name, db in chance_db.items():
-        made = f" ({', '.join(drawn[:3])})" if drawn else ""
-        yield f"output {name} differs between two runs of the float model by {db:.1f} dB{made}: judged against that"
-    for i, name in enumerate(found):
-        seen = [r[i] for r in reference]
-        if len(seen) > 1 and all(np.array_equal(seen[0], y) for y in seen[1:]):
-            yield f"output {name} is the same for every sample: it tells nothing of the result"
 
 
 def _runs(model: ir.Model) -> bool:
@@ -405,14 +338,3 @@ def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[s
     if name not in looks:
         looks[name] = look(feed)
     return feed
-
-
-def _warnings(calibration: list[Sample], held: list[tuple[str, Feed]], problems: Mapping[str, str]) -> list[str]:
-    lines = [f"skipped: {reason}" for reason in problems.values()]
-    if len(calibration) < _FEW:
-        lines.append(
-            f"only {len(calibration)} samples to calibrate with: ranges may be too narrow; 100 or more are better"
-        )
-    if calibration and len(calibration) == len(held) == 1:
-        lines.append(f"sample {held[0][0]} both calibrates and checks: the figures below are not held out")
-    return lines[:10] + ([f"... and {len(lines) - 10} more"] if len(lines) > 10 else [])
