@@ -150,7 +150,7 @@ def _by_speed(task: Task, found: Sequence[Placement]) -> list[Placement]:
     first = found[0].name
     sessions["float"] = task.float_session
     feeds = dict.fromkeys(sessions, task.held[0][1])
-    times = interleaved(sessions, first, feeds, seconds=_ROUGH_S, level=_ROUGH_GAIN)
+    times = interleaved(sessions, first, feeds, seconds=_ROUGH_S, levels=[_ROUGH_GAIN])
     of_float = times.pop("float")
     faster = sorted((n for n in times if times[n].speedup_low >= _ROUGH_GAIN), key=lambda n: -times[n].speedup)
     by_name = {p.name: p for p in found}

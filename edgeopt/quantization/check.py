@@ -31,6 +31,7 @@ from edgeopt.runtime.session import Session, open_session, run_all
 SECONDS = 0.6
 _CHANCE_DB = -1.0
 SLOWER = 0.97  # speed-ups down to this do not count as slower
+FASTER = 1.1  # those from this on are a gain
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
         with task.cache.timed("measure"):
             sessions = {"float": task.float_session, "result": session}
             feeds = dict.fromkeys(sessions, task.held[0][1])
-            latency = interleaved(sessions, "float", feeds, seconds=SECONDS, level=SLOWER)["result"]
+            asked = task.options.min_speedup
+            levels = (SLOWER, FASTER, *(() if asked is None else (asked,)))
+            latency = interleaved(sessions, "float", feeds, seconds=SECONDS, levels=levels)["result"]
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
     smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
     return Tried(draft, path, errors, latency, made_of, smaller, score, later)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from edgeopt.numbers.intervals import needed
 from edgeopt.numbers.scores import OutputReport, interval_of_agreement
 from edgeopt.quantization.candidates import Placement
-from edgeopt.quantization.check import SLOWER, Tried
+from edgeopt.quantization.check import FASTER, SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
 
 GOOD_SQNR_DB = 10.0  # for an output whose kind has no figures
 _LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
-_SMALLER, _FASTER = 1.25, 1.1  # a result must reach at least one of them
+_SMALLER = 1.25  # a result must reach this, or be faster
 _NO_LARGER = 0.99  # scales of weights that were already integers may make it slightly larger
 _BEHIND = {
     "balanced": "another one is smaller and faster together",
@@ -102,13 +102,13 @@ def gains(t: Tried) -> bool:
     """Whether a result is worth having: not larger than float, and at least a fifth smaller or a tenth faster (by the
     lower bound of the interval). If speed is not measured, static int8 counts as faster.
     """
-    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
+    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= FASTER
     return t.smaller >= _NO_LARGER and (t.smaller >= _SMALLER or faster)
 
 
 def plenty(task: Task, t: Tried) -> bool:
     """Whether a result is close to float and both smaller and faster, so that no other has to be tried."""
-    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= _FASTER
+    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= FASTER
     return close(task, t) and t.smaller >= _SMALLER and faster
 
 

@@ -64,12 +64,12 @@ def interleaved(
     feeds: Mapping[str, Feed],
     *,
     seconds: float = 2.0,
-    level: float | None = None,
+    levels: Sequence[float] = (),
 ) -> dict[str, PairedLatency]:
     """Latency of each session on its feed and its speed-up over the session called `reference`.
 
     It takes about `seconds` for each model after the warm-up, and usually at least 7 rounds; up to four times as long
-    while an interval wider than 3 % contains `level`, so that a busy machine does not change what is decided by it.
+    while an interval wider than 3 % contains one of `levels`, so that a busy machine does not change what they decide.
     """
     rng = np.random.default_rng(0)
     names = list(sessions)
@@ -83,7 +83,7 @@ def interleaved(
         spent = time.perf_counter() - start
         if len(blocks[reference]) >= 3 and spent > _LONGER * seconds * len(names):
             break
-        if spent >= limit and level is not None and _open(level, blocks, reference):
+        if spent >= limit and any(_open(level, blocks, reference) for level in levels):
             limit += seconds * len(names)
     return {name: _latency(blocks[name], blocks[reference]) for name in names}
 

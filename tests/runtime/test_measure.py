@@ -121,17 +121,17 @@ def test_the_interval_narrows_with_more_rounds() -> None:
 
 
 def test_what_an_interval_does_not_decide_is_measured_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def runs(level: float | None, speed: float) -> tuple[int, measure.PairedLatency]:
+    def runs(levels: tuple[float, ...], speed: float) -> tuple[int, measure.PairedLatency]:
         rng = np.random.default_rng(4)
         machine = Machine({"float": 2e-3, "other": 2e-3 / speed}, lambda now: 1 + float(rng.exponential(0.5)))
         monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: machine.now))
         feeds: dict[str, dict[str, np.ndarray]] = {"float": {}, "other": {}}
-        found = interleaved(machine.sessions, "float", feeds, seconds=0.5, level=level)  # type: ignore[arg-type]
+        found = interleaved(machine.sessions, "float", feeds, seconds=0.5, levels=levels)  # type: ignore[arg-type]
         return len(machine.log), found["other"]
 
-    short, first = runs(None, 1.04)
+    short, first = runs((), 1.04)
     assert first.speedup_low < 1.01 < first.speedup_high
-    long, later = runs(1.01, 1.04)
+    long, later = runs((0.9, 1.01), 1.04)
     assert short * 1.5 < long < short * 5
     assert later.speedup_high / later.speedup_low < first.speedup_high / first.speedup_low
-    assert runs(1.01, 2.0)[0] == runs(None, 2.0)[0]
+    assert runs((1.01,), 2.0)[0] == runs((), 2.0)[0]
