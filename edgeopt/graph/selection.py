@@ -44,6 +44,10 @@ class Selection:
         """A name for each entry."""
         return [f"before {op}: {node}.{i}" for node, i, op in self.entries]
 
+    def decides(self, output: ir.Value) -> bool:
+        """Whether an output of a form of the model is behind the selections."""
+        return _producer(output) in self.nodes
+
     def shown(self, model: ir.Model) -> ir.Model:
         """A clone of a form of the model that gives the entries in place of the outputs that the selections decide.
 
@@ -53,7 +57,7 @@ class Selection:
         copy = model.clone()
         nodes = {str(n.name): n for n in copy.graph}
         outputs = list(copy.graph.outputs)
-        behind = [_producer(v) in self.nodes for v in outputs]
+        behind = [self.decides(v) for v in outputs]
         names, entries = Names(copy), list[ir.Value]()
         for (node, i, _), name in zip(self.entries, self.names(), strict=True):
             value = nodes[node].inputs[i] if node in nodes and i < len(nodes[node].inputs) else None

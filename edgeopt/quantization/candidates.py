@@ -126,7 +126,7 @@ def placements(task: Task) -> list[Placement]:
         return [Placement("static", place)]
     names = frozenset(str(n.name) for n in task.start.source.graph)
     choices = {"static": place}
-    if task.options.by_clock:
+    if task.options.by_clock and _measured(task, place):
         choices["static, placed by measured times"] = place.model_copy(update={"measured": True})
     everywhere = {"include": names - place.exclude - place.floats - place.dynamics}
     choices["static, integers everywhere"] = place.model_copy(update=everywhere)
@@ -139,6 +139,16 @@ def placements(task: Task) -> list[Placement]:
     except EdgeoptError as e:
         task.note(f"placements are not compared: {e}")
         return found[:1]
+
+
+def _measured(task: Task, place: Place) -> bool:
+    """Whether the costs of nodes are known, after they were measured where they were not."""
+    try:
+        place.model_copy(update={"measured": True})(task.start)
+    except EdgeoptError as e:
+        task.note(f"costs: cannot be measured ({e})")
+        return False
+    return True
 
 
 def _by_speed(task: Task, found: Sequence[Placement]) -> list[Placement]:

@@ -153,6 +153,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     feeds, problems = readable(held, total=len(calibration) + len(held))
     reference = _outputs(single, session, feeds, problems)
     simplified = _ranked(simplified, reference[0])
+    chosen = _stateless(chosen, model, simplified, feeds[0][1], reference[0])
     judging, seen, reference = _judging(chosen, model, simplified, session, feeds, reference)
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
@@ -204,6 +205,15 @@ def _outputs(
     reference = run_all(session, feeds, workers=cores())
     _check_finite(feeds, reference)
     return reference
+
+
+def _stateless(
+    chosen: Selection | None, model: ir.Model, simplified: ir.Model, feed: Feed, outputs: Outputs
+) -> Selection | None:
+    """`chosen`, None if it decides a recurrent state, which has to be fed back."""
+    fed = fed_back(model, feed, outputs)
+    behind = [chosen is not None and chosen.decides(v) for v in simplified.graph.outputs]
+    return None if any(behind[i] for i in fed) else chosen
 
 
 def _judging(

@@ -114,3 +114,12 @@ def test_a_detector_that_ends_in_a_selection_is_quantized_and_judged_before_it()
     assert {"stem", "box", "score"} <= set(report.integer_nodes)
     assert any("outputs boxes, scores are what a selection leaves" in note for note in report.notes)
     assert [v.name for v in result.model.graph.outputs] == ["boxes", "scores", "features"]
+
+
+def test_a_recurrent_state_behind_a_selection_is_fed_back_and_not_cut_off() -> None:
+    text = """g (float[1,64] x, float[1,64] state) => (float[1,64] y, float[1,64] new) {
+        a = MatMul(x, w)  c = Tanh(a)  b = Add(c, state)  t, i = TopK(b, k)  y = Relu(b)  new = Tanh(t) }"""
+    model = tiny.model(text, w=normal(64, 64) / 8, k=np.int64([64]))
+    feeds = [{"x": normal(1, 64, seed=i), "state": normal(1, 64, seed=i + 100)} for i in range(20)]
+    report = edgeopt.quantize(model, feeds, mode="dynamic", measure=False).report
+    assert [o.output for o in report.outputs] == ["y", "new"] and [o.output for o in report.later] == ["y"]
