@@ -16,6 +16,7 @@ from edgeopt.quantization.state import State
 from edgeopt.runtime.calibrate import forecast, observe
 from edgeopt.runtime.probe import Probe
 
+_BESIDE = 6  # times the moments of a part are in memory: sums, those of new samples, and what layers read of these
 _LARGEST = 8 << 30  # bytes for one layer without --max-ram
 
 
@@ -97,7 +98,7 @@ def layer_parts(state: State) -> list[list[Layer]]:
         str(n.name) for layer in by_weight(state.model.graph).values() for n in layer if name(layer) in state.params
     )
     limit = state.resources.max_ram
-    max_ram = (limit or free_bytes() // 2) // 2
+    max_ram = limit // _BESIDE if limit else free_bytes() // 4
     found, large = parts(layers(state.model, integer), max_ram, (limit or _LARGEST) // 2)
     for layer in large:
         state.resources.listener.note(
