@@ -87,7 +87,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
         errors = tuple(
             against_chance(o, task.chance_db) for o in compare(judging.outputs, task.reference, outputs, task.kinds)
         )
-        later = _later(task, judging)
+        later = later_of(task, judging)
     latency = None
     if task.options.measure and measurable(task):
         with task.cache.timed("measure"):
@@ -101,7 +101,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
     return Tried(draft, path, errors, latency, made_of, smaller, score, later)
 
 
-def _later(task: Task, session: Session) -> tuple[OutputReport, ...]:
+def later_of(task: Task, session: Session) -> tuple[OutputReport, ...]:
     """The outputs other than states after `STEPS` runs in which the states are fed back."""
     if not task.fed:
         return ()

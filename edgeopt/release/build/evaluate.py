@@ -25,8 +25,9 @@ from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreem
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.qdq import dequantized_names
 from edgeopt.profiling.results import Range
-from edgeopt.quantization.check import against_chance
+from edgeopt.quantization.check import against_chance, later_of
 from edgeopt.quantization.judge import too_far
+from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.release.build.actions import Context, data_choices, import_from_root
 from edgeopt.release.build.shares import fall, share
@@ -131,6 +132,7 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     seen = compare(judging.outputs, j.reference, outputs, j.task.kinds)
     errors = [against_chance(o, j.task.chance_db) for o in seen]
     far = {o.output: too_far(o) for o in errors}
+    far |= {f"{o.output} after {STEPS} steps": too_far(o) for o in later_of(j.task, judging)}
     files = [path, *graph.external_files(model)]
     found = {
         "size.file": float(sum(f.stat().st_size for f in files)),

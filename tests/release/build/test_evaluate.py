@@ -114,6 +114,21 @@ def test_outputs_are_close_by_what_each_of_them_is_and_the_figures_that_are_not_
     assert found.far and all(text.startswith("output y: ") and "(bar " in text for text in found.far)
 
 
+def test_what_comes_out_after_states_were_fed_back_counts_too(judge: Judge, tmp_path: Path) -> None:
+    text = """g (float[1,64] x, float[1,64] s) => (float[1,64] y, float[1,64] t) {
+        m = Mul(s, k)  t = Add(m, x)  y = Mul(t, two) }"""
+    two = np.full(64, 2, np.float32)
+    (tmp_path / "feeds").mkdir()
+    for i in range(30):
+        np.savez(tmp_path / "feeds" / f"{i}.npz", x=normal(1, 64, seed=i), s=normal(1, 64, seed=i + 99) / 4)
+    j, context = judge(tiny.proto(text, k=np.full(64, 0.9, np.float32), two=two), data={"path": "feeds"})
+    assert evaluate(j, context.model).metrics["accuracy.close"] == 1
+    k = np.float32([0.65, 1.15] * 32)  # a half of it grows at every step, and the other one dies away
+    onnx.save(tiny.proto(text, k=k, two=two), tmp_path / "a.onnx")
+    found = evaluate(j, tmp_path / "a.onnx")
+    assert found.metrics["accuracy.close"] < 1 and all("after 20 steps" in t for t in found.far)
+
+
 def test_the_same_file_has_no_error_at_all(judge: Judge, tmp_path: Path) -> None:
     j, context = judge(network(), normal(40, 4))
     found, layers = figures(j, context.model)
