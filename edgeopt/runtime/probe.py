@@ -99,4 +99,5 @@ def _values(model: ir.Model, feed: Feed, limit_s: float | None = None) -> Iterat
         ]
         yield from arrays
         fitting = count * _RUN_BYTES / max(1, sum(x.nbytes for _, x in arrays))
-        start, count = start + count, int(max(_VALUES_A_RUN, min(fitting, count * _GROWTH)))
+        more = max(count, fitting / _GROWTH**2) * _GROWTH  # those that follow may be larger
+        start, count = start + count, int(max(_VALUES_A_RUN, min(fitting, more)))
