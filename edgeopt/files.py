@@ -13,6 +13,7 @@ import platform
 import re
 import shutil
 import tempfile
+import threading
 import time
 import tomllib
 import zlib
@@ -33,12 +34,17 @@ _TEMPORARY = "edgeopt.tmp-"  # and eight characters of tempfile's
 _YOUNG_S = 60.0
 
 
-def cache_folder() -> Path:
-    """The folder for what edgeopt may keep between runs and make again, as the system has it."""
+def cache_folder() -> Path | None:
+    """The folder for what edgeopt may keep between runs and make again, as the system has it; None for a user without a
+    home.
+    """
     system = {"Darwin": Path("~/Library/Caches"), "Windows": Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")}
     given = os.environ.get("XDG_CACHE_HOME")
     base = Path(given) if given else system.get(platform.system(), Path("~/.cache"))
-    return base.expanduser() / "edgeopt"
+    try:
+        return base.expanduser() / "edgeopt"
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager
@@ -347,7 +353,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: writing failed; an existing file at `path` is unchanged.
     """
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield part
         _sync(part)

@@ -39,14 +39,12 @@ class Selection:
     """The selections and all behind them, by name."""
     entries: tuple[tuple[str, int, str], ...]
     """(node, position of its input, operator) of each float value that enters that part."""
+    outputs: frozenset[int]
+    """Positions of the outputs of the model behind them, which are the same in every form of it."""
 
     def names(self) -> list[str]:
         """A name for each entry."""
         return [f"before {op}: {node}.{i}" for node, i, op in self.entries]
-
-    def decides(self, output: ir.Value) -> bool:
-        """Whether an output of a form of the model is behind the selections."""
-        return _producer(output) in self.nodes
 
     def shown(self, model: ir.Model) -> ir.Model:
         """A clone of a form of the model that gives the entries in place of the outputs that the selections decide.
@@ -56,19 +54,17 @@ class Selection:
         """
         copy = model.clone()
         nodes = {str(n.name): n for n in copy.graph}
-        outputs = list(copy.graph.outputs)
-        behind = [self.decides(v) for v in outputs]
         names, entries = Names(copy), list[ir.Value]()
         for (node, i, _), name in zip(self.entries, self.names(), strict=True):
             value = nodes[node].inputs[i] if node in nodes and i < len(nodes[node].inputs) else None
-            if value is None or True not in behind:
+            if value is None:
                 raise ValidityError(f"node {node!r} with what enters the model's selections is not in the result")
             entry = make(names, "Identity", [value], name, outputs=[name]).outputs[0]
             entry.type, entry.shape = value.type, value.shape
             copy.graph.append(entry.producer())  # type: ignore[arg-type]
             entries.append(entry)
-        at = behind.index(True)
-        kept = [v for v, out in zip(outputs, behind, strict=True) if not out]
+        at = min(self.outputs)
+        kept = [v for i, v in enumerate(copy.graph.outputs) if i not in self.outputs]
         copy.graph.outputs.clear()
         copy.graph.outputs.extend([*kept[:at], *entries, *kept[at:]])
         return copy
@@ -93,12 +89,14 @@ def selection(model: ir.Model, types: Mapping[str, ir.DataType]) -> Selection | 
         behind = _closed(model.graph, behind | makers)  # what compares and rounds selects too
     if any(_has_weights(n) or _captures(n, behind) for n in behind):
         return None
-    if not any(v.producer() in behind for v in model.graph.outputs):
+    outputs = frozenset(i for i, v in enumerate(model.graph.outputs) if v.producer() in behind)
+    if not outputs:
         return None
     entries: dict[ir.Value, tuple[str, int, str]] = {}  # by what is moved there, once
     for node, i, value in sorted(_entering(model.graph, behind, computed), key=lambda e: e[0].op_type not in _SELECTS):
         entries.setdefault(_origin(value), (str(node.name), i, node.op_type))
-    return Selection(frozenset(str(n.name) for n in behind), tuple(sorted(entries.values()))) if entries else None
+    nodes = frozenset(str(n.name) for n in behind)
+    return Selection(nodes, tuple(sorted(entries.values())), outputs) if entries else None
 
 
 def _computed(graph: ir.Graph) -> set[ir.Node]:
@@ -173,8 +171,3 @@ def _origin(value: ir.Value) -> ir.Value:
 def _has_weights(node: ir.Node) -> bool:
     layers = [n for n in (node, *(n for body in _bodies(node) for n in body)) if n.op_type in LAYERS]
     return any(constant(n.inputs[i]) for n in layers for i in rule(n).weights if i < len(n.inputs))
-
-
-def _producer(value: ir.Value) -> str | None:
-    node = value.producer()
-    return None if node is None else str(node.name)

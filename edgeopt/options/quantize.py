@@ -145,7 +145,12 @@ class Quantize(Placing):
     @property
     def costs_file(self) -> Path | None:
         """The user's file of measured times."""
-        return None if self.costs is None or str(self.costs) == TABLE else self.costs
+        return None if self.by_table else self.costs
+
+    @property
+    def by_table(self) -> bool:
+        """Whether nodes are placed by the target's table alone."""
+        return str(self.costs) == TABLE
 
     @property
     def by_clock(self) -> bool:

@@ -172,7 +172,8 @@ def untie(model: ir.Model, plan: Plan) -> ir.Model:
     depend on the scales (s_x, s_w) of its node.
     """
     copy = model.clone()
-    names, forms = Names(copy), {n: f for n, f in plan.forms.items() if f in ("int8 static", "int8 stored")}
+    rounded = ("int8 static", "int8 stored", "int4 stored")
+    names, forms = Names(copy), {n: f for n, f in plan.forms.items() if f in rounded}
     shared: dict[tuple[object, ...], ir.Value] = {}
     for node in copy.graph:
         if node.name not in forms:

@@ -174,7 +174,7 @@ def clipped(
         if key not in moments:
             continue
         grid, m, w = params[key], moments[key], rows(layer[0]).astype(np.float64)
-        if grid.scale.size == 1:
+        if grid.scale.size == 1 or grid.block is not None:
             continue
         floor = scale_floor(layer, params, target)
         power = np.einsum("gii->gi", m.h).reshape(w.shape[0], -1) / m.count

@@ -126,7 +126,7 @@ def _outputs(task: Task, mode: str, session: Session, judging: Session) -> list[
         if judging is session:
             return outputs
         if any(np.isnan(y).any() for found in outputs for y in found if np.issubdtype(y.dtype, np.floating)):
-            raise ValidityError(f"{mode}: an output is not finite")
+            raise ValidityError(f"{mode}: an output has NaN")
         return run_all(judging, task.held, workers=cores())
     except DataError as e:
         raise ValidityError(f"{mode}: the result does not run: {e}") from e

@@ -33,7 +33,7 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
     if known is None:
         known = _noted(state) if path is None else costs.load(path)
     nodes = [n for n in model.graph if refusal(n, probes) is None]
-    missing = [n for n in nodes if known is None or known.of(n, probes) is None]
+    missing = [n for n in nodes if known is None or not known.tried(n, probes)]
     if not missing or not (resources.timed and (known is None or known.host == costs.here())):
         if known is None and path is not None:
             raise UsageError(
@@ -47,19 +47,25 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
         return known
     with resources.cache.timed("costs"):
         known = _measured(state, probes, nodes, exclude, known)
-    where = path or resources.book
-    kept = "" if path is not None or where is None else f", kept in {where} (--costs table does without)"
-    resources.listener.note(f"costs: {len(nodes)} nodes timed in floats and in integers{kept}")
-    if where is not None:
-        try:
-            if path is None:
-                where.parent.mkdir(parents=True, exist_ok=True)
-            costs.save(known, where)
-        except OSError as e:
-            if path is not None:
-                raise UsageError(f"--costs {path}: cannot be written ({e})") from e
-            resources.listener.note(f"costs: {where} cannot be written ({e}), and the times are not kept")
+    resources.listener.note(f"costs: {len(nodes)} nodes timed in floats and in integers{_kept(state, known)}")
     return known
+
+
+def _kept(state: State, known: Costs) -> str:
+    """Write `known` to the user's file, or to the book, and say where it is."""
+    path, book = state.resources.costs_path, state.resources.book
+    try:
+        if path is not None:
+            costs.save(known, path)
+        elif book is not None:
+            book.parent.mkdir(parents=True, exist_ok=True)
+            costs.save(costs.merged(known, _noted(state)), book)  # with what another process added meanwhile
+            return f", kept in {book} (--costs table does without)"
+    except OSError as e:
+        if path is not None:
+            raise UsageError(f"--costs {path}: cannot be written ({e})") from e
+        return f"; {book} cannot be written ({e}), and the times are not kept"
+    return ""
 
 
 def _noted(state: State) -> Costs | None:

@@ -54,7 +54,8 @@ def _changed(words: str, *steps: Step, instead_of: tuple[type[Step], ...] = ()) 
 def placements(state: State, recipe: Recipe) -> Moves:
     """The recipe with nodes placed by measured times, if that gives another placement than the target's cost table."""
     place = recipe.find(Place)
-    if place is None or place.measured or state.plan is None or not state.resources.timed:
+    resources = state.resources
+    if place is None or place.measured or state.plan is None or not resources.timed or resources.by_table:
         return
     changed = place.model_copy(update={"measured": True})
     float_state = state.of(state.source)

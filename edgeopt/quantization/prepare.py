@@ -153,7 +153,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     feeds, problems = readable(held, total=len(calibration) + len(held))
     reference = _outputs(single, session, feeds, problems)
     simplified = _ranked(simplified, reference[0])
-    chosen = _stateless(chosen, model, simplified, feeds[0][1], reference[0])
+    chosen = _stateless(chosen, model, feeds[0][1], reference[0])
     judging, seen, reference = _judging(chosen, model, simplified, session, feeds, reference)
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
@@ -207,13 +207,10 @@ def _outputs(
     return reference
 
 
-def _stateless(
-    chosen: Selection | None, model: ir.Model, simplified: ir.Model, feed: Feed, outputs: Outputs
-) -> Selection | None:
+def _stateless(chosen: Selection | None, model: ir.Model, feed: Feed, outputs: Outputs) -> Selection | None:
     """`chosen`, None if it decides a recurrent state, which has to be fed back."""
-    fed = fed_back(model, feed, outputs)
-    behind = [chosen is not None and chosen.decides(v) for v in simplified.graph.outputs]
-    return None if any(behind[i] for i in fed) else chosen
+    fed = fed_back(model, feed, outputs).keys()
+    return None if chosen is None or fed & chosen.outputs else chosen
 
 
 def _judging(
@@ -260,7 +257,8 @@ def _resources(
         max_ram=options.max_ram,
         timed=options.measure and target.name == targets.host(),
         costs_path=options.costs_file,
-        book=(options.book or book()) if options.by_clock else None,
+        book=(options.book or book()) if options.by_clock and options.measure else None,
+        by_table=options.by_table,
     )
 
 

@@ -212,7 +212,8 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
         return kept, _why(task, kept, tried)
     nothing = "" if tried or trials.refused else _nothing(task)
     small = task.start.of(tied(task.start.model))
-    state = min(small, task.start.of(task.source), key=lambda s: _file_bytes(s.model))
+    forms = [small] if task.selection is not None else [small, task.start.of(task.source)]
+    state = min(forms, key=lambda s: _file_bytes(s.model))
     kept = verify(task, Draft("float", state), trials.path)
     if state is small and not close(task, kept):  # float64 values beyond float32
         kept = verify(task, Draft("float", task.start.of(task.source)), trials.path)

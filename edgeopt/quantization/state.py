@@ -81,6 +81,8 @@ class Resources:
     """The user's file with measured times of nodes."""
     book: Path | None = None
     """The file of times that edgeopt keeps, used if the user names none."""
+    by_table: bool = False
+    """Whether nodes are placed by the target's table alone."""
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class Round(Step):
         model = state.model if state.params else untie(state.source, state.plan)
         grids = stored_grids(model, stored, 8) | stored_grids(model, stored4, 4)
         state = replace(state, model=model, params={**state.params, **grids})
-        alike = of_tables(model)
+        alike = of_tables(model) if stored or not state.target.saturates else frozenset[str]()
         for part in layer_moments(state, self.samples):
             own = {name: m for name, m in part.items() if name not in alike or not _as_table(state.params[name])}
             model = reconstructed(model, state.params, own, state.target, self.how, stored | stored4)

@@ -20,7 +20,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -53,19 +53,27 @@ class Costs:
 
     host: str
     """The machine and software they were measured on."""
-    times: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """(float time, integer time) of a node by its key, infinite if there is no integer kernel."""
+    times: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
+    """(float time, integer time) of a node by its key, infinite without an integer kernel; None if it was tried, and
+    its time cannot be told because its kernel computes other nodes too.
+    """
     crossings: tuple[float, float, float] | None = None
     """Time for each element to quantize, to dequantize, and to convert the layout of an image at either of them."""
 
     def of(self, node: ir.Node, probes: Mapping[str, Probe]) -> tuple[float, float] | None:
-        """(float time, integer time) of `node`, None if it was not measured."""
+        """(float time, integer time) of `node`, None if it is not known."""
         return self.times.get(key(node, probes))
 
+    def tried(self, node: ir.Node, probes: Mapping[str, Probe]) -> bool:
+        """Whether `node` was measured, or cannot be."""
+        return key(node, probes) in self.times
 
-def book() -> Path:
-    """The file with the costs measured on this machine so far, in the user's cache."""
-    return cache_folder() / "costs" / f"{hashlib.sha256(here().encode()).hexdigest()[:16]}.json"
+
+def book() -> Path | None:
+    """The file with the costs measured on this machine so far, in the user's cache; None if there is no such folder."""
+    folder = cache_folder()
+    name = f"{hashlib.sha256(here().encode()).hexdigest()[:16]}.json"
+    return None if folder is None else folder / "costs" / name
 
 
 def here() -> str:
@@ -117,7 +125,8 @@ def measured(
         missing = kinds == {"float"} and not rule(node).moves
         ours = math.inf if missing else sum(of_integer.get(name, {}).values())
         times[key(node, probes)].append((sum(of_float.get(name, {}).values()), ours))
-    means = {k: (_mean(a for a, _ in v), _mean(b for _, b in v)) for k, v in times.items()}
+    found = {k: (_mean(a for a, _ in v), _mean(b for _, b in v)) for k, v in times.items()}
+    means = {**dict.fromkeys(key(n, probes) for n in nodes), **found}
     if known is None or known.crossings is None:
         return Costs(here(), means, crossings())
     kept = known.times if len(known.times) + len(means) <= _MOST_TIMES else {}
@@ -236,22 +245,35 @@ def parsed(found: Mapping[str, object]) -> Costs:
     """
     if found["schema"] != SCHEMA:
         raise ValueError(f"schema {found['schema']!r}")
-    times = {str(k): (float(a), math.inf if b is None else float(b)) for k, (a, b) in found["times"].items()}  # type: ignore[attr-defined]
+    times = {str(k): None if v is None else _pair(*v) for k, v in found["times"].items()}  # type: ignore[attr-defined]
     quantize, dequantize, layout = (float(x) for x in found["crossings"])  # type: ignore[attr-defined]
-    if not all(x >= 0 for x in (quantize, dequantize, layout, *(y for pair in times.values() for y in pair))):
+    if not all(x >= 0 for x in (quantize, dequantize, layout, *(y for pair in times.values() for y in pair or ()))):
         raise ValueError("a time below 0")
     return Costs(str(found["host"]), times, (quantize, dequantize, layout))
 
 
+def _pair(floating: object, integer: object) -> tuple[float, float]:
+    return float(floating), math.inf if integer is None else float(integer)  # type: ignore[arg-type]
+
+
+def merged(first: Costs, second: Costs | None) -> Costs:
+    """`first`, with what only `second` has."""
+    return first if second is None else replace(first, times={**second.times, **first.times})
+
+
 def document(costs: Costs) -> dict[str, object]:
     """`costs` as a JSON document."""
-    times = {k: [round(a), None if math.isinf(b) else round(b)] for k, (a, b) in sorted(costs.times.items())}
+    times = {k: None if v is None else _rounded(*v) for k, v in sorted(costs.times.items())}
     return {
         "schema": SCHEMA,
         "host": costs.host,
         "crossings": [round(x, 1) for x in costs.crossings or ()],
         "times": times,
     }
+
+
+def _rounded(floating: float, integer: float) -> list[int | None]:
+    return [round(floating), None if math.isinf(integer) else round(integer)]
 
 
 def save(costs: Costs, path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -123,3 +126,40 @@ def test_a_recurrent_state_behind_a_selection_is_fed_back_and_not_cut_off() -> N
     feeds = [{"x": normal(1, 64, seed=i), "state": normal(1, 64, seed=i + 100)} for i in range(20)]
     report = edgeopt.quantize(model, feeds, mode="dynamic", measure=False).report
     assert [o.output for o in report.outputs] == ["y", "new"] and [o.output for o in report.later] == ["y"]
+
+
+def at_the_end(op: str) -> ir.Model:
+    """The detector with a node behind its boxes that simplifying drops."""
+    model = detector()
+    boxes = model.graph.outputs[0]
+    end = ir.Node("", op, [boxes], name="end")
+    end.outputs[0].type, end.outputs[0].shape, end.outputs[0].name = boxes.type, boxes.shape, "found"
+    model.graph.append(end)
+    model.graph.outputs[0] = end.outputs[0]
+    return model
+
+
+@pytest.mark.parametrize("choices", [{"mode": "auto", "min_sqnr": 200.0}, {"mode": "static", "include": ("Conv",)}])
+def test_a_node_behind_the_selection_that_is_dropped_changes_nothing(choices: dict[str, Any]) -> None:
+    feeds = [{"x": normal(1, 3, 32, 32, seed=i)} for i in range(24)]
+    result = edgeopt.quantize(at_the_end("Identity"), feeds, measure=False, **choices)
+    assert [o.output for o in result.report.outputs] == [BOXES, SCORES, "features"]
+    assert [v.name for v in result.model.graph.outputs] == ["found", "scores", "features"]
+
+
+def test_a_project_of_a_detector_is_judged_before_the_selection_too(tmp_path: Path) -> None:
+    ir.save(graph.typed(at_the_end("Identity")), tmp_path / "model.onnx")
+    for i in range(24):
+        np.savez(tmp_path / f"{i}.npz", x=normal(1, 3, 32, 32, seed=i))
+    (tmp_path / "edgeopt.toml").write_text("""model = "model.onnx"
+[data]
+path = "."
+[profile]
+measure = false
+[variants.int8]
+steps = [{ step = "quantize", mode = "static", include = ["Conv"], costs = "table" }]
+""")
+    found = edgeopt.run(tmp_path / "edgeopt.toml")
+    assert [v.name for v in found.variants] == ["float", "int8"]
+    assert found.variants[1].metrics["accuracy.close"] == 1
+    assert not (tmp_path / ".edgeopt.costs.json").exists()

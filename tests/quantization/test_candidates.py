@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,8 @@ from edgeopt.quantization.candidates import placements
 from edgeopt.quantization.judge import pays
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.quantize import quantize
-from edgeopt.quantization.steps import Place
+from edgeopt.quantization.recipe import Recipe
+from edgeopt.quantization.steps import Clip, Place, Round, Write
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
 from tests.models import normal
@@ -98,3 +100,50 @@ def test_four_bits_are_rounded_by_what_layers_read() -> None:
         assert 64 * 48 / 2 <= report.bytes_after["int4"] < 64 * 48
         db[how] = report.worst_sqnr_db
     assert db["gptq"] > db["nearest"] + 1.5
+
+
+def four_bits(text: str, *more: str, **weights: np.ndarray) -> dict[str, float]:
+    """SQNR of each output with four bits, rounded by what layers read; more: nodes that are left out."""
+    model = tiny.proto(text, **weights)
+    feeds = [{"x": normal(8, 64, seed=i) @ normal(64, 64, seed=99)} for i in range(24)]
+    found = quantize(model, feeds, mode="weights", bits=4, exclude=more, measure=False).report
+    return {o.output: o.sqnr_db for o in found.outputs}
+
+
+def test_four_bits_leave_a_shared_bias_to_each_of_its_readers() -> None:
+    text = "g (float[N,64] x) => (float[N,96] y, float[N,96] z) { y = Gemm(x, w, b)  z = Gemm(x, v, b) }"
+    together = four_bits(text, w=normal(64, 96), v=normal(64, 96, seed=1), b=normal(96, seed=2))
+    alone = {}
+    for name in "wv":
+        one = f"g (float[N,64] x) => (float[N,96] y) {{ y = Gemm(x, {name}, b) }}"
+        alone[name] = four_bits(one, **{name: normal(64, 96, seed=name == "v"), "b": normal(96, seed=2)})["y"]
+    assert together == pytest.approx({"y": alone["w"], "z": alone["v"]}, abs=0.5)
+
+
+def test_four_bits_do_not_change_the_weight_of_who_is_left_out() -> None:
+    text = """g (float[N,64] x) => (float[N,64] y, float[N,64] z, float[64,64] s) {
+        [a] y = MatMul(x, w)  [b] z = MatMul(x, w)  [c] s = Add(w, w) }"""
+    found = four_bits(text, "b", w=normal(64, 64))
+    assert found["y"] < 60 and found["z"] == found["s"] == math.inf
+
+
+@pytest.mark.parametrize("choices", [{"mode": "weights", "bits": 4}, {"prefer": "size"}])
+def test_an_autoencoder_with_one_weight_both_ways_is_stored(choices: dict[str, Any]) -> None:
+    text = "g (float[N,128] x) => (float[N,128] y) { h = Gemm <transB = 1> (x, w)  r = Relu(h)  y = MatMul(r, w) }"
+    feeds = tiny.feeds(20, x=(4, 128))
+    report = quantize(tiny.proto(text, w=normal(64, 128)), feeds, measure=False, **choices).report
+    assert report.worst_sqnr_db > 10 and report.mode != "float"
+
+
+def test_a_recipe_of_four_bits_may_clip() -> None:
+    steps = Recipe((Place(form="int4 stored"), Round(), Clip(), Write()))
+    text = "g (float[N,64] x) => (float[N,96] y) { y = MatMul(x, w) }"
+    report = quantize(tiny.proto(text, w=normal(64, 96)), tiny.feeds(20, x=(4, 64)), recipe=steps, measure=False).report
+    assert report.worst_sqnr_db > 12
+
+
+def test_by_the_table_alone_nothing_is_timed_by_node_in_repairs_either() -> None:
+    feeds = tiny.feeds(12, x=(1, 16, 8, 8))
+    report = quantize(mixed().source, feeds, mode="static", include=("Conv",), costs="table", min_sqnr=90.0).report
+    assert any("looking for what helps" in n for n in report.notes)
+    assert not any("timed in floats" in n or "measured times" in n for n in report.notes)

@@ -15,7 +15,7 @@ from edgeopt.graph.ops import OPS
 from edgeopt.hardware.target import load as target_of
 from edgeopt.ptq.place import place
 from edgeopt.runtime import costs
-from edgeopt.runtime.costs import Costs, book, document, key, load, measured, parsed, save
+from edgeopt.runtime.costs import Costs, book, document, key, load, measured, merged, parsed, save
 from edgeopt.runtime.probe import probe
 from tests import tiny
 from tests.models import normal
@@ -202,7 +202,35 @@ def test_a_book_that_cannot_be_kept_is_told(tmp_path: Path) -> None:
 
 def test_the_book_lies_in_the_users_cache_by_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert book().parent == tmp_path / "edgeopt" / "costs" and book() == book()
+    assert (place := book()) is not None and place.parent == tmp_path / "edgeopt" / "costs" and book() == book()
     before = book()
     monkeypatch.setattr(costs, "here", lambda: "another machine")
     assert book() != before
+
+
+def test_a_node_that_cannot_be_timed_is_tried_once(tmp_path: Path) -> None:
+    fused = tiny.proto("g (float[64,N] x) => (float[N,64] y) { t = Transpose <perm = [1,0]> (x)  y = MatMul(t, v) }",
+                       v=normal(64, 64))  # fmt: skip
+    feeds = [{"x": normal(64, 8, seed=i)} for i in range(20)]
+    counts = []
+    for _ in range(2):
+        report = quantize(fused, feeds, book=tmp_path / "book.json").report
+        counts.append(sum("timed in floats" in n for n in report.notes))
+    assert counts == [1, 0]
+
+
+def test_two_books_are_merged(tmp_path: Path) -> None:
+    first, second = Costs("a", {"x": (1.0, 2.0), "y": None}, (1, 1, 1)), Costs("a", {"x": (9.0, 9.0), "z": None})
+    both = merged(first, second)
+    assert both.times == {"x": (1.0, 2.0), "y": None, "z": None} and both.crossings == (1, 1, 1)
+    assert parsed(json.loads(json.dumps(document(both)))) == both
+
+
+def test_a_user_without_a_home_has_no_book(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    assert book() is None
+    assert quantize(tiny.frozen(MODEL), FEEDS, **AUTO).report.mode

@@ -27,7 +27,7 @@ from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import open_session
 
 Facts = Mapping[str, Any]
-BOOK = "edgeopt.costs.json"  # measured times, beside the project file
+BOOK = ".edgeopt.costs.json"  # measured times, beside the project file; hidden, so that it is no sample
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
     with temporary_folder() as folder:  # quantize appends to the cost file, and a build must not change its inputs
         given = files(step, context).get("costs")
         costs = {} if given is None else {"costs": Path(shutil.copy(given, folder / "costs.json"))}
+        if str(getattr(step, "costs", None)) == TABLE:
+            costs["costs"] = Path(TABLE)
         costs["book"] = context.root / BOOK  # of the project, so that its builds stay repeatable
         more = {"output": output, "samples": context.project.data.samples, **costs}
         r = quantize(source, context.data, Quantize(**_chosen(step, context, more))).report
