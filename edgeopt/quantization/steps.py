@@ -245,7 +245,7 @@ class Refit(Step):
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None
-        layers = [layer for part in layer_parts(state) for layer in part]
+        layers = [x for part in layer_parts(state) for x in part if x[0].name in state.plan.integer]
         samples = state.samples[min(SELECTION, len(state.samples) // 2) :][:_FITTED]
 
         def progress(done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from edgeopt.quantization.judge import pays
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.quantize import quantize
 from edgeopt.quantization.recipe import Recipe
-from edgeopt.quantization.steps import Clip, Place, Round, Write
+from edgeopt.quantization.steps import Clip, Place, Refit, Round, Step, Write
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
 from tests.models import normal
@@ -135,8 +135,9 @@ def test_an_autoencoder_with_one_weight_both_ways_is_stored(choices: dict[str, A
     assert report.worst_sqnr_db > 10 and report.mode != "float"
 
 
-def test_a_recipe_of_four_bits_may_clip() -> None:
-    steps = Recipe((Place(form="int4 stored"), Round(), Clip(), Write()))
+@pytest.mark.parametrize("later", [Clip(), Refit()])
+def test_a_recipe_of_four_bits_may_have_steps_of_integer_layers(later: Step) -> None:
+    steps = Recipe((Place(form="int4 stored"), Round(), later, Write()))
     text = "g (float[N,64] x) => (float[N,96] y) { y = MatMul(x, w) }"
     report = quantize(tiny.proto(text, w=normal(64, 96)), tiny.feeds(20, x=(4, 64)), recipe=steps, measure=False).report
     assert report.worst_sqnr_db > 12

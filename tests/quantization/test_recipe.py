@@ -90,7 +90,7 @@ def test_a_recipe_takes_what_the_options_ask_for() -> None:
     ],
 )
 def test_a_mode_that_is_not_static_is_one_form_everywhere(choices: Mapping[str, Any], form: Any) -> None:
-    rounded = (Round(),) if form == "int8 stored" else ()
+    rounded = (Round(),) if form in ("int8 stored", "int4 stored") else ()
     assert Recipe.of(Quantize(**choices)).steps == (Place(form=form), *rounded, Write())
 
 
