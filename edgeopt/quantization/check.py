@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import DataError, EdgeoptError, ValidityError
+from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
@@ -123,13 +123,13 @@ def _outputs(task: Task, mode: str, session: Session, judging: Session) -> list[
     """What is compared of a result on the held-out samples."""
     try:
         outputs = run_all(session, task.held, workers=cores())
-        if judging is session:
-            return outputs
-        if any(np.isnan(y).any() for found in outputs for y in found if np.issubdtype(y.dtype, np.floating)):
-            raise ValidityError(f"{mode}: an output has NaN")
-        return run_all(judging, task.held, workers=cores())
-    except DataError as e:
+        judged = outputs if judging is session else run_all(judging, task.held, workers=cores())
+    except EdgeoptError as e:
         raise ValidityError(f"{mode}: the result does not run: {e}") from e
+    selected = () if judging is session else (y for found in outputs for y in found)
+    if any(np.isnan(y).any() for y in selected if np.issubdtype(y.dtype, np.floating)):
+        raise ValidityError(f"{mode}: an output has NaN")
+    return judged
 
 
 def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, Session, Kernels]:
