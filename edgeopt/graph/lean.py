@@ -21,7 +21,9 @@ def lighten(model: onnx.ModelProto) -> None:
     found = _inferred(model)
     for graph, inferred in zip(_graphs(model.graph), _graphs(found.graph), strict=True):
         types, foreign = {info.name: info.type for info in inferred.value_info}, _foreign(graph)
-        kept = [i for i in graph.value_info if i.name in foreign or not _says(types.get(i.name), i.type)]
+        weights = {tensor.name for tensor in graph.initializer}  # which say their type and shape themselves
+        between = [i for i in graph.value_info if i.name not in weights]
+        kept = [i for i in between if i.name in foreign or not _says(types.get(i.name), i.type)]
         del graph.value_info[:]
         graph.value_info.extend(kept)
 

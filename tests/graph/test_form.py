@@ -247,8 +247,11 @@ def test_a_lean_file_has_no_shapes_that_inference_finds_and_no_notes_of_exporter
 
 def test_a_lean_file_keeps_fixed_sizes_that_are_computed_in_the_graph(tmp_path: Path) -> None:
     text = """<ir_version: 9, opset_import: ["" : 17]> g (float[2,8] x, int64[2] size) => (float[M,N] y)
-        <float[4,4] b, float[4,4] c, float[P,Q] d> { b = Reshape(x, size)  c = Relu(b)  d = Neg(b)  y = Neg(c) }"""
-    graph.write(graph.load(onnx.parser.parse_model(text)), tmp_path / "m.onnx", lean=True)
+        <float[4,4] b, float[4,4] c, float[P,Q] d, float[4,4] e, float[4,4] w = {1,2,3,4,5,6,7,8,9,1,1,2,3,4,5,6}>
+        { b = Reshape(x, size)  c = Relu(b)  d = Neg(b)  e = Neg(w)  f = Add(c, e)  y = Neg(f) }"""
+    model = graph.load(onnx.parser.parse_model(text))
+    assert model.graph.initializers["w"].shape == (4, 4)  # which is written as that of a value too
+    graph.write(model, tmp_path / "m.onnx", lean=True)
     info = {v.name: v.type.tensor_type.shape.dim for v in onnx.load(tmp_path / "m.onnx").graph.value_info}
     assert {name: [d.dim_value for d in dims] for name, dims in info.items()} == {"b": [4, 4], "c": [4, 4]}
 
