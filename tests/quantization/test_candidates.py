@@ -145,6 +145,8 @@ def test_a_recipe_of_four_bits_may_have_steps_of_integer_layers(later: Step) -> 
 
 def test_by_the_table_alone_nothing_is_timed_by_node_in_repairs_either() -> None:
     feeds = tiny.feeds(12, x=(1, 16, 8, 8))
-    report = quantize(mixed().source, feeds, mode="static", include=("Conv",), costs="table", min_sqnr=90.0).report
+    report = quantize(
+        mixed().source, feeds, mode="static", include=("Conv",), costs="table", min_sqnr=90.0, budget_s=2.0
+    ).report
     assert any("looking for what helps" in n for n in report.notes)
     assert not any("timed in floats" in n or "measured times" in n for n in report.notes)
