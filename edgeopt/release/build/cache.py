@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass
 class Cache:
-    """The cache entries in `folder`."""
+    """The cache entries in `folder`, of which one process at a time makes use."""
 
     folder: Path
     _stats: dict[str, list[Any]] = field(default_factory=dict)
@@ -55,6 +55,8 @@ class Cache:
     def __post_init__(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".*"):  # by a killed run: entries that were not finished
+            _remove(left)
         known = _read(self.folder / _STAT)
         self._stats = {file: stat for file, stat in known.items() if isinstance(stat, list) and len(stat) == 3}
 
@@ -112,7 +114,7 @@ class Cache:
         return key(found)
 
     def keep(self) -> None:
-        """Write the file digests, and drop entries, values and leftovers of killed runs unused for 30 days."""
+        """Write the file digests, and drop entries and values unused for 30 days."""
         for item in self.folder.iterdir():
             asked = item / _ENTRY if (item / _ENTRY).is_file() else item
             if time.time() - asked.stat().st_mtime > _MONTH_S:
