@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.ptq.gptq import by_weight
+from edgeopt.ptq.gptq import per_weight
 
 Wide = NDArray[np.floating]
 Single = NDArray[np.float32]
@@ -39,7 +39,7 @@ def adaround(
 
     w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out], or [groups, out, in].
     """
-    scale, least = by_weight(scale), -limit if least is None else least
+    scale, least = per_weight(scale), -limit if least is None else least
     unit = (w / scale).astype(np.float32)
     low = np.clip(np.floor(unit), least, limit - 1)
     level = np.einsum("gii->gi", h).mean(1)[:, None, None]

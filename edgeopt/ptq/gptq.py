@@ -21,7 +21,7 @@ _HOPELESS = 1e6
 _BLOCK = 64  # columns whose updates are collected before they are applied to the remaining columns
 
 
-def by_weight(scale: Wide) -> Wide:
+def per_weight(scale: Wide) -> Wide:
     """Scales [groups, out] or [groups, out, in] as [groups, out, 1 or in]."""
     return scale if scale.ndim == 3 else scale[:, :, None]
 
@@ -32,7 +32,7 @@ def gptq(w: Wide, h: Wide, scale: Wide, limit: int, low: int | None = None, *, d
     w: [groups, out, in]; h: [groups, in, in], in whose precision is computed; scale: [groups, out], or [groups, out,
     in] where blocks of inputs have scales of their own.
     """
-    w, s = w.astype(h.dtype), by_weight(scale).astype(h.dtype).swapaxes(1, 2)  # [groups, 1 or in, out]
+    w, s = w.astype(h.dtype), per_weight(scale).astype(h.dtype).swapaxes(1, 2)  # [groups, 1 or in, out]
     low = -limit if low is None else low
     groups, _, size = w.shape
     diagonal = np.einsum("gii->gi", h)

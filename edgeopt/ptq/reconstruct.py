@@ -24,8 +24,7 @@ from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import QParams
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
-from edgeopt.ptq.gptq import Wide, error, gptq
-from edgeopt.ptq.gptq import by_weight as per_weight
+from edgeopt.ptq.gptq import Wide, error, gptq, per_weight
 from edgeopt.ptq.grids import bias_grids, by_weight, channel_bias, scale_floor, within_pairs
 from edgeopt.ptq.moments import Layer, LayerMoments, name, rows, size_bytes, unrows
 from edgeopt.ptq.stochastic import stochastic

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.ptq.gptq import by_weight
+from edgeopt.ptq.gptq import per_weight
 
 Wide = NDArray[np.floating]
 
@@ -21,7 +21,7 @@ def stochastic(w: Wide, scale: Wide, limit: int, rng: np.random.Generator, least
 
     w: [groups, out, in]; scale: [groups, out], or [groups, out, in].
     """
-    scale = by_weight(scale)
+    scale = per_weight(scale)
     unit = w / scale
     low = np.floor(unit)
     q = low + (rng.random(w.shape) < unit - low)
