@@ -18,6 +18,8 @@ from edgeopt.runtime import costs
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe
 
+_MOST_TIMES = 50_000  # in a book
+
 
 def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -> Costs | None:
     """Costs of nodes: those known already or read from the file, and missing ones measured here where possible.
@@ -69,10 +71,11 @@ def _kept(state: State, known: Costs) -> str:
 
 
 def _noted(state: State) -> Costs | None:
-    """What the book holds; a broken one is begun anew."""
+    """What the book holds; one that is broken or has grown too long is begun anew."""
     book = state.resources.book
     try:
-        return None if book is None else costs.load(book)
+        found = None if book is None else costs.load(book)
+        return None if found is not None and len(found.times) > _MOST_TIMES else found
     except DataError as e:
         state.resources.listener.note(f"costs: begun anew: {e}")
         return None

@@ -234,3 +234,16 @@ def test_a_user_without_a_home_has_no_book(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Path, "expanduser", nowhere)
     assert book() is None
     assert quantize(tiny.frozen(MODEL), FEEDS, **AUTO).report.mode
+
+
+def test_a_book_that_has_grown_too_long_is_begun_anew_and_a_file_of_the_users_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeopt.quantization.costing._MOST_TIMES", 2)
+    many = Costs(costs.here(), {str(i): (1.0, 1.0) for i in range(3)}, (1.0, 1.0, 1.0))
+    for name in ("book", "costs"):
+        save(many, tmp_path / name)
+        quantize(tiny.frozen(MODEL), FEEDS, **{name: tmp_path / name}, **AUTO)
+    book_now, users = load(tmp_path / "book"), load(tmp_path / "costs")
+    assert book_now is not None and users is not None
+    assert not many.times.keys() & book_now.times.keys() and many.times.items() <= users.times.items()
