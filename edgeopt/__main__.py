@@ -5,10 +5,12 @@ import gc
 import os
 import signal
 import sys
+import threading
 
 _INTERRUPTED = 128 + signal.SIGINT  # exit code
 _GARBAGE = 200_000  # new objects between two searches for garbage: graphs are many objects and hardly any garbage
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # SIGHUP is not on Windows
+_AGAIN_S = 0.05  # until an interrupt that was swallowed is raised again
 _seen: list[int] = []  # signals that were received
 
 
@@ -19,6 +21,7 @@ def run() -> None:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, _interrupt)
+        sys.unraisablehook = _unraisable
         from edgeopt.cli import main
 
         gc.set_threshold(_GARBAGE)
@@ -42,6 +45,16 @@ def run() -> None:
 def _interrupt(number: int, frame: object) -> None:
     _seen.append(number)
     raise KeyboardInterrupt
+
+
+def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
+    """An interrupt inside a destructor or a weak reference's callback is dropped by Python: raise it again."""
+    if _seen and isinstance(lost.exc_value, KeyboardInterrupt):
+        again = threading.Timer(_AGAIN_S, signal.raise_signal, [signal.SIGINT])
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _leave(text: str = "") -> None:

@@ -430,6 +430,25 @@ def test_a_signal_at_any_moment_is_130_without_a_traceback(delay: float, name: s
     assert started.returncode == 0 or names(here) <= {"model.onnx", "x.npy"}
 
 
+def test_a_signal_that_a_destructor_swallows_still_ends_the_command(here: Path) -> None:
+    code = """
+import os, signal, sys, time
+import edgeopt.__main__ as m
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+import edgeopt.cli
+def main():
+    Deaf()
+    time.sleep(30)
+edgeopt.cli.main = main
+m.run()
+"""
+    ended = python("-c", code, cwd=here)
+    assert ended.code == 130 and ended.err == "interrupted\n"
+
+
 @pytest.mark.parametrize("redirected", [">&-", "> /dev/full", "| true", "2> /dev/full", "2>&-"])
 def test_a_stream_that_fails_changes_no_other_exit_code(redirected: str, here: Path) -> None:
     if not Path("/dev/full").exists():
