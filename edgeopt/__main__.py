@@ -50,11 +50,19 @@ def _interrupt(number: int, frame: object) -> None:
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
     """An interrupt inside a destructor or a weak reference's callback is dropped by Python: raise it again."""
     if _seen and isinstance(lost.exc_value, KeyboardInterrupt):
-        again = threading.Timer(_AGAIN_S, signal.raise_signal, [signal.SIGINT])
+        again = threading.Timer(_AGAIN_S, _wake, [threading.get_ident()])
         again.daemon = True
         again.start()
     else:
         sys.__unraisablehook__(lost)
+
+
+def _wake(thread: int) -> None:
+    """SIGINT to a thread, also one that sleeps (on Windows a sleep ends first)."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, signal.SIGINT)
+    else:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _leave(text: str = "") -> None:
