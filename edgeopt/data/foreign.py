@@ -44,6 +44,9 @@ def named(source: str, option: str, root: Path | None = None) -> Any:
         UsageError: it cannot be imported; the message names the `option`.
     """
     module, _, name = source.partition(":")
+    if module.endswith(".py"):
+        meant = f"{Path(module).stem}:{name or 'function'}"
+        raise UsageError(f"{option} {source}: a file and no module; write package.module:function, as {meant}")
     here = str(root or Path.cwd())
     if root is not None:
         _forget(module.partition(".")[0], root)

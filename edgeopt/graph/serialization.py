@@ -91,6 +91,7 @@ _KINDS = (  # (offset, how such a file begins, what it is)
     (0, b"\x89PNG", "a picture and no ONNX model"),
     (0, b"\xff\xd8\xff", "a picture and no ONNX model"),
     (0, b"PK\x03\x04", "a zip archive (.pt, .npz, .keras ...): edgeopt export makes ONNX of a torch module"),
+    (0, b"\x80", "a pickle (.pt, .pkl ...), which is not opened: edgeopt export makes ONNX of a torch module"),
     (0, b"\x89HDF", "an HDF5 file (Keras): convert it to ONNX, with tf2onnx"),
     (0, b"\x93NUMPY", "a NumPy array and no ONNX model"),
     (4, b"TFL3", "a TensorFlow Lite model: convert the model that it was made of to ONNX"),

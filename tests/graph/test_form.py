@@ -483,6 +483,7 @@ def test_inspect_gives_a_loop_that_fills_the_memory_up() -> None:
         ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(64), "a picture"),
         ("net.py", b"import torch\n", r"a \.py file"),
         ("net.pt", b"PK\x03\x04" + bytes(64), "edgeopt export"),
+        ("old.pt", b"\x80\x02}q\x00" + bytes(64), "a pickle .* edgeopt export"),
         ("m.tflite", b"\x1c\0\0\0TFL3" + bytes(64), "TensorFlow Lite"),
         ("m.ort", b"\x1c\0\0\0ORTM" + bytes(64), r"an \.ort file"),
         ("m.onnx", b"", "an empty file"),

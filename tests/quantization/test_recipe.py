@@ -370,6 +370,7 @@ def test_a_plan_that_a_users_step_made_is_what_is_written() -> None:
         (f"{HERE}:nothing_here", UsageError, r"nothing_here"),
         ("no.such.module:f", UsageError, r"no.such.module"),
         ("raises", UsageError, r"package.module:function"),
+        ("steps.py:raises", UsageError, r"as steps:raises"),
         (f"{HERE}:negated@plaice", UsageError, r"no such step; did you mean 'place'\? Known: place"),
         (3, UsageError, r"steps 3: "),
     ],
