@@ -32,6 +32,7 @@ Outputs = Sequence[NDArray[Any]]
 _KEPT = 0.98  # of the accuracy of the largest one
 _DECODED = 0.93
 _NEIGHBOURS = 0.9
+_EMBEDDED_DB = 10.0
 _FEWEST = 4  # samples, below which their order says nothing
 _MOST_ROWS = 512
 _OVERLAP = 0.8
@@ -148,7 +149,9 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _embedding(reference: Outputs, result: Outputs) -> Iterator[Figure]:
-    """The correlation of the similarities (cosine) of all pairs of samples."""
+    """The correlation of the similarities (cosine) of all pairs of samples, and SQNR of what varies between them: what
+    all samples have in common tells none from another.
+    """
     if len({x.shape[-1] for x in reference}) > 1:
         return
     a, b = (_vectors(x) for x in (reference, result))
@@ -156,6 +159,8 @@ def _embedding(reference: Outputs, result: Outputs) -> Iterator[Figure]:
         return
     i, j = np.triu_indices(len(a), 1)
     yield Figure("order of neighbours", _correlation((a @ a.T)[i, j], (b @ b.T)[i, j]), _NEIGHBOURS)
+    if (db := _varying_db(a, b)) is not None:
+        yield Figure("of what varies", db, _EMBEDDED_DB, "dB")
 
 
 def _vectors(outputs: Outputs) -> NDArray[np.float64]:

@@ -23,14 +23,18 @@ def embeddings(model: ir.Model) -> frozenset[str]:
 
 
 def quantize_embeddings(model: ir.Model, only: frozenset[str] | None = None) -> ir.Model:
-    """A clone whose large float32 tables [rows, width] read by a Gather on axis 0 are int8 per row.
+    """A clone whose large float32 tables [rows, width] read by a Gather on axis 0 are int8 per row; the model itself if
+    it has none.
 
     only: names of the nodes to change, None for all.
     """
+    large = embeddings(model) if only is None else embeddings(model) & only
+    if not large:
+        return model
     copy = model.clone()
     names, known = Names(copy), dict[str, list[ir.Value]]()
     for node in tuple(copy.graph.all_nodes()):
-        if _embedding(node) and (only is None or node.name in only):
+        if node.name in large:
             _replace(copy, names, known, node)
     drop_unused(copy)
     return copy

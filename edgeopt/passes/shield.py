@@ -30,21 +30,29 @@ _LOWEST = np.float32(-3e38)  # below whatever a pool can give
 
 
 def shield(model: ir.Model, ranks: Mapping[str, int] | None = None) -> ir.Model:
-    """A clone of `model` (with Q/DQ) that ONNX Runtime runs as it is written; ranks: number of axes by value."""
+    """A clone of `model` (with Q/DQ) that ONNX Runtime runs as it is written; the model itself if it does so already.
+
+    ranks: number of axes by value.
+    """
+    known = ranks or {}
+    if not any(_exposed(n) or _float_pool(n) or _bias(n, known) is not None for n in model.graph):
+        return model
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):
-        if node.op_type in _TAKEN and _exposed(node):
+        if _exposed(node):
             _protect(copy, names, node)
-        elif node.op_type == "MaxPool" and _float_pool(node):
+        elif _float_pool(node):
             _stop(copy, names, node)
-        elif node.op_type == "Add":
-            _spread(copy, names, node, ranks or {})
+        elif (found := _bias(node, known)) is not None:
+            _spread(copy, names, node, *found)
     copy.graph.sort()
     return copy
 
 
 def _exposed(node: ir.Node) -> bool:
+    if node.op_type not in _TAKEN:
+        return False
     x, w = node.inputs[:2]
     before = x.producer() if x is not None else None
     if before is None or before.op_type != "DequantizeLinear" or w is None or w.const_value is None:
@@ -64,16 +72,18 @@ def _exposed(node: ir.Node) -> bool:
 
 
 def _float_pool(node: ir.Node) -> bool:
-    """Whether a MaxPool reads floats and its output is quantized."""
+    """Whether a node is a MaxPool that reads floats and whose output is quantized."""
+    if node.op_type != "MaxPool":
+        return False
     before = node.inputs[0].producer() if node.inputs[0] is not None else None
     if before is not None and before.op_type == "DequantizeLinear":
         return False
     return any(user.op_type == "QuantizeLinear" for user in node.outputs[0].consumers())
 
 
-def _spread(model: ir.Model, names: Names, add: ir.Node, ranks: Mapping[str, int]) -> None:
-    """Give a bias [channels] that is added to a product of integers one axis of size 1 for each other axis."""
-    for i, bias in enumerate(add.inputs):
+def _bias(add: ir.Node, ranks: Mapping[str, int]) -> tuple[int, int] | None:
+    """(position of a bias [channels] that is added to a product of integers, number of axes of the product)."""
+    for i, bias in enumerate(add.inputs if add.op_type == "Add" else ()):
         other = add.inputs[1 - i]
         product = None if other is None else other.producer()
         if product is None or product.op_type != "MatMul" or not constant(bias) or bias is None:
@@ -82,13 +92,19 @@ def _spread(model: ir.Model, names: Names, add: ir.Node, ranks: Mapping[str, int
         before = None if x is None else x.producer()
         if before is None or before.op_type != "DequantizeLinear" or rank < _AXES:
             continue
-        assert bias.const_value is not None
-        b = bias.const_value.numpy()
-        if b.ndim == 1:
-            spread = b.reshape((1,) * (rank - 1) + b.shape)
-            add.replace_input_with(i, initializer(model, names, f"{bias.name}_{rank}d", spread))
-            if not bias.uses() and str(bias.name) in model.graph.initializers:
-                del model.graph.initializers[str(bias.name)]
+        if bias.const_value is not None and len(bias.const_value.shape) == 1:
+            return i, rank
+    return None
+
+
+def _spread(model: ir.Model, names: Names, add: ir.Node, i: int, rank: int) -> None:
+    """Give the bias at position `i` one axis of size 1 for each other axis of the product."""
+    bias = add.inputs[i]
+    assert bias is not None and bias.const_value is not None
+    b = bias.const_value.numpy()
+    add.replace_input_with(i, initializer(model, names, f"{bias.name}_{rank}d", b.reshape((1,) * (rank - 1) + b.shape)))
+    if not bias.uses() and str(bias.name) in model.graph.initializers:
+        del model.graph.initializers[str(bias.name)]
 
 
 def _stop(model: ir.Model, names: Names, pool: ir.Node) -> None:

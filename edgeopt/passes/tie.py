@@ -20,29 +20,43 @@ _SHOWN = 64  # elements of the diagonal, which a transposed matrix shares
 
 
 def tied(model: ir.Model) -> ir.Model:
-    """A clone with large matrices that equal another one, or another one transposed, made from it."""
+    """A clone with large matrices that equal another one, or another one transposed, made from it; the model itself if
+    there are none.
+    """
+    found = _repeated(model)
+    if not found:
+        return model
     copy = model.clone()
-    names, tables = Names(copy), _tables(copy)
-    order = sorted(_matrices(copy), key=lambda v: v.name not in tables)  # rows are read of a table as it is
-    kept: dict[object, list[ir.Value]] = {}
-    for value in order:
-        array = _array(value)
-        others = kept.setdefault(_key(array), [])
-        for other in others:
-            if np.array_equal(array, _array(other)):
-                value.replace_all_uses_with(other)
-                break
-            if value.name not in tables and np.array_equal(array, _array(other).T):
-                turn = make(names, "Transpose", [other], f"{value.name}_Transpose", [ir.AttrInt64s("perm", [1, 0])])
-                turn.outputs[0].type, turn.outputs[0].shape = value.type, value.shape
-                copy.graph.append(turn)
-                value.replace_all_uses_with(turn.outputs[0])
-                break
-        else:
-            others.append(value)
+    names, values = Names(copy), copy.graph.initializers
+    for name, (first, turned) in found.items():
+        value, other = values[name], values[first]
+        if turned:
+            turn = make(names, "Transpose", [other], f"{name}_Transpose", [ir.AttrInt64s("perm", [1, 0])])
+            turn.outputs[0].type, turn.outputs[0].shape = value.type, value.shape
+            copy.graph.append(turn)
+            other = turn.outputs[0]
+        value.replace_all_uses_with(other)
     copy.graph.sort()
     drop_unused(copy)
     return copy
+
+
+def _repeated(model: ir.Model) -> dict[str, tuple[str, bool]]:
+    """The matrices that equal another one: name -> (name of that one, whether it has to be transposed)."""
+    tables = _tables(model)
+    found: dict[str, tuple[str, bool]] = {}
+    kept: dict[object, list[ir.Value]] = {}
+    for value in sorted(_matrices(model), key=lambda v: v.name not in tables):  # rows are read of a table as it is
+        array = _array(value)
+        others = kept.setdefault(_key(array), [])
+        for other in others:
+            same = np.array_equal(array, _array(other))
+            if same or (value.name not in tables and np.array_equal(array, _array(other).T)):
+                found[str(value.name)] = str(other.name), not same
+                break
+        else:
+            others.append(value)
+    return found
 
 
 def of_tables(model: ir.Model) -> frozenset[str]:

@@ -119,16 +119,18 @@ def _by_channel(w: Array, axis: int) -> QParams:
 
 
 def spread(model: ir.Model) -> ir.Model:
-    """A clone in which every large constant of equal elements is made by a ConstantOfShape, as small as its shape."""
+    """A clone in which every large constant of equal elements is made by a ConstantOfShape, as small as its shape; the
+    model itself if it has none.
+    """
+    even = [str(v.name) for v in model.graph.initializers.values() if _even(v)]
+    if not even:
+        return model
     copy = model.clone()
     names = Names(copy)
-    for value in tuple(copy.graph.initializers.values()):
+    for value in [copy.graph.initializers[name] for name in even]:
         tensor = value.const_value
-        if tensor is None or value.is_graph_output() or tensor.nbytes < _LARGE or tensor.dtype != ir.DataType.FLOAT:
-            continue
+        assert tensor is not None
         array = tensor.numpy()
-        if not (array == array.flat[0]).all() or any(n.op_type in _PAIRS for n in value.consumers()):
-            continue
         shape = initializer(copy, names, f"{value.name}_shape", np.array(array.shape, np.int64))
         one = ir.AttrTensor("value", ir.Tensor(array.reshape(-1)[:1].copy(), dtype=tensor.dtype))
         made = node(names, "ConstantOfShape", [shape], f"{value.name}_ConstantOfShape", [one])
@@ -137,6 +139,15 @@ def spread(model: ir.Model) -> ir.Model:
     copy.graph.sort()
     drop_unused(copy)
     return copy
+
+
+def _even(value: ir.Value) -> bool:
+    """Whether all elements of a large float32 constant are equal."""
+    tensor = value.const_value
+    if tensor is None or value.is_graph_output() or tensor.nbytes < _LARGE or tensor.dtype != ir.DataType.FLOAT:
+        return False
+    array = tensor.numpy()
+    return bool((array == array.flat[0]).all()) and not any(n.op_type in _PAIRS for n in value.consumers())
 
 
 def block_params(blocks: Array, qtype: QType) -> QParams:

@@ -79,17 +79,34 @@ def test_logits_are_taken_by_their_softmax() -> None:
     assert of_logits == pytest.approx(of_probabilities) == pytest.approx(0.7)
 
 
-def test_a_turned_or_scaled_embedding_has_the_same_neighbours() -> None:
+def test_a_turned_embedding_has_the_same_neighbours_and_no_longer_fits_what_was_stored() -> None:
     x = outputs("embedding")
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((32, 32)))[0]
-    (found,) = figures("embedding", x, [3 * v @ turn for v in x])
-    assert found.value == pytest.approx(1, abs=1e-6)
+    order, varies = figures("embedding", x, [3 * v @ turn for v in x])
+    assert order.value == pytest.approx(1, abs=1e-6) and not varies.close
+
+
+def test_a_scaled_embedding_is_the_same() -> None:
+    x = outputs("embedding")
+    order, varies = figures("embedding", x, [3 * v for v in x])
+    assert order.value == pytest.approx(1, abs=1e-6) and varies.value > 100
+
+
+def test_what_all_embeddings_have_in_common_hides_no_error() -> None:
+    x = [v + 20 for v in outputs("embedding")]
+    y = noisy([v - 20 for v in x], 0.5)
+    r, z = (np.concatenate(a) for a in (x, [v + 20 for v in y]))
+    r, z = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (r, z))
+    want = 10 * np.log10(((r - r.mean(0)) ** 2).sum() / ((r - z) ** 2).sum())
+    order, varies = figures("embedding", x, [v + 20 for v in y])
+    assert varies.value == pytest.approx(want, abs=1e-3) and want < 10 and not varies.close
+    assert 10 * np.log10((r**2).sum() / ((r - z) ** 2).sum()) > 25
 
 
 def test_an_embedding_that_is_the_same_for_all_has_no_neighbours() -> None:
     x = outputs("embedding")
-    (found,) = figures("embedding", x, [np.ones_like(v) for v in x])
-    assert not found.close
+    order, varies = figures("embedding", x, [np.ones_like(v) for v in x])
+    assert not order.close and not varies.close
 
 
 def test_a_mask_may_be_fatter_only_if_it_crosses_the_levels_at_the_same_places() -> None:
