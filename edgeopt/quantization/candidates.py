@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.data import readable
+from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
-from edgeopt.numbers.scores import compare, lowest_sqnr_db
+from edgeopt.numbers.scores import Outputs, compare, lowest_sqnr_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
@@ -68,9 +69,38 @@ def draft(task: Task, recipe: Recipe, mode: str) -> Draft | None:
     return Draft(mode, state, recipe)
 
 
-def settled(task: Task) -> Recipe:
-    """The options' recipe with the range rule (mse or minmax) whose outputs are closer to float on some calibration
-    samples, with weights rounded to nearest.
+@dataclass
+class Sketches:
+    """Static models with weights rounded to nearest, which are made quickly, compared on some calibration samples."""
+
+    task: Task
+
+    @cached_property
+    def feeds(self) -> Sequence[tuple[str, Feed]]:
+        """The calibration samples that are compared; none if none can be read."""
+        samples = self.task.start.samples
+        return readable(samples[:_RULE_SAMPLES], total=len(samples))[0]
+
+    @cached_property
+    def _reference(self) -> Sequence[Outputs]:
+        return run_all(self.task.judging, self.feeds, workers=cores())
+
+    def sqnr_db(self, recipe: Recipe) -> float | None:
+        """The lowest SQNR of the outputs by `recipe`; None if there is nothing to compare."""
+        made = draft(self.task, recipe.without(Clip, Round, Refit), "static") if self.feeds else None
+        if made is None or not made.static:
+            return None
+        reference = self._reference
+        try:
+            session = open_session(self.task.shown(made.model))
+            return lowest_sqnr_db(compare(session.outputs, reference, run_all(session, self.feeds, workers=cores())))
+        except EdgeoptError:  # lengths that depend on values cannot be compared
+            return None
+
+
+def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, float | None]:
+    """(the options' recipe with the range rule, mse or minmax, whose outputs are closer to float on some calibration
+    samples with weights rounded to nearest; their lowest SQNR in dB, None if that was not looked at).
 
     `mse` clips, `minmax` does not, and which of the two loses less depends on the model. A rule given by the user is
     kept, and so is `mse` if the gain of the other is small.
@@ -78,29 +108,18 @@ def settled(task: Task) -> Recipe:
     recipe, options = task.recipe, task.options
     grids = recipe.find(Grids)
     if grids is None or recipe.own or {"range_rule", "recipe"} & options.model_fields_set or options.effort == "fast":
-        return recipe
-    feeds, _ = readable(task.start.samples[:_RULE_SAMPLES], total=len(task.start.samples))
-    if not feeds:
-        return recipe
-    reference = run_all(task.judging, feeds, workers=cores())
+        return recipe, None
+    sketches = sketches or Sketches(task)
     other = recipe.having(grids.model_copy(update={"rule": "minmax"}))
-    near: list[float] = []
-    for tried in (recipe, other):
-        made = draft(task, tried.without(Clip, Round, Refit), "static")
-        if made is None or not made.static:
-            return recipe
-        try:
-            session = open_session(task.shown(made.model))
-            errors = compare(session.outputs, reference, run_all(session, feeds, workers=cores()))
-        except EdgeoptError:  # lengths that depend on values cannot be compared
-            return recipe
-        near.append(lowest_sqnr_db(errors))
+    by_rule = [sketches.sqnr_db(r) for r in (recipe, other)]
+    near = [db for db in by_rule if db is not None]
+    if len(near) < len(by_rule):
+        return recipe, None
     if near[1] < near[0] + _RULE_GAIN_DB:
-        return recipe
-    task.note(
-        f"ranges by minmax: {near[1]:.1f} dB on {len(feeds)} calibration samples, {near[0]:.1f} dB by {grids.rule}"
-    )
-    return other
+        return recipe, near[0]
+    on = f"{len(sketches.feeds)} calibration samples"
+    task.note(f"ranges by minmax: {near[1]:.1f} dB on {on}, {near[0]:.1f} dB by {grids.rule}")
+    return other, near[1]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeopt import graph
+from edgeopt.graph.ops import macs_of
 from edgeopt.numbers.intervals import needed
 from edgeopt.numbers.scores import OutputReport, interval_of_agreement
-from edgeopt.quantization.candidates import Placement
+from edgeopt.quantization.candidates import Draft, Placement
 from edgeopt.quantization.check import FASTER, SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
@@ -16,6 +18,7 @@ from edgeopt.quantization.prepare import Task
 GOOD_SQNR_DB = 10.0  # for an output whose kind has no figures
 _LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
 _SMALLER = 1.25  # a result must reach this, or be faster
+_LEAST_WORK = 0.05  # of all; integers are four times as fast at most, and little else becomes faster with them
 _NO_LARGER = 0.99  # scales of weights that were already integers may make it slightly larger
 _BEHIND = {
     "balanced": "another one is smaller and faster together",
@@ -117,6 +120,23 @@ def pays(task: Task, place: Placement) -> bool:
     float and nearer to it.
     """
     return place.speedup_high >= (1.0 if task.options.prefer == "speed" else _AS_MUCH)
+
+
+def may_gain(task: Task, made: Draft) -> bool:
+    """Whether a model with some nodes in integers can be worth having by how small it is and by how much of the work
+    (multiply-accumulate operations) those nodes do; if that is not known, it can.
+    """
+    state = made.state
+    probes = task.start.resources.cache.probes.get(id(state.source))
+    if state.plan is None or probes is None:
+        return True
+    if graph.size_bytes(task.source) >= _SMALLER * graph.size_bytes(made.model):
+        return True
+    shapes = {name: p.shape for name, p in probes.items()}
+    work = {str(n.name): macs_of(n, shapes) for n in state.source.graph}
+    return not state.plan.forms.keys() <= work.keys() or (
+        sum(work[n] for n in state.plan.forms) >= _LEAST_WORK * sum(work.values())
+    )
 
 
 def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:

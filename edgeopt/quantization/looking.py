@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from edgeopt.data import oddities
@@ -13,7 +13,7 @@ from edgeopt.numbers.observers import Statistics
 from edgeopt.ptq.grids import by_weight
 from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, parts
 from edgeopt.quantization.state import State
-from edgeopt.runtime.calibrate import forecast, observe
+from edgeopt.runtime import calibrate
 from edgeopt.runtime.probe import Probe
 
 _BESIDE = 6  # times the moments of a part are in memory: sums, those of new samples, and what layers read of these
@@ -25,25 +25,38 @@ def widened(p: Probe, statistics: Statistics) -> Probe:
     return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
 
 
-def observe_missing(state: State, plan: Plan, known: dict[str, Statistics]) -> None:
-    """Add to `known` the statistics that the grids of `plan` still need; the first time, announce the expected cost."""
-    values = sorted(set(plan.grids.values()) - known.keys())
-    if not values:
-        return
+def sources(plans: Iterable[Plan | None]) -> frozenset[str]:
+    """The values whose statistics decide the grids of some plans."""
+    return frozenset(v for plan in plans if plan is not None and plan.integer for v in plan.grids.values())
+
+
+def observe(state: State, wanted: frozenset[str]) -> Mapping[str, Statistics]:
+    """Statistics of `wanted` values, and of all that were observed before, over the calibration samples.
+
+    What several attempts need is best asked for at once: a run of all samples takes much longer than one more value.
+    """
+    known = state.resources.cache.statistics.setdefault(id(state.source), {})
+    if missing := sorted(wanted - known.keys()):
+        known |= _observed(state, missing)
+    return known
+
+
+def _observed(state: State, values: Sequence[str]) -> Mapping[str, Statistics]:
+    """Statistics of `values`; the first time, announce the expected cost."""
     resources, total = state.resources, len(state.samples)
     listener, cache = resources.listener, resources.cache
     first = "calibrate" not in cache.seconds
     max_ram = resources.max_ram or free_bytes() // 2
     with cache.timed("calibrate"):
         if first:
-            expected = forecast(state.source, values, state.probes, max_ram)
+            expected = calibrate.forecast(state.source, values, state.probes, max_ram)
             passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
             start = time.perf_counter()
             resources.run(resources.feeds[0])
             seconds = 2 * (time.perf_counter() - start) * expected.passes * total
             cost = f"about {max(1, round(seconds))} s and {expected.ram_bytes / 1e6:.0f} MB"
             listener.note(f"calibration: {len(values)} tensors, {total} samples, {passes}; {cost}")
-        found = observe(
+        found = calibrate.observe(
             state.source,
             values,
             state.samples,
@@ -54,7 +67,7 @@ def observe_missing(state: State, plan: Plan, known: dict[str, Statistics]) -> N
         if first:
             for line in (*(f"skipped: {reason}" for reason in found.skipped.values()), *_oddities(state)):
                 listener.note(line)
-    known |= found.statistics
+    return found.statistics
 
 
 def _oddities(state: State) -> Iterator[str]:

@@ -15,6 +15,7 @@ from edgeopt.graph.ops import activations
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.ptq.grids import untie
 from edgeopt.ptq.islands import blame, result
+from edgeopt.quantization.looking import observe, sources
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
 from edgeopt.quantization.steps import Clip, Equalize, Grids, Place, Refit, Round, Smooth, Step
@@ -103,8 +104,12 @@ def islands(state: State, recipe: Recipe) -> Moves:
     place = recipe.find(Place)
     if place is None:
         return
-    for what, worst in _worst(state, _SHARES):
-        yield f"{what} left in float", recipe.having(place.model_copy(update={"floats": place.floats | worst}))
+    worst = dict(_worst(state, _SHARES))
+    places = {what: place.model_copy(update={"floats": place.floats | nodes}) for what, nodes in worst.items()}
+    float_state = state.of(state.source)
+    observe(float_state, sources(p(float_state).plan for p in places.values()))
+    for what, changed in places.items():
+        yield f"{what} left in float", recipe.having(changed)
 
 
 def _worst(state: State, shares: tuple[float, ...]) -> Iterator[tuple[str, frozenset[str]]]:

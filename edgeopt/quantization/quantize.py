@@ -23,13 +23,23 @@ from edgeopt import graph
 from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, extra
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
-from edgeopt.graph.plan import Form
+from edgeopt.graph.plan import Form, Plan
 from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.tie import tied
-from edgeopt.quantization.candidates import Draft, Placement, draft, nothing_to_do, of_mode, placements, settled, whole
+from edgeopt.quantization.candidates import (
+    Draft,
+    Placement,
+    Sketches,
+    draft,
+    nothing_to_do,
+    of_mode,
+    placements,
+    settled,
+    whole,
+)
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
@@ -37,6 +47,7 @@ from edgeopt.quantization.judge import (
     close,
     good,
     line,
+    may_gain,
     missed,
     nearest,
     pays,
@@ -46,6 +57,7 @@ from edgeopt.quantization.judge import (
     undecided,
     why_not,
 )
+from edgeopt.quantization.looking import observe, sources
 from edgeopt.quantization.moves import FASTER, NEARER
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
@@ -154,9 +166,10 @@ class Trials:
             self.task.note(line(self.task, found))
         return found
 
-    def pass_over(self, place: Placement) -> None:
-        """Report a placement that is not made because it is no faster than float."""
-        self.refused.append(Candidate(place.name, None, place.speedup, "no faster than float, so not made"))
+    def pass_over(self, mode: str, why: str, *, sqnr_db: float | None = None, speedup: float | None = None) -> None:
+        """Report a candidate that is not made."""
+        self.refused.append(Candidate(mode, sqnr_db, speedup, f"{why}, so not made"))
+        self.task.note(f"{mode}: not made: {why}")
 
     @property
     def enough(self) -> bool:
@@ -240,7 +253,7 @@ def _nothing(task: Task) -> str:
 
 def _try_static(task: Task, trials: Trials) -> None:
     """Try the static model, and repaired versions while it is too far from float."""
-    first = draft(task, settled(task), "static")
+    first = draft(task, settled(task)[0], "static")
     if first is None or not first.static:
         raise UsageError(nothing_to_do("static"))
     found = trials.add(first)
@@ -268,27 +281,53 @@ def _try_auto(task: Task, trials: Trials) -> None:
         static = _try_placements(task, trials, rest) or static
     else:
         for place in rest:
-            trials.pass_over(place)
+            trials.pass_over(place.name, "no faster than float", speedup=place.speedup)
     if static is not None and not good(task, static) and promising(task, static, trials.tried):
         _repair(task, trials, static)
 
 
 def _try_placements(task: Task, trials: Trials, found: Sequence[Placement]) -> Tried | None:
-    """Try placements until one is close, since those that follow are slower; returns the last one tried, or None."""
-    tried, recipe = None, None
+    """Try placements until one is close, since those that follow are slower; returns the last one tried, or None.
+
+    To see what each layer reads takes as long as all else, so those that cannot be close are not made: where an error
+    is larger than the signal before that, and where all nodes are in integers of a placement that is too far.
+    """
+    if not found:
+        return None
+    if len(found) > 1:
+        observe(task.start, sources(p.place(task.start).plan for p in found))
+    sketches, tried = Sketches(task), None
+    recipe, settled_db = settled(task, sketches)
     for place in found:
         if tried is not None and (trials.enough or (close(task, tried) and task.options.prefer == "balanced")):
             break
-        recipe = recipe or settled(task)
-        made = draft(task, recipe.having(place.place), place.name)
+        placed, plan = recipe.having(place.place), place.place(task.start).plan
+        if tried is not None and plan is not None and _within(tried, plan) and not close(task, tried):
+            why = f"all nodes that {tried.mode} has in integers are so, and that is too far from float"
+            trials.pass_over(place.name, why, speedup=place.speedup)
+            continue
+        db = sketches.sqnr_db(placed) if settled_db is not None and settled_db < 0 and placed != recipe else settled_db
+        if db is not None and db < 0:
+            why = f"on {len(sketches.feeds)} calibration samples its error is larger than the signal ({db:.1f} dB)"
+            trials.pass_over(place.name, why, sqnr_db=db, speedup=place.speedup)
+            continue
+        made = draft(task, placed, place.name)
         tried = (trials.add(made) if made is not None and made.static else None) or tried
     return tried
 
 
+def _within(tried: Tried, plan: Plan) -> bool:
+    """Whether all integer nodes of `tried` are integer in `plan`."""
+    known = tried.draft.state.plan
+    return known is not None and known.integer <= plan.integer
+
+
 def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) -> None:
     made = whole(task, form, lstm=lstm)
-    if made is not None:
+    if made is not None and may_gain(task, made):
         trials.add(made)
+    elif made is not None:
+        trials.pass_over(made.mode, "neither a fifth smaller nor enough of the work to be a tenth faster")
 
 
 def _repair(task: Task, trials: Trials, first: Tried) -> None:

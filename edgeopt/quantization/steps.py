@@ -36,7 +36,7 @@ from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.refit import refitted
 from edgeopt.ptq.smooth import smoothed
 from edgeopt.quantization.costing import costed
-from edgeopt.quantization.looking import layer_moments, layer_parts, observe_missing, widened
+from edgeopt.quantization.looking import layer_moments, layer_parts, observe, sources, widened
 from edgeopt.quantization.state import State
 from edgeopt.runtime.probe import Probe, probe
 from edgeopt.runtime.session import types_of
@@ -167,15 +167,13 @@ class Observe(Step):
         assert state.plan is not None
         if not state.plan.integer:
             return state
-        cache, key = state.resources.cache, id(state.source)
-        known = cache.statistics.setdefault(key, {})
-        observe_missing(state, state.plan, known)
+        known = observe(state, sources([state.plan]))
         wide = {**state.probes, **{n: widened(state.probes[n], s) for n, s in known.items() if n in state.probes}}
-        cache.probes[key] = wide
+        state.resources.cache.probes[id(state.source)] = wide
         plan = state.plan
         if state.placed is not None and state.placed[0] is plan:
             plan = state.placed[1](state, wide)
-            observe_missing(state, plan, known)
+            known = observe(state, sources([plan]))
         return replace(state, probes=wide, plan=plan, statistics=dict(known))
 
 

@@ -98,7 +98,7 @@ def test_what_all_embeddings_have_in_common_hides_no_error() -> None:
     r, z = (np.concatenate(a) for a in (x, [v + 20 for v in y]))
     r, z = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (r, z))
     want = 10 * np.log10(((r - r.mean(0)) ** 2).sum() / ((r - z) ** 2).sum())
-    order, varies = figures("embedding", x, [v + 20 for v in y])
+    _, varies = figures("embedding", x, [v + 20 for v in y])
     assert varies.value == pytest.approx(want, abs=1e-3) and want < 10 and not varies.close
     assert 10 * np.log10((r**2).sum() / ((r - z) ** 2).sum()) > 25
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgeopt.hardware.target import load
-from edgeopt.quantization.candidates import placements
-from edgeopt.quantization.judge import pays
+from edgeopt.quantization.candidates import placements, whole
+from edgeopt.quantization.judge import may_gain, pays
 from edgeopt.quantization.prepare import Task
-from edgeopt.quantization.quantize import quantize
+from edgeopt.quantization.quantize import Trials, _try_placements, quantize
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.steps import Clip, Place, Refit, Round, Step, Write
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
 from tests.models import normal
+from tests.quantization.tasks import task_of
 from tests.quantization.test_moves import clocked, mixed
 
 TABLE, CLOCK, WHOLE = "static", "static, placed by measured times", "static, integers everywhere"
@@ -87,6 +89,42 @@ def test_placements_no_faster_than_float_are_told_and_not_made(monkeypatch: pyte
     report = quantize(mixed().source, tiny.feeds(12, x=(1, 16, 8, 8)), costs="table").report
     passed = [c.mode for c in report.candidates if c.verdict == "no faster than float, so not made"]
     assert report.mode == "weights" and passed and {*passed} <= {TABLE, WHOLE}
+
+
+def test_a_placement_with_all_integers_of_one_that_is_too_far_is_not_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_speed(monkeypatch, {TABLE: 1.0, CLOCK: 1.2, WHOLE: 1.1, "float": 0.5})
+    for module in ("judge", "quantize"):
+        monkeypatch.setattr(f"edgeopt.quantization.{module}.close", lambda task, t: False)
+    task = three()
+    trials = Trials(task, tmp_path / "m.onnx")
+    _try_placements(task, trials, placements(task))
+    assert [t.mode for t in trials.tried] == [CLOCK, TABLE]
+    (passed,) = trials.refused
+    assert passed.mode == WHOLE and CLOCK in passed.verdict and "too far from float, so not made" in passed.verdict
+
+
+def test_weights_are_not_rounded_by_what_layers_read_where_the_error_is_larger_than_the_signal() -> None:
+    text = "g (float[N,64] x) => (float[N,64] y) { a = Gemm(x, w)  b = Gemm(x, v)  y = Sub(a, b) }"
+    w = normal(64, 64)
+    model = tiny.proto(text, w=w, v=w + np.float32(1e-3) * normal(64, 64, seed=1))
+    target = load("cpu-x86-vnni")
+    report = quantize(model, tiny.feeds(20, x=(4, 64)), measure=False, exclude=(), target=target).report
+    (static,) = [c for c in report.candidates if c.mode == "static"]
+    assert "error is larger than the signal" in static.verdict
+
+
+@pytest.mark.parametrize(("columns", "worth"), [(32, False), (4096, True)])
+def test_products_in_integers_are_worth_trying_by_their_size_and_their_work(columns: int, worth: bool) -> None:
+    text = """g (float[N,16,16,16] x) => (float[N,M] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)  p = GlobalAveragePool(c)  f = Flatten(p)  y = MatMul(f, m) }"""
+    model = tiny.proto(text, w=normal(16, 16, 3, 3), m=normal(16, columns)).SerializeToString()
+    task = task_of(model, tiny.feeds(8, x=(1, 16, 16, 16)), mode="auto", include=())
+    placements(task)
+    task.recipe.find(Place)(task.start)  # type: ignore[misc]
+    made = whole(task, "int8 dynamic")
+    assert made is not None and may_gain(task, made) == worth
 
 
 def test_four_bits_are_rounded_by_what_layers_read() -> None:

@@ -150,7 +150,7 @@ def test_samples_are_not_looked_at_again_for_another_placement(monkeypatch: pyte
     asked: list[str] = []
     real = observe
     monkeypatch.setattr(
-        "edgeopt.quantization.looking.observe",
+        "edgeopt.runtime.calibrate.observe",
         lambda model, values, *a, **k: asked.extend(values) or real(model, values, *a, **k),
     )
     for measured in (False, True, False):
