@@ -54,7 +54,7 @@ class Readers:
     count: int | None = None
     """Largest number of items taken from an iterator."""
     seed: int = 0
-    """Seed for the order of a dataset."""
+    """Seed for the order of a sequence, an array or a dataset."""
     optional: Sequence[InputSpec] = ()
     """Inputs with a default, which only mappings can give, by name."""
     notes: list[str] = field(default_factory=list)
@@ -74,8 +74,15 @@ class Readers:
             return self._indexed(data)
         if not isinstance(data, Iterable) or isinstance(data, Mapping):
             raise DataError(f"{self.name}: samples are a path, an array, or something that yields feeds, not {data!r}")
-        items = data if isinstance(data, Sequence) else itertools.islice(data, self.count)
-        return [sample for i, item in enumerate(items) for sample in self._taken_apart(f"{self.name}[{i}]", item)]
+        if not isinstance(data, Sequence):
+            items = enumerate(itertools.islice(data, self.count))
+            return [sample for i, item in items for sample in self._taken_apart(f"{self.name}[{i}]", item)]
+        found = [sample for i, item in enumerate(data) for sample in self._taken_apart(f"{self.name}[{i}]", item)]
+        return [found[i] for i in self._order(len(found))]
+
+    def _order(self, count: int) -> list[int]:
+        """A fixed random order: what is in memory is often sorted by class, or by time."""
+        return [int(i) for i in np.random.default_rng(self.seed).permutation(count)]
 
     def _rows(self, data: NDArray[Any]) -> list[Sample]:
         """Samples along axis 0, or a single sample if `data` has one dimension less than the input."""
@@ -91,15 +98,17 @@ class Readers:
             )
         data = self._cast(data, spec)
         rows = range(0, len(data) - step + 1, step)
-        return [(f"{self.name}[{i}]", partial(_slice, {spec.name: data}, i, step)) for i in rows]
+        return [
+            (f"{self.name}[{rows[k]}]", partial(_slice, {spec.name: data}, rows[k], step))
+            for k in self._order(len(rows))
+        ]
 
     def _indexed(self, data: Dataset[Any]) -> list[Sample]:
-        """Samples of a dataset, read lazily, in a fixed random order since datasets are often sorted by class."""
+        """Samples of a dataset, read lazily."""
         if len(data) == 0:
             raise DataError(f"{self.name}: a {type(data).__name__} without samples")
         self._item(data, 0)  # finds errors that affect all samples before the work begins
-        order = np.random.default_rng(self.seed).permutation(len(data))
-        return [(f"{self.name}[{i}]", partial(self._item, data, int(i))) for i in order]
+        return [(f"{self.name}[{i}]", partial(self._item, data, i)) for i in self._order(len(data))]
 
     def _item(self, data: Dataset[Any], index: int) -> Feed:
         with foreign(f"{self.name}[{index}]", DataError):

@@ -30,6 +30,7 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Outputs = Sequence[NDArray[Any]]
 _KEPT = 0.98  # of the accuracy of the largest one
+_PART_KEPT = 0.9
 _DECODED = 0.93
 _NEIGHBOURS = 0.9
 _EMBEDDED_DB = 10.0
@@ -105,17 +106,21 @@ def vectors(kind: Kind, x: NDArray[Any]) -> NDArray[Any]:
 
 def _classes(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """What is left of the accuracy: a change of the largest one costs what float itself gave the old one more than the
-    new one. If float's probabilities are true that is the expected change of top-1.
+    new one. If float's probabilities are true that is the expected change of top-1. Where they are so low that any
+    answer would lose little, it also counts what part is left of how far they are above chance.
     """
-    lost, count = 0.0, 0
+    lost, sure, count = 0.0, 0.0, 0
     for r, y in zip(reference, result, strict=True):
         p = as_probabilities(r).reshape(-1, r.shape[-1])
         before, after = p.argmax(-1), y.reshape(-1, y.shape[-1]).argmax(-1)
         rows = np.arange(len(p))
+        sure += float((p[rows, before] - 1 / p.shape[-1]).sum())
         lost += float((p[rows, before] - p[rows, after]).sum())
         count += len(p)
     if count:
         yield Figure("top-1 expected to stay", 1 - lost / count, _KEPT)
+        if sure * (1 - _PART_KEPT) < count * (1 - _KEPT):
+            yield Figure("above chance", 1 - lost / max(sure, _TINY), _PART_KEPT)
 
 
 def _tokens(reference: Outputs, result: Outputs) -> Iterator[Figure]:
@@ -267,15 +272,15 @@ def _regression(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 
 
 def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
-    """SI-SNR over all samples, which no gain of the result changes."""
+    """SI-SNR over all samples, which no gain of the result changes; silence and the opposite are no signal."""
     pairs = [(r.reshape(-1), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
     power = sum(float(np.dot(r.astype(np.float64), r)) for r, _ in pairs)
     if power <= 0:
         return
     gain = sum(float(np.dot(r.astype(np.float64), y)) for r, y in pairs) / power
     noise = sum(float(((y - gain * r.astype(np.float64)) ** 2).sum()) for r, y in pairs)
-    signal = max(gain**2, _TINY) * power
-    yield Figure("SI-SNR", math.inf if noise == 0 else 10 * math.log10(signal / noise), _SIGNAL_DB, "dB")
+    db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * power / noise)
+    yield Figure("SI-SNR", db, _SIGNAL_DB, "dB")
     yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
 
 

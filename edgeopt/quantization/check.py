@@ -4,7 +4,8 @@ samples, finite outputs; then a comparison with the float model in accuracy and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,9 +85,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
     with task.cache.timed("check"):
         session, judging, made_of = _checked(task, draft, path)
         outputs = _outputs(task, draft.mode, session, judging)
-        errors = tuple(
-            against_chance(o, task.chance_db) for o in compare(judging.outputs, task.reference, outputs, task.kinds)
-        )
+        errors = tuple(against_chance(o, task.chance_db) for o in _by_level(task, judging.outputs, outputs))
         later = later_of(task, judging)
     latency = None
     if task.options.measure and measurable(task):
@@ -99,6 +98,23 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
     smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
     return Tried(draft, path, errors, latency, made_of, smaller, score, later)
+
+
+def _by_level(task: Task, names: Sequence[str], outputs: Sequence[Outputs]) -> list[OutputReport]:
+    """The errors of all outputs; signals from which the model removes noise have the figures of the worst level too,
+    since the whole shows that of the largest.
+    """
+    found = compare(names, task.reference, outputs, task.kinds)
+    parts = [
+        compare(names, [task.reference[i] for i in part], [outputs[i] for i in part], task.kinds)
+        for part in task.levels
+    ]
+    for i, o in enumerate(found if parts else ()):
+        if o.kind == "signal":
+            worst = min((part[i] for part in parts), key=lambda x: min((f.value for f in x.figures), default=math.inf))
+            figures = (replace(f, name=f"{f.name} at the worst level of noise") for f in worst.figures)
+            found[i] = replace(o, figures=(*o.figures, *figures))
+    return found
 
 
 def later_of(task: Task, session: Session) -> tuple[OutputReport, ...]:

@@ -17,6 +17,7 @@ from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabiliti
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.session import Feed, Session
 
+_LEVELS = 3  # of noise
 STEPS = 20  # in which recurrent states are fed back
 _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"embed|feature|descriptor|vector|pooled|hidden", "embedding"),
@@ -89,6 +90,23 @@ def fed_back(model: ir.Model, feed: Feed, outputs: Outputs) -> dict[int, str]:
 def _common(a: str, b: str) -> int:
     """Length of the common prefix of two names."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def levels(feeds: Sequence[Feed], reference: Sequence[Outputs], kinds: Sequence[Kind]) -> tuple[tuple[int, ...], ...]:
+    """Positions of the samples in up to three groups by the level of the noise that the model removes, as those of
+    diffusion do: an output, a signal, has the shape of an input, and another input is one number that differs between
+    the samples. None if it does not, or with fewer than four samples.
+    """
+    shapes = {x.shape for x in feeds[0].values() if x.ndim >= 3}
+    denoised = any(k == "signal" and y.shape in shapes for k, y in zip(kinds, reference[0], strict=True))
+    numbers = [
+        n for n in feeds[0] if all(f[n].size == 1 for f in feeds) and len({float(f[n].item()) for f in feeds}) > 1
+    ]
+    count = min(_LEVELS, len(feeds) // 2)
+    if not denoised or len(numbers) != 1 or count < 2:
+        return ()
+    order = sorted(range(len(feeds)), key=lambda i: float(feeds[i][numbers[0]].item()))
+    return tuple(tuple(int(i) for i in part) for part in np.array_split(order, count))
 
 
 def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = STEPS) -> Outputs:

@@ -30,7 +30,7 @@ from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.outputs import fed_back, kinds, steps_on
+from edgeopt.quantization.outputs import fed_back, kinds, levels, steps_on
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
@@ -91,6 +91,8 @@ class Task:
     """Position of each output that is a recurrent state -> the input that takes it in the next step."""
     reference_later: tuple[Outputs, ...]
     """The float model's outputs on some held-out samples after states were fed back; empty if there are no states."""
+    levels: tuple[tuple[int, ...], ...]
+    """Positions of the held-out samples by the level of noise that the model removes; empty if it removes none."""
     chance_db: Mapping[str, float]
     """Outputs that differ between two runs of the float model on one sample -> SQNR between the two runs."""
     preprocess: str
@@ -191,6 +193,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         kinds=found,
         fed=fed,
         reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
+        levels=levels([feed for _, feed in feeds], reference, [found[name] for name in judging.outputs]),
         chance_db=chance_db,
     )
 

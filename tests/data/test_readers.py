@@ -77,9 +77,17 @@ def test_every_form_gives_the_same_feeds(data: Any) -> None:
 def test_a_batch_is_taken_apart_where_the_models_is_fixed_and_stays_whole_where_it_is_free() -> None:
     batches = [(X[:4], [0] * 4), (X[4:8], [0] * 4)]
     apart = feeds(Readers(ONE).samples(batches))
-    assert [f["x"] for f in apart.values()] == [X[i : i + 1].tolist() for i in range(8)]
-    assert [*apart][:2] == ["sample[0][0]", "sample[0][1]"]
-    assert [f["x"] for f in feeds(Readers(ROW).samples(batches)).values()] == [X[:4].tolist(), X[4:8].tolist()]
+    assert apart == {f"sample[{i // 4}][{i % 4}]": {"x": X[i : i + 1].tolist()} for i in range(8)}
+    whole = feeds(Readers(ROW).samples(batches))
+    assert whole == {"sample[0]": {"x": X[:4].tolist()}, "sample[1]": {"x": X[4:8].tolist()}}
+
+
+@pytest.mark.parametrize("data", [np.repeat(X, 10, 0), [x[None] for x in np.repeat(X, 10, 0)]], ids=["array", "list"])
+def test_what_is_sorted_in_memory_is_not_read_in_its_order(data: Any) -> None:
+    first, again, other = ([n for n, _ in Readers(ROW, seed=s).samples(data)] for s in (0, 0, 1))
+    assert first == again != other and sorted(first) == sorted(other) and len({*first}) == 100
+    classes = [int(name[7:-1]) // 10 for name in first]
+    assert len(set(classes[:32])) > 7  # of ten: these are held out
 
 
 def test_arrays_are_in_the_order_of_the_inputs_and_what_is_beyond_is_a_label() -> None:

@@ -72,6 +72,16 @@ def test_a_change_of_the_largest_class_costs_what_float_gave_the_one_more_than_t
     assert found.value == pytest.approx(1 - (0.5 - 0.4) / 2)
 
 
+def test_classes_of_which_float_is_not_sure_may_not_be_dead() -> None:
+    rng = np.random.default_rng(0)
+    similarities = [0.2 + 0.1 * rng.random((1, 1000)) for _ in range(30)]
+    stays, kept = figures("classes", similarities, [0 * x for x in similarities])
+    assert stays.close and not kept.close
+    assert all(
+        f.close for f in figures("classes", similarities, [x + 1e-4 * rng.random(x.shape) for x in similarities])
+    )
+
+
 def test_logits_are_taken_by_their_softmax() -> None:
     p = np.float64([[0.6, 0.3, 0.1]])
     changed = np.float64([[0, 5, 1]])
@@ -90,6 +100,12 @@ def test_a_scaled_embedding_is_the_same() -> None:
     x = outputs("embedding")
     order, varies = figures("embedding", x, [3 * v for v in x])
     assert order.value == pytest.approx(1, abs=1e-6) and varies.value > 100
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0])
+def test_silence_and_the_opposite_of_a_signal_are_not_near(gain: float) -> None:
+    x = outputs("signal")
+    assert not any(f.close for f in figures("signal", x, [np.float32(gain) * v for v in x]))
 
 
 def test_what_all_embeddings_have_in_common_hides_no_error() -> None:

@@ -14,7 +14,7 @@ from edgeopt import graph
 from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.numbers.kinds import Kind, figures
 from edgeopt.numbers.scores import compare
-from edgeopt.quantization.outputs import fed_back, kinds, steps_on
+from edgeopt.quantization.outputs import fed_back, kinds, levels, steps_on
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -254,3 +254,31 @@ def test_what_cannot_be_integer_says_what_it_can_give_when_it_is_included() -> N
     options = {"mode": "weights", "include": ("GRU",), "measure": False}
     notes = edgeopt.quantize(graph.proto_bytes(model), tiny.feeds(24, x=(5, 1, 8)), **options).report.notes
     assert f"--include: GRU has no static integer kernel, so its weights are stored as int8: {node.name}" in notes
+
+
+DENOISER = """g (float[1,4,16,16] x, float[1] noise) => (float[1,4,16,16] y) {
+    c = Conv <pads = [1, 1, 1, 1]> (x, w)  s = Mul(c, noise)  y = Conv <pads = [1, 1, 1, 1]> (s, v) }"""
+
+
+def noisy_images(count: int) -> list[dict[str, np.ndarray]]:
+    """Latents with levels of noise from .01 to 10."""
+    found = [np.float32([10 ** (-2 + 3 * i / (count - 1))]) for i in range(count)]
+    return [{"x": normal(1, 4, 16, 16, seed=i), "noise": level} for i, level in enumerate(found)]
+
+
+def test_the_levels_of_the_noise_that_a_model_removes_are_thirds_in_their_order() -> None:
+    feeds = noisy_images(9)[::-1]
+    reference = [[f["x"]] for f in feeds]
+    assert levels(feeds, reference, ["signal"]) == ((8, 7, 6), (5, 4, 3), (2, 1, 0))
+    assert levels(feeds[:4], reference[:4], ["signal"]) == ((3, 2), (1, 0))
+    assert levels(feeds, reference, ["mask"]) == () == levels(feeds[:3], reference[:3], ["signal"])
+    assert levels([{**f, "noise": np.float32([1])} for f in feeds], reference, ["signal"]) == ()
+    assert levels([{"x": f["x"]} for f in feeds], reference, ["signal"]) == ()
+
+
+def test_a_model_that_removes_noise_is_judged_at_each_level() -> None:
+    model = tiny.proto(DENOISER, w=normal(4, 4, 3, 3), v=normal(4, 4, 3, 3, seed=1))
+    report = edgeopt.quantize(model, noisy_images(48), mode="static", include=("Conv",), measure=False).report
+    (y,) = report.outputs
+    of_all, at_worst = [f for f in y.figures if f.name.startswith("SI-SNR")]
+    assert of_all.close and at_worst.name == "SI-SNR at the worst level of noise" and not at_worst.close
