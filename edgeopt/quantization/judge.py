@@ -152,7 +152,7 @@ def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:
 
 def preferred(task: Task, found: Sequence[Tried]) -> Tried:
     """The best of the good results by `options.prefer`; balanced: by the product of both gains, and among those that
-    gain nearly as much as the best, the one closest to float.
+    gain nearly as much as the best and are as fast by the intervals of their speed, the one closest to float.
     """
     prefer = task.options.prefer
     if prefer == "accuracy":
@@ -166,7 +166,9 @@ def preferred(task: Task, found: Sequence[Tried]) -> Tried:
     best = max(found, key=worth)
     if prefer != "balanced":
         return best
-    return nearest(task, [best, *(t for t in found if t is not best and worth(t)[0] * _AS_MUCH >= worth(best)[0])])
+    as_good = [best, *(t for t in found if t is not best and worth(t)[0] * _AS_MUCH >= worth(best)[0])]
+    low = max((t.latency.speedup_low for t in as_good if t.latency is not None), default=0.0)
+    return nearest(task, [t for t in as_good if t.latency is None or t.latency.speedup_high >= low])
 
 
 def good(task: Task, t: Tried) -> bool:

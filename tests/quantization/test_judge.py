@@ -288,3 +288,11 @@ def test_a_result_is_worth_having_for_its_size_or_its_speed(
     words = why_not(bench(), result)
     assert words == "another one is smaller and faster together" if worth else words.startswith("gains too little (")
     assert ("larger than float" in words) == (smaller < 1)
+
+
+def test_what_is_nearer_is_not_kept_for_as_much_gain_where_it_is_slower() -> None:
+    fast, small = tried(28.0, None, 1.1, smaller=3.5), tried(42.0, None, 1.0, smaller=3.82)
+    assert preferred(bench(), [small, fast]) is fast and preferred(bench(), [fast, small]) is fast
+    assert fast.latency is not None
+    unsure = replace(fast, latency=replace(fast.latency, speedup_low=0.95))
+    assert preferred(bench(), [unsure, small]) is small
