@@ -27,9 +27,9 @@ from edgeopt.hardware import target
 from edgeopt.options import takes
 from edgeopt.options.models import Inspect, PreviewOptions
 from edgeopt.passes.simplifying import simplify
-from edgeopt.ptq.place import place
+from edgeopt.ptq.place import place, refusals
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.probe import Probe, probe_and_shapes
+from edgeopt.runtime.probe import probe_and_shapes
 from edgeopt.runtime.session import RUN_S, bounded, open_session
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
@@ -80,7 +80,7 @@ def inspect(model: Source, options: Inspect) -> Inspection:
         activation_bytes = sum(
             4 * probes[str(v.name)].size for n in simple.graph for v in n.outputs if str(v.name) in probes
         )
-        integer = {name: _integer(simple, name, probes) for name in target.names() if name != "host"}
+        integer = _integer(simple, probes)
     except (EdgeoptError, MemoryError) as e:
         why = f"does not run on made-up inputs, so no shapes: {e}"
     return Inspection(
@@ -142,9 +142,14 @@ def _draw(path: Path, feeds: list[Feed], inputs: list[InputSpec], found: Samples
         sheet(feeds, spec, found.resolved).save(part, format="PNG")
 
 
-def _integer(model: ir.Model, name: str, probes: Mapping[str, Probe]) -> dict[str, int]:
-    plan = place(model, target.load(name), probes)
-    return dict(Counter(n.op_type for n in model.graph if n.name in plan.integer).most_common())
+def _integer(model: ir.Model, probes: Mapping[str, Probe]) -> dict[str, dict[str, int]]:
+    """How many nodes of each type each target would compute in integers."""
+    found, refused = dict[str, dict[str, int]](), refusals(model, probes)
+    for name in target.names():
+        if name != "host":
+            plan = place(model, target.load(name), probes, refused=refused)
+            found[name] = dict(Counter(n.op_type for n in model.graph if n.name in plan.integer).most_common())
+    return found
 
 
 def _describe(value: ir.Value) -> str:

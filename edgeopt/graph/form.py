@@ -31,8 +31,9 @@ _MOST_NODES = 1_000_000
 _LEAST_IR = 4  # from which weights need not be inputs
 
 
-def canonical(model: ir.Model, optional: frozenset[str] = frozenset()) -> ir.Model:
-    """A copy in canonical form (see the module docstring) that shares the tensors of `model`.
+def canonical(model: ir.Model, optional: frozenset[str] = frozenset(), *, copy: bool = True) -> ir.Model:
+    """A copy in canonical form (see the module docstring) that shares the tensors of `model`; without `copy` the model
+    itself, changed in place.
 
     optional: inputs that are known to have a default, where a tool made the model of a canonical one.
 
@@ -51,15 +52,15 @@ def canonical(model: ir.Model, optional: frozenset[str] = frozenset()) -> ir.Mod
     ]
     _check_functions(model)
     try:
-        copy = Sequential(*steps)(_copy(model, optional)).model
+        found = Sequential(*steps)(_prepared(model if not copy else _sorted(model), optional)).model
     except (*MALFORMED, ir.passes.PassError) as e:
         raise ModelError(f"the graph cannot be brought into canonical form: {root_cause(e)}") from e
-    if len(copy.graph) == 0:
+    if len(found.graph) == 0:
         raise ModelError("nothing is computed: the outputs are constants or inputs")
-    for value in (*copy.graph.inputs, *copy.graph.outputs):
+    for value in (*found.graph.inputs, *found.graph.outputs):
         if value.type is not None and not isinstance(value.type, ir.TensorType):
             raise ModelError(f"{value.name!r} is a {value.type}: only models of tensors can be quantized or measured")
-    for value in copy.graph.inputs:
+    for value in found.graph.inputs:
         if not isinstance(value.type, ir.TensorType) or value.dtype == ir.DataType.STRING:
             raise ModelError(
                 f"input {value.name!r} is a {value.type}: "
@@ -68,8 +69,8 @@ def canonical(model: ir.Model, optional: frozenset[str] = frozenset()) -> ir.Mod
         if value.shape is not None:
             dims = [None if isinstance(d, int) and d < 1 else d for d in value.shape]
             value.shape = ir.Shape(dims)
-    _name_nodes(copy)
-    return copy
+    _name_nodes(found)
+    return found
 
 
 def _check_functions(model: ir.Model) -> None:
@@ -87,25 +88,31 @@ def _check_functions(model: ir.Model) -> None:
         raise ModelError(f"its functions make {total} nodes of it; a model may have {_MOST_NODES}")
 
 
-def _copy(model: ir.Model, optional: frozenset[str]) -> ir.Model:
-    """A clone in topological order, with the domain "ai.onnx" replaced by its short name ""."""
+def _sorted(model: ir.Model) -> ir.Model:
+    """A clone in topological order."""
     try:
-        copy = model.clone()
+        return model.clone()
     except (ValueError, RuntimeError):  # unsorted nodes cannot be cloned; sorting fails for cycles and undefined values
         copy = ir.from_proto(ir.to_proto(model))
         copy.graph.sort()
-        copy = copy.clone()
-    for node in copy.graph.all_nodes():
+        return copy.clone()
+
+
+def _prepared(model: ir.Model, optional: frozenset[str]) -> ir.Model:
+    """The model, changed in place: without defaults of inputs, of an IR version that allows that, and with the domain
+    "ai.onnx" replaced by its short name "".
+    """
+    for node in model.graph.all_nodes():
         if node.domain == "ai.onnx":
             node.domain = ""
-    defaults.set_aside(copy, optional)
-    if copy.ir_version < _LEAST_IR:
-        imports = [onnx.helper.make_opsetid(domain, version) for domain, version in copy.opset_imports.items()]
-        copy.ir_version = max(_LEAST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
-    if "ai.onnx" in copy.opset_imports:
-        copy.opset_imports.setdefault("", copy.opset_imports["ai.onnx"])
-        del copy.opset_imports["ai.onnx"]
-    return copy
+    defaults.set_aside(model, optional)
+    if model.ir_version < _LEAST_IR:
+        imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        model.ir_version = max(_LEAST_IR, onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
+    if "ai.onnx" in model.opset_imports:
+        model.opset_imports.setdefault("", model.opset_imports["ai.onnx"])
+        del model.opset_imports["ai.onnx"]
+    return model
 
 
 def _name_nodes(model: ir.Model) -> None:
@@ -169,4 +176,4 @@ def _again(proto: onnx.ModelProto, before: ir.Model) -> ir.Model:
     """The canonical form of what a tool made of the canonical model `before`."""
     made = ir.from_proto(proto)
     defaults.keep(before, made)
-    return canonical(made)
+    return canonical(made, copy=False)

@@ -77,6 +77,11 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
     return None
 
 
+def refusals(model: ir.Model, probes: Mapping[str, Probe]) -> dict[str, str | None]:
+    """The `refusal` of every node of the main graph by its name, which depends on no target."""
+    return {str(node.name): refusal(node, probes) for node in model.graph}
+
+
 def _crushed(operands: Sequence[Probe], output: Probe) -> str | None:
     """Why the operands of a Concat cannot share its grid: boxes in pixels leave no level to scores."""
     wide = output.hi - output.lo
@@ -123,16 +128,18 @@ def place(
     exclude: frozenset[str] = frozenset(),
     include: frozenset[str] = frozenset(),
     costs: Costs | None = None,
+    refused: Mapping[str, str | None] | None = None,
 ) -> Plan:
     """The fastest placement of `model` (canonical) on `target`.
 
     exclude: nodes that stay float; include: nodes that become integer if a kernel exists, even if slower; costs:
-    measured costs, used instead of the target's.
+    measured costs, used instead of the target's; refused: the `refusals` of the model, if they are known.
     """
+    refused = refusals(model, probes) if refused is None else refused
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
     for node in model.graph:
-        reason = "excluded" if node.name in exclude else refusal(node, probes)
+        reason = "excluded" if node.name in exclude else refused[str(node.name)]
         known = cost_class(node) in target.cost if reason is None else False
         if reason is None and costs is not None:
             times = costs.of(node, probes)

@@ -36,7 +36,7 @@ def basic(model: ir.Model) -> ir.Model:
         if len(optimized.graph) == 0:
             raise ModelError("nothing is computed from the inputs: the outputs are constants")
         with embedded(optimized) as whole:
-            result = canonical(whole, defaults.names(model))
+            result = canonical(whole, defaults.names(model), copy=False)
     _share(result, model)
     _unfold(result, model)
     result.metadata_props.update(model.metadata_props)
