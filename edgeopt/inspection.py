@@ -29,7 +29,7 @@ from edgeopt.options.models import Inspect, PreviewOptions
 from edgeopt.passes.simplifying import simplify
 from edgeopt.ptq.place import place, refusals
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.probe import probe_and_shapes
+from edgeopt.runtime.probe import Probe, probe_and_shapes
 from edgeopt.runtime.session import RUN_S, bounded, open_session
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model

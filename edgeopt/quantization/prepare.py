@@ -161,7 +161,6 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
     chance_db = _chance(judging, feeds[0][1], reference[0])
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
-    judged = None if options.metric is None else metric(options.metric, session, reference)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
     alike = len({look.digest for look in looks.values()}) == 1
     for line in (
@@ -189,7 +188,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         selection=chosen,
         preprocess=given.recipe,
         notes=notes,
-        metric=judged,
+        metric=None if options.metric is None else metric(options.metric, session, reference),
         kinds=found,
         fed=fed,
         reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
