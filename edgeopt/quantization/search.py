@@ -207,14 +207,13 @@ class Search:
 
 
 def own_time() -> Callable[[], float]:
-    """A clock in seconds that discounts time taken by other programs, up to two thirds of the elapsed time: load on the
-    machine must not change what a repair finds.
+    """A clock in seconds of the processors, of which half are taken to be at work: load on the machine must not change
+    what a repair finds. It shows at least a third of the elapsed time.
     """
-    wall, cpu = time.monotonic(), time.process_time()
+    wall, cpu, at_work = time.monotonic(), time.process_time(), (1 + cores()) / 2
 
     def now() -> float:
-        real = time.monotonic() - wall
-        return min(real, max(time.process_time() - cpu, real * _LEAST_SHARE))
+        return max((time.process_time() - cpu) / at_work, (time.monotonic() - wall) * _LEAST_SHARE)
 
     return now
 

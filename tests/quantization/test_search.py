@@ -619,9 +619,10 @@ def test_the_time_of_other_programs_does_not_count_for_a_repair(monkeypatch: pyt
     wall, cpu = [0.0], [0.0]
     monkeypatch.setattr("time.monotonic", lambda: wall[0])
     monkeypatch.setattr("time.process_time", lambda: cpu[0])
+    monkeypatch.setattr("edgeopt.quantization.search.cores", lambda: 3)
     clock = own_time()
     found = []
-    for real, own in ((10, 10), (20, 15), (30, 12), (30, 5), (30, 60)):
+    for real, own in ((10, 20), (20, 30), (30, 30), (60, 30), (60, 120)):
         wall[0], cpu[0] = real, own
         found.append(clock())
-    assert found == [10, 15, 12, 10, 30]
+    assert found == [10, 15, 15, 20, 60]
