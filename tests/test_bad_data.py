@@ -277,7 +277,7 @@ def test_a_tensor_file_never_reads_another_file(location: str, tmp_path: Path, m
 )
 def test_a_feed_that_does_not_fit_is_refused_by_sample_and_input(feed: Mapping[str, Any], named: str) -> None:
     message = refused([feed] * 4)
-    assert "sample[0]" in message
+    assert any(f"sample[{i}]" in message for i in range(4))
     assert named in message
 
 
@@ -357,11 +357,11 @@ def test_equal_samples_are_told_by_name(where: int) -> None:
 
 def test_a_calibration_sample_that_is_held_out_as_well_is_told() -> None:
     data = X.copy()
-    data[-1] = data[0]
+    first, *_, last = np.random.default_rng(0).permutation(len(X))  # the first is held out
+    data[last] = data[first]
     made = edgeopt.quantize(models.dense(), data, **STATIC)
-    last = f"sample[{len(X) - 1}]"
     assert [note for note in made.report.notes if "same" in note] == [
-        f"1 sample is the same as another: {last} (as sample[0])"
+        f"1 sample is the same as another: sample[{last}] (as sample[{first}])"
     ]
 
 

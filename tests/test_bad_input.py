@@ -316,8 +316,9 @@ def test_a_calibration_sample_that_is_not_finite_is_named(broken: float) -> None
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_held_out_sample_that_is_not_finite_is_named(at: int, choices: dict[str, Any]) -> None:
     data = X.copy()
-    data[at, 1] = np.nan
-    with pytest.raises(CalibrationError, match=rf"sample\[{at}\]"):
+    row = np.random.default_rng(0).permutation(len(X))[at]  # the first ones of this order are held out
+    data[row, 1] = np.nan
+    with pytest.raises(CalibrationError, match=rf"sample\[{row}\]"):
         edgeopt.quantize(models.dense(), data, **choices)
 
 
