@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 _INTERRUPTED = 128 + signal.SIGINT  # exit code
 _GARBAGE = 200_000  # new objects between two searches for garbage: graphs are many objects and hardly any garbage
@@ -22,6 +23,9 @@ def run() -> None:
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, _interrupt)
         sys.unraisablehook = _unraisable
+        with contextlib.suppress(OSError):  # the folder is gone
+            if sys.path[0] in ("", str(Path.cwd())):  # as `python -m` has it: no module is taken from there
+                del sys.path[0]
         from edgeopt.cli import main
 
         gc.set_threshold(_GARBAGE)

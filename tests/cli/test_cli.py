@@ -430,6 +430,12 @@ def test_a_signal_at_any_moment_is_130_without_a_traceback(delay: float, name: s
     assert started.returncode == 0 or names(here) <= {"model.onnx", "x.npy"}
 
 
+def test_as_a_module_it_imports_nothing_from_the_working_directory(here: Path) -> None:
+    (here / "onnx.py").write_text("raise SystemExit(7)\n")
+    ended = python("-m", "edgeopt", "inspect", "model.onnx", cwd=here)
+    assert ended.code == 0, ended.err
+
+
 def test_a_signal_that_a_destructor_swallows_still_ends_the_command(here: Path) -> None:
     code = """
 import os, signal, sys, time
