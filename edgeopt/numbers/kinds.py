@@ -3,7 +3,8 @@
 A kind says what an output is read for, and so which errors matter:
 
     classes, probabilities   the largest one of the last axis        tokens      the largest one at each position
-    embedding                which samples are neighbours            mask        what lies above a level, and the peak
+    embedding                which samples are neighbours            mask        what lies above a level, and the peak,
+                                                                                 or the class of each pixel
     detections               each channel of the boxes by itself,    regression  how the samples differ
                              classes that nothing shows together
     signal                   the waveform or spectrum, at any gain,  exact       every element
@@ -39,9 +40,14 @@ _MOST_ROWS = 512
 _OVERLAP = 0.8
 _PEAK = 0.85
 _LEVELS = (0.25, 0.5, 0.75)
+_PLANE = 8  # smallest longer side of a map of pixels
+_MOST_CLASSES = 256  # of pixels
+_SHOWN_MAPS = 8  # samples whose maps are looked at
+_SURE, _ALIKE = 0.7, 0.9  # mean of the largest probability of a pixel; share of neighbours of the same class
+_RARE = 0.01  # of all pixels
 _VARIES_DB = 8.0
 _CORRELATION = 0.9
-_CHANNEL_DB = 5.0
+_CHANNEL_DB = 10.0
 _SIGNAL_DB = 10.0
 _SAME = 0.99
 _GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
@@ -181,10 +187,36 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(a @ b) / power if power > _TINY else float(np.array_equal(a, b))
 
 
+def class_axis(outputs: Outputs) -> int | None:
+    """The axis of the classes where outputs [N, C, H, W] or [N, H, W, C] give each pixel a class: its probability is
+    high, pixels beside each other mostly have the same one, and there are several. None if they do not.
+    """
+    shape = outputs[0].shape
+    if len(shape) != 4:
+        return None
+    axis = 1 if shape[1] <= shape[3] else 3
+    if not 2 <= shape[axis] <= _MOST_CLASSES or min(shape[1:], default=0) < 2 or max(shape[1:]) < _PLANE:
+        return None
+    sure, alike, seen = [], [], set[int]()
+    for x in outputs[:_SHOWN_MAPS]:
+        p = as_probabilities(np.moveaxis(x, axis, -1))
+        best = p.argmax(-1)
+        sure.append(p.max(-1).mean())
+        alike += [(best[:, 1:] == best[:, :-1]).mean(), (best[:, :, 1:] == best[:, :, :-1]).mean()]
+        seen |= set(np.unique(best).tolist())
+    return axis if np.mean(sure) >= _SURE and np.mean(alike) >= _ALIKE and len(seen) > 1 else None
+
+
 def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The overlap (IoU) of what lies above levels between float's extremes, the best level counting, since a reader
-    chooses one; and how high float itself is where the result has its peak.
+    chooses one; and how high float itself is where the result has its peak. Of classes of pixels, how many are expected
+    to stay, and the mean overlap of those that are not rare.
     """
+    axis = class_axis(reference)
+    if axis is not None:
+        maps = ([np.moveaxis(x, axis, -1) for x in xs] for xs in (reference, result))
+        yield from _segments(*maps)
+        return
     low, high = min(float(x.min()) for x in reference), max(float(x.max()) for x in reference)
     if high <= low:
         return
@@ -201,6 +233,18 @@ def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
         for r, y in zip(reference, result, strict=True)
     ]
     yield Figure("height at the peak", float(np.mean(at)), _PEAK)
+
+
+def _segments(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """Of [..., classes] at each pixel."""
+    yield from _classes(reference, result)
+    before, after = (np.concatenate([x.argmax(-1).reshape(-1) for x in xs]) for xs in (reference, result))
+    size = reference[0].shape[-1]
+    both = np.bincount(before[before == after], minlength=size)
+    ours, theirs = (np.bincount(x, minlength=size) for x in (before, after))
+    common = ours >= _RARE * len(before)
+    if common.any():
+        yield Figure("mean overlap of classes", float((both / (ours + theirs - both))[common].mean()), _OVERLAP)
 
 
 def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
@@ -253,7 +297,7 @@ def _varying_db(r: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
 
 def _regression(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The correlation over the samples, and SQNR of what varies between them: a large mean must not hide an error."""
-    if len({x.shape for x in reference}) != 1:
+    if len({x.shape[1:] for x in reference}) != 1 or len({x.ndim for x in reference}) != 1:
         return
     a, b = (
         np.concatenate([x.reshape(len(x) if x.ndim > 1 else 1, -1) for x in xs]).astype(np.float64)
@@ -272,14 +316,17 @@ def _regression(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 
 
 def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
-    """SI-SNR over all samples, which no gain of the result changes; silence and the opposite are no signal."""
-    pairs = [(r.reshape(-1), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
-    power = sum(float(np.dot(r.astype(np.float64), r)) for r, _ in pairs)
-    if power <= 0:
+    """SI-SNR over all samples, which no gain of the result changes; what float's mean has of the power is no signal,
+    nor are silence and the opposite.
+    """
+    pairs = [(r.reshape(-1).astype(np.float64), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
+    power, count = sum(float(r @ r) for r, _ in pairs), sum(r.size for r, _ in pairs)
+    varies = power - sum(float(r.sum()) for r, _ in pairs) ** 2 / count
+    if varies <= _CONSTANT * power:
         return
-    gain = sum(float(np.dot(r.astype(np.float64), y)) for r, y in pairs) / power
-    noise = sum(float(((y - gain * r.astype(np.float64)) ** 2).sum()) for r, y in pairs)
-    db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * power / noise)
+    gain = sum(float(r @ y) for r, y in pairs) / power
+    noise = sum(float(((y - gain * r) ** 2).sum()) for r, y in pairs)
+    db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * varies / noise)
     yield Figure("SI-SNR", db, _SIGNAL_DB, "dB")
     yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
 

@@ -49,6 +49,8 @@ class Tried:
     metric: float | None = None
     later: tuple[OutputReport, ...] = ()
     """The outputs after states were fed back, where there are states."""
+    by_sample: tuple[float, ...] = ()
+    """The lowest SQNR of all outputs on each held-out sample, in dB."""
 
     @property
     def mode(self) -> str:
@@ -87,6 +89,8 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
         outputs = _outputs(task, draft.mode, session, judging)
         errors = tuple(against_chance(o, task.chance_db) for o in _by_level(task, judging.outputs, outputs))
         later = later_of(task, judging)
+        pairs = zip(task.reference, outputs, strict=True)
+        by_sample = tuple(lowest_sqnr_db(compare(judging.outputs, [r], [y])) for r, y in pairs)
     latency = None
     if task.options.measure and measurable(task):
         with task.cache.timed("measure"):
@@ -97,7 +101,7 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
             latency = interleaved(sessions, "float", feeds, seconds=SECONDS, levels=levels)["result"]
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
     smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
-    return Tried(draft, path, errors, latency, made_of, smaller, score, later)
+    return Tried(draft, path, errors, latency, made_of, smaller, score, later, by_sample)
 
 
 def _by_level(task: Task, names: Sequence[str], outputs: Sequence[Outputs]) -> list[OutputReport]:

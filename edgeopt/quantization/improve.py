@@ -14,7 +14,7 @@ from edgeopt.files import packed_bytes, temporary_folder
 from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import write_front
-from edgeopt.quantization.judge import Figures, near_enough, nearer
+from edgeopt.quantization.judge import Figures, by_chance, near_enough, nearer
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.report import Candidate
@@ -141,11 +141,13 @@ def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *,
     figures = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
     task.note(f"{how}: {figures}")
     ours, theirs = Figures.of(found), Figures.of(kept)
-    better = nearer(task, ours, theirs) or (faster and near_enough(task, ours, theirs))
+    chance = nearer(task, ours, theirs) and by_chance(task, found, kept)
+    better = (nearer(task, ours, theirs) and not chance) or (faster and near_enough(task, ours, theirs))
     if (found.slower and not kept.slower) or not better:
         for file in path.parent.iterdir():
             file.unlink()
-        verdict = "slower than float" if found.slower else f"no nearer to float than before {how}"
+        no_nearer = f"no nearer to float than before {how}" + (", but by chance" if chance else "")
+        verdict = "slower than float" if found.slower else no_nearer
         reason = f"{kept.mode}: {figures} {how}, which was kept"
         return replace(before, reason=reason, candidates=(*before.candidates, found.candidate(verdict)))
     lines = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgeopt import graph
 from edgeopt.graph.ops import macs_of
-from edgeopt.numbers.intervals import needed
+from edgeopt.numbers.intervals import needed, wilson
 from edgeopt.numbers.scores import OutputReport, interval_of_agreement
 from edgeopt.quantization.candidates import Draft, Placement
 from edgeopt.quantization.check import FASTER, SLOWER, Tried
@@ -27,6 +27,7 @@ _BEHIND = {
     "accuracy": "another one is nearer to float",
 }
 _AS_MUCH = 1.05  # gains within this factor are equal
+_HALF = 0.5
 _SAME = 1e-6  # metrics with a smaller relative difference are equal
 
 
@@ -72,6 +73,16 @@ def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
     if f.sqnr_db == than.sqnr_db:  # also if both are infinite
         return gain_db == 0 and (f.agreement or 0.0) > (than.agreement or 0.0)
     return f.sqnr_db >= than.sqnr_db + gain_db
+
+
+def by_chance(task: Task, t: Tried, than: Tried) -> bool:
+    """Whether `t`, which is nearer than another result by SQNR alone, may be so by chance: where the other one meets
+    what the user asked for, it must be nearer on more than half of the samples, by the 95 % interval of their share.
+    """
+    if task.metric is not None or meets(task, Figures.of(than)) is False:
+        return False
+    pairs = [(a, b) for a, b in zip(t.by_sample, than.by_sample, strict=True) if a != b]
+    return not pairs or wilson(sum(a > b for a, b in pairs) / len(pairs), len(pairs)).low <= _HALF
 
 
 def near_enough(task: Task, f: Figures, to: Figures) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, UsageError, suggestion
-from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, figures, vectors
+from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, class_axis, figures, vectors
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.session import Feed, Session
 
@@ -54,9 +54,10 @@ def kinds(
         if kind not in KINDS:
             raise UsageError(f"{flag} {name}={kind}: no kind{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}")
     fed = fed_back(model, feed, reference[0])
+    images = {size for x in feed.values() if x.ndim == 4 for size in _pixels(x)}
     for i, value in enumerate(model.graph.outputs):
         name, seen = str(value.name), [r[i] for r in reference]
-        found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0]))
+        found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0], images))
         if name in given and found[name] != "state" and not _suffices(found[name], seen):
             raise DataError(
                 f"{flag} {name}={found[name]}: {len(seen)} held-out sample{'s' if len(seen) > 1 else ''} of shape "
@@ -66,6 +67,8 @@ def kinds(
 
 
 def _suffices(kind: Kind, seen: Outputs) -> bool:
+    if kind in ("classes", "probabilities", "tokens") and seen[0].shape[-1:] == (1,):  # one class is always the largest
+        return False
     try:
         return bool(figures(kind, seen, seen))
     except (ValueError, IndexError):  # of a rank that the kind does not have
@@ -118,7 +121,12 @@ def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = 
     return outputs
 
 
-def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
+def _pixels(x: NDArray[Any]) -> set[tuple[int, ...]]:
+    """The height and width of an image [N, C, H, W] or [N, H, W, C]."""
+    return {x.shape[2:], x.shape[1:3]}
+
+
+def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs, images: set[tuple[int, ...]]) -> Kind:
     if not np.issubdtype(seen[0].dtype, np.floating):
         return "exact"
     seen = [np.nan_to_num(x) for x in seen if x.size]
@@ -130,6 +138,8 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs) -> Kind:
     last, named = _maker(value), _named(str(value.name))
     if first.ndim >= 3 and are_probabilities(first) and first.shape[-1] > 1:
         return "tokens"
+    if first.ndim == 4 and (named in ("mask", "classes") or _pixels(first) & images) and class_axis(seen) is not None:
+        return "mask"
     if first.ndim >= 4 and min(first.shape[-2:]) >= _PLANE:
         return "mask" if named == "mask" or _is_map(seen) else "signal"
     if first.ndim == 3 and _are_boxes(value, seen, last, all_outputs):

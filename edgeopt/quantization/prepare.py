@@ -159,7 +159,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     judging, seen, reference = _judging(chosen, model, simplified, session, feeds, reference)
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
-    chance_db = _chance(judging, feeds[0][1], reference[0])
+    chance_db = _chance(judging, feeds, reference)
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
     alike = len({look.digest for look in looks.values()}) == 1
@@ -264,10 +264,14 @@ def _resources(
     )
 
 
-def _chance(session: Session, feed: Feed, first: Outputs) -> dict[str, float]:
-    """Outputs that differ between two runs on the same sample -> SQNR between the two runs."""
-    again = compare(session.outputs, [first], [session.run(feed)])
-    return {o.output: o.sqnr_db for o in again if o.sqnr_db < _REPEATED_DB}
+def _chance(session: Session, feeds: Sequence[tuple[str, Feed]], reference: Sequence[Outputs]) -> dict[str, float]:
+    """Outputs that differ between two runs on the first sample -> SQNR between two runs on all of them."""
+    again = compare(session.outputs, reference[:1], [session.run(feeds[0][1])])
+    differ = {o.output for o in again if o.sqnr_db < _REPEATED_DB}
+    if not differ:
+        return {}
+    again = compare(session.outputs, reference, run_all(session, feeds, workers=cores()))
+    return {o.output: o.sqnr_db for o in again if o.output in differ}
 
 
 def _recipe(options: Quantize, models: Sequence[ir.Model], exclude: frozenset[str], include: frozenset[str]) -> Recipe:

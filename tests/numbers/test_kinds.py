@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.numbers.kinds import KINDS, Figure, Kind, edit_distance, figures
+from edgeopt.numbers.kinds import KINDS, Figure, Kind, class_axis, edit_distance, figures
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "classes": (1, 10),
@@ -279,3 +279,33 @@ def test_a_figure_says_its_value_and_its_bar() -> None:
     assert (
         str(Figure("SI-SNR", 9.96, 10.0, "dB")) == "SI-SNR 10.0 dB (bar 10.0 dB)" and not Figure("x", 9.96, 10.0).close
     )
+
+
+def test_the_mean_of_a_spectrum_hides_no_error() -> None:
+    x = outputs("signal")
+    high = [v - 20 for v in x]
+    for level, db in ((0.5, 6), (0.05, 26)):
+        (found,) = figures("signal", high, [v - 20 for v in noisy(x, level)])
+        assert found.value == pytest.approx(db, abs=0.5) and found.close == (db > 10)
+
+
+def test_columns_of_which_samples_have_different_numbers_are_judged_all_the_same() -> None:
+    x = [np.random.default_rng(n).standard_normal((n, 1)).astype(np.float32) for n in (3, 5, 9)]
+    assert [f.name for f in figures("regression", x, x)] == ["correlation over the samples", "of what varies"]
+
+
+def test_classes_of_pixels_are_judged_by_what_is_largest_and_by_their_overlap() -> None:
+    best = np.repeat(np.arange(3), 8)[:, None] * np.ones(24, int)
+    logits = 9 * np.eye(3, dtype=np.float32)[best].transpose(2, 0, 1)[None]
+    reference = [logits + 0.1 * np.random.default_rng(i).standard_normal(logits.shape) for i in range(3)]
+    assert class_axis(reference) == 1 == class_axis([x + 5 for x in reference])
+    assert class_axis([x.transpose(0, 2, 3, 1) for x in reference]) == 3
+    assert class_axis([np.random.default_rng(0).standard_normal(x.shape) for x in reference]) is None
+    kept, overlap = figures("mask", reference, [3 * x - 1 for x in reference])  # another scale, the same classes
+    assert kept.value == 1 == overlap.value
+    moved = [x.copy() for x in reference]
+    for x in moved:
+        x[:, :, 8:11] = x[:, :, 4:7]  # three of 24 rows have the class above
+    kept, overlap = figures("mask", reference, moved)
+    assert kept.value == pytest.approx(1 - 3 / 24, abs=0.01)
+    assert overlap.value == pytest.approx((8 / 11 + 5 / 8 + 1) / 3, abs=0.01)

@@ -19,6 +19,7 @@ from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.check import Tried
 from edgeopt.quantization.judge import (
     Figures,
+    by_chance,
     close,
     gains,
     good,
@@ -296,3 +297,13 @@ def test_what_is_nearer_is_not_kept_for_as_much_gain_where_it_is_slower() -> Non
     assert fast.latency is not None
     unsure = replace(fast, latency=replace(fast.latency, speedup_low=0.95))
     assert preferred(bench(), [unsure, small]) is small
+
+
+@pytest.mark.parametrize(("wins", "of", "chance"), [(8, 11, True), (10, 11, False), (3, 3, True), (4, 4, False)])
+def test_what_is_nearer_on_hardly_more_than_half_of_the_samples_may_be_so_by_chance(
+    wins: int, of: int, chance: bool
+) -> None:
+    before = replace(tried(20.0, None, 1.5), by_sample=(20.0,) * (of + 2))
+    after = replace(tried(21.0, None, 1.5), by_sample=(22.0,) * wins + (19.0,) * (of - wins) + (20.0,) * 2)
+    assert by_chance(bench(), after, before) == chance
+    assert not by_chance(bench(min_sqnr=30.0), after, before)  # which was asked for, and not met
