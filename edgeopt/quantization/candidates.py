@@ -88,7 +88,11 @@ class Sketches:
     def sqnr_db(self, recipe: Recipe) -> float | None:
         """The lowest SQNR of the outputs by `recipe`; None if there is nothing to compare."""
         made = draft(self.task, recipe.without(Clip, Round, Refit), "static") if self.feeds else None
-        if made is None or not made.static:
+        return None if made is None or not made.static else self.of(made)
+
+    def of(self, made: Draft) -> float | None:
+        """The lowest SQNR of the outputs of a candidate; None if there is nothing to compare."""
+        if not self.feeds:
             return None
         reference = self._reference
         try:
@@ -208,8 +212,8 @@ def _in_integers(model: ir.Model) -> bool:
     return any(v.dtype in _INTEGERS for v in model.graph.initializers.values())
 
 
-def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
-    """The model with `form` applied to every node that supports it.
+def whole(task: Task, form: Form, *, lstm: bool = False, spared: frozenset[str] = frozenset()) -> Draft | None:
+    """The model with `form` applied to every node that supports it, but for those `spared`.
 
     lstm: LSTMs get the form "int8 dynamic" too, by which some models lose much accuracy; None if there are none.
     """
@@ -225,10 +229,12 @@ def whole(task: Task, form: Form, *, lstm: bool = False) -> Draft | None:
         "int8 stored": "weights",
         "int4 stored": "weights (4 bits)",
     }
+    exclude |= spared
     rounding = task.recipe.find(Round) if form in ("int8 stored", "int4 stored") else None
     middle = () if rounding is None else (rounding,)
     recipe = Recipe((Place(form=form, exclude=exclude, include=include), *middle, Write()))
-    made = draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), names[form])
+    name = names[form] + (f", {len(spared)} node{'s' * (len(spared) > 1)} in float" if spared else "")
+    made = draft(task, recipe.with_own(s for s in task.recipe.own if s.after in ("place", "write")), name)
     if made is not None and form == "int4 stored" and not _in_int4(made.model):
         return None  # no matrix has rows in whole blocks: it would equal the 8-bit form
     return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import shutil
 import tempfile
 import time
@@ -142,6 +143,10 @@ def _input_bytes(model: object, source: ir.Model) -> int:
     return graph.size_bytes(source) if graph.above_protobuf(source) else len(graph.proto_bytes(source))
 
 
+_MOST_ALONE = 32  # layers that are stored one by one to see which of them loses most
+_SPARED = (1, 2, 4)
+
+
 @dataclass
 class Trials:
     """Checked candidates, each in its own folder beside `path`, since a model refers to its data file by name."""
@@ -273,7 +278,9 @@ def _try_auto(task: Task, trials: Trials) -> None:
     _try_whole(task, trials, "int8 dynamic")
     _try_whole(task, trials, "int8 dynamic", lstm=True)
     if not trials.enough:
-        _try_whole(task, trials, "int8 stored")
+        stored = _try_whole(task, trials, "int8 stored")
+        if stored is not None and not close(task, stored) and not any(good(task, t) for t in trials.tried):
+            _spare(task, trials, stored)
     if task.options.prefer == "size":
         _try_whole(task, trials, "int4 stored")
     rest = [p for p in found if p not in paying]
@@ -322,12 +329,33 @@ def _within(tried: Tried, plan: Plan) -> bool:
     return known is not None and known.integer <= plan.integer
 
 
-def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) -> None:
+def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) -> Tried | None:
     made = whole(task, form, lstm=lstm)
     if made is not None and may_gain(task, made):
-        trials.add(made)
-    elif made is not None:
+        return trials.add(made)
+    if made is not None:
         trials.pass_over(made.mode, "neither a fifth smaller nor enough of the work to be a tenth faster")
+    return None
+
+
+def _spare(task: Task, trials: Trials, far: Tried) -> None:
+    """Try stored weights without the layers that lose most when only their weights are stored, until one is good: often
+    a single one loses all.
+    """
+    nodes = far.draft.state.plan.forms.keys() if far.draft.state.plan is not None else frozenset[str]()
+    if not 1 < len(nodes) <= _MOST_ALONE:
+        return
+    sketches, lost = Sketches(task), dict[str, float]()
+    for node in sorted(nodes):
+        alone = whole(task, "int8 stored", spared=frozenset(nodes - {node}))
+        db = None if alone is None else sketches.of(alone)
+        lost[node] = math.inf if db is None else db
+    worst = sorted(lost, key=lambda n: lost[n])
+    for count in _SPARED:
+        made = whole(task, "int8 stored", spared=frozenset(worst[:count])) if count < len(nodes) else None
+        found = trials.add(made) if made is not None and may_gain(task, made) else None
+        if found is not None and good(task, found):
+            return
 
 
 def _repair(task: Task, trials: Trials, first: Tried) -> None:
