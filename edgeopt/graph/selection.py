@@ -36,7 +36,7 @@ class Selection:
     """The end of a model that selections decide."""
 
     nodes: frozenset[str]
-    """The selections and all behind them, by name."""
+    """The selections and all behind them, and where peaks are picked the layers that make their map, by name."""
     entries: tuple[tuple[str, int, str], ...]
     """(node, position of its input, operator) of each float value that enters that part."""
     outputs: frozenset[int]
@@ -71,8 +71,11 @@ class Selection:
 
 
 def selects(model: ir.Model) -> bool:
-    """Whether a node of `model` selects."""
-    return any(n.op_type in _SELECTS for n in model.graph.all_nodes())
+    """Whether a node of `model` may select."""
+    return any(
+        n.op_type in _SELECTS or (n.op_type == "Equal" and not any(constant(v) for v in n.inputs))
+        for n in model.graph.all_nodes()
+    )
 
 
 def selection(model: ir.Model, types: Mapping[str, ir.DataType]) -> Selection | None:
@@ -95,7 +98,8 @@ def selection(model: ir.Model, types: Mapping[str, ir.DataType]) -> Selection | 
     entries: dict[ir.Value, tuple[str, int, str]] = {}  # by what is moved there, once
     for node, i, value in sorted(_entering(model.graph, behind, computed), key=lambda e: e[0].op_type not in _SELECTS):
         entries.setdefault(_origin(value), (str(node.name), i, node.op_type))
-    nodes = frozenset(str(n.name) for n in behind)
+    peaks = [v for n, _, v in _entering(model.graph, behind, computed) if n.op_type == "Equal"]
+    nodes = frozenset(str(n.name) for n in behind | _makers(peaks))
     return Selection(nodes, tuple(sorted(entries.values())), outputs) if entries else None
 
 
@@ -151,6 +155,18 @@ def _entering(graph: ir.Graph, behind: set[ir.Node], computed: set[ir.Node]) -> 
         for i, v in enumerate(node.inputs)
         if v is not None and v.producer() in computed and v.producer() not in behind
     ]
+
+
+def _makers(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """The nodes that make `values`, back to the first layers with weights: of equal values on a grid all are peaks."""
+    found: set[ir.Node] = set()
+    waiting = [v.producer() for v in values]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [] if _has_weights(node) else [v.producer() for v in node.inputs if v is not None]
+    return found
 
 
 def _captures(node: ir.Node, behind: set[ir.Node]) -> bool:

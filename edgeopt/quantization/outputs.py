@@ -140,7 +140,7 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs, images: set[tupl
         return "tokens"
     if first.ndim == 4 and (named in ("mask", "classes") or _pixels(first) & images) and class_axis(seen) is not None:
         return "mask"
-    if first.ndim >= 4 and min(first.shape[-2:]) >= _PLANE:
+    if first.ndim >= 4 and _side(first) >= _PLANE:
         return "mask" if named == "mask" or _is_map(seen) else "signal"
     if first.ndim == 3 and _are_boxes(value, seen, last, all_outputs):
         return "detections"
@@ -225,10 +225,16 @@ def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:
 
 def _is_map(seen: Outputs) -> bool:
     """Whether the values are a map of probabilities: a plane in [0, 1], half of it or more below 0.1 or above 0.9."""
-    if min(seen[0].shape[-2:]) < _PLANE:
+    if _side(seen[0]) < _PLANE:
         return False
     values = np.concatenate([x.reshape(-1) for x in seen])
     return bool(values.min() >= 0 and values.max() <= 1 and ((values < 0.1) | (values > 0.9)).mean() >= 0.5)
+
+
+def _side(x: NDArray[Any]) -> int:
+    """The shorter side of a map [..., H, W] or [N, H, W, 1]."""
+    height, width = x.shape[1:3] if x.ndim == 4 and x.shape[-1] == 1 else x.shape[-2:]
+    return min(int(height), int(width))
 
 
 def _maker(value: ir.Value) -> str:

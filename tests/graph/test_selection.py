@@ -12,7 +12,7 @@ import pytest
 import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ValidityError
-from edgeopt.graph.selection import Selection, selection
+from edgeopt.graph.selection import Selection, selection, selects
 from edgeopt.runtime.session import types_of
 from tests import tiny
 from tests.models import normal
@@ -163,3 +163,13 @@ steps = [{ step = "quantize", mode = "static", include = ["Conv"], costs = "tabl
     assert [v.name for v in found.variants] == ["float", "int8"]
     assert found.variants[1].metrics["accuracy.close"] == 1
     assert not (tmp_path / ".edgeopt.costs.json").exists()
+
+
+def test_the_layer_whose_peaks_are_picked_stays_float() -> None:
+    text = """g (float[1,3,8,8] x) => (float[1,4,8,8] y) {
+        [first] a = Conv <pads = [1,1,1,1]> (x, w)  r = Relu(a)  [last] c = Conv <pads = [1,1,1,1]> (r, v)
+        h = Sigmoid(c)  p = MaxPool <kernel_shape = [3,3], pads = [1,1,1,1]> (h)  e = Equal(h, p)
+        f = Cast <to = 1> (e)  y = Mul(h, f) }"""
+    model = tiny.model(text, w=normal(4, 3, 3, 3), v=normal(4, 4, 3, 3))
+    found = of(model)
+    assert selects(model) and found is not None and "last" in found.nodes and "first" not in found.nodes

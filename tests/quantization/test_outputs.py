@@ -50,6 +50,12 @@ GRAPHS: list[tuple[str, tuple[int, ...], tuple[int, ...], Kind]] = [
     ),
     ("(float[N,3,16,16] x) => (float[N,2,16,16] y) { y = Conv(x, w) }", (1, 3, 16, 16), (2, 3, 1, 1), "signal"),
     (
+        f"(float[N,16,16,3] x) => (float[N,16,16,1] y) {{ l = MatMul(x, w)  {HALF}  y = Sigmoid(m) }}",
+        (1, 16, 16, 3),
+        (3, 1),
+        "mask",
+    ),
+    (
         "(float[1,300,4] x) => (float[1,300,7] y) { m = MatMul(x, w)  y = Sigmoid(m) }",
         (1, 300, 4),
         (4, 7),
