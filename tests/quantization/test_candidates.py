@@ -188,3 +188,18 @@ def test_by_the_table_alone_nothing_is_timed_by_node_in_repairs_either() -> None
     ).report
     assert any("looking for what helps" in n for n in report.notes)
     assert not any("timed in floats" in n or "measured times" in n for n in report.notes)
+
+
+def test_stored_weights_are_tried_without_the_layer_that_loses_all() -> None:
+    text = "g (float[N,64] x) => (float[N,256] y) { [bad] a = MatMul(x, w)  r = Relu(a)  [fine] y = MatMul(r, v) }"
+    w = normal(64, 64)
+    w[:8] *= 2e3  # of inputs that are never above 0: they leave the others no levels
+    feeds = [
+        {"x": np.concatenate([np.zeros((4, 8)), normal(4, 56, seed=i)], axis=1).astype(np.float32)} for i in range(24)
+    ]
+    model = tiny.proto(text, w=w, v=normal(64, 256, seed=1))
+    report = quantize(model, feeds, measure=False, exclude=(), rounding="nearest", target=load("cpu-portable")).report
+    assert report.mode == "weights, 1 node in float" and report.worst_sqnr_db > 30
+    weights = next(c for c in report.candidates if c.mode == "weights")
+    assert weights.worst_sqnr_db is not None and weights.worst_sqnr_db < 10
+    assert report.output_bytes < report.input_bytes / 1.5
