@@ -380,7 +380,7 @@ def _repair(task: Task, trials: Trials, first: Tried) -> None:
 
 
 def _why(task: Task, kept: Tried, tried: Sequence[Tried]) -> str:
-    others = "; ".join(f"{t.mode} {why_not(task, t)}" for t in tried if t is not kept)
+    others = "; ".join(f"{t.mode}: {why_not(task, t)}" for t in tried if t is not kept)
     if good(task, kept):
         speed = " and no slower" if kept.latency is not None else "; its speed was not measured"
         return f"{kept.mode}: close to float{speed}" + (f" ({others})" if others else "")

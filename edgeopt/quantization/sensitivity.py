@@ -44,6 +44,7 @@ from edgeopt.runtime.session import Feed, Session, open_session, run_all
 _MEASURED_S = 0.1
 _TRIED = 8  # nodes to run before the total time is estimated
 _LEVELS = 4
+_DEAD = 1e-6  # of the widest channel: below, a channel does nothing
 _TOLD = 10  # a larger spread of the channels' weight ranges is reported
 
 
@@ -294,7 +295,8 @@ def _spread(node: ir.Node) -> float | None:
         return None
     w = np.moveaxis(weight.const_value.numpy(), channel_axis(node), 0)
     ranges = np.abs(w.reshape(len(w), -1)).max(1)
-    return float(ranges.max() / max(float(np.median(ranges)), 1e-30))
+    alive = ranges[ranges > _DEAD * ranges.max()]
+    return float(alive.max() / np.median(alive)) if alive.size else None
 
 
 def picture(found: Sensitivity, most: int = 40) -> str:
