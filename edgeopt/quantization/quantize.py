@@ -289,15 +289,18 @@ def _try_auto(task: Task, trials: Trials) -> None:
     else:
         for place in rest:
             trials.pass_over(place.name, "no faster than float", speedup=place.speedup)
+    if static is None and paying and not any(good(task, t) for t in trials.tried):
+        static = _try_placements(task, trials, paying[-1:], hopeless=True)
     if static is not None and not good(task, static) and promising(task, static, trials.tried):
         _repair(task, trials, static)
 
 
-def _try_placements(task: Task, trials: Trials, found: Sequence[Placement]) -> Tried | None:
+def _try_placements(task: Task, trials: Trials, found: Sequence[Placement], *, hopeless: bool = False) -> Tried | None:
     """Try placements until one is close, since those that follow are slower; returns the last one tried, or None.
 
     To see what each layer reads takes as long as all else, so those that cannot be close are not made: where an error
-    is larger than the signal before that, and where all nodes are in integers of a placement that is too far.
+    is larger than the signal before that (unless `hopeless`, to be repaired), and where all nodes are in integers of a
+    placement that is too far.
     """
     if not found:
         return None
@@ -314,7 +317,7 @@ def _try_placements(task: Task, trials: Trials, found: Sequence[Placement]) -> T
             trials.pass_over(place.name, why, speedup=place.speedup)
             continue
         db = sketches.sqnr_db(placed) if settled_db is not None and settled_db < 0 and placed != recipe else settled_db
-        if db is not None and db < 0:
+        if db is not None and db < 0 and not hopeless:
             why = f"on {len(sketches.feeds)} calibration samples its error is larger than the signal ({db:.1f} dB)"
             trials.pass_over(place.name, why, sqnr_db=db, speedup=place.speedup)
             continue

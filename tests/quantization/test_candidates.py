@@ -16,6 +16,7 @@ from edgeopt.quantization.judge import may_gain, pays
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.quantize import Trials, _try_placements, quantize
 from edgeopt.quantization.recipe import Recipe
+from edgeopt.quantization.report import Report
 from edgeopt.quantization.steps import Clip, Place, Refit, Round, Step, Write
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
@@ -105,14 +106,30 @@ def test_a_placement_with_all_integers_of_one_that_is_too_far_is_not_made(
     assert passed.mode == WHOLE and CLOCK in passed.verdict and "too far from float, so not made" in passed.verdict
 
 
-def test_weights_are_not_rounded_by_what_layers_read_where_the_error_is_larger_than_the_signal() -> None:
-    text = "g (float[N,64] x) => (float[N,64] y) { a = Gemm(x, w)  b = Gemm(x, v)  y = Sub(a, b) }"
+ALIKE = "[one] a = Gemm(r, w)  [two] b = Gemm(r, v)  y = Sub(a, b) }"
+
+
+def of_a_small_difference(text: str) -> Report:
+    """What becomes of a model that ends in the difference of two layers that are nearly the same."""
     w = normal(64, 64)
-    model = tiny.proto(text, w=w, v=w + np.float32(1e-3) * normal(64, 64, seed=1))
-    target = load("cpu-x86-vnni")
-    report = quantize(model, tiny.feeds(20, x=(4, 64)), measure=False, exclude=(), target=target).report
+    weights = {"u": normal(64, 64, seed=2), "w": w, "v": w + np.float32(1e-3) * normal(64, 64, seed=1)}
+    model = tiny.proto(text, **{n: x for n, x in weights.items() if f", {n})" in text})
+    options = {"measure": False, "exclude": (), "target": load("cpu-x86-vnni")}
+    return quantize(model, tiny.feeds(20, x=(4, 64)), **options).report  # type: ignore[arg-type]
+
+
+def test_weights_are_not_rounded_by_what_layers_read_where_the_error_is_larger_than_the_signal() -> None:
+    report = of_a_small_difference(f"g (float[N,64] x) => (float[N,64] y) {{ h = Gemm(x, u)  r = Relu(h)  {ALIKE}")
+    assert report.mode == "weights, 2 nodes in float"
     (static,) = [c for c in report.candidates if c.mode == "static"]
+    assert static.worst_sqnr_db is not None and static.worst_sqnr_db < 0
     assert "error is larger than the signal" in static.verdict
+
+
+def test_where_nothing_else_is_good_it_is_made_to_be_repaired() -> None:
+    report = of_a_small_difference(f"g (float[N,64] x) => (float[N,64] y) {{ r = Relu(x)  {ALIKE}")
+    made, passed_over = [c.verdict for c in report.candidates if c.mode == "static"]
+    assert "too far from float" in made and "error is larger than the signal" in passed_over
 
 
 @pytest.mark.parametrize(("columns", "worth"), [(32, False), (4096, True)])
