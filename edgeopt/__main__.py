@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 
 _INTERRUPTED = 128 + signal.SIGINT  # exit code
 _GARBAGE = 200_000  # new objects between two searches for garbage: graphs are many objects and hardly any garbage
@@ -24,7 +25,7 @@ def run() -> None:
                 signal.signal(number, _interrupt)
         sys.unraisablehook = _unraisable
         with contextlib.suppress(OSError):  # the folder is gone
-            if sys.path[0] in ("", str(Path.cwd())):  # as `python -m` has it: no module is taken from there
+            if sys.path[0] in ("", str(Path.cwd())):  # as `python -m` has it: no library is taken from there
                 del sys.path[0]
         from edgeopt.cli import main
 
@@ -37,7 +38,7 @@ def run() -> None:
             _leave()
         raise
     except BaseException:
-        if _seen:  # an extension that is being imported turns the interrupt into an error of its own
+        if _seen:  # what was interrupted made an error of its own of it
             _leave("interrupted\n")
         raise
     finally:
@@ -46,27 +47,36 @@ def run() -> None:
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     _seen.append(number)
-    raise KeyboardInterrupt
+    while frame is not None and not frame.f_code.co_qualname.startswith("ExtensionFileLoader."):
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    _later(number)  # C++ that is being imported aborts the process or makes an error of its own of an interrupt
 
 
 def _unraisable(lost: "sys.UnraisableHookArgs") -> None:
     """An interrupt inside a destructor or a weak reference's callback is dropped by Python: raise it again."""
     if _seen and isinstance(lost.exc_value, KeyboardInterrupt):
-        again = threading.Timer(_AGAIN_S, _wake, [threading.get_ident()])
-        again.daemon = True
-        again.start()
+        _later(_seen[-1])
     else:
         sys.__unraisablehook__(lost)
 
 
-def _wake(thread: int) -> None:
-    """SIGINT to a thread, also one that sleeps (on Windows a sleep ends first)."""
+def _later(number: int) -> None:
+    """The signal again, a moment from now."""
+    again = threading.Timer(_AGAIN_S, _wake, [threading.get_ident(), number])
+    again.daemon = True
+    again.start()
+
+
+def _wake(thread: int, number: int) -> None:
+    """A signal to a thread, also one that sleeps (on Windows a sleep ends first)."""
     if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(thread, signal.SIGINT)
+        signal.pthread_kill(thread, number)
     else:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
 
 def _leave(text: str = "") -> None:

@@ -44,7 +44,8 @@ _PLANE = 8  # smallest longer side of a map of pixels
 _MOST_CLASSES = 256  # of pixels
 _SHOWN_MAPS = 8  # samples whose maps are looked at
 _SURE, _ALIKE = 0.7, 0.9  # mean of the largest probability of a pixel; share of neighbours of the same class
-_RARE = 0.01  # of all pixels
+_RARE, _OF_RARE = 0.01, 0.5  # of all pixels; least overlap of all classes that are rarer, whose borders are long
+_SEVERAL = 32  # pixels of rare classes, below which they say nothing
 _VARIES_DB = 8.0
 _CORRELATION = 0.9
 _CHANNEL_DB = 10.0
@@ -192,11 +193,12 @@ def class_axis(outputs: Outputs) -> int | None:
     high, pixels beside each other mostly have the same one, and there are several. None if they do not.
     """
     shape = outputs[0].shape
-    if len(shape) != 4:
+    if len(shape) != 4 or min(shape[1:]) < 2 or max(shape[1:]) < _PLANE:
         return None
-    axis = 1 if shape[1] <= shape[3] else 3
-    if not 2 <= shape[axis] <= _MOST_CLASSES or min(shape[1:], default=0) < 2 or max(shape[1:]) < _PLANE:
-        return None
+    return next((axis for axis in (1, 3) if shape[axis] <= _MOST_CLASSES and _classes_along(outputs, axis)), None)
+
+
+def _classes_along(outputs: Outputs, axis: int) -> bool:
     sure, alike, seen = [], [], set[int]()
     for x in outputs[:_SHOWN_MAPS]:
         p = as_probabilities(np.moveaxis(x, axis, -1))
@@ -204,13 +206,13 @@ def class_axis(outputs: Outputs) -> int | None:
         sure.append(p.max(-1).mean())
         alike += [(best[:, 1:] == best[:, :-1]).mean(), (best[:, :, 1:] == best[:, :, :-1]).mean()]
         seen |= set(np.unique(best).tolist())
-    return axis if np.mean(sure) >= _SURE and np.mean(alike) >= _ALIKE and len(seen) > 1 else None
+    return bool(np.mean(sure) >= _SURE and np.mean(alike) >= _ALIKE and len(seen) > 1)
 
 
 def _mask(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The overlap (IoU) of what lies above levels between float's extremes, the best level counting, since a reader
     chooses one; and how high float itself is where the result has its peak. Of classes of pixels, how many are expected
-    to stay, and the mean overlap of those that are not rare.
+    to stay, the mean overlap of those that are not rare, and that of all others together.
     """
     axis = class_axis(reference)
     if axis is not None:
@@ -245,6 +247,10 @@ def _segments(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     common = ours >= _RARE * len(before)
     if common.any():
         yield Figure("mean overlap of classes", float((both / (ours + theirs - both))[common].mean()), _OVERLAP)
+    rare = (ours > 0) & ~common
+    if ours[rare].sum() >= _SEVERAL:
+        overlap = both[rare].sum() / (ours + theirs - both)[rare].sum()
+        yield Figure("overlap of rare classes", float(overlap), _OF_RARE)
 
 
 def _detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:

@@ -15,7 +15,7 @@ from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
-from edgeopt.numbers.scores import Outputs, compare, lowest_sqnr_db
+from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
@@ -85,26 +85,27 @@ class Sketches:
     def _reference(self) -> Sequence[Outputs]:
         return run_all(self.task.judging, self.feeds, workers=cores())
 
-    def sqnr_db(self, recipe: Recipe) -> float | None:
-        """The lowest SQNR of the outputs by `recipe`; None if there is nothing to compare."""
+    def errors(self, recipe: Recipe) -> list[OutputReport] | None:
+        """The errors of the outputs by `recipe`; None if there is nothing to compare."""
         made = draft(self.task, recipe.without(Clip, Round, Refit), "static") if self.feeds else None
         return None if made is None or not made.static else self.of(made)
 
-    def of(self, made: Draft) -> float | None:
-        """The lowest SQNR of the outputs of a candidate; None if there is nothing to compare."""
+    def of(self, made: Draft) -> list[OutputReport] | None:
+        """The errors of the outputs of a candidate; None if there is nothing to compare."""
         if not self.feeds:
             return None
         reference = self._reference
         try:
             session = open_session(self.task.shown(made.model))
-            return lowest_sqnr_db(compare(session.outputs, reference, run_all(session, self.feeds, workers=cores())))
+            outputs = run_all(session, self.feeds, workers=cores())
+            return compare(session.outputs, reference, outputs, self.task.kinds)
         except EdgeoptError:  # lengths that depend on values cannot be compared
             return None
 
 
-def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, float | None]:
+def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, list[OutputReport] | None]:
     """(the options' recipe with the range rule, mse or minmax, whose outputs are closer to float on some calibration
-    samples with weights rounded to nearest; their lowest SQNR in dB, None if that was not looked at).
+    samples with weights rounded to nearest; their errors, None if that was not looked at).
 
     `mse` clips, `minmax` does not, and which of the two loses less depends on the model. A rule given by the user is
     kept, and so is `mse` if the gain of the other is small.
@@ -115,15 +116,15 @@ def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, float
         return recipe, None
     sketches = sketches or Sketches(task)
     other = recipe.having(grids.model_copy(update={"rule": "minmax"}))
-    by_rule = [sketches.sqnr_db(r) for r in (recipe, other)]
-    near = [db for db in by_rule if db is not None]
-    if len(near) < len(by_rule):
+    first, second = (sketches.errors(r) for r in (recipe, other))
+    if first is None or second is None:
         return recipe, None
+    near = [lowest_sqnr_db(errors) for errors in (first, second)]
     if near[1] < near[0] + _RULE_GAIN_DB:
-        return recipe, near[0]
+        return recipe, first
     on = f"{len(sketches.feeds)} calibration samples"
     task.note(f"ranges by minmax: {near[1]:.1f} dB on {on}, {near[0]:.1f} dB by {grids.rule}")
-    return other, near[1]
+    return other, second
 
 
 @dataclass(frozen=True)

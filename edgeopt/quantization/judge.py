@@ -77,12 +77,13 @@ def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
 
 def by_chance(task: Task, t: Tried, than: Tried) -> bool:
     """Whether `t`, which is nearer than another result by SQNR alone, may be so by chance: where the other one meets
-    what the user asked for, it must be nearer on more than half of the samples, by the 95 % interval of their share.
+    what the user asked for, it must be nearer on all samples, or on more than half by the 95 % interval of their share.
     """
     if task.metric is not None or meets(task, Figures.of(than)) is False:
         return False
     pairs = [(a, b) for a, b in zip(t.by_sample, than.by_sample, strict=True) if a != b]
-    return not pairs or wilson(sum(a > b for a, b in pairs) / len(pairs), len(pairs)).low <= _HALF
+    wins = sum(a > b for a, b in pairs)
+    return wins < len(pairs) and wilson(wins / len(pairs), len(pairs)).low <= _HALF
 
 
 def near_enough(task: Task, f: Figures, to: Figures) -> bool:
@@ -163,7 +164,7 @@ def promising(task: Task, t: Tried, others: Sequence[Tried]) -> bool:
 
 def preferred(task: Task, found: Sequence[Tried]) -> Tried:
     """The best of the good results by `options.prefer`; balanced: by the product of both gains, and among those that
-    gain nearly as much as the best and are as fast by the intervals of their speed, the one closest to float.
+    gain nearly as much as the best and are about as fast by the intervals of their speed, the one closest to float.
     """
     prefer = task.options.prefer
     if prefer == "accuracy":
@@ -179,7 +180,7 @@ def preferred(task: Task, found: Sequence[Tried]) -> Tried:
         return best
     as_good = [best, *(t for t in found if t is not best and worth(t)[0] * _AS_MUCH >= worth(best)[0])]
     low = max((t.latency.speedup_low for t in as_good if t.latency is not None), default=0.0)
-    return nearest(task, [t for t in as_good if t.latency is None or t.latency.speedup_high >= low])
+    return nearest(task, [t for t in as_good if t.latency is None or t.latency.speedup_high * _AS_MUCH >= low])
 
 
 def good(task: Task, t: Tried) -> bool:

@@ -31,6 +31,7 @@ _FEW_CLASSES = 10  # with fewer classes the largest probability may be high by c
 _MANY = 16
 _PLANE = 8  # smallest side of a mask
 _BOXES = 100  # smallest number of rows
+_MANY_CHANNELS = 4
 _COLUMNS = 5  # four sides and a score
 _LANDMARKS = 32  # largest number of columns of an output of sides and landmarks only
 
@@ -54,7 +55,7 @@ def kinds(
         if kind not in KINDS:
             raise UsageError(f"{flag} {name}={kind}: no kind{suggestion(kind, KINDS)} Known: {', '.join(KINDS)}")
     fed = fed_back(model, feed, reference[0])
-    images = {size for x in feed.values() if x.ndim == 4 for size in _pixels(x)}
+    images = [x for x in feed.values() if x.ndim == 4]
     for i, value in enumerate(model.graph.outputs):
         name, seen = str(value.name), [r[i] for r in reference]
         found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0], images))
@@ -98,7 +99,7 @@ def _common(a: str, b: str) -> int:
 def levels(feeds: Sequence[Feed], reference: Sequence[Outputs], kinds: Sequence[Kind]) -> tuple[tuple[int, ...], ...]:
     """Positions of the samples in up to three groups by the level of the noise that the model removes, as those of
     diffusion do: an output, a signal, has the shape of an input, and another input is one number that differs between
-    the samples. None if it does not, or with fewer than four samples.
+    the samples. Empty if it does not, or with fewer than four samples.
     """
     shapes = {x.shape for x in feeds[0].values() if x.ndim >= 3}
     denoised = any(k == "signal" and y.shape in shapes for k, y in zip(kinds, reference[0], strict=True))
@@ -121,12 +122,22 @@ def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = 
     return outputs
 
 
-def _pixels(x: NDArray[Any]) -> set[tuple[int, ...]]:
-    """The height and width of an image [N, C, H, W] or [N, H, W, C]."""
-    return {x.shape[2:], x.shape[1:3]}
+def _may_give_classes(x: NDArray[Any], named: Kind | None, images: Outputs) -> bool:
+    """Whether an output [N, C, H, W] or [N, H, W, C] may give each pixel a class: its name says so, or it has the size
+    of an image, and probabilities or more channels than images, flows and vectors have.
+    """
+    if named in ("mask", "classes"):
+        return True
+    sizes = {size for y in images for size in (y.shape[2:], y.shape[1:3])}
+    channels = {c for y in images for c in (y.shape[1], y.shape[3])}
+    for axis, size in ((1, x.shape[2:]), (3, x.shape[1:3])):
+        many = x.shape[axis] >= _MANY_CHANNELS and x.shape[axis] not in channels
+        if size in sizes and (many or (x.shape[axis] > 1 and are_probabilities(np.moveaxis(x, axis, -1)))):
+            return True
+    return False
 
 
-def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs, images: set[tuple[int, ...]]) -> Kind:
+def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs, images: Outputs) -> Kind:
     if not np.issubdtype(seen[0].dtype, np.floating):
         return "exact"
     seen = [np.nan_to_num(x) for x in seen if x.size]
@@ -136,10 +147,10 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs, images: set[tupl
         return "detections"
     first = seen[0]
     last, named = _maker(value), _named(str(value.name))
+    if first.ndim == 4 and _may_give_classes(first, named, images) and class_axis(seen) is not None:
+        return "mask"
     if first.ndim >= 3 and are_probabilities(first) and first.shape[-1] > 1:
         return "tokens"
-    if first.ndim == 4 and (named in ("mask", "classes") or _pixels(first) & images) and class_axis(seen) is not None:
-        return "mask"
     if first.ndim >= 4 and _side(first) >= _PLANE:
         return "mask" if named == "mask" or _is_map(seen) else "signal"
     if first.ndim == 3 and _are_boxes(value, seen, last, all_outputs):

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import math
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -22,48 +19,22 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data.reading import Data
-from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, extra
+from edgeopt.errors import ModelError, UsageError, ValidityError, extra
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
-from edgeopt.graph.plan import Form, Plan
 from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.tie import tied
-from edgeopt.quantization.candidates import (
-    Draft,
-    Placement,
-    Sketches,
-    draft,
-    nothing_to_do,
-    of_mode,
-    placements,
-    settled,
-    whole,
-)
+from edgeopt.quantization.candidates import Draft, of_mode
 from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
-from edgeopt.quantization.judge import (
-    close,
-    good,
-    line,
-    may_gain,
-    missed,
-    nearest,
-    pays,
-    plenty,
-    preferred,
-    promising,
-    undecided,
-    why_not,
-)
-from edgeopt.quantization.looking import observe, sources
-from edgeopt.quantization.moves import FASTER, NEARER
+from edgeopt.quantization.judge import close, good, missed, nearest, preferred, undecided, why_not
 from edgeopt.quantization.prepare import Task, prepare
-from edgeopt.quantization.report import ActivationReport, Candidate, LatencyReport, MetricReport, Report, Result
-from edgeopt.quantization.search import start as start_search
+from edgeopt.quantization.report import ActivationReport, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.state import State
+from edgeopt.quantization.trials import Trials, try_auto, try_static
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
@@ -143,54 +114,6 @@ def _input_bytes(model: object, source: ir.Model) -> int:
     return graph.size_bytes(source) if graph.above_protobuf(source) else len(graph.proto_bytes(source))
 
 
-_MOST_ALONE = 32  # layers that are stored one by one to see which of them loses most
-_SPARED = (1, 2, 4)
-
-
-@dataclass
-class Trials:
-    """Checked candidates, each in its own folder beside `path`, since a model refers to its data file by name."""
-
-    task: Task
-    path: Path
-    tried: list[Tried] = field(default_factory=list)
-    refused: list[Candidate] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-
-    def add(self, made: Draft) -> Tried | None:
-        """Check `made` and add it; None if a check failed, which is reported in a note."""
-        self.folders.append(Path(tempfile.mkdtemp(prefix=".", dir=self.path.parent)))
-        try:
-            found = verify(self.task, made, self.folders[-1] / self.path.name)
-        except (ValidityError, DataError) as e:
-            self.refused.append(Candidate(made.mode, None, None, str(e)))
-            self.task.note(f"{made.mode}: {e}")
-            return None
-        self.tried.append(found)
-        if self.task.options.mode == "auto" or len(self.tried) > 1:
-            self.task.note(line(self.task, found))
-        return found
-
-    def pass_over(self, mode: str, why: str, *, sqnr_db: float | None = None, speedup: float | None = None) -> None:
-        """Report a candidate that is not made."""
-        self.refused.append(Candidate(mode, sqnr_db, speedup, f"{why}, so not made"))
-        self.task.note(f"{mode}: not made: {why}")
-
-    @property
-    def enough(self) -> bool:
-        """Whether no other candidate needs to be tried."""
-        return self.task.options.prefer == "balanced" and any(plenty(self.task, t) for t in self.tried)
-
-    def keep(self, kept: Tried) -> Tried:
-        """Move the files of `kept` to the path and delete the other candidates."""
-        if kept.path != self.path:
-            for file in kept.path.parent.iterdir():
-                file.replace(self.path.parent / file.name)
-        for folder in self.folders:
-            shutil.rmtree(folder)
-        return replace(kept, path=self.path)
-
-
 def _best(task: Task, path: Path) -> Outcome:
     """The best candidate of the options' mode, written to `path`, with the list of all candidates that were tried."""
     options = task.options
@@ -198,7 +121,7 @@ def _best(task: Task, path: Path) -> Outcome:
         tried = verify(task, _asked_for(task), path)
         return outcome(tried, f"{tried.mode}: asked for", [tried.candidate("asked for")])
     trials = Trials(task, path)
-    (_try_auto if options.mode == "auto" else _try_static)(task, trials)
+    (try_auto if options.mode == "auto" else try_static)(task, trials)
     kept, reason = _chosen(task, trials)
     only = options.mode == "static" and len(trials.tried) == 1
     words = {id(t): why_not(task, t) for t in trials.tried} | {id(kept): "asked for" if only else "kept"}
@@ -254,132 +177,6 @@ def _nothing(task: Task) -> str:
             "with; fewer or shallower trees make it smaller, or train a small network on its answers (edgeopt distill)"
         )
     return "nothing to quantize: no node has a constant weight of 256 elements or more, and none pays in integers"
-
-
-def _try_static(task: Task, trials: Trials) -> None:
-    """Try the static model, and repaired versions while it is too far from float."""
-    first = draft(task, settled(task)[0], "static")
-    if first is None or not first.static:
-        raise UsageError(nothing_to_do("static"))
-    found = trials.add(first)
-    if found is not None and not close(task, found):
-        _repair(task, trials, found)
-
-
-def _try_auto(task: Task, trials: Trials) -> None:
-    """Try candidates until one is both smaller and faster: static (the fastest placement first), dynamic, weight-only,
-    repaired static.
-    """
-    found = placements(task)
-    paying = [p for p in found if pays(task, p)]
-    static = _try_placements(task, trials, paying)
-    if trials.enough:
-        return
-    _try_whole(task, trials, "int8 dynamic")
-    _try_whole(task, trials, "int8 dynamic", lstm=True)
-    if not trials.enough:
-        stored = _try_whole(task, trials, "int8 stored")
-        if stored is not None and not close(task, stored) and not any(good(task, t) for t in trials.tried):
-            _spare(task, trials, stored)
-    if task.options.prefer == "size":
-        _try_whole(task, trials, "int4 stored")
-    rest = [p for p in found if p not in paying]
-    if rest and not any(good(task, t) for t in trials.tried):
-        static = _try_placements(task, trials, rest) or static
-    else:
-        for place in rest:
-            trials.pass_over(place.name, "no faster than float", speedup=place.speedup)
-    if static is None and paying and not any(good(task, t) for t in trials.tried):
-        static = _try_placements(task, trials, paying[-1:], hopeless=True)
-    if static is not None and not good(task, static) and promising(task, static, trials.tried):
-        _repair(task, trials, static)
-
-
-def _try_placements(task: Task, trials: Trials, found: Sequence[Placement], *, hopeless: bool = False) -> Tried | None:
-    """Try placements until one is close, since those that follow are slower; returns the last one tried, or None.
-
-    To see what each layer reads takes as long as all else, so those that cannot be close are not made: where an error
-    is larger than the signal before that (unless `hopeless`, to be repaired), and where all nodes are in integers of a
-    placement that is too far.
-    """
-    if not found:
-        return None
-    if len(found) > 1:
-        observe(task.start, sources(p.place(task.start).plan for p in found))
-    sketches, tried = Sketches(task), None
-    recipe, settled_db = settled(task, sketches)
-    for place in found:
-        if tried is not None and (trials.enough or (close(task, tried) and task.options.prefer == "balanced")):
-            break
-        placed, plan = recipe.having(place.place), place.place(task.start).plan
-        if tried is not None and plan is not None and _within(tried, plan) and not close(task, tried):
-            why = f"all nodes that {tried.mode} has in integers are so, and that is too far from float"
-            trials.pass_over(place.name, why, speedup=place.speedup)
-            continue
-        db = sketches.sqnr_db(placed) if settled_db is not None and settled_db < 0 and placed != recipe else settled_db
-        if db is not None and db < 0 and not hopeless:
-            why = f"on {len(sketches.feeds)} calibration samples its error is larger than the signal ({db:.1f} dB)"
-            trials.pass_over(place.name, why, sqnr_db=db, speedup=place.speedup)
-            continue
-        made = draft(task, placed, place.name)
-        tried = (trials.add(made) if made is not None and made.static else None) or tried
-    return tried
-
-
-def _within(tried: Tried, plan: Plan) -> bool:
-    """Whether all integer nodes of `tried` are integer in `plan`."""
-    known = tried.draft.state.plan
-    return known is not None and known.integer <= plan.integer
-
-
-def _try_whole(task: Task, trials: Trials, form: Form, *, lstm: bool = False) -> Tried | None:
-    made = whole(task, form, lstm=lstm)
-    if made is not None and may_gain(task, made):
-        return trials.add(made)
-    if made is not None:
-        trials.pass_over(made.mode, "neither a fifth smaller nor enough of the work to be a tenth faster")
-    return None
-
-
-def _spare(task: Task, trials: Trials, far: Tried) -> None:
-    """Try stored weights without the layers that lose most when only their weights are stored, until one is good: often
-    a single one loses all.
-    """
-    nodes = far.draft.state.plan.forms.keys() if far.draft.state.plan is not None else frozenset[str]()
-    if not 1 < len(nodes) <= _MOST_ALONE:
-        return
-    sketches, lost = Sketches(task), dict[str, float]()
-    for node in sorted(nodes):
-        alone = whole(task, "int8 stored", spared=frozenset(nodes - {node}))
-        db = None if alone is None else sketches.of(alone)
-        lost[node] = math.inf if db is None else db
-    worst = sorted(lost, key=lambda n: lost[n])
-    for count in _SPARED:
-        made = whole(task, "int8 stored", spared=frozenset(worst[:count])) if count < len(nodes) else None
-        found = trials.add(made) if made is not None and may_gain(task, made) else None
-        if found is not None and good(task, found):
-            return
-
-
-def _repair(task: Task, trials: Trials, first: Tried) -> None:
-    """Try improved versions of a static result that is too far from float, or slower, until one is good.
-
-    An improvement may cost speed, as long as the result still beats float; a result that is only slower is placed again
-    by measured times.
-    """
-    task.note(f"{line(task, first)}: looking for what helps")
-    moves = (*(FASTER if first.slower else ()), *(() if close(task, first) else NEARER))
-    try:
-        search = start_search(task, first.draft, enough=None if first.latency is None else 1 / first.latency.speedup)
-    except EdgeoptError as e:
-        task.note(f"no repair: {e}")
-        return
-    if search is None:
-        return
-    for made in search.kept(moves):
-        found = trials.add(replace(made, mode=f"static, {search.best.what}"))
-        if found is not None and good(task, found):
-            return
 
 
 def _why(task: Task, kept: Tried, tried: Sequence[Tried]) -> str:

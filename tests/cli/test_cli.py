@@ -436,8 +436,11 @@ def test_as_a_module_it_imports_nothing_from_the_working_directory(here: Path) -
     assert ended.code == 0, ended.err
 
 
-def test_a_signal_that_a_destructor_swallows_still_ends_the_command(here: Path) -> None:
-    code = """
+@pytest.mark.parametrize("ignored", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)"])
+def test_a_signal_that_a_destructor_swallows_still_ends_the_command(ignored: str, here: Path) -> None:
+    code = (
+        f"import signal\n{ignored}"
+        + """
 import os, signal, sys, time
 import edgeopt.__main__ as m
 class Deaf:
@@ -452,8 +455,29 @@ def main():
 edgeopt.cli.main = main
 m.run()
 """
+    )
     ended = python("-c", code, cwd=here)
     assert (ended.code, ended.out, ended.err) == (130, "", "interrupted\n")
+
+
+def test_a_signal_waits_until_an_extension_is_imported(here: Path) -> None:
+    code = """
+import os, signal, time
+import edgeopt.__main__ as m
+import edgeopt.cli
+class ExtensionFileLoader:
+    def exec_module(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("whole", flush=True)
+def main():
+    ExtensionFileLoader().exec_module()
+    time.sleep(10)
+    print("slept")
+edgeopt.cli.main = main
+m.run()
+"""
+    ended = python("-c", code, cwd=here)
+    assert (ended.code, ended.out, ended.err) == (130, "whole\n", "interrupted\n")
 
 
 @pytest.mark.parametrize("redirected", [">&-", "> /dev/full", "| true", "2> /dev/full", "2>&-"])

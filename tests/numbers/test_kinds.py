@@ -301,6 +301,8 @@ def test_classes_of_pixels_are_judged_by_what_is_largest_and_by_their_overlap() 
     assert class_axis(reference) == 1 == class_axis([x + 5 for x in reference])
     assert class_axis([x.transpose(0, 2, 3, 1) for x in reference]) == 3
     assert class_axis([np.random.default_rng(0).standard_normal(x.shape) for x in reference]) is None
+    many = np.pad(logits, ((0, 0), (0, 147), (0, 0), (0, 0)), constant_values=-9)
+    assert class_axis([many, many]) == 1  # more classes than columns
     kept, overlap = figures("mask", reference, [3 * x - 1 for x in reference])  # another scale, the same classes
     assert kept.value == 1 == overlap.value
     moved = [x.copy() for x in reference]
@@ -309,3 +311,13 @@ def test_classes_of_pixels_are_judged_by_what_is_largest_and_by_their_overlap() 
     kept, overlap = figures("mask", reference, moved)
     assert kept.value == pytest.approx(1 - 3 / 24, abs=0.01)
     assert overlap.value == pytest.approx((8 / 11 + 5 / 8 + 1) / 3, abs=0.01)
+
+
+def test_rare_classes_of_pixels_may_not_die() -> None:
+    best = np.zeros((80, 80), int)
+    best[10:17, 10:17] = 1  # .8 % of the pixels
+    reference = [9 * np.eye(2)[best].transpose(2, 0, 1)[None]] * 2
+    background = [9 * np.eye(2)[best * 0].transpose(2, 0, 1)[None]] * 2
+    stays, common, rare = figures("mask", reference, background)
+    assert stays.close and common.close and rare.value == 0 and not rare.close
+    assert all(f.close for f in figures("mask", reference, reference))

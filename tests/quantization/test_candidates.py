@@ -14,10 +14,11 @@ from edgeopt.hardware.target import load
 from edgeopt.quantization.candidates import placements, whole
 from edgeopt.quantization.judge import may_gain, pays
 from edgeopt.quantization.prepare import Task
-from edgeopt.quantization.quantize import Trials, _try_placements, quantize
+from edgeopt.quantization.quantize import quantize
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.report import Report
 from edgeopt.quantization.steps import Clip, Place, Refit, Round, Step, Write
+from edgeopt.quantization.trials import Trials, _by_constants, _try_placements
 from edgeopt.runtime.measure import PairedLatency
 from tests import tiny
 from tests.models import normal
@@ -96,7 +97,7 @@ def test_a_placement_with_all_integers_of_one_that_is_too_far_is_not_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     of_speed(monkeypatch, {TABLE: 1.0, CLOCK: 1.2, WHOLE: 1.1, "float": 0.5})
-    for module in ("judge", "quantize"):
+    for module in ("judge", "trials"):
         monkeypatch.setattr(f"edgeopt.quantization.{module}.close", lambda task, t: False)
     task = three()
     trials = Trials(task, tmp_path / "m.onnx")
@@ -128,8 +129,29 @@ def test_weights_are_not_rounded_by_what_layers_read_where_the_error_is_larger_t
 
 def test_where_nothing_else_is_good_it_is_made_to_be_repaired() -> None:
     report = of_a_small_difference(f"g (float[N,64] x) => (float[N,64] y) {{ r = Relu(x)  {ALIKE}")
-    made, passed_over = [c.verdict for c in report.candidates if c.mode == "static"]
-    assert "too far from float" in made and "error is larger than the signal" in passed_over
+    (made,) = [c.verdict for c in report.candidates if c.mode == "static"]
+    assert "too far from float" in made  # and no longer said to be not made
+    assert any("static: not made: " in n and "error is larger than the signal" in n for n in report.notes)
+
+
+def test_a_metric_of_the_user_decides_what_is_hopeless_and_chance_does_not() -> None:
+    text = """g (float[N,64] x) => (float[N,256] y, float[4,256] z) {
+        y = Gemm(x, w)  r = RandomNormal <shape = [4, 256]> ()  z = Add(y, r)  }"""
+    model = tiny.proto(text, w=np.float32(0.01) * normal(64, 256))
+    options = {"measure": False, "exclude": (), "target": load("cpu-x86-vnni")}
+    random = quantize(model, tiny.feeds(24, x=(4, 64)), **options).report
+    assert [c.verdict for c in random.candidates if c.mode == "static"] == ["kept"]
+    difference = f"g (float[N,64] x) => (float[N,64] y) {{ r = Relu(x)  {ALIKE}"
+    w = normal(64, 64)
+    model = tiny.proto(difference, w=w, v=w + np.float32(1e-3) * normal(64, 64, seed=1))
+    judged = quantize(model, tiny.feeds(24, x=(4, 64)), metric=lambda run: 1.0, max_drop=0.5, **options).report
+    assert judged.candidates[0].mode == "static" and "not made" not in judged.candidates[0].verdict
+
+
+def test_layers_that_read_the_same_weights_are_spared_together() -> None:
+    text = "g (float[N,8] x) => (float[N,8] y) { [a] h = MatMul(x, w)  [b] r = MatMul(h, w)  [c] y = MatMul(r, v) }"
+    model = tiny.model(text, w=normal(8, 8), v=normal(8, 8, seed=1))
+    assert _by_constants(model, {"a", "b", "c"}) == {frozenset("ab"), frozenset("c")}
 
 
 @pytest.mark.parametrize(("columns", "worth"), [(32, False), (4096, True)])

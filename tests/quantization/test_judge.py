@@ -295,11 +295,16 @@ def test_what_is_nearer_is_not_kept_for_as_much_gain_where_it_is_slower() -> Non
     fast, small = tried(28.0, None, 1.1, smaller=3.5), tried(42.0, None, 1.0, smaller=3.82)
     assert preferred(bench(), [small, fast]) is fast and preferred(bench(), [fast, small]) is fast
     assert fast.latency is not None
+    far, small = tried(11.0, None, 1.02, smaller=3.95), tried(42.0, None, 1.0, smaller=4.2)
+    assert preferred(bench(), [far, small]) is small  # which is as good as as fast
+    small = tried(42.0, None, 1.0, smaller=3.82)
     unsure = replace(fast, latency=replace(fast.latency, speedup_low=0.95))
     assert preferred(bench(), [unsure, small]) is small
 
 
-@pytest.mark.parametrize(("wins", "of", "chance"), [(8, 11, True), (10, 11, False), (3, 3, True), (4, 4, False)])
+@pytest.mark.parametrize(
+    ("wins", "of", "chance"), [(8, 11, True), (10, 11, False), (3, 3, False), (2, 3, True), (1, 1, False)]
+)
 def test_what_is_nearer_on_hardly_more_than_half_of_the_samples_may_be_so_by_chance(
     wins: int, of: int, chance: bool
 ) -> None:

@@ -313,10 +313,27 @@ def regions(scale: float) -> list[dict[str, np.ndarray]]:
 def test_a_class_for_each_pixel_is_seen_by_its_probability_and_its_neighbours(
     scale: float, side: int, name: str, kind: Kind
 ) -> None:
-    text = f"g (float[N,3,24,24] x) => (float[N,3,M,M] {name}) {{ {name} = Conv <strides = [{side}, {side}]> (x, w) }}"
-    model = tiny.model(text, w=np.eye(3, dtype=np.float32)[:, :, None, None])
-    session, feeds = open_session(model), regions(scale)
-    assert kinds(model, feeds[0], [session.run(f) for f in feeds], {}) == {name: kind}
+    text = f"g (float[N,3,24,24] x) => (float[N,C,M,M] {name}) {{ {name} = Conv <strides = [{side}, {side}]> (x, w) }}"
+    session, feeds = (model := tiny.model(text, w=np.eye(5, 3, dtype=np.float32)[:, :, None, None])), regions(scale)
+    found = open_session(session)
+    assert kinds(model, feeds[0], [found.run(f) for f in feeds], {}) == {name: kind}
+
+
+@pytest.mark.parametrize(("classes", "kind"), [(3, "signal"), (2, "signal")])
+def test_images_and_flows_are_no_classes_of_pixels_however_large_they_are(classes: int, kind: Kind) -> None:
+    text = "g (float[N,3,24,24] x) => (float[N,C,24,24] y) { y = Conv(x, w) }"
+    model = tiny.model(text, w=np.eye(classes, 3, dtype=np.float32)[:, :, None, None])
+    session, feeds = open_session(model), regions(255.0)
+    assert kinds(model, feeds[0], [session.run(f) for f in feeds], {}) == {"y": kind}
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_probabilities_of_pixels_are_classes_in_both_layouts(last: bool) -> None:
+    turn = "l = Transpose <perm = [0, 2, 3, 1]> (x)" if last else "l = Identity(x)"
+    text = f"g (float[N,3,24,24] x) => (float[N,A,B,C] y) {{ {turn}  y = Softmax <axis = {-1 if last else 1}> (l) }}"
+    model = tiny.model(text)
+    session, feeds = open_session(model), regions(8.0)
+    assert kinds(model, feeds[0], [session.run(f) for f in feeds], {}) == {"y": "mask"}
 
 
 def test_one_column_is_no_classes() -> None:

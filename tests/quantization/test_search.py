@@ -330,7 +330,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> None:
         speed = next((v for k, v in speeds.items() if made.mode.endswith(k)), 1.0)
         return replace(found, latency=PairedLatency(1.0, speed, speed, speed))
 
-    for module in ("quantize", "improve"):
+    for module in ("quantize", "trials", "improve"):
         monkeypatch.setattr(f"edgeopt.quantization.{module}.verify", timed)
 
 
