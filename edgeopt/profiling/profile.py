@@ -303,7 +303,8 @@ def self_check(model: str | Path, options: ProfileOne) -> Results:
             ears.progress("self-check", trial + 1, options.trials)
         measured = _measured(case, options.model_copy(update={"preset": "quick"}), ears, {})
     verdicts = [verdict(r, options.margin) for r in ratios]
-    visible = [max(1 / r.low - 1, (1 + options.margin) / r.value - 1) for r in ratios]
+    # 0 in a trial that was a false alarm without any change
+    visible = [max(0.0, 1 / r.low - 1, (1 + options.margin) / r.value - 1) for r in ratios]
     check = SelfCheck(
         label=arm.label,
         trials=len(ratios),

