@@ -180,7 +180,7 @@ def preferred(task: Task, found: Sequence[Tried]) -> Tried:
         return best
     as_good = [best, *(t for t in found if t is not best and worth(t)[0] * _AS_MUCH >= worth(best)[0])]
     low = max((t.latency.speedup_low for t in as_good if t.latency is not None), default=0.0)
-    return nearest(task, [t for t in as_good if t.latency is None or t.latency.speedup_high * _AS_MUCH >= low])
+    return nearest(task, [t for t in as_good if t.latency is None or t.latency.speedup_high >= SLOWER * low])
 
 
 def good(task: Task, t: Tried) -> bool:
