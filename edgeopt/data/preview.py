@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from edgeopt.data.spec import Feed, InputSpec, Samples
 from edgeopt.data.text import load
@@ -144,8 +144,9 @@ def sheet(feeds: Sequence[Feed], spec: InputSpec, recipe: Preprocess) -> Image.I
     step = _SIDE + _GAP
     made = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), (96, 96, 96))
     for i, picture in enumerate(pictures):
-        picture.thumbnail((_SIDE, _SIDE))
-        made.paste(picture, (_GAP + i % columns * step, _GAP + i // columns * step))
+        small = max(picture.size) < _SIDE  # whose pixels are to be seen
+        shown = ImageOps.contain(picture, (_SIDE, _SIDE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
+        made.paste(shown, (_GAP + i % columns * step, _GAP + i // columns * step))
     return made
 
 

@@ -67,7 +67,7 @@ def test_the_sheet_shows_the_pictures_as_they_were(here: Path, capsys: pytest.Ca
         )
         assert (code, "wrote s.png" in err) == (0, True) and "images: " in out
         pixels = np.asarray(Image.open(here / "s.png")).reshape(-1, 3).astype(int)
-        assert (np.abs(pixels - colour).max(1) <= 1).sum() >= 64
+        assert (np.abs(pixels - colour).max(1) <= 1).sum() >= 128**2  # enlarged
 
 
 def test_what_is_written_is_read_again_as_the_same(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
