@@ -5,6 +5,7 @@ progress and notes to stderr.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
@@ -17,47 +18,26 @@ from edgeopt import __version__
 from edgeopt.errors import INTERRUPTED, EdgeoptError, UntoldError
 from edgeopt.numbers.words import printable
 
-_COMMANDS = {
-    "quantize": ("edgeopt.cli.quantize", "quantize"),
-    "distill": ("edgeopt.cli.distill", "distill"),
-    "shrink": ("edgeopt.cli.shrink", "shrink"),
-    "profile": ("edgeopt.cli.profile", "profile"),
-    "compare": ("edgeopt.cli.profile", "compare"),
-    "inspect": ("edgeopt.cli.inspect", "inspect"),
-    "data": ("edgeopt.cli.data", "data"),
-    "sensitivity": ("edgeopt.cli.sensitivity", "sensitivity"),
-    "simplify": ("edgeopt.cli.simplify", "simplify"),
-    "run": ("edgeopt.cli.run", "run"),
-    "gate": ("edgeopt.cli.run", "gate"),
-    "baseline": ("edgeopt.cli.run", "baseline"),
-    "init": ("edgeopt.cli.run", "init"),
-    "report": ("edgeopt.cli.run", "report"),
-    "verify": ("edgeopt.cli.run", "verify"),
-    "export": ("edgeopt.cli.export", "export"),
-    "targets": ("edgeopt.cli.targets", "targets"),
-    "providers": ("edgeopt.cli.providers", "providers"),
-    "schema": ("edgeopt.cli.schema", "schema"),
-}
-_HELP = {
-    "quantize": "Make a checked int8, fp16 or int4 file of a float model.",
-    "distill": "Fine-tune a small model against a larger one.",
-    "shrink": "Make a student: the same network with fewer channels or blocks.",
-    "profile": "Latency, cold start, memory, size and placement, with intervals.",
-    "compare": "Models against the first, interleaved, with a verdict.",
-    "inspect": "Show inputs, operators, sizes, and what each target would quantize.",
-    "data": "Show what a model will be given of a folder of samples.",
-    "sensitivity": "Which nodes lose the accuracy in int8, and why.",
-    "simplify": "Fold and fuse a float model, checked numerically.",
-    "init": "Write a commented edgeopt.toml that runs as it is.",
-    "run": "Build, measure and judge the variants of edgeopt.toml.",
-    "gate": "Judge stored results again, by the gates as they are now.",
-    "baseline": "Keep a run as the release that regressions are judged against.",
-    "report": "The page of stored results, with the trend of several.",
-    "verify": "Check released files against their manifest.",
-    "export": "A torch module as a checked ONNX file.",
-    "targets": "List the hardware targets.",
-    "providers": "List execution providers: present, plugins, what a package would add.",
-    "schema": "Print the JSON Schema of a file that edgeopt reads or writes.",
+_COMMANDS = {  # module and help of each command, which is a function of that name
+    "quantize": ("quantize", "Make a checked int8, fp16 or int4 file of a float model."),
+    "distill": ("distill", "Fine-tune a small model against a larger one."),
+    "shrink": ("shrink", "Make a student: the same network with fewer channels or blocks."),
+    "profile": ("profile", "Latency, cold start, memory, size and placement, with intervals."),
+    "compare": ("profile", "Models against the first, interleaved, with a verdict."),
+    "inspect": ("inspect", "Show inputs, operators, sizes, and what each target would quantize."),
+    "data": ("data", "Show what a model will be given of a folder of samples."),
+    "sensitivity": ("sensitivity", "Which nodes lose the accuracy in int8, and why."),
+    "simplify": ("simplify", "Fold and fuse a float model, checked numerically."),
+    "init": ("run", "Write a commented edgeopt.toml that runs as it is."),
+    "run": ("run", "Build, measure and judge the variants of edgeopt.toml."),
+    "gate": ("run", "Judge stored results again, by the gates as they are now."),
+    "baseline": ("run", "Keep a run as the release that regressions are judged against."),
+    "report": ("run", "The page of stored results, with the trend of several."),
+    "verify": ("run", "Check released files against their manifest."),
+    "export": ("export", "A torch module as a checked ONNX file."),
+    "targets": ("targets", "List the hardware targets."),
+    "providers": ("providers", "List execution providers: present, plugins, what a package would add."),
+    "schema": ("schema", "Print the JSON Schema of a file that edgeopt reads or writes."),
 }
 
 
@@ -65,32 +45,22 @@ class _Commands(click.Group):
     """A group whose commands are imported when they are called, so that --help is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        import importlib
-
-        module, name = _COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_HELP.items()))
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from edgeopt.errors import suggestion
+        name, command, rest = super().resolve_command(ctx, args)
+        if name is not None:
+            command = getattr(importlib.import_module(f"edgeopt.cli.{_COMMANDS[name][0]}"), name)
+        return name, command, rest
 
-        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
-            ctx.fail(f"no command {args[0]!r}{suggestion(args[0], _COMMANDS)}")
-        return super().resolve_command(ctx, args)
 
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Commands,
+    commands={name: click.Command(name, short_help=words) for name, (_, words) in _COMMANDS.items()},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="edgeopt")
 def cli() -> None:
     """Make a trained ONNX model fit for edge hardware, with proof.

@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.cli.show import cells, console
+from edgeopt.cli.show import print_table
 from edgeopt.errors import DataError
 from edgeopt.options.models import PreviewOptions
 
@@ -33,10 +32,7 @@ def data(path: str, model: Path, form: str, **given: object) -> int:
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for row in found.rows():
-            table.add_row(*cells(*row))
-        console().print(table)
+        print_table(found.rows())
     for written in (options.sheet, options.write):
         if written is not None:
             click.echo(f"wrote {written}", err=True)

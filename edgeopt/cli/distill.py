@@ -10,7 +10,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
-from edgeopt.errors import UsageError, extra
+from edgeopt.errors import UsageError
 from edgeopt.files import check_place
 from edgeopt.options.distill import Distill
 from edgeopt.options.quantize import Quantize
@@ -45,11 +45,7 @@ def distill(student: Path, data: str, no_labels: bool, int8: str | None, form: s
     \b
     Example: edgeopt distill --teacher big.onnx --student small.onnx --data images/ -o small.distilled.onnx
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError as e:
-        raise UsageError(f"distill needs torch: {extra('train')}") from e
-    from edgeopt.train.distill import distill as run
+    from edgeopt import distill as run
 
     if no_labels and given["labels"] is not None:
         raise UsageError("--labels and --no-labels: one of them")

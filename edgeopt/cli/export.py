@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.errors import UsageError, extra, suggestion
-from edgeopt.options.models import DTYPES, Export
+from edgeopt.errors import UsageError
+from edgeopt.options.models import Export
 from edgeopt.options.texts import pairs, whole_numbers
 
 
@@ -39,13 +39,8 @@ def export(source: str, inputs: tuple[str, ...], **given: object) -> None:
     if not texts:
         raise UsageError("no --input; e.g. --input x=1,3,224,224")
     dtypes = {name: dtype for name, (_, colon, dtype) in parts.items() if colon}
-    for name, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            raise UsageError(f"--input {name}: no type {dtype!r}{suggestion(dtype, DTYPES)} Known: {', '.join(DTYPES)}")
     options = chosen(Export, given, dtypes=dtypes)
-    try:
-        from edgeopt.train.export import export as run
-    except ImportError as e:
-        raise UsageError(f"export needs torch: {extra('train')}") from e
+    from edgeopt import export as run
+
     found = run(source, shapes, options)
     click.echo(f"wrote {found.path}; {found}")

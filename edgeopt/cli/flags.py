@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import collections.abc
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from edgeopt.options.declare import ChoiceTable, Flag, Options, called, flag_of, known_names
+from edgeopt.options.declare import ChoiceTable, Flag, Options, called, flag_of, is_mapping, known_names
 from edgeopt.options.reading import Reading
 from edgeopt.options.texts import Text, pairs
 
@@ -64,11 +63,7 @@ def _option(model: type[Options], name: str, field: FieldInfo) -> Callable[[Comm
 def _repeated(field: FieldInfo, flag: Flag) -> bool:
     kinds = [get_origin(a) for a in (field.annotation, *get_args(field.annotation))]
     several = tuple in kinds
-    return _mapping(field) or (several and not (flag.text is not None and flag.text.whole))
-
-
-def _mapping(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is collections.abc.Mapping
+    return is_mapping(field) or (several and not (flag.text is not None and flag.text.whole))
 
 
 def _shown(default: Any, flag: Flag) -> str:
@@ -79,7 +74,7 @@ def _shown(default: Any, flag: Flag) -> str:
 
 def _metavar(field: FieldInfo, flag: Flag) -> str | None:
     metavar = flag.text.metavar if flag.text is not None else ""
-    if _mapping(field):
+    if is_mapping(field):
         return f"NAME={metavar or 'VALUE'}"
     return metavar or None
 
@@ -97,22 +92,16 @@ class _Names(click.ParamType[str]):
 
 
 def _type(field: FieldInfo, flag: Flag) -> Any:
-    if flag.text is not None or _mapping(field):
+    if flag.text is not None or is_mapping(field):
         return str
     if any(isinstance(m, ChoiceTable) for m in field.metadata) or known_names(field):
         return _Names(field)
-    if _is_literal(field):
-        return click.Choice([str(x) for x in get_args(field.annotation)])
     kinds = {field.annotation, *get_args(field.annotation)} | {
         x for a in get_args(field.annotation) for x in get_args(a)
     }
     if str in kinds:
         return str
     return click.Path(path_type=Path) if Path in kinds else float if float in kinds else int
-
-
-def _is_literal(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is Literal
 
 
 def chosen(model: type[Chosen], given: Mapping[str, object], **fixed: object) -> Chosen:
@@ -135,12 +124,10 @@ def _value(model: type[Options], name: str, field: FieldInfo, given: Any) -> Any
     try:
         if field.annotation is bool:
             return given if field.default is False else not given
-        if _mapping(field):
+        if is_mapping(field):
             return {k: text.read(v) for k, v in pairs(given, flag.example).items()}
         if isinstance(given, tuple):
             return tuple(text.read(x) if isinstance(x, str) else x for x in given)
-        if _is_literal(field) and not known_names(field):
-            return int(given)
         return text.read(given) if isinstance(given, str) else given
     except ValueError as e:
         raise click.BadParameter(str(e), param_hint=called(model, name, "command line")) from e

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.cli.show import cells, console
+from edgeopt.cli.show import print_table
 from edgeopt.numbers.words import counts, megabytes
 from edgeopt.options.models import Inspect
 
@@ -36,10 +35,7 @@ def inspect(model: Path, form: str, **given: object) -> None:
     if form == "json":
         click.echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, value in _rows(found):
-        table.add_row(*cells(name, value))
-    console().print(table)
+    print_table(_rows(found))
 
 
 def _rows(x: Inspection) -> Iterator[tuple[str, str]]:

@@ -8,10 +8,8 @@ import math
 from collections.abc import Sequence
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
-from edgeopt.cli.show import console
+from edgeopt.cli.show import print_table
 from edgeopt.numbers.intervals import NEEDED
 from edgeopt.numbers.words import decibels, megabytes, printable
 from edgeopt.profiling.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
@@ -54,12 +52,7 @@ def _table(head: list[str], rows: Sequence[Row], form: str) -> None:
         lines = [head, ["---"] * len(head), *([name, *cells] for name, cells in rows)]
         click.echo("\n".join(f"| {' | '.join(c.replace('|', '/') for c in line)} |" for line in lines) + "\n")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in head:
-        table.add_column(escape(title), overflow="fold")
-    for name, cells in rows:
-        table.add_row(escape(name), *(escape(c) for c in cells))
-    console().print(table)
+    print_table([(name, *cells) for name, cells in rows], head)
     click.echo()
 
 

@@ -6,10 +6,8 @@ import dataclasses
 import json
 
 import click
-from rich.markup import escape
-from rich.table import Table
 
-from edgeopt.cli.show import console
+from edgeopt.cli.show import print_table
 
 
 @click.command()
@@ -27,10 +25,6 @@ def providers(python: str | None, form: str) -> None:
     if form == "json":
         click.echo(json.dumps({"interpreter": about, "providers": [dataclasses.asdict(x) for x in lines]}, indent=2))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("--provider", "state", "hardware", "devices", "why"):
-        table.add_column(column, overflow="fold")
-    for x in lines:
-        table.add_row(*map(escape, (x.alias, x.state, x.hardware, ", ".join(x.devices), x.why)))
-    console().print(table)
+    rows = [(x.alias, x.state, x.hardware, ", ".join(x.devices), x.why) for x in lines]
+    print_table(rows, ("--provider", "state", "hardware", "devices", "why"))
     click.echo(about)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.show import listener
+from edgeopt.cli.show import listener, print_table
 from edgeopt.errors import INTERRUPTED, ComparabilityError, UsageError, ValidityError
-from edgeopt.files import staged
+from edgeopt.files import check_place, put
 from edgeopt.numbers.words import printable
 
 if TYPE_CHECKING:
@@ -72,18 +72,12 @@ def _tell(found: Run) -> None:
 
 def _print(found: Run) -> None:
     """Print the variants and the verdict."""
-    from rich.table import Table
-
-    from edgeopt.cli.show import console
     from edgeopt.release.evidence.told import COLUMNS, cell, lines
     from edgeopt.release.project.metrics import METRICS
 
     columns = [c for c in COLUMNS if any(c in v.metrics for v in found.variants)]
-    table = Table("variant", *(METRICS[c].title for c in columns), box=None)
-    for v in found.variants:
-        if v.error is None:
-            table.add_row(printable(v.name), *(cell(v, c) for c in columns))
-    console().print(table)
+    rows = [(v.name, *(cell(v, c) for c in columns)) for v in found.variants if v.error is None]
+    print_table(rows, ("variant", *(METRICS[c].title for c in columns)))
     for line in lines(found):
         click.echo(printable(line))
 
@@ -173,7 +167,6 @@ def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
     \b
     Example: edgeopt init model.onnx --calib images/
     """
-    from edgeopt.files import check_place
     from edgeopt.release.project.starter import starter, weight_bytes
 
     check_place(output, force, (model, calib))
@@ -185,9 +178,7 @@ def init(model: Path, calib: str | None, output: Path, force: bool) -> None:
         calib = _from(output.parent, Path(calib))
     elif calib != "random" and ":" not in calib:
         raise UsageError(f"--calib {calib}: no such file or folder")
-    text = starter(_from(output.parent, model), model.stem, calib, size)
-    with staged(output) as stage:
-        (stage / output.name).write_text(text, encoding="utf-8")
+    put(output, starter(_from(output.parent, model), model.stem, calib, size))
     there = output == Path("edgeopt.toml")
     click.echo(f"wrote {output}; now: edgeopt run{'' if there else f' --project {shlex.quote(str(output))}'}")
 
@@ -210,21 +201,16 @@ def report(results: tuple[Path, ...], output: Path, force: bool) -> None:
     Example: edgeopt report monday/results.json build/edgeopt/results.json -o trend.html
     Exit codes: 5 the results are of several projects.
     """
-    from edgeopt.files import check_place
     from edgeopt.release import document
     from edgeopt.release.evidence.page import page
 
-    check_place(output, force)
-    if output.resolve() in {r.resolve() for r in results}:
-        raise UsageError(f"{output}: is one of the results")
+    check_place(output, force, results)
     runs = [document.load(r) for r in results]
     for file, run in zip(results, runs, strict=True):
         if run.project != runs[0].project:
             projects = f"{results[0]} is of project {runs[0].project!r}, {file} of {run.project!r}"
             raise ComparabilityError(f"{projects}: a trend is of one project")
-    text = page(runs)
-    with staged(output) as stage:
-        (stage / output.name).write_text(text, encoding="utf-8")
+    put(output, page(runs))
     click.echo(f"wrote {output}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -43,9 +43,14 @@ def cells(*texts: str) -> list[str]:
     return [escape(printable(text)) for text in texts]
 
 
-def console() -> Console:
-    """A console on stdout; 120 columns wide if it is not a terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+def print_table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> None:
+    """Print a table to stdout, 120 columns wide if that is not a terminal; without a head none is shown."""
+    table = Table(show_header=bool(head), box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in cells(*head):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*cells(*row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def print_report(result: Result, form: str) -> None:
@@ -54,10 +59,7 @@ def print_report(result: Result, form: str) -> None:
     if form == "json":
         click.echo(report.to_json())
         return
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, value in report.rows():
-        table.add_row(*cells(name, value))
-    console().print(table)
+    print_table(report.rows())
     for line in report.missed:
         click.echo(f"MISSED: {printable(line)}")
     for line in report.undecided:

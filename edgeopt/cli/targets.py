@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import click
-from rich.table import Table
 
-from edgeopt.cli.show import console
+from edgeopt.cli.show import print_table
 from edgeopt.hardware import target
 
 
@@ -23,10 +22,9 @@ def targets(form: str) -> None:
     if form == "json":
         click.echo(json.dumps({t.name: t.model_dump(by_alias=True) for t in known}, indent=2))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("target", "what", "activations", "weights", "pair sums", ""):
-        table.add_column(column)
-    for t in known:
-        here = "<- this machine" if t.name == target.host() else ""
-        table.add_row(t.name, t.title, t.activations, "int8 per channel", "guarded" if t.saturates else "exact", here)
-    console().print(table)
+    here = {target.host(): "<- this machine"}
+    sums = {True: "guarded", False: "exact"}
+    rows = [
+        (t.name, t.title, t.activations, "int8 per channel", sums[t.saturates], here.get(t.name, "")) for t in known
+    ]
+    print_table(rows, ("target", "what", "activations", "weights", "pair sums", ""))

@@ -145,7 +145,9 @@ def sheet(feeds: Sequence[Feed], spec: InputSpec, recipe: Preprocess) -> Image.I
     made = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), (96, 96, 96))
     for i, picture in enumerate(pictures):
         small = max(picture.size) < _SIDE  # whose pixels are to be seen
-        shown = ImageOps.contain(picture, (_SIDE, _SIDE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC)
+        shown = ImageOps.contain(
+            picture, (_SIDE, _SIDE), Image.Resampling.NEAREST if small else Image.Resampling.BICUBIC
+        )
         made.paste(shown, (_GAP + i % columns * step, _GAP + i // columns * step))
     return made
 

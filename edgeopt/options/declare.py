@@ -188,7 +188,7 @@ def _in_words(options: type[BaseModel], error: Mapping[str, Any], face: Face) ->
     if error["type"] == "extra_forbidden":
         return f"no option {name!r}{suggestion(name, [called(options, n, face) for n in options.model_fields])}"
     field = options.model_fields[name]
-    key = f" {error['loc'][1]}" if len(error["loc"]) > 1 and _is_mapping(field) else ""
+    key = f" {error['loc'][1]}" if len(error["loc"]) > 1 and is_mapping(field) else ""
     words = f"{called(options, name, face)}{key} {f'{value:g}' if isinstance(value, float) else value}"
     known = known_names(field)
     if error["type"] == "literal_error" and known:
@@ -202,7 +202,7 @@ def _in_words(options: type[BaseModel], error: Mapping[str, Any], face: Face) ->
     return f"{words}: {message[:1].lower()}{message[1:]}"
 
 
-def _is_mapping(field: FieldInfo) -> bool:
+def is_mapping(field: FieldInfo) -> bool:
     return getattr(field.annotation, "__origin__", None) is Mapping
 
 

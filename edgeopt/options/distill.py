@@ -119,37 +119,24 @@ class Distill(Reading):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        rules = (
-            (self.kind == "self" and self.teacher is not None, "{kind} self has no {teacher}: leave it out"),
-            (self.resume and self.checkpoint is None, "{resume} needs {checkpoint} FILE"),
-            (
-                self.kind != "self" and (self.by != "generations" or self.generations > 1),
-                "{by} and {generations} go with {kind} self",
-            ),
-            (
-                self.by != "generations" and self.generations > 1,
-                f"{{generations}} goes with {{by}} generations, not {self.by}",
-            ),
-            (
-                self.cache is not None and (bool(self.augment) or self.kind == "online"),
-                "{cache} keeps answers to fixed views: not with {augment} or {kind} online",
-            ),
-            (
-                self.loss == "dkd" and "mixup" in self.augment,
-                "{loss} dkd needs labels, and {augment} mixup has none that fit",
-            ),
-            (
-                "mixup" in self.augment and (self.kind == "online" or bool(self.classifiers)),
-                "{augment} mixup has no labels that fit, and {kind} online and {heads} learn from labels",
-            ),
-            (bool(self.peers) and self.kind != "online", "{peers} goes with {kind} online"),
-            (
-                (self.student_classes is None) != (self.teacher_classes is None),
-                "{student_classes} and {teacher_classes} go together: a class name a line",
-            ),
-            (bool(self.hints) and self.kind == "self", "{hints} needs a {teacher} or a {peers}"),
-        )
-        for broken, words in rules:
-            if broken:
-                raise ValueError(words)
+        if self.kind == "self" and self.teacher is not None:
+            raise ValueError("{kind} self has no {teacher}: leave it out")
+        if self.resume and self.checkpoint is None:
+            raise ValueError("{resume} needs {checkpoint} FILE")
+        if self.kind != "self" and (self.by != "generations" or self.generations > 1):
+            raise ValueError("{by} and {generations} go with {kind} self")
+        if self.by != "generations" and self.generations > 1:
+            raise ValueError(f"{{generations}} goes with {{by}} generations, not {self.by}")
+        if self.cache is not None and (self.augment or self.kind == "online"):
+            raise ValueError("{cache} keeps answers to fixed views: not with {augment} or {kind} online")
+        if self.loss == "dkd" and "mixup" in self.augment:
+            raise ValueError("{loss} dkd needs labels, and {augment} mixup has none that fit")
+        if "mixup" in self.augment and (self.kind == "online" or self.classifiers):
+            raise ValueError("{augment} mixup has no labels that fit, and {kind} online and {heads} learn from labels")
+        if self.peers and self.kind != "online":
+            raise ValueError("{peers} goes with {kind} online")
+        if (self.student_classes is None) != (self.teacher_classes is None):
+            raise ValueError("{student_classes} and {teacher_classes} go together: a class name a line")
+        if self.hints and self.kind == "self":
+            raise ValueError("{hints} needs a {teacher} or a {peers}")
         return self

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SkipValidation, model_validator
 
 from edgeopt.listener import Listener
-from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, Flag, Force, Options, Output
+from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Options, Output
 from edgeopt.options.quantize import Nodes
-from edgeopt.options.reading import Reading
+from edgeopt.options.reading import DataOption, Reading
 from edgeopt.options.texts import Text, whole, whole_numbers
 
 Samples = Annotated[str | Path | Iterable[Any] | None, SkipValidation, Flag(text=Text("PATH", str), step=False)]
 Sizes = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Flag("--dim", Text("SIZE", whole), example="seq=128")]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
-DTYPES: tuple[str, ...] = get_args(Dtype)
 
 
 class Simplify(Reading):
@@ -77,7 +76,7 @@ class Export(Reading):
     dynamic: Annotated[Mapping[str, tuple[int, ...]], Flag(text=Text("AXES", whole_numbers), example="x=0")] = Field(
         default={}, description="Axes of an input that may change."
     )
-    dtypes: Annotated[Mapping[str, Dtype], PYTHON_ONLY] = Field(
+    dtypes: Annotated[Mapping[str, Dtype], Flag("--input", cli=False, step=False)] = Field(
         default={}, description="Types of inputs that are not float32."
     )
     data: Samples = Field(default=None, description="Samples to compare with torch on, besides random inputs.")
@@ -101,6 +100,4 @@ class PreviewOptions(Reading):
         default=None, description="New folder for the samples as the model reads them, an .npz each."
     )
     force: Force = Field(default=False, description="Overwrite the sheet.")
-    data_option: Annotated[str, PYTHON_ONLY] = Field(
-        default="PATH", description="Name of the samples in error messages."
-    )
+    data_option: DataOption = "PATH"

@@ -13,12 +13,11 @@ from edgeopt.hardware.target import TargetLike, is_file, load
 from edgeopt.listener import Listener
 from edgeopt.numbers.kinds import KINDS, Kind
 from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, ChoiceTable, Flag, Force, Output
-from edgeopt.options.reading import Reading
-from edgeopt.options.texts import SIZE, TIME, Text
+from edgeopt.options.reading import DataOption, Reading
+from edgeopt.options.texts import SIZE, TIME, Text, whole
 
 _SEARCH_S, _REPAIR_S = 600.0, 60.0
 TABLE = "table"  # in place of a file of costs
-_DEFAULTS: dict[str, object] = {"bits": 8, "io_types": "keep"}
 Bits = Literal[4, 8]
 
 
@@ -41,6 +40,11 @@ class Placing(Reading):
     target: Targeted = Field(default="host", description="Hardware: a name (edgeopt targets), or a TOML file of yours.")
     exclude: Nodes = Field(default=(), description="Nodes that stay float.")
     include: Nodes = Field(default=(), description="Nodes that become integer even if it does not pay.")
+    range_rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
+        default="mse", description="How ranges are chosen."
+    )
+    data_option: DataOption = "--calib"
+    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
 
 class Quantize(Placing):
@@ -75,9 +79,6 @@ class Quantize(Placing):
     samples: Annotated[int, NO_STEP] = Field(
         default=128, ge=1, description="Samples to calibrate with; others are held out."
     )
-    range_rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
-        default="mse", description="How ranges are chosen."
-    )
     rounding: Annotated[str | None, ChoiceTable("edgeopt.ptq.reconstruct:ROUNDERS")] = Field(
         default=None, description="How weights are rounded. [default: gptq, nearest with --effort fast]"
     )
@@ -91,7 +92,7 @@ class Quantize(Placing):
     )
     refit: bool = Field(default=False, description="Weights fitted to what layers read in integers, one by one; slow.")
     keep: Nodes = Field(default=(), description="Nodes that stay float32 in fp16 mode.")
-    bits: Bits = Field(default=8, description="Of --mode weights.")
+    bits: Annotated[Bits, Flag(text=Text("[4|8]", whole))] = Field(default=8, description="Of --mode weights.")
     io_types: Literal["keep", "fp16"] = Field(default="keep", description="Inputs and outputs of --mode fp16.")
     max_ram: Annotated[int | None, Flag(text=SIZE, step=False)] = Field(
         default=None, ge=1, description="For calibration, e.g. 2G. [default: half of the free memory]"
@@ -132,10 +133,6 @@ class Quantize(Placing):
     min_speedup: Annotated[float | None, Flag(text=Text("X", float), step=False)] = Field(
         default=None, description="Exit 1 when it is not so much faster."
     )
-    data_option: Annotated[str, PYTHON_ONLY] = Field(
-        default="--calib", description="Name of the samples in error messages."
-    )
-    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
     @property
     def most_bytes(self) -> int:
@@ -180,7 +177,7 @@ class Quantize(Placing):
         if self.recipe is not None and self.mode not in ("auto", "static"):
             raise ValueError("{recipe} says how the model is made, {mode} too: one of them")
         for field, mode in (("bits", "weights"), ("io_types", "fp16")):
-            if field in self.model_fields_set and self.mode != mode and getattr(self, field) != _DEFAULTS[field]:
+            if self.mode != mode and getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"{{{field}}} is of {{mode}} {mode}, not of {self.mode}")
         if self.max_drop is not None and self.metric is None:
             raise ValueError("{max_drop} goes with {metric} package.module:function (or agreement, cosine, kl)")
@@ -194,10 +191,3 @@ class SensitivityOptions(Placing):
     budget_s: Annotated[float, Flag("--budget", TIME)] = Field(
         default=60.0, ge=0, description="How long it may take, about; then figures are left out."
     )
-    range_rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES"), Flag("--range", key="range")] = Field(
-        default="mse", description="How ranges are chosen."
-    )
-    data_option: Annotated[str, PYTHON_ONLY] = Field(
-        default="--calib", description="Name of the samples in error messages."
-    )
-    listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")

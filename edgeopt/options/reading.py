@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat
 from edgeopt.options.declare import PYTHON_ONLY, Flag, Options
 from edgeopt.options.texts import NUMBERS, SIDE, SIDES
 
+DataOption = Annotated[str, PYTHON_ONLY, Field(description="Name of the samples in error messages.")]
 _MOST_BYTES = 1 << 30
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Layout = Annotated[Literal["NCHW", "NHWC"], BeforeValidator(lambda x: x.upper() if isinstance(x, str) else x)]
@@ -77,9 +78,7 @@ class Reading(Preprocess):
     )
     samples: int = Field(default=128, ge=1, description="How many are read.")
     sample_seed: int = Field(default=0, ge=0, description="Seed of the order in which samples are taken.")
-    data_option: Annotated[str, PYTHON_ONLY] = Field(
-        default="--data", description="Name of the samples in error messages."
-    )
+    data_option: DataOption = "--data"
 
     @property
     def most_bytes(self) -> int:

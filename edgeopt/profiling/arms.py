@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -63,39 +62,14 @@ class Arm:
     label: str = ""
 
 
-def arms(
-    models: Sequence[Path],
-    providers: Sequence[Requested] = (Requested(CPU),),
-    threads: Sequence[int] = (1,),
-    batches: Sequence[int | None] = (None,),
-    dims: Mapping[str, Sequence[int]] | None = None,
-) -> list[Arm]:
-    """Every combination, labelled by the settings in which they differ."""
-    dims = dims or {}
-    sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
-    names = _names(models)
-    found = []
-    for model, provider, n, batch, sizes in itertools.product(models, providers, threads, batches, sized):
-        varying = [names[model]] if len(models) > 1 else []
-        varying += [provider.label] if len(providers) > 1 else []
-        varying += [f"threads={n}"] if len(threads) > 1 else []
-        varying += [f"batch={batch}"] if len(batches) > 1 else []
-        varying += [f"{k}={sizes[k]}" for k in dims if len(dims[k]) > 1]
-        found.append(Arm(model, provider, n, batch, sizes, label=" ".join(varying) or names[model]))
-    return _unique(found)
-
-
 def _unique(found: Sequence[Arm]) -> list[Arm]:
     """The same arms with unique labels: repeated ones are numbered."""
-    seen: Counter[str] = Counter()
     used: set[str] = set()
     given = {arm.label for arm in found}
     named = []
     for arm in found:
-        label = arm.label
-        while label in used or (label != arm.label and label in given):
-            seen[arm.label] += 1
-            label = f"{arm.label} #{seen[arm.label] + 1}"
+        numbered = (f"{arm.label} #{i}" for i in itertools.count(2))
+        label = arm.label if arm.label not in used else next(x for x in numbered if x not in used | given)
         used.add(label)
         named.append(replace(arm, label=label))
     return named
@@ -129,18 +103,20 @@ def files_read(options: Profile, models: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def wanted(options: Profile, models: Sequence[Path]) -> list[Arm]:
-    """The arms of every combination that `options` ask for."""
-    asked = [parse(p, options.plugins) for p in options.providers]
-    requested = [p for i, p in enumerate(asked) if p not in asked[:i]]
+    """The arms of every combination that `options` ask for, labelled by the settings in which they differ."""
+    providers = list({repr(p): p for p in (parse(text, options.plugins) for text in options.providers)}.values())
     threads, batches = tuple(dict.fromkeys(options.threads)), tuple(dict.fromkeys(options.batch)) or (None,)
-    return [
-        replace(
-            arm,
-            session=options.session,
-            level=options.level,
-            rate=options.rate,
-            python=options.python,
-            timeout_s=options.timeout_s,
-        )
-        for arm in arms(models, requested, threads, batches, options.dims)
-    ]
+    dims = options.dims
+    sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
+    names = _names(models)
+    found = []
+    for model, provider, n, batch, sizes in itertools.product(models, providers, threads, batches, sized):
+        varying = [names[model]] if len(models) > 1 else []
+        varying += [provider.label] if len(providers) > 1 else []
+        varying += [f"threads={n}"] if len(threads) > 1 else []
+        varying += [f"batch={batch}"] if len(batches) > 1 else []
+        varying += [f"{k}={sizes[k]}" for k in dims if len(dims[k]) > 1]
+        label = " ".join(varying) or names[model]
+        arm = Arm(model, provider, n, batch, sizes, options.session, options.level, rate=options.rate, label=label)
+        found.append(replace(arm, python=options.python, timeout_s=options.timeout_s))
+    return _unique(found)

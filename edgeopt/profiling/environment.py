@@ -11,27 +11,11 @@ from pathlib import Path
 from edgeopt.hardware.host import cores, cpu_features, cpu_name, memory_bytes, proc, proc_field
 from edgeopt.profiling.results import Environment
 
-_CPU = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+_CPU = "/sys/devices/system/cpu/cpu0/cpufreq"
 _FEATURES = (
-    "sse4_2",
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_tile",
-    "asimd",
-    "asimddp",
-    "asimdhp",
-    "i8mm",
-    "bf16",
-    "sve",
-    "sve2",
-)
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8",
+    "amx_tile", "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
 
 
 def environment() -> Environment:
@@ -41,7 +25,7 @@ def environment() -> Environment:
         cpu=cpu_name(),
         features=tuple(f for f in _FEATURES if f in flags),
         cores=cores(),
-        governor=_read(_CPU / "scaling_governor").strip() or None,
+        governor=proc(f"{_CPU}/scaling_governor").strip() or None,
         mhz=_mhz(),
         virtual=_virtual(flags),
         load=tuple(round(x, 2) for x in os.getloadavg()) if hasattr(os, "getloadavg") else (),
@@ -52,15 +36,8 @@ def environment() -> Environment:
     )
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _mhz() -> float | None:
-    khz = _read(_CPU / "scaling_cur_freq").strip()
+    khz = proc(f"{_CPU}/scaling_cur_freq").strip()
     text = proc_field(proc("cpuinfo"), "cpu MHz")
     return int(khz) / 1e3 if khz.isdigit() else float(text) if text else None
 

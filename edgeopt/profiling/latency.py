@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from edgeopt.errors import WorkerError
 from edgeopt.numbers.intervals import median_absolute_deviation, median_interval, outliers, percentile, ratio_interval
 from edgeopt.profiling.arms import Arm, Preset
-from edgeopt.profiling.live import Live, live, median
+from edgeopt.profiling.live import Live, live
 from edgeopt.profiling.results import Block, Cold, Latency, Point, Range
 
 _CONTENDED = 0.02  # share of a block's time that its threads waited for a CPU
@@ -51,8 +52,13 @@ class Timing:
 
     def medians(self) -> list[NDArray[np.float64]]:
         """Block medians in ms, one array for each process."""
-        processes = sorted({b.process for b in self.blocks})
-        return [np.array([b.median_ms for b in self.blocks if b.process == p]) for p in processes]
+        return medians(self.blocks)
+
+
+def medians(blocks: Sequence[Block]) -> list[NDArray[np.float64]]:
+    """Block medians in ms, one array for each process."""
+    processes = sorted({b.process for b in blocks})
+    return [np.array([b.median_ms for b in blocks if b.process == p]) for p in processes]
 
 
 def measure(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edgeopt.errors import WorkerError
@@ -46,13 +47,6 @@ class Live:
             spent += window["end"] - window["start"]
             self.windows.append(median(window["times"]) / 1e9)
         return steady(self.windows)
-
-
-def median(times: Sequence[int]) -> float:
-    """The median of times in ns."""
-    ordered = sorted(times)
-    middle = len(ordered) // 2
-    return float(ordered[middle]) if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 @contextlib.contextmanager

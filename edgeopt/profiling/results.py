@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ from edgeopt.files import json_of, text_of
 from edgeopt.numbers.intervals import Interval, Verdict
 
 SCHEMA = "edgeopt.profiling.results/1"
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class _Model(BaseModel):
@@ -308,17 +309,26 @@ def load(path: Path) -> Results:
     Raises:
         DataError: no such file, not JSON, or of another schema.
     """
+    return read(path, Results, "results file", f"this edgeopt reads {SCHEMA!r}; measure again with this version")
+
+
+def read(path: Path, model: type[Document], what: str, wanted: str) -> Document:
+    """The document of type `model`, a `what`, at `path`; wanted: what is told where the schema is another.
+
+    Raises:
+        DataError: no such file, not JSON, or of another schema.
+    """
     try:
         text = text_of(path)
         found = json_of(text)
     except (OSError, ValueError) as e:
-        raise DataError(f"{path}: not a results file ({e})") from e
+        raise DataError(f"{path}: not a {what} ({e})") from e
     version = found.get("schema") if isinstance(found, dict) else None
-    if version != SCHEMA:
-        raise DataError(f"{path}: schema {version!r}, this edgeopt reads {SCHEMA!r}; measure again with this version")
+    if version != model.model_fields["schema_version"].default:
+        raise DataError(f"{path}: schema {version!r}, {wanted}")
     try:
-        return Results.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: not a valid results file: {where}: {first['msg']}") from e
+        raise DataError(f"{path}: not a valid {what}: {where}: {first['msg']}") from e

@@ -27,38 +27,13 @@ from edgeopt.profiling.results import Size
 from edgeopt.runtime.trace import kernel_runs, read_events
 
 _ALIASES = frozenset({"Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DequantizeLinear"})
-_IN_PLACE = frozenset(
-    {
-        "Relu",
-        "Clip",
-        "LeakyRelu",
-        "PRelu",
-        "Elu",
-        "Selu",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Tanh",
-        "Softplus",
-        "Gelu",
-        "Erf",
-        "BatchNormalization",
-    }
-)
+_IN_PLACE = frozenset({
+    "Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh",
+    "Softplus", "Gelu", "Erf", "BatchNormalization",
+})  # fmt: skip
 _QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
-_BYTES = {
-    "float16": 2,
-    "bfloat16": 2,
-    "float": 4,
-    "double": 8,
-    "bool": 1,
-    "int64": 8,
-    "int32": 4,
-    "uint32": 4,
-    "uint64": 8,
-    "int16": 2,
-    "uint16": 2,
-}
+_SIZED = [t for t in ir.DataType if t not in (ir.DataType.UNDEFINED, ir.DataType.STRING)]
+_BYTES = {t.name.lower(): max(1, int(t.itemsize)) for t in _SIZED}
 Shapes = Sequence[tuple[str, Sequence[int]]]  # (element type, shape) of a node's inputs or outputs
 Ran = tuple[Shapes, Shapes]  # inputs and outputs of one run of a node
 

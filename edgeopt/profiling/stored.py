@@ -7,13 +7,12 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-import numpy as np
-
 from edgeopt.errors import ComparabilityError, UsageError
-from edgeopt.numbers.intervals import Floats, unpaired_ratio_interval, verdict
+from edgeopt.numbers.intervals import unpaired_ratio_interval, verdict
 from edgeopt.profiling.comparable import refuse_different
+from edgeopt.profiling.latency import medians
 from edgeopt.profiling.profile import peak_ratio, size_ratio
-from edgeopt.profiling.results import Comparison, Latency, Measured, Range, Results, load
+from edgeopt.profiling.results import Comparison, Measured, Range, Results, load
 from edgeopt.profiling.saving import Files
 
 
@@ -71,7 +70,7 @@ def _told_apart(x: Measured, y: Measured, a: Path, b: Path) -> tuple[Measured, M
 
 def _compared(a: Measured, b: Measured, margin: float) -> Comparison:
     assert a.latency is not None and b.latency is not None
-    ratio = unpaired_ratio_interval(_blocks(a.latency), _blocks(b.latency))
+    ratio = unpaired_ratio_interval(medians(a.latency.blocks), medians(b.latency.blocks))
     calm = a.latency.p50_uncontended_ms, b.latency.p50_uncontended_ms
     return Comparison(
         reference=a.setting.label,
@@ -85,8 +84,3 @@ def _compared(a: Measured, b: Measured, margin: float) -> Comparison:
         peak_memory_ratio=peak_ratio(a, b),
         outputs=None,
     )
-
-
-def _blocks(x: Latency) -> list[Floats]:
-    processes = sorted({b.process for b in x.blocks})
-    return [np.array([b.median_ms for b in x.blocks if b.process == p]) for p in processes]

@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from edgeopt.errors import DataError
-from edgeopt.files import json_of, text_of
-from edgeopt.profiling.results import Range, Results
+from edgeopt.profiling.results import Range, Results, read
 
 SCHEMA = "edgeopt.run/1"
 RESULTS = "results.json"
@@ -56,17 +54,9 @@ class StepResult(_DocumentPart):
     notes: tuple[str, ...] = ()
 
 
-class VariantResult(_DocumentPart):
-    """A variant; error: why there is no file. sha256: of the file, or of the hashes of it and its data files. metrics:
-    by the names that gates use.
-    """
+class Evaluation(_DocumentPart):
+    """What is found out about a file on samples. metrics: by the names that gates use."""
 
-    name: str
-    parent: str
-    file: str | None = None
-    sha256: str | None = None
-    error: str | None = None
-    steps: tuple[StepResult, ...] = ()
     metrics: Mapping[str, float] = {}
     intervals: Mapping[str, Range] = Field(default={}, description="95 % intervals of metrics that have one")
     drops: Mapping[str, Range] = Field(
@@ -83,6 +73,17 @@ class VariantResult(_DocumentPart):
     def _finite(cls, found: Any) -> Any:
         """`found` without missing and non-finite values: JSON has no NaN, and a gate cannot judge it."""
         return {k: x for k, x in found.items() if _figure(x)} if isinstance(found, Mapping) else found
+
+
+class VariantResult(Evaluation):
+    """A variant; error: why there is no file. sha256: of the file, or of the hashes of it and its data files."""
+
+    name: str
+    parent: str
+    file: str | None = None
+    sha256: str | None = None
+    error: str | None = None
+    steps: tuple[StepResult, ...] = ()
 
 
 class GateResult(_DocumentPart):
@@ -157,16 +158,4 @@ def load(path: Path) -> Run:
         DataError: no such file, not JSON, or of another schema.
     """
     path = path / RESULTS if path.is_dir() else path
-    try:
-        text = text_of(path)
-        found = json_of(text)
-    except (OSError, ValueError) as e:
-        raise DataError(f"{path}: not a results file of a run ({e})") from e
-    version = found.get("schema") if isinstance(found, dict) else None
-    if version != SCHEMA:
-        raise DataError(f"{path}: schema {version!r}; this takes {SCHEMA!r}, the results.json of edgeopt run")
-    try:
-        return Run.model_validate_json(text)
-    except ValidationError as e:
-        first = e.errors()[0]
-        raise DataError(f"{path}: not valid: {'.'.join(map(str, first['loc']))}: {first['msg']}") from e
+    return read(path, Run, "results file of a run", f"this takes {SCHEMA!r}, the results.json of edgeopt run")

@@ -218,7 +218,7 @@ GOOD = ("quantize", "model.onnx", "--calib", "x.npy", *STATIC)
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        (("quantise",), "did you mean 'quantize'"),
+        (("quantise",), "Did you mean 'quantize'"),
         (("--bogus",), "--bogus"),
         (("quantize",), "MODEL"),
         (("quantize", "model.onnx"), "--calib"),

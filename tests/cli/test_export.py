@@ -68,7 +68,7 @@ def test_whole_numbers_and_samples_are_given_by_name(run: Run, tmp_path: Path) -
         (["M:small", "-o", "m.onnx"], 2, "no --input"),
         (["M:small", "--input", "1,3", "-o", "m.onnx"], 2, "NAME=VALUE"),
         (["M:small", "--input", "x=1,3:float", "-o", "m.onnx"], 2, "did you mean 'float"),
-        (["M:small", "--input", "x=1,3:", "-o", "m.onnx"], 2, "no type ''"),
+        (["M:small", "--input", "x=1,3:", "-o", "m.onnx"], 2, "--input x : unknown. Known: float32"),
         (["M:small", "--input", "x=1,3", "--data", "none", "-o", "m.onnx"], 2, "--data none: no such file"),
         (["M:small", "--input", "x=1,a", "-o", "m.onnx"], 2, "--input"),
         (["M:small", "--input", "x=1,-3", "-o", "m.onnx"], 2, "--input"),

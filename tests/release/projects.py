@@ -63,13 +63,13 @@ class Heard(list[str]):
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The name of every step that is really done from now on."""
     done: list[str] = []
-    run_step = building.run_step
+    run_step = building.actions.run_step
 
     def counted(step: Any, source: Path, output: Path, context: Any) -> Mapping[str, Any]:
         done.append(step.step)
         return run_step(step, source, output, context)
 
-    monkeypatch.setattr(building, "run_step", counted)
+    monkeypatch.setattr(building.actions, "run_step", counted)
     return done
 
 

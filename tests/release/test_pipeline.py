@@ -298,18 +298,18 @@ def test_what_a_step_reads_besides_its_input_is_in_its_key(name: str, tmp_path: 
 def test_an_interrupted_run_leaves_the_release_as_it_was_and_the_next_goes_on(
     file: Path, steps: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = building.run_step
+    counted = building.actions.run_step
 
     def stopped(step: Any, *args: Any) -> Any:
         if step.step == "fp16" and not steps[1:]:
             raise KeyboardInterrupt
         return counted(step, *args)
 
-    monkeypatch.setattr(building, "run_step", stopped)
+    monkeypatch.setattr(building.actions, "run_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         edgeopt.run(file)
     assert left(out(file)) == set() and steps == ["simplify"]
-    monkeypatch.setattr(building, "run_step", counted)
+    monkeypatch.setattr(building.actions, "run_step", counted)
     again = edgeopt.run(file)
     assert steps == ["simplify", "fp16", "fp16"] and sorted(cached(again)) == [False, False, True]
     assert verify(out(file))
@@ -379,7 +379,7 @@ def test_a_disk_that_is_full_while_steps_are_made_fails_the_variant_in_words(
     def full(*args: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(building, "run_step", full)
+    monkeypatch.setattr(building.actions, "run_step", full)
     found = edgeopt.run(file)
     assert found.exit_code == 3 and "No space left" in str(found.variants[1].error)
 
@@ -414,7 +414,7 @@ def test_a_variant_that_fails_takes_its_children_along_and_the_others_go_on(
             raise DataError("no samples")
         return run_step(step, *args)
 
-    monkeypatch.setattr(building, "run_step", broken)
+    monkeypatch.setattr(building.actions, "run_step", broken)
     shutil.rmtree(out(file) / ".cache")
     heard = Heard()
     found = edgeopt.run(file, listener=heard.listener)
@@ -722,7 +722,7 @@ def test_a_variant_with_data_in_files_of_their_own_is_published_with_them(
         onnx.save(onnx.load(source), output, save_as_external_data=True, location="w.data", size_threshold=0)
         return {}
 
-    monkeypatch.setattr(building, "run_step", apart)
+    monkeypatch.setattr(building.actions, "run_step", apart)
     first = edgeopt.run(file)
     assert first.exit_code == 0 and verify(out(file))
     again = edgeopt.run(file)

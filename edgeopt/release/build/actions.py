@@ -12,7 +12,7 @@ from typing import Any
 from edgeopt import graph
 from edgeopt.data import read, specs
 from edgeopt.data.foreign import named
-from edgeopt.errors import UsageError, extra
+from edgeopt.errors import UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target as targets
 from edgeopt.listener import Listener
@@ -72,12 +72,6 @@ def reads_data(step: Any) -> bool:
     return bool(step.step != "simplify")
 
 
-def models(step: Any, context: Context) -> list[Path]:
-    """Models that `step` reads besides its input."""
-    teacher = _teacher(step, context) if step.step == "distill" else None
-    return [] if teacher is None else [teacher]
-
-
 def files(step: Any, context: Context) -> dict[str, Path]:
     """Other files that `step` reads, by the option that names them."""
     given = {key: getattr(step, key, None) for key in FILES}
@@ -85,11 +79,6 @@ def files(step: Any, context: Context) -> dict[str, Path]:
     if target is not None and targets.is_file(target):
         given["target"] = target
     return {key: context.root / path for key, path in given.items() if path is not None and str(path) != TABLE}
-
-
-def code(step: Any) -> list[str]:
-    """The user's functions that `step` calls."""
-    return [step.call] if step.step == "python" else []
 
 
 def import_from_root(context: Context, *options: str) -> None:
@@ -159,20 +148,18 @@ def _shrink(step: Any, source: Path, output: Path, context: Context) -> Facts:
     }
 
 
-def _teacher(step: Any, context: Context) -> Path | None:
-    if step.kind == "self":
+def teacher(step: Any, context: Context) -> Path | None:
+    """The model that `step` learns from."""
+    if step.step != "distill" or step.kind == "self":
         return None
     return context.model if step.teacher is None else context.root / step.teacher
 
 
 def _distill(step: Any, source: Path, output: Path, context: Context) -> Facts:
-    try:
-        from edgeopt.train.distill import distill
-    except ImportError as e:
-        raise UsageError(f"a distill step needs torch: {extra('train')}") from e
+    from edgeopt import distill
 
     labels = context.project.accuracy.labels or False
-    more = {"teacher": _teacher(step, context), "output": output, "labels": labels}
+    more = {"teacher": teacher(step, context), "output": output, "labels": labels}
     found = distill(source, context.data, Distill(**_chosen(step, context, more)))
     if not output.is_file():
         raise UsageError(

@@ -11,22 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt.errors import EdgeoptError, UsageError, extra
-from edgeopt.profiling.results import Range
-from edgeopt.release.build import sources
-from edgeopt.release.build.actions import (
-    Context,
-    code,
-    data_choices,
-    files,
-    import_from_root,
-    models,
-    reads_data,
-    run_step,
-    settings,
-)
+from edgeopt.errors import EdgeoptError
+from edgeopt.release.build import actions, sources
+from edgeopt.release.build.actions import Context
 from edgeopt.release.build.cache import Cache, Entry, key
-from edgeopt.release.document import Layer, StepResult, VariantResult
+from edgeopt.release.document import Evaluation, StepResult, VariantResult
 from edgeopt.release.project.file import FLOAT, ExportTable, Variant, in_order
 from edgeopt.release.project.metrics import AGAINST_FLOAT
 
@@ -74,20 +63,18 @@ def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
     data = sources.data_digest(cache, path, root), sources.reading_digest(cache, context.project, root)
 
     def make(output: Path) -> Mapping[str, Any]:
-        try:
-            from edgeopt.data.foreign import named
-            from edgeopt.options.models import Export
-            from edgeopt.train.export import export as run
-        except ImportError as e:
-            raise UsageError(f"[export] needs torch: {extra('train')}") from e
+        from edgeopt import Export
+        from edgeopt import export as run
+        from edgeopt.data.foreign import named
+
         if not given:
             named(export.factory, "export.factory", root)
-        import_from_root(context, "data.path")
+        actions.import_from_root(context, "data.path")
         found = run(
             str(file) if given else export.factory,
             dict(export.inputs),
             Export(
-                **{k: v for k, v in data_choices(context.project, context.root).items() if k != "samples"},
+                **{k: v for k, v in actions.data_choices(context.project, context.root).items() if k != "samples"},
                 data_option="data.path",
                 dynamic=export.dynamic,
                 dtypes=export.dtypes,
@@ -133,7 +120,7 @@ def _variant(
         context.listener.note(f"{name}: {step.step} ...")
         try:
             name_of_entry = key(digest, *_about(step, context, cache, known))
-            entry = cache.entry(name_of_entry, lambda output, s=step, p=path: run_step(s, p, output, context))  # type: ignore[misc]
+            entry = cache.entry(name_of_entry, lambda output, s=step, p=path: actions.run_step(s, p, output, context))  # type: ignore[misc]
         except EdgeoptError as e:
             context.listener.note(f"{name}: {step.step} failed: {e}")
             return VariantResult(name=name, parent=variant.parent, error=f"{step.step}: {e}", steps=tuple(steps))
@@ -147,11 +134,12 @@ def _variant(
 
 def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterable[object]:
     """All inputs besides the model that determine the output of `step`."""
-    read = [sources.model_digest(cache, m) for m in models(step, context)]
-    read += [cache.digest(f) for f in files(step, context).values()]
-    read += [sources.module_digest(cache, call, context.root) for call in code(step)]
-    samples = (known.data, known.reading) if reads_data(step) else ()
-    return (settings(step, context), read, samples, known.versions)
+    teacher, call = actions.teacher(step, context), getattr(step, "call", None)
+    read = [] if teacher is None else [sources.model_digest(cache, teacher)]
+    read += [cache.digest(f) for f in actions.files(step, context).values()]
+    read += [] if call is None else [sources.module_digest(cache, call, context.root)]
+    samples = (known.data, known.reading) if actions.reads_data(step) else ()
+    return (actions.settings(step, context), read, samples, known.versions)
 
 
 def _told(step: Any, entry: Entry, seconds: float) -> StepResult:
@@ -202,39 +190,25 @@ def _judged_by(context: Context, cache: Cache, known: Digests) -> str:
 
 def _look(context: Context, shared: list[Any], path: Path) -> Any:
     """The evaluation of the model at `path` as plain values; `shared` holds the jury once it is loaded."""
-    from edgeopt.release.build.evaluate import answers, evaluate, jury, opset
+    from edgeopt.release.build.evaluate import answers, evaluate, jury
 
     if not shared:
         shared.append(jury(context))
-    found = evaluate(shared[0], path)
-    return {
-        "metrics": dict(found.metrics),
-        "intervals": {k: x.model_dump() for k, x in found.intervals.items()},
-        "drops": {k: x.model_dump() for k, x in found.drops.items()},
-        "layers": [x.model_dump() for x in found.layers],
-        "far": list(found.far),
+    task = shared[0].task
+    return evaluate(shared[0], path).model_dump(mode="json") | {
         "answers": answers(path, context.project.profile.dims),
-        "opset": opset(path),
-        "samples": {"calibration": len(shared[0].task.start.samples), "evaluation": len(shared[0].feeds)},
-        "notes": list(shared[0].task.notes.lines),
+        "samples": {"calibration": len(task.start.samples), "evaluation": len(shared[0].feeds)},
+        "notes": list(task.notes.lines),
     }
 
 
 def _with(v: VariantResult, value: Mapping[str, Any]) -> VariantResult:
     """`v` with its evaluation; the float model gets no metrics that would compare it with itself."""
-    itself = ("quant.", *AGAINST_FLOAT) if v.name == FLOAT else ()
-
-    def kept(found: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: x for k, x in found.items() if not k.startswith(itself)}
-
-    return v.model_copy(
-        update={
-            "metrics": {k: float(x) for k, x in kept(value["metrics"]).items()},
-            "intervals": {k: Range.model_validate(x) for k, x in kept(value["intervals"]).items()},
-            "drops": {} if v.name == FLOAT else {k: Range.model_validate(x) for k, x in value["drops"].items()},
-            "layers": () if v.name == FLOAT else tuple(Layer.model_validate(x) for x in value["layers"]),
-            "far": () if v.name == FLOAT else tuple(value["far"]),
-            "answers": tuple(value["answers"]),
-            "opset": value["opset"],
+    found = Evaluation.model_validate({k: x for k, x in value.items() if k in Evaluation.model_fields})
+    if v.name == FLOAT:
+        alone: dict[str, object] = {
+            name: {k: x for k, x in getattr(found, name).items() if not k.startswith(("quant.", *AGAINST_FLOAT))}
+            for name in ("metrics", "intervals")
         }
-    )
+        found = found.model_copy(update=alone | {"drops": {}, "layers": (), "far": ()})
+    return v.model_copy(update=dict(found))

@@ -21,6 +21,7 @@ from edgeopt.data.made_up import feed_for
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import packed_bytes
 from edgeopt.hardware.host import cores
+from edgeopt.numbers.intervals import wilson
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.qdq import dequantized_names
@@ -30,8 +31,8 @@ from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.release.build.actions import Context, data_choices, import_from_root
-from edgeopt.release.build.shares import fall, share
-from edgeopt.release.document import Layer, LayerHistogram
+from edgeopt.release.build.shares import fall
+from edgeopt.release.document import Evaluation, Layer, LayerHistogram
 from edgeopt.release.project.names import free_dims
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, open_session, run_all, with_outputs
@@ -103,22 +104,6 @@ def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any])
     return found
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The metrics of one variant."""
-
-    metrics: Mapping[str, float]
-    """By gate name."""
-    intervals: Mapping[str, Range]
-    """95 % intervals of the metrics that are shares of samples."""
-    drops: Mapping[str, Range]
-    """How far each accuracy is below the float model's, with 95 % intervals."""
-    layers: Sequence[Layer]
-    """Lowest SQNR first."""
-    far: Sequence[str] = ()
-    """The figures of outputs below the bar of their kind, in words."""
-
-
 def evaluate(j: Jury, path: Path) -> Evaluation:
     """The metrics of the model at `path` on the samples of `j`.
 
@@ -148,7 +133,14 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
     why = tuple(f"output {name}: {text}" for name, texts in far.items() for text in texts)
-    return Evaluation(found | {name: x.value for name, x in shares.items()}, shares, drops, layers, why)
+    return Evaluation(
+        metrics=found | {name: x.value for name, x in shares.items()},
+        intervals=shares,
+        drops=drops,
+        layers=tuple(layers),
+        far=why,
+        opset=model.opset_imports.get("", 0),
+    )
 
 
 def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tuple[dict[str, Range], dict[str, Range]]:
@@ -156,12 +148,12 @@ def _shares(j: Jury, outputs: Sequence[Outputs], agreement: float | None) -> tup
     shares, drops = dict[str, Range](), dict[str, Range]()
     if agreement is not None:
         rows = [y[0].shape[0] if y[0].ndim == 2 else 1 for y in outputs]  # positions of a sequence are not independent
-        shares["accuracy.agreement"] = x = share(agreement, sum(rows))
+        shares["accuracy.agreement"] = x = Range.of(wilson(agreement, sum(rows)))
         drops["accuracy.agreement"] = Range(value=1 - x.value, low=1 - x.high, high=1 - x.low)
     if j.labels is not None:
         theirs, ours = _hits(outputs, j.labels), _hits(j.reference, j.labels)
         for name, now in theirs.items():
-            shares[name] = share(float(now.mean()), len(now))
+            shares[name] = Range.of(wilson(float(now.mean()), len(now)))
             drops[name] = fall(int((ours[name] & ~now).sum()), int((now & ~ours[name]).sum()), len(now))
     return shares, drops
 
@@ -188,11 +180,6 @@ def made_up(path: Path, dims: Mapping[str, int]) -> Feed:
     model = graph.load(path)
     free = set(free_dims(model))
     return feed_for(model, {name: size for name, size in dims.items() if name in free})
-
-
-def opset(path: Path) -> int:
-    """The opset version of the default domain of the model at `path`."""
-    return int(graph.load(path).opset_imports.get("", 0))
 
 
 def _hits(outputs: Sequence[Outputs], labels: Sequence[int]) -> dict[str, NDArray[np.bool_]]:

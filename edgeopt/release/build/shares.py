@@ -15,13 +15,6 @@ from edgeopt.profiling.results import Range
 _Z = 1.959964
 
 
-def share(p: float, n: int) -> Range:
-    """The proportion `p` of `n` samples with its Wilson interval."""
-    centre, half = p + _Z**2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    low, high = ((centre + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
-    return Range(value=p, low=max(0.0, min(p, low)), high=min(1.0, max(p, high)))
-
-
 def fall(worse: int, better: int, n: int) -> Range:
     """Drop of a proportion of `n` paired samples, of which `worse` changed for the worse and `better` for the
     better.

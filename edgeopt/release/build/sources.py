@@ -16,17 +16,9 @@ if TYPE_CHECKING:
     from edgeopt.release.project.file import Project
 
 _PACKAGES = (
-    "edgeopt",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "numpy",
-    "pillow",
-    "torch",
-    "onnxscript",
-    "tokenizers",
+    "edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy", "pillow", "torch", "onnxscript", "tokenizers",
     "soxr",
-)
+)  # fmt: skip
 _RECIPE = "preprocess.toml"
 _RANDOM = "random"
 

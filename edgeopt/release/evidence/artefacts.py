@@ -21,18 +21,9 @@ from edgeopt.release.project.metrics import METRICS
 _MOST_ANNOTATIONS = 8
 _MOST_SUMMARY = 1_000_000  # bytes; GitHub takes a MiB
 FILES = {
-    "results.json",
-    "junit.xml",
-    "summary.md",
-    "metrics.txt",
-    "annotations.txt",
-    "report.html",
-    "bom.json",
-    "manifest.json",
-    "profile.json",
-    "profile.npz",
-    SUMS,
-}
+    "results.json", "junit.xml", "summary.md", "metrics.txt", "annotations.txt", "report.html", "bom.json",
+    "manifest.json", "profile.json", "profile.npz", SUMS,
+}  # fmt: skip
 OF_RELEASE = {"bom.json", "manifest.json", SUMS}
 _COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}
 

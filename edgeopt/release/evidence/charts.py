@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from edgeopt.pictures import WIDE, Axes, Bar, bars, labelled, shortened, svg, text
+from edgeopt.pictures import WIDE, Axes, Bar, bars, shortened, svg, text
 from edgeopt.profiling.results import Measured, Ops, Range
 from edgeopt.release.document import Layer, Run, VariantResult
 from edgeopt.release.project.file import FLOAT
@@ -15,6 +15,7 @@ from edgeopt.release.project.quantities import shown
 
 _BOTTOM, _LINE, _LETTER = 270, 14, 3.6  # trade-off chart, px: bottom edge, line height, half a letter's width
 _LONGEST_DB = 80.0
+_RIGHT = WIDE - 110  # edge of the lines, beside which their names stand
 _COLOURS = 8  # classes c0 to c7 in the page's style
 
 
@@ -96,28 +97,22 @@ def histogram(layer: Layer) -> str:
     if h is None or not h.counts:
         return ""
     low, high = h.edges[0], h.edges[-1]
-    span, top = (high - low) or 1.0, math.log1p(max(h.counts))
-    body, width, bottom = [], 300, 110
-    for i, n in enumerate(h.counts):
-        x0, x1 = ((e - low) / span * width for e in h.edges[i : i + 2])
-        outside = h.clip is not None and not (
-            h.clip[0] - 1e-9 * span <= (h.edges[i] + h.edges[i + 1]) / 2 <= h.clip[1] + 1e-9 * span
-        )
-        size = 90 * math.log1p(n) / top if top else 0.0
+    axes = Axes(low, high, 0, math.log1p(max(h.counts)), left=0, right=300, bottom=110)
+    slack = 1e-9 * (high - low)
+    body = []
+    for x0, x1, n in zip(h.edges, h.edges[1:], h.counts, strict=False):
+        outside = h.clip is not None and not h.clip[0] - slack <= (x0 + x1) / 2 <= h.clip[1] + slack
+        left, top = axes.x(x0), axes.y(math.log1p(n))
         body.append(
-            f'<rect class="bar{" bad" if outside else ""}" x="{x0:.1f}" y="{bottom - size:.1f}"'
-            f' width="{max(0.5, x1 - x0 - 0.6):.1f}" height="{size:.1f}"/>'
+            f'<rect class="bar{" bad" if outside else ""}" x="{left:.1f}" y="{top:.1f}"'
+            f' width="{max(0.5, axes.x(x1) - left - 0.6):.1f}" height="{axes.bottom - top:.1f}"/>'
         )
-    if h.clip is not None:
-        for edge in h.clip:
-            if low < edge < high:
-                at = (edge - low) / span * width
-                body.append(f'<path class="clip" d="M{at:.1f} 12V{bottom}"/>')
-    body.append(
-        f'<text class="tick" x="0" y="{bottom + 14}">{low:.3g}</text><text class="tick" x="{width}" y="{bottom + 14}"'
-        f' text-anchor="end">{high:.3g}</text>'
-    )
-    return svg(width, bottom + 20, f"values of {layer.name}, logarithmic counts", body)
+    for edge in h.clip or ():
+        if low < edge < high:
+            body.append(f'<path class="clip" d="M{axes.x(edge):.1f} 12V{axes.bottom:g}"/>')
+    ends = ((0, low, "start"), (axes.right, high, "end"))
+    body += [text(at, axes.bottom + 14, f"{x:.3g}", anchor=anchor) for at, x, anchor in ends]
+    return svg(axes.right, axes.bottom + 20, f"values of {layer.name}, logarithmic counts", body)
 
 
 def times(ops: Ops, most: int = 10) -> str:
@@ -130,37 +125,24 @@ def times(ops: Ops, most: int = 10) -> str:
     return bars(found, "time by operator", at=178)
 
 
+def _key(i: int, name: str) -> str:
+    """The name of the variant with colour `i`, right of the lines."""
+    return text(_RIGHT + 10, 24 + 17 * i, name, kind=f"key c{i % _COLOURS}")
+
+
 def ecdf(measured: Sequence[tuple[str, Measured]]) -> str:
     """Empirical distribution of block medians, one line a variant."""
     found = [(n, sorted(b.median_ms for b in m.latency.blocks)) for n, m in measured if m.latency is not None]
     if not found:
         return ""
     low, high = min(b[0] for _, b in found), max(b[min(len(b) - 1, int(0.98 * len(b)))] for _, b in found)
-    span, bottom, left = (high - low) or 1.0, 200, 48
-
-    def x(v: float) -> float:
-        return left + (min(v, high) - low) / span * (WIDE - left - 110)
-
-    body = [
-        f'<path class="grid" d="M{left} {y}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4}"'
-        f' text-anchor="end">{p}</text>'
-        for y, p in ((20, "100 %"), (110, "50 %"), (200, "0"))
-    ]
-    body += [
-        f'<text class="tick" x="{x(t):.1f}" y="{bottom + 16}" text-anchor="middle">{told}</text>'
-        for t, told in labelled(low, high)
-    ]
+    axes = Axes(low, high, 0, 1, right=_RIGHT, bottom=200)
+    body = [*axes.across(), *axes.down(), *axes.named("median of a block, ms", "share of blocks")]
     for i, (name, blocks) in enumerate(found):
         few = blocks[:: max(1, len(blocks) // 120)]
-        points = " ".join(f"{x(v):.1f},{bottom - 180 * (k + 1) / len(few):.1f}" for k, v in enumerate(few))
-        body.append(
-            f'<polyline class="line c{i % _COLOURS}" points="{points}"/><text class="key c{i % _COLOURS}"'
-            f' x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>'
-        )
-    body.append(
-        f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 34}" text-anchor="middle">median of a block, ms</text>'
-    )
-    return svg(WIDE, bottom + 42, "distribution of block medians", body)
+        points = " ".join(f"{axes.x(min(v, high)):.1f},{axes.y((k + 1) / len(few)):.1f}" for k, v in enumerate(few))
+        body += [f'<polyline class="line c{i % _COLOURS}" points="{points}"/>', _key(i, name)]
+    return svg(WIDE, axes.bottom + 46, "distribution of block medians", body)
 
 
 def series(measured: Sequence[tuple[str, Measured]]) -> str:
@@ -172,28 +154,19 @@ def series(measured: Sequence[tuple[str, Measured]]) -> str:
         return ""
     values = sorted(b.median_ms for _, blocks in found for b in blocks)
     low, high = values[0], values[min(len(values) - 1, int(0.99 * len(values)))] * 1.03
-    longest, bottom, left = max(len(b) for _, b in found), 180, 50
-    body = [
-        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}"'
-        f' text-anchor="end">{told}</text>'
-        for t, told in labelled(low, high)
-        for y in [bottom - (t - low) / ((high - low) or 1) * 160]
-    ]
+    axes = Axes(0, max(len(b) for _, b in found), low, high, right=_RIGHT, bottom=180)
+    body = [*axes.across(), *axes.named("blocks in the order of time; open: contended", "ms")]
     for i, (name, blocks) in enumerate(found):
         few = max(1, len(blocks) // 250)
         for k, b in enumerate(blocks[::few]):
-            at = left + k * few / max(1, longest) * (WIDE - left - 110)
-            level = bottom - (min(b.median_ms, high) - low) / ((high - low) or 1) * 160
-            body.append(
-                f'<circle class="dot c{i % _COLOURS}{" open" if b.contended else ""}" cx="{at:.1f}" cy="{level:.1f}"'
-                ' r="1.8"/>'
-            )
-        body.append(f'<text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
-    body.append(
-        f'<text class="axis" x="{WIDE / 2 - 40}" y="{bottom + 22}" text-anchor="middle">blocks in the order of time;'
-        " open: contended</text>"
-    )
-    return svg(WIDE, bottom + 30, "block medians over time", body)
+            kind = f"dot c{i % _COLOURS}{' open' if b.contended else ''}"
+            body.append(_dot(axes.x(k * few), axes.y(min(b.median_ms, high)), kind, 1.8))
+        body.append(_key(i, name))
+    return svg(WIDE, axes.bottom + 46, "block medians over time", body)
+
+
+def _dot(x: float, y: float, kind: str, radius: float) -> str:
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
 
 
 def trend(runs: Sequence[Run], metric: str) -> str:
@@ -202,24 +175,11 @@ def trend(runs: Sequence[Run], metric: str) -> str:
     values = [v.metrics[metric] for r in runs for v in r.variants if metric in v.metrics]
     if len(runs) < 2 or not values:
         return ""
-    low, high = min(values), max(values)
-    span, bottom, left = (high - low) or abs(high) or 1.0, 150, 60
-    body = [
-        f'<path class="grid" d="M{left} {y:.1f}H{WIDE - 110}"/><text class="tick" x="{left - 6}" y="{y + 4:.1f}"'
-        f' text-anchor="end">{told}</text>'
-        for t, told in labelled(low, high, 3)
-        for y in [bottom - (t - low) / span * 120]
-    ]
+    axes = Axes(0, len(runs) - 1, min(values), max(values), right=_RIGHT, bottom=150)
+    body = axes.across(3)
     for i, name in enumerate(names):
-        points = [
-            (k, v.metrics[metric])
-            for k, r in enumerate(runs)
-            if (v := r.variant(name)) is not None and metric in v.metrics
-        ]
-        at = [
-            (left + 10 + k / (len(runs) - 1) * (WIDE - left - 140), bottom - (y - low) / span * 120) for k, y in points
-        ]
+        found = [(k, v.metrics) for k, r in enumerate(runs) if (v := r.variant(name)) is not None]
+        at = [(axes.x(k), axes.y(x[metric])) for k, x in found if metric in x]
         body.append(f'<polyline class="line c{i % _COLOURS}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>')
-        body += [f'<circle class="dot c{i % _COLOURS}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in at]
-        body.append(f'<text class="key c{i % _COLOURS}" x="{WIDE - 100}" y="{24 + 17 * i}">{escape(name)}</text>')
-    return svg(WIDE, bottom + 10, f"{metric} over {len(runs)} runs", body)
+        body += [*(_dot(x, y, f"dot c{i % _COLOURS}", 3) for x, y in at), _key(i, name)]
+    return svg(WIDE, axes.bottom + 10, f"{metric} over {len(runs)} runs", body)

@@ -9,15 +9,9 @@ from edgeopt.release.project.metrics import METRICS
 from edgeopt.release.project.quantities import shown
 
 COLUMNS = (
-    "size.file",
-    "latency.p50",
-    "speedup",
-    "memory.peak_rss",
-    "quant.sqnr",
-    "accuracy.agreement",
-    "accuracy.top1",
-    "accuracy.eval",
-)
+    "size.file", "latency.p50", "speedup", "memory.peak_rss", "quant.sqnr", "accuracy.agreement",
+    "accuracy.top1", "accuracy.eval",
+)  # fmt: skip
 
 
 def cell(v: VariantResult, name: str) -> str:

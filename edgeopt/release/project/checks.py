@@ -13,11 +13,7 @@ from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
 
 FILES = ("teacher", "student_classes", "teacher_classes", "costs")  # options that name files
-_LIKENESSES = (
-    "agreement",
-    "cosine",
-    "kl",
-)  # built-in metrics of `edgeopt.quantization.metric`; a test keeps them equal
+_LIKENESSES = ("agreement", "cosine", "kl")  # of `edgeopt.quantization.metric`; a test keeps them equal
 Place = tuple[str, ...]
 
 
@@ -54,50 +50,37 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
 
 def _data(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     for key, given in (("path", project.data.path), ("eval", project.data.eval)):
-        if given is None or there(home / given) or (given == "random" and key == "path"):
+        if given is None or ":" in given or (given == "random" and key == "path"):
             continue
-        if ":" not in given:
+        if not there(home / given):
             yield ("data", key), f"{given!r}: no such file or folder in {home}"
-        elif not module_files(given, home):
-            yield ("data", key), _no_module(given, home)
 
 
 def _modules(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
-    own, export = project.accuracy.eval, project.export
-    if own is not None and own not in _LIKENESSES and (":" not in own or not module_files(own, home)):
-        yield ("accuracy", "eval"), _no_module(own, home)
-    for variant, v in project.variants.items():
-        for i, step in enumerate(v.steps):
-            call = getattr(step, "call", None)
-            if call is not None and not module_files(call, home):
-                yield ("variants", variant, "steps", str(i), "call"), _no_module(call, home)
-    if export is None or there(home / export.factory):
-        return
-    if ":" not in export.factory or not module_files(export.factory, home):
-        yield ("export", "factory"), _no_module(export.factory, home)
+    for at, name in _functions(project, home):
+        if ":" not in name:
+            yield at, f"{name!r}: write package.module:function"
+        elif not module_files(name, home):
+            yield at, f"{name!r}: no module {name.partition(':')[0]!r} in {home}, and none is installed"
 
 
 def _functions(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     """(place, function) of all code that the project names."""
-    files: dict[Place, str | None] = {
-        ("data", "path"): project.data.path,
-        ("data", "eval"): project.data.eval,
-        ("export", "factory"): None if project.export is None else project.export.factory,
+    named: dict[Place, str | None] = {
+        ("data", key): name
+        for key, name in (("path", project.data.path), ("eval", project.data.eval))
+        if name and ":" in name
     }
-    yield from ((at, name) for at, name in files.items() if name and ":" in name and not there(home / name))
+    if project.export is not None:
+        named["export", "factory"] = project.export.factory
+    named = {at: name for at, name in named.items() if name and not there(home / name)}
     if project.accuracy.eval is not None and project.accuracy.eval not in _LIKENESSES:
-        yield ("accuracy", "eval"), project.accuracy.eval
+        named["accuracy", "eval"] = project.accuracy.eval
     for variant, v in project.variants.items():
-        for i, step in enumerate(v.steps):
-            call = getattr(step, "call", None)
-            if call is not None:
-                yield ("variants", variant, "steps", str(i), "call"), call
-
-
-def _no_module(given: str, home: Path) -> str:
-    if ":" not in given:
-        return f"{given!r}: write package.module:function"
-    return f"{given!r}: no module {given.partition(':')[0]!r} in {home}, and none is installed"
+        named |= {
+            ("variants", variant, "steps", str(i), "call"): getattr(s, "call", None) for i, s in enumerate(v.steps)
+        }
+    return ((at, name) for at, name in named.items() if name is not None)
 
 
 def _providers(project: Project) -> Iterator[tuple[Place, str]]:

@@ -23,6 +23,7 @@ from pydantic import (
 
 from edgeopt.errors import UsageError, suggestion
 from edgeopt.files import text_of, toml_of
+from edgeopt.options.models import Dtype
 from edgeopt.options.reading import Reading
 from edgeopt.release.document import Level
 from edgeopt.release.project import lines
@@ -65,9 +66,7 @@ class ExportTable(Table):
     factory: str
     inputs: Mapping[str, Numbers] = Field(min_length=1)
     dynamic: Mapping[str, Numbers] = {}
-    dtypes: Mapping[
-        str, Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
-    ] = {}
+    dtypes: Mapping[str, Dtype] = {}
 
 
 class _Data(Table):
@@ -329,17 +328,6 @@ def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
     return f"{path}:{lines.line_of(rows, place)}: {where + ': ' if where else ''}{message}"
 
 
-_TABLES: Mapping[str, type[Table]] = {
-    "export": ExportTable,
-    "data": Data,
-    "profile": ProfileTable,
-    "accuracy": Accuracy,
-    "policy": Policy,
-    "baseline": Baseline,
-    "output": Output,
-}
-
-
 def _fields(loc: Sequence[Any]) -> list[str]:
     """Keys that are valid in the place of the unknown one at `loc`."""
     model: type[Table] = Project
@@ -351,5 +339,6 @@ def _fields(loc: Sequence[Any]) -> list[str]:
         case ("gates", _, _, _):
             model = Gate
         case (str(table), _):
-            model = _TABLES[table]
+            kind = Project.model_fields[table].annotation
+            model = next(t for t in (kind, *get_args(kind)) if isinstance(t, type) and issubclass(t, Table))
     return [f.alias or name for name, f in model.model_fields.items()]

@@ -30,7 +30,7 @@ def again(file: Path) -> Run:
 
 def test_gates_are_those_of_the_file_now_at_their_lines(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = edgeopt.run(file)
-    monkeypatch.setattr("edgeopt.release.build.building.run_step", lambda *args: pytest.fail("built"))
+    monkeypatch.setattr("edgeopt.release.build.building.actions.run_step", lambda *args: pytest.fail("built"))
     assert again(file).gates == before.gates
     edited(file, ('"1 MB"', '"1 B"'), ("[gates.lean]", "\n\n[gates.lean]"))
     found = again(file)
