@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
@@ -31,8 +30,6 @@ from edgeopt.ptq.place import place, refusals
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.probe import Probe, probe_and_shapes
 from edgeopt.runtime.session import RUN_S, bounded, open_session
-
-Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Inspection:
 
 
 @takes(Inspect)
-def inspect(model: Source, options: Inspect) -> Inspection:
+def inspect(model: graph.Source, options: Inspect) -> Inspection:
     """Facts about `model`; dynamic dimensions without a given size are 1 for batches, 224 for images and 64 for
     sequences.
 
@@ -103,7 +100,7 @@ def inspect(model: Source, options: Inspect) -> Inspection:
 
 
 @takes(PreviewOptions)
-def preview(model: Source, data: Data, options: PreviewOptions) -> Preview:
+def preview(model: graph.Source, data: Data, options: PreviewOptions) -> Preview:
     """What `data` gives `model`: kinds, counts, and figures of each input over the first `samples` samples.
 
     Raises:

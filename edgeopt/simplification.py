@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import Feed, read, readable, specs
+from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
-from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import DataError, ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
 from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
@@ -19,12 +17,11 @@ from edgeopt.options import takes
 from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
 from edgeopt.passes.tie import tied
+from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.measure import PairedLatency, interleaved
-from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import finite, open_session, run_all, try_loops
 from edgeopt.runtime.transformer import fuse
 
-Source = str | Path | bytes | onnx.ModelProto | ir.Model
 # float32 rounding in a deep network gives about 100 dB; fused transformers approximate erf and tanh differently
 MIN_SQNR_DB = 70.0
 _SAMPLES = 4
@@ -48,7 +45,7 @@ class Simplified:
 
 
 @takes(Simplify)
-def simplify(model: Source, options: Simplify) -> Simplified:
+def simplify(model: graph.Source, options: Simplify) -> Simplified:
     """Fold and fuse nodes of `model`; check on samples, or on generated inputs, that the outputs are the same.
 
     Raises:
@@ -86,10 +83,8 @@ def simplify(model: Source, options: Simplify) -> Simplified:
 def _feeds(model: ir.Model, options: Simplify) -> list[tuple[str, Feed]]:
     if options.data is None:
         return [("made up", feed_for(model, options.dims))]
-    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model), judged=False)
-    feeds, _ = readable(found.samples[:_SAMPLES])
+    feeds, _ = feeds_of(model, options.data, options, _SAMPLES)
     for name, feed in feeds:
-        check_feed(feed, model, name)
         if not finite(feed.values()):
             raise DataError(f"sample {name} is not finite, so it shows nothing; mend or remove it")
-    return [(name, without_label(feed, model)) for name, feed in feeds]
+    return feeds

@@ -9,7 +9,6 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
-from edgeopt.errors import UsageError, extra
 from edgeopt.options.models import Shrink
 
 
@@ -25,11 +24,6 @@ def shrink(model: Path, form: str, **given: object) -> None:
     """
     with listener() as ears:
         options = chosen(Shrink, given, listener=ears)
-        if options.importance == "first-order":
-            try:
-                import torch  # noqa: F401
-            except ImportError as e:
-                raise UsageError(f"--importance first-order needs torch: {extra('train')}") from e
         from edgeopt.pruning.shrink import shrink as run
 
         path = options.output or model.parent / f"{model.stem}.small.onnx"

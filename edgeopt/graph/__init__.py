@@ -2,12 +2,23 @@
 
 from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, fixed, size_bytes
 from edgeopt.graph.form import canonical, raise_opset, typed
-from edgeopt.graph.serialization import embedded, external_files, load, proto_bytes, write, write_valid
+from edgeopt.graph.serialization import (
+    Source,
+    check_valid,
+    embedded,
+    external_files,
+    load,
+    proto_bytes,
+    write,
+    write_valid,
+)
 
 __all__ = [
+    "Source",
     "above_protobuf",
     "bytes_by_dtype",
     "canonical",
+    "check_valid",
     "embedded",
     "external_files",
     "fixed",

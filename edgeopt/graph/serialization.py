@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,10 @@ MALFORMED = (
 )
 
 
-def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model) -> ir.Model:
+Source = str | Path | bytes | onnx.ModelProto | ir.Model
+
+
+def load(source: Source) -> ir.Model:
     """Load a model from a file, from bytes or from memory; external data are memory-mapped and must lie inside the
     model's folder.
 
@@ -243,7 +245,16 @@ def write_valid(model: ir.Model, path: Path, who: str) -> None:
         ValidityError: the file is not valid; the message names its producer `who`.
     """
     write(model, path)
+    check_valid(path, who, full=True)
+
+
+def check_valid(path: Path, who: str, *, full: bool = False) -> None:
+    """Check the file with the ONNX checker; `full`: including shapes.
+
+    Raises:
+        ValidityError: the file is not valid; the message names its producer `who`.
+    """
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(str(path), full_check=full)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
         raise ValidityError(f"{who} is not valid ONNX: {e}") from e

@@ -23,7 +23,7 @@ def tied(model: ir.Model) -> ir.Model:
     """A clone with large matrices that equal another one, or another one transposed, made from it; the model itself if
     there are none.
     """
-    found = _repeated(model)
+    found = repeated(model)
     if not found:
         return model
     copy = model.clone()
@@ -41,7 +41,7 @@ def tied(model: ir.Model) -> ir.Model:
     return copy
 
 
-def _repeated(model: ir.Model) -> dict[str, tuple[str, bool]]:
+def repeated(model: ir.Model) -> dict[str, tuple[str, bool]]:
     """The matrices that equal another one: name -> (name of that one, whether it has to be transposed)."""
     tables = _tables(model)
     found: dict[str, tuple[str, bool]] = {}

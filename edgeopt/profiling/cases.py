@@ -14,9 +14,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt import graph
-from edgeopt.data import Feed, made_up, read, readable, specs
+from edgeopt.data import Feed, made_up, specs
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import DataError, EdgeoptError, ModelError, WorkerError
+from edgeopt.errors import EdgeoptError, ModelError, WorkerError
 from edgeopt.files import is_text, sha256
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
@@ -26,8 +26,8 @@ from edgeopt.profiling.latency import Timing
 from edgeopt.profiling.live import Live, live
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
 from edgeopt.profiling.results import Ops, Placement
-from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import finite, open_session, try_loops
+from edgeopt.runtime.feeds import feeds_of
+from edgeopt.runtime.session import finite, try_loops
 
 _TRACE_S = 1.0
 
@@ -98,13 +98,8 @@ def _feeds(model: ir.Model, arm: Arm, options: Profile) -> tuple[list[Feed], str
         feed, told = made_up.generated(model, made_up.shapes(model, arm.dims, arm.batch, given), given)
         check_feed(feed, model, "--input" if given else "generated input")
         return [feed], "; ".join([*told, *(f"{k}: {options.inputs[k]}" for k in given)]) or "no inputs"
-    found = read(options.data, specs(model), options, open_session(model).run, norm_distance(model), judged=False)
-    feeds, problems = readable(found.samples[: options.samples])
-    if not feeds:
-        raise DataError(f"--data {options.data}: no sample can be read: {next(iter(problems.values()), '')}")
-    for name, feed in feeds:
-        check_feed(feed, model, name)
-    return [feed for _, feed in feeds], "; ".join([f"{len(feeds)} samples of {options.data}", *found.notes])
+    feeds, notes = feeds_of(model, options.data, options, options.samples)
+    return [feed for _, feed in feeds], "; ".join([f"{len(feeds)} samples of {options.data}", *notes])
 
 
 def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:

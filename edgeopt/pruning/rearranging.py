@@ -10,44 +10,37 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.pruning.tracker import Axes, Tracker, input_of
+from edgeopt.pruning.tracker import Axes, Tracker, Untracked, input_of
 from edgeopt.pruning.units import Count, Edit, Labels
 
 _RESIZE_SIZES = 3
 
 
-def same(t: Tracker, node: ir.Node) -> None:
+def same(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """Every output of the same rank has the labels of the first input."""
-    x = node.inputs[0]
-    assert x is not None
     for out in node.outputs:
         if len(t.shapes.get(str(out.name), ())) == len(t.shape(x)):
             t.axes[out] = t.of(x)
 
 
-def spatial(t: Tracker, node: ir.Node) -> None:
+def spatial(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """Pooling and resizing: batch and channels keep their labels."""
-    x, out = node.inputs[0], node.outputs[0]
-    assert x is not None
+    out = node.outputs[0]
     if t.shape(x)[:2] != t.shape(out)[:2] or node.attributes.get("axes") is not None:
-        return t.stop(node)
-    for labels in t.of(x)[2:]:
-        t.units.freeze(labels)
+        raise Untracked
+    t.units.freeze(*t.of(x)[2:])
     t.axes[out] = [*t.of(x)[:2], *[None] * (len(t.shape(x)) - 2)]
     if input_of(node, _RESIZE_SIZES) is not None:
         sizes(t, node, t.axes[out], _RESIZE_SIZES)
-    return None
 
 
-def transpose(t: Tracker, node: ir.Node) -> None:
-    x = node.inputs[0]
-    assert x is not None
+def transpose(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     given = node.attributes.get("perm")
     order = list(given.as_ints()) if given is not None else list(range(len(t.shape(x))))[::-1]
     t.axes[node.outputs[0]] = [t.of(x)[i] for i in order]
 
 
-def concat(t: Tracker, node: ir.Node) -> None:
+def concat(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     out = node.outputs[0]
     rank = len(t.shape(out))
     joined = node.attributes.get_int("axis", 0) % rank
@@ -57,8 +50,7 @@ def concat(t: Tracker, node: ir.Node) -> None:
         if axis != joined:
             axes.append(t.units.tie_rows(rows))
         elif any(row is None for row in rows):  # an untracked part: the other parts are frozen
-            for row in rows:
-                t.units.freeze(row)
+            t.units.freeze(*rows)
             axes.append(None)
         else:
             axes.append(tuple(label for row in rows for label in row or ()))
@@ -68,9 +60,7 @@ def concat(t: Tracker, node: ir.Node) -> None:
     t.axes[out] = axes
 
 
-def split(t: Tracker, node: ir.Node) -> None:
-    x = node.inputs[0]
-    assert x is not None
+def split(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     axis = node.attributes.get_int("axis", 0) % len(t.shape(x))
     labels, start, parts = t.of(x)[axis], 0, []
     for out in node.outputs:
@@ -82,91 +72,72 @@ def split(t: Tracker, node: ir.Node) -> None:
     if labels is None:
         return
     if t.numbers(input_of(node, 1)) is None:  # equal parts could become unequal
-        for row in parts:
-            t.units.freeze(row)
+        t.units.freeze(*parts)
         return
     t.units.edits.append(Edit(str(node.name), 1, lambda count: [count(row or ()) for row in parts]))
 
 
-def slice_(t: Tracker, node: ir.Node) -> None:
-    x, out = node.inputs[0], node.outputs[0]
-    assert x is not None
+def slice_(t: Tracker, node: ir.Node, x: ir.Value) -> None:
+    out = node.outputs[0]
     starts, ends, axes, steps = (t.numbers(input_of(node, i)) for i in range(1, 5))
     if (
         any(input_of(node, i) is not None and n is None for i, n in ((3, axes), (4, steps)))
         or starts is None
         or ends is None
     ):
-        return t.stop(node)
+        raise Untracked
     axes = [a % len(t.shape(x)) for a in (axes if axes is not None else range(len(starts)))]
     found = list(t.of(x))
-    steps = steps or [1] * len(axes)
-    bounds: list[tuple[Labels, Labels, int, int]] = []
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        labels = t.of(x)[axis]
-        chosen = slice(start, end, step).indices(t.shape(x)[axis])
-        if labels is None or step != 1:
-            t.units.freeze(labels)
-            found[axis] = None
-            bounds.append((None, None, start, end))
-        else:
-            found[axis] = labels[chosen[0] : chosen[1]]
-            bounds.append((labels[: chosen[0]], labels[: chosen[1]], start, end))
-    if any(before is not None for before, _, _, _ in bounds):
-
-        def first(count: Count) -> list[int]:
-            return [s if before is None else count(before) for before, _, s, _ in bounds]
-
-        def last(count: Count) -> list[int]:
-            return [e if until is None else count(until) for _, until, _, e in bounds]
-
-        t.units.edits += [Edit(str(node.name), 1, first), Edit(str(node.name), 2, last)]
+    before, until = Axes(), Axes()
+    for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(axes), strict=True):
+        first, last, _ = slice(start, end, step).indices(t.shape(x)[axis])
+        labels = found[axis] if step == 1 else None
+        if labels is None:
+            t.units.freeze(found[axis])
+        found[axis] = None if labels is None else labels[first:last]
+        before.append(None if labels is None else labels[:first])
+        until.append(None if labels is None else labels[:last])
+    for at, given, rows in ((1, starts, before), (2, ends, until)):
+        t.units.edits.append(Edit(str(node.name), at, _counted(given, rows, given)))
     t.axes[out] = found
-    return None
 
 
-def gather(t: Tracker, node: ir.Node) -> None:
-    x, indices = node.inputs[:2]
-    assert x is not None and indices is not None
+def gather(t: Tracker, node: ir.Node, x: ir.Value) -> None:
+    indices = node.inputs[1]
+    assert indices is not None
     axis = node.attributes.get_int("axis", 0) % len(t.shape(x))
     middle: Axes = [None] * len(t.shape(indices))
-    for labels in t.of(indices):
-        t.units.freeze(labels)
+    t.units.freeze(*t.of(indices))
     if x in t.constants:
         if len(t.shape(x)) != 2 or axis != 0:
-            return t.stop(node)
+            raise Untracked
         t.units.label(x, 0, None)
         made = t.units.weights.get((str(x.name), 1)) or t.units.fresh(t.shape(x)[1], str(node.name))
         t.units.label(x, 1, made)
         t.axes[node.outputs[0]] = [*middle, made]
-        return None
+        return
     t.units.freeze(t.of(x)[axis])
     t.axes[node.outputs[0]] = [*t.of(x)[:axis], *middle, *t.of(x)[axis + 1 :]]
-    return None
 
 
-def pad(t: Tracker, node: ir.Node) -> None:
-    x = node.inputs[0]
-    assert x is not None
+def pad(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     pads, rank = t.numbers(input_of(node, 1)), len(t.shape(x))
     if pads is None or len(pads) != 2 * rank:
-        return t.stop(node)
+        raise Untracked
     grown = [not before and not behind for before, behind in zip(pads[:rank], pads[rank:], strict=True)]
     for labels, same in zip(t.of(x), grown, strict=True):
         if not same:
             t.units.freeze(labels)
     t.axes[node.outputs[0]] = [labels if same else None for labels, same in zip(t.of(x), grown, strict=True)]
-    return None
 
 
-def reshape(t: Tracker, node: ir.Node) -> None:
+def reshape(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: axes are matched by runs with the same number of elements.
 
     If a run of axes becomes one, its labels are repeated. If one axis becomes several (attention heads), the axis of
     the heads has the labels, with all channels of a head tied. Everything else is frozen.
     """
-    x, out = node.inputs[0], node.outputs[0]
-    assert x is not None
+    out = node.outputs[0]
     before, after = t.shape(x), t.shape(out)
     axes: Axes = [None] * len(after)
     for ours, theirs in _runs(before, after):
@@ -175,8 +146,7 @@ def reshape(t: Tracker, node: ir.Node) -> None:
         if not tracked:
             continue
         if not theirs:  # a removed axis of size 1
-            for i in tracked:
-                t.units.freeze(t.of(x)[i])
+            t.units.freeze(*(t.of(x)[i] for i in tracked))
             continue
         labels = t.of(x)[tracked[0]] or ()
         if len(tracked) == 1 and len(wide) <= 1:
@@ -191,8 +161,7 @@ def reshape(t: Tracker, node: ir.Node) -> None:
                     t.units.tie(block[0], label)
             axes[wide[at]] = tuple(blocks[:, 0].tolist())
         else:
-            for i in tracked:
-                t.units.freeze(t.of(x)[i])
+            t.units.freeze(*(t.of(x)[i] for i in tracked))
     t.axes[out] = axes
     if node.op_type == "Reshape":
         sizes(t, node, axes)
@@ -228,30 +197,22 @@ def sizes(t: Tracker, node: ir.Node, axes: Axes, at: int = 1) -> None:
     """Make the sizes given as input `at` of a Reshape, Expand or Resize follow the kept channels, or freeze the
     channels.
     """
-    value = node.inputs[at]
-    given, size = t.numbers(value), t.shape(node.outputs[0])
-    if given is not None:
-        first = len(axes) - len(given)  # Expand may have only the last sizes
-        axes, size = axes[first:], size[first:]
-        if any(labels is not None and given[i] == size[i] for i, labels in enumerate(axes)):
-            t.units.edits.append(Edit(str(node.name), at, _counted(given, axes, size)))
-        return
+    value, size = node.inputs[at], t.shape(node.outputs[0])
     maker = value.producer() if value is not None else None
-    parts = [v for v in maker.inputs if v is not None] if maker is not None and maker.op_type == "Concat" else []
-    places = [(k, at) for k, part in enumerate(parts) for at in range(t.shape(part)[0])]
-    if maker is None or len(places) != len(axes):
+    joined = maker is not None and maker.op_type == "Concat"
+    owner = maker if maker is not None and joined else node
+    parts = list(enumerate(owner.inputs)) if joined else [(at, value)]
+    first = len(axes) - sum(t.shape(part)[0] for _, part in parts if part is not None)
+    if first if joined else t.numbers(value) is None:  # Expand may have only the last sizes
         _computed(t, value, axes, size)
         return
-    for k, part in enumerate(parts):
+    for k, part in parts:
         given = t.numbers(part)  # None: sizes computed at run time
-        if given is None:
-            continue
-        first = places.index((k, 0))
-        ours = axes[first : first + len(given)]
-        if any(
-            labels is not None and n == size[first + i] for i, (n, labels) in enumerate(zip(given, ours, strict=True))
-        ):
-            t.units.edits.append(Edit(str(maker.name), k, _counted(given, ours, size[first:])))
+        if given is not None:
+            end = first + len(given)
+            changed = _counted(given, axes[first:end], size[first:end])
+            t.units.edits.append(Edit(str(owner.name), k, changed))
+        first += 0 if part is None else t.shape(part)[0]
 
 
 def _computed(t: Tracker, value: ir.Value | None, axes: Axes, size: Sequence[int]) -> None:
@@ -273,9 +234,8 @@ def _counted(given: Sequence[int], axes: Axes, size: Sequence[int]) -> Callable[
     ]
 
 
-def expand(t: Tracker, node: ir.Node) -> None:
-    x, out = node.inputs[0], node.outputs[0]
-    assert x is not None
+def expand(t: Tracker, node: ir.Node, x: ir.Value) -> None:
+    out = node.outputs[0]
     shift = len(t.shape(out)) - len(t.shape(x))
     axes: Axes = [None] * shift
     rows = t.of(x)
@@ -302,17 +262,14 @@ def _own(t: Tracker, value: ir.Value, axis: int, node: str) -> Labels:
     return labels
 
 
-def shape(t: Tracker, node: ir.Node) -> None:
+def shape(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """Shape: correct at run time; an axis whose size enters further computation is frozen."""
-    x = node.inputs[0]
-    assert x is not None
     first = node.attributes.get_int("start", 0) % max(1, len(t.shape(x)))
     for reader, _ in node.outputs[0].uses():
         index = t.numbers(input_of(reader, 1)) if reader.op_type == "Gather" else None
         if _computed_with(node.outputs[0] if index is None else reader.outputs[0]):
             chosen = range(len(t.shape(x))) if index is None else [(first + i) % len(t.shape(x)) for i in index]
-            for axis in chosen:
-                t.units.freeze(t.of(x)[axis])
+            t.units.freeze(*(t.of(x)[axis] for axis in chosen))
 
 
 def _computed_with(value: ir.Value) -> bool:
@@ -327,5 +284,5 @@ _HANDS_ON = frozenset({"Gather", "Slice", "Unsqueeze", "Squeeze", "Concat", "Cas
 _SIZED = frozenset({"Reshape", "Expand", "Resize", "ConstantOfShape", "Tile"})
 
 
-def nothing(t: Tracker, node: ir.Node) -> None:
+def nothing(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """Size: correct at run time, nothing to do."""

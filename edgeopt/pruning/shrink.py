@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import Data, Feed, read, readable, specs
+from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
-from edgeopt.errors import EdgeoptError, ModelError, UnchangedError, UsageError, ValidityError
+from edgeopt.errors import EdgeoptError, ModelError, UnchangedError, UsageError, ValidityError, extra
 from edgeopt.files import check_place, staged, temporary_folder
 from edgeopt.graph.ops import macs_of, rule
 from edgeopt.graph.select import select
@@ -28,11 +27,9 @@ from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
-from edgeopt.runtime.norm import norm_distance
+from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.probe import shapes, sizes
 from edgeopt.runtime.session import finite, open_session
-
-Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Shrunk:
 
 
 @takes(Shrink)
-def shrink(model: Source, options: Shrink) -> Shrunk:
+def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     """A smaller network with the same inputs and outputs: a share `width` of the channels (and attention heads) of
     every layer that is free, a share `depth` of the residual blocks. It must be trained (`edgeopt.distill`) to be
     useful.
@@ -72,7 +69,7 @@ def shrink(model: Source, options: Shrink) -> Shrunk:
     source = graph.canonical(graph.load(model))
     _check_weights(source)
     simple, numbers = _settled(simplify(source), dims)
-    feeds = [feed_for(source, dims)] if options.data is None else _feeds(source, options.data, options)
+    feeds = _feeds(source, options)
     feed = feeds[0]
     kept = select([simple], options.keep)
     result, influence, removed = simple, dict[str, float](), tuple[str, ...]()
@@ -135,12 +132,13 @@ def _check_weights(model: ir.Model) -> None:
             raise ModelError(f"weight {name!r} holds NaN or infinity: train or export the model again")
 
 
-def _feeds(model: ir.Model, data: Data, options: Shrink) -> list[Feed]:
-    found = read(data, specs(model), options, open_session(model).run, norm_distance(model))
-    for line in found.notes:
+def _feeds(model: ir.Model, options: Shrink) -> list[Feed]:
+    if options.data is None:
+        return [feed_for(model, options.dims)]
+    found, notes = feeds_of(model, options.data, options, options.samples, judged=True)
+    for line in notes:
         options.listener.note(line)
-    feeds, _ = readable(found.samples[: options.samples])
-    return [feed for _, feed in feeds]
+    return [feed for _, feed in found]
 
 
 def _shallower(
@@ -162,10 +160,13 @@ def _narrowed(
 ) -> tuple[ir.Model, dict[str, tuple[int, int]]]:
     units = wide.units_of(model, shapes(model, example), [n for n in model.graph if n.name in kept], numbers)
     if feeds:
-        from edgeopt.train.first_order import products
-
-        rounds = [wide.by_slices(units, found) for found in products(model, feeds)]
-        scores: Mapping[int, float] = {u: float(np.mean([r[u] for r in rounds])) for u in rounds[0]}
+        try:
+            from edgeopt.train.first_order import products
+        except ModuleNotFoundError as e:
+            if e.name != "torch":
+                raise
+            raise UsageError(f"--importance first-order needs torch: {extra('train')}") from e
+        scores = np.mean([wide.by_slices(units, found) for found in products(model, feeds)], axis=0)
     else:
         scores = wide.by_norm(model, units)
     gone, widths = wide.chosen(units, scores, width)

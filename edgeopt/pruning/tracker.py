@@ -31,20 +31,23 @@ class Tracker:
         for node in model.graph:
             rule = rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             shaped = all(str(v.name) in self.shapes for v in (*node.inputs, *node.outputs) if v is not None and v.name)
-            if rule is None or not shaped:
+            first = node.inputs[0] if node.inputs else None
+            if rule is None or first is None or not shaped:
                 self.stop(node)
-            else:
-                rule(self, node)
-                if rule not in readers:
-                    self.hold(v for v in node.inputs if v in self.constants)
+                continue
+            try:
+                rule(self, node, first)
+            except Untracked:
+                self.stop(node)
+            if rule not in readers:
+                self.hold(v for v in node.inputs if v in self.constants)
         self.hold(model.graph.outputs)
 
     def hold(self, values: Iterable[ir.Value | None]) -> None:
         """Freeze the channels of `values`."""
         for v in values:
             if v is not None:
-                for labels in self.of(v):
-                    self.units.freeze(labels)
+                self.units.freeze(*self.of(v))
                 self.units.unlabelled(v)
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
@@ -69,7 +72,11 @@ class Tracker:
         return [int(i) for i in value.const_value.numpy().reshape(-1)]
 
 
-Rule = Callable[[Tracker, ir.Node], None]
+Rule = Callable[[Tracker, ir.Node, ir.Value], None]
+
+
+class Untracked(Exception):
+    """A form of an operator whose channels are not followed: its inputs are frozen."""
 
 
 def input_of(node: ir.Node, i: int) -> ir.Value | None:

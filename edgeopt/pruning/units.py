@@ -53,20 +53,11 @@ class Units:
 
     def root(self, label: int) -> int:
         """The unit of a label."""
-        while self.parents[label] != label:
-            self.parents[label] = self.parents[self.parents[label]]
-            label = self.parents[label]
-        return label
+        return _root(self.parents, label)
 
     def space(self, label: int) -> int:
         """The space of a label."""
-        return self._space_root(self.spaces[self.root(label)])
-
-    def _space_root(self, space: int) -> int:
-        while self._space_parents[space] != space:
-            self._space_parents[space] = self._space_parents[self._space_parents[space]]
-            space = self._space_parents[space]
-        return space
+        return _root(self._space_parents, self.spaces[self.root(label)])
 
     def tie(self, a: int, b: int) -> None:
         """Merge the units of two labels, and their spaces."""
@@ -84,8 +75,7 @@ class Units:
         """
         found = list(rows)
         if any(row is None for row in found) or len({len(row) for row in found if row is not None}) != 1:
-            for row in found:
-                self.freeze(row)
+            self.freeze(*found)
             return None
         first, *others = [row for row in found if row is not None]
         for other in others:
@@ -93,9 +83,9 @@ class Units:
                 self.tie(a, b)
         return first
 
-    def freeze(self, labels: Labels) -> None:
+    def freeze(self, *rows: Labels) -> None:
         """Mark these channels as not removable."""
-        self.frozen.update(self.root(i) for i in set(labels or ()))
+        self.frozen.update(self.root(i) for labels in rows for i in set(labels or ()))
 
     def label(self, value: ir.Value | None, axis: int, labels: Labels) -> None:
         """Label an axis of a weight; reading a weight twice ties its readers."""
@@ -131,9 +121,11 @@ class Units:
         return {key: np.array([self.root(i) for i in row]) for key, row in self.weights.items()}
 
 
-def kept_counter(units: Units, gone: set[int]) -> Count:
-    """A function that counts the labels whose unit is not in `gone`."""
-    return lambda labels: sum(units.root(i) not in gone for i in labels)
+def _root(parents: list[int], i: int) -> int:
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = parents[i]
+    return i
 
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -7,20 +7,19 @@ arXiv:2301.12900): I_u = mean over the labelled axes of |w_u|_2 / mean_v |w_v|_2
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.errors import ModelError
+from edgeopt.graph.edit import Names, drop_unused, initializer
 from edgeopt.passes.static_sizes import Known
 from edgeopt.pruning.rules import READERS, RULES
 from edgeopt.pruning.tracker import Tracker
-from edgeopt.pruning.units import Shapes, Units, kept_counter
+from edgeopt.pruning.units import Shapes, Units
 
-Scores = Mapping[int, float]  # by unit; the lowest are removed first
+Wide = NDArray[np.float64]
 MULTIPLE = 8  # mobile kernels process channels in blocks of 8
 _WIDE = 16  # spaces with at least this many units keep a multiple of 8
 
@@ -30,40 +29,35 @@ def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = (), know
     tracker = Tracker(model, shapes, RULES, READERS, known or {})
     for node in keep:
         for value in node.outputs:
-            for labels in tracker.of(value):
-                tracker.units.freeze(labels)
+            tracker.units.freeze(*tracker.of(value))
     return tracker.units
 
 
-def by_norm(model: ir.Model, units: Units) -> dict[int, float]:
+def by_norm(model: ir.Model, units: Units) -> Wide:
     """The norm of the weights of each unit, relative to the mean of the same axis."""
-    return _averaged(units, {name: _array(model, name).astype(np.float64) ** 2 for name, _ in units.weights}, root=True)
+    total, count = np.zeros((2, len(units.parents)))
+    for unit, squares in _sums(units, {name: _array(model, name).astype(np.float64) ** 2 for name, _ in units.weights}):
+        norms = np.sqrt(squares)
+        total[unit] += norms / (norms.mean() or 1.0)
+        count[unit] += 1
+    return total / np.maximum(count, 1)
 
 
-def by_slices(units: Units, products: Mapping[str, NDArray[np.float64]]) -> dict[int, float]:
+def by_slices(units: Units, products: Mapping[str, Wide]) -> Wide:
     """(sum of the products over the weights of each unit)^2; `products`: w dL/dw by weight."""
-    sums: dict[int, float] = {}
-    for (name, axis), members in units.members().items():
-        if name in products:
-            values = products[name].sum(axis=tuple(i for i in range(products[name].ndim) if i != axis))
-            for unit, value in zip(members.tolist(), values.tolist(), strict=True):
-                sums[unit] = sums.get(unit, 0.0) + value
-    return {unit: value**2 for unit, value in sums.items()}
+    total = np.zeros(len(units.parents))
+    for unit, sums in _sums(units, products):
+        total[unit] += sums
+    return total**2
 
 
-def _averaged(units: Units, squares: Mapping[str, NDArray[np.float64]], *, root: bool) -> dict[int, float]:
-    found: dict[int, list[float]] = {}
+def _sums(units: Units, arrays: Mapping[str, Wide]) -> Iterator[tuple[NDArray[np.intp], Wide]]:
+    """(units, the sum of the elements of each) of every labelled axis of the weights in `arrays`."""
     for (name, axis), members in units.members().items():
-        w = squares[name]
-        values = w.sum(axis=tuple(i for i in range(w.ndim) if i != axis))
-        sums: dict[int, float] = {}
-        for unit, value in zip(members.tolist(), values.tolist(), strict=True):
-            sums[unit] = sums.get(unit, 0.0) + value
-        sizes = {u: math.sqrt(s) if root else s for u, s in sums.items()}
-        mean = sum(sizes.values()) / len(sizes) or 1.0
-        for unit, size in sizes.items():
-            found.setdefault(unit, []).append(size / mean)
-    return {unit: sum(values) / len(values) for unit, values in found.items()}
+        if name in arrays:
+            x = arrays[name]
+            found, at = np.unique(members, return_inverse=True)
+            yield found, np.bincount(at, x.sum(axis=tuple(i for i in range(x.ndim) if i != axis))).astype(np.float64)
 
 
 def _array(model: ir.Model, name: str) -> NDArray[np.float32]:
@@ -72,7 +66,7 @@ def _array(model: ir.Model, name: str) -> NDArray[np.float32]:
     return tensor.numpy()
 
 
-def chosen(units: Units, scores: Scores, width: float) -> tuple[set[int], dict[str, tuple[int, int]]]:
+def chosen(units: Units, scores: Wide, width: float) -> tuple[set[int], dict[str, tuple[int, int]]]:
     """(the units to remove, units before and after by the layer that created their space), with a share `width` of each
     space kept; a large space keeps a multiple of `MULTIPLE`.
     """
@@ -83,21 +77,17 @@ def chosen(units: Units, scores: Scores, width: float) -> tuple[set[int], dict[s
         keep = max(1, round(width * count))
         if count >= _WIDE:
             keep = min(count, max(MULTIPLE, MULTIPLE * round(width * count / MULTIPLE)))
-        ranked = sorted(members, key=lambda u: (scores.get(u, 0.0), u))
+        ranked = sorted(members, key=lambda u: (scores[u], u))
         gone.update(ranked[: count - keep])
         sizes[units.names[space]] = (count, keep)
     for row in units.members().values():  # every layer keeps at least one channel
         if row.size and gone.issuperset(row.tolist()):
-            gone.discard(max(row.tolist(), key=lambda u: (scores.get(u, 0.0), u)))
+            gone.discard(max(row.tolist(), key=lambda u: (scores[u], u)))
     return gone, sizes
 
 
 def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:
-    """A clone of `model` without the units `gone`: weights sliced, sizes in attributes and constants updated.
-
-    Raises:
-        ModelError: an edit of an attribute does not give one number.
-    """
+    """A clone of `model` without the units `gone`: weights sliced, sizes in attributes and constants updated."""
     copy = model.clone()
     for name in {name for name, _ in units.weights}:
         w = _array(model, name)
@@ -106,13 +96,11 @@ def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:
             if row is not None:
                 w = w.take([i for i, label in enumerate(row) if units.root(label) not in gone], axis)
         _set(copy.graph.initializers[name], w)
-    count = kept_counter(units, gone)
-    nodes = {str(n.name): n for n in copy.graph}
+    nodes, names = {str(n.name): n for n in copy.graph}, Names(copy)
     for edit in units.edits:
-        node, made = nodes[edit.node], edit.made(count)
+        node, made = nodes[edit.node], edit.made(lambda labels: sum(units.root(i) not in gone for i in labels))
         if isinstance(edit.where, str):
-            if not isinstance(made, int):
-                raise ModelError(f"node {edit.node!r}: attribute {edit.where} takes one number")
+            assert isinstance(made, int)
             node.attributes[edit.where] = ir.AttrInt64(edit.where, made)
             continue
         old = node.inputs[edit.where]
@@ -120,10 +108,8 @@ def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:
         content = np.asarray(made, np.int64).reshape(old.const_value.shape.numpy())
         if np.array_equal(content, old.const_value.numpy()):
             continue
-        fresh = ir.Value(name=f"{old.name}/kept/{edit.node}/{edit.where}", type=old.type)
-        _set(fresh, content)
-        copy.graph.register_initializer(fresh)
-        node.replace_input_with(edit.where, fresh)
+        name = f"{old.name}/kept/{edit.node}/{edit.where}"
+        node.replace_input_with(edit.where, initializer(copy, names, name, content))
     for value in [*copy.graph.inputs, *copy.graph.outputs]:
         value.const_value = None if not value.is_initializer() else value.const_value
     outside = {*copy.graph.inputs, *copy.graph.outputs}
@@ -131,9 +117,7 @@ def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:
         for value in node.outputs:
             if value not in outside:
                 value.shape = None  # stale: from the wider model
-    for name, value in list(copy.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del copy.graph.initializers[name]
+    drop_unused(copy)
     return copy
 
 

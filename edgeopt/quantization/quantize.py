@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from edgeopt import graph
@@ -36,11 +35,9 @@ from edgeopt.quantization.report import ActivationReport, LatencyReport, MetricR
 from edgeopt.quantization.state import State
 from edgeopt.quantization.trials import Trials, try_auto, try_static
 
-Source = str | Path | bytes | onnx.ModelProto | ir.Model
-
 
 @takes(Quantize)
-def quantize(model: Source, data: Data, options: Quantize) -> Result:
+def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
     """Quantize `model` with calibration `data` and check the result against the float model.
 
     data: a path (images, .npz/.npy, ONNX test data, .wav, text), `package.module:function`, "random", or an iterable of
@@ -63,7 +60,7 @@ def quantize(model: Source, data: Data, options: Quantize) -> Result:
         return _quantized(model, source, data, options, start)
 
 
-def _quantized(model: Source, source: ir.Model, data: Data, options: Quantize, start: float) -> Result:
+def _quantized(model: graph.Source, source: ir.Model, data: Data, options: Quantize, start: float) -> Result:
     path = options.output
     journal = path is not None and options.searches and journal_of(path).is_file()
     task = prepare(source, data, options)

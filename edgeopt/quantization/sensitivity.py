@@ -36,7 +36,6 @@ from edgeopt.ptq.islands import levels
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.metric import kl
 from edgeopt.quantization.prepare import Task, prepare
-from edgeopt.quantization.quantize import Source
 from edgeopt.quantization.steps import Clip, Refit, Round, Write
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import Feed, Session, open_session, run_all
@@ -105,7 +104,7 @@ class Sensitivity:
 
 
 @takes(SensitivityOptions)
-def sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensitivity:
+def sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     """Find the nodes of `model` that lose accuracy in static int8.
 
     When the budget is used up, figures are left out: first the gain of single nodes in float, then the split of their
@@ -118,10 +117,10 @@ def sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensi
         return _sensitivity(model, data, options)
 
 
-def _sensitivity(model: Source, data: Data, options: SensitivityOptions) -> Sensitivity:
+def _sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
-    shared = options.model_dump(include=set(Placing.model_fields) - {"samples"}, exclude_unset=True)
-    chosen = Quantize(mode="static", measure=False, range_rule=options.range_rule, listener=ears, **shared)
+    given = options.model_fields_set & (Placing.model_fields.keys() - {"samples"})
+    chosen = Quantize(mode="static", measure=False, **{name: getattr(options, name) for name in given})
     trial = _trial(prepare(graph.load(model), data, chosen), options.samples)
     whole, _ = trial.loss(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]

@@ -27,13 +27,9 @@ def _channels_last(f: Tensor) -> Tensor:
     return f.movedim(1, -1) if f.ndim >= _IMAGE else f
 
 
-def _rest(f: Tensor) -> torch.Size:
-    """All sizes except that of the channels."""
-    return _channels_last(f).shape[:-1]
-
-
-def _pooled(f: Tensor, size: Sequence[int]) -> Tensor:
-    return F.adaptive_avg_pool2d(f, size) if f.ndim == _IMAGE and list(f.shape[2:]) != list(size) else f
+def _shared(f: Tensor) -> torch.Size:
+    """The sizes that values to compare have in common: all but that of the channels, of a picture that of the batch."""
+    return f.shape[:1] if f.ndim == _IMAGE else _channels_last(f).shape[:-1]
 
 
 class Hints(nn.Module):
@@ -51,9 +47,7 @@ class Hints(nn.Module):
         for name, other in names.items():
             s, t = ours[name], theirs[other]
             numbers = s.is_floating_point() and t.is_floating_point() and s.ndim == t.ndim > 1
-            if not numbers or (s.shape[:1] if s.ndim == _IMAGE else _rest(s)) != (
-                t.shape[:1] if t.ndim == _IMAGE else _rest(t)
-            ):
+            if not numbers or _shared(s) != _shared(t):
                 raise UsageError(
                     f"--hint {name}={other}: {list(s.shape)} and {list(t.shape)} cannot be compared (pictures may"
                     " differ in size and channels, others in the last axis)"
@@ -68,7 +62,7 @@ class Hints(nn.Module):
             s, t = ours[name], theirs[other]
             if s.ndim == _IMAGE:
                 size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
-                s, t = _pooled(s, size), _pooled(t, size)
+                s, t = (F.adaptive_avg_pool2d(f, size) for f in (s, t))
             s, t = projection(_channels_last(s)), _channels_last(t)
             distances.append((F.normalize(s, dim=-1) - F.normalize(t, dim=-1)).square().sum(-1).mean())
         return torch.stack(distances).mean()

@@ -16,14 +16,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from edgeopt import graph
 from edgeopt.data.reading import Data
-from edgeopt.errors import ValidityError
 from edgeopt.files import staged
 from edgeopt.options import takes
 from edgeopt.options.distill import Distill
@@ -38,8 +36,6 @@ from edgeopt.train.network.choice import Choice
 from edgeopt.train.network.module import OnnxModule, restored
 from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
-
-Model = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Distilled:
 
 
 @takes(Distill)
-def distill(student: Model, data: Data, options: Distill) -> Distilled:
+def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
     """Fine-tune `student` on `data` (as for `edgeopt.quantize`) against a teacher; written only if it is better.
 
     Raises:
@@ -99,7 +95,10 @@ def distill(student: Model, data: Data, options: Distill) -> Distilled:
         result = restored(source, result, list(job.module.arrays()))
         better = progress.best > progress.first
         if path is not None and better and here.first:
-            _write(result, path)
+            with staged(path) as stage:
+                graph.write(result, stage / path.name)
+                graph.check_valid(stage / path.name, "the result")
+                open_session(stage / path.name)
     return Distilled(
         model=result,
         path=path if better else None,
@@ -189,18 +188,3 @@ def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[n
             job.ranks,
             identity=job.identity,
         )
-
-
-def _write(model: ir.Model, path: Path) -> None:
-    """Write and check the model, then rename it into place.
-
-    Raises:
-        ValidityError: the result is not valid ONNX.
-    """
-    with staged(path) as stage:
-        graph.write(model, stage / path.name)
-        try:
-            onnx.checker.check_model(str(stage / path.name))
-        except (onnx.checker.ValidationError, ValueError) as e:
-            raise ValidityError(f"the result is not valid ONNX: {e}") from e
-        open_session(stage / path.name)

@@ -15,7 +15,7 @@ from edgeopt.train import batches as data_of
 from edgeopt.train import losses, teachers
 from edgeopt.train.job import Job
 from edgeopt.train.network.module import OnnxModule
-from edgeopt.train.teachers import answers
+from edgeopt.train.teachers import answers, widened
 
 PARITY = 1e-3  # largest relative difference from ONNX Runtime that is accepted
 HALF_PARITY = 0.02  # for a float16 student, which is trained in float32
@@ -41,13 +41,16 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
                 " (--student-classes, --teacher-classes)"
             )
 
+    def wide(y: np.ndarray) -> Tensor:
+        return widened(torch.from_numpy(y))
+
     def score(module: nn.Module) -> float:
         assert isinstance(module, OnnxModule)
         ours = answers(open_session(job.written(module), threads=cores()), job.held, job.size)
         if labels:
             return _accuracy([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
         values = [
-            float(losses.LOSSES[p.loss](p.ours(torch.from_numpy(y)), p.theirs(torch.from_numpy(t)), 1.0, None))
+            float(losses.LOSSES[p.loss](p.ours(wide(y)), p.theirs(wide(t)), 1.0, None))
             for p in job.pairs
             for y, t in zip(ours[p.student], theirs[p.teacher], strict=True)
         ]

@@ -22,16 +22,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeopt import graph
-from edgeopt.data import Feed, InputSpec, readable, specs
+from edgeopt.data import Feed, InputSpec
 from edgeopt.data.foreign import named
 from edgeopt.data.made_up import random_samples
-from edgeopt.data.reading import Data, read
-from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, EdgeoptError, ModelError, UsageError, ValidityError, extra
 from edgeopt.files import check_place, staged
 from edgeopt.options import takes
 from edgeopt.options.models import Export
-from edgeopt.runtime.norm import norm_distance
+from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.session import Session, open_session
 
 TOLERANCE = 1e-3  # relative to the largest output: float sums in another order
@@ -58,13 +56,9 @@ class Exported:
 def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) -> Exported:
     """Export what `package.module:factory` returns, or the program in a .pt2 file, and compare it with torch.
 
-    `inputs`: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are run on
+    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are run on
     random inputs (normal floats; integers 0 and 1, valid for every vocabulary and mask) and on samples. A .pt2 is read
     without unpickling, but torch evaluates expressions in it: do not load untrusted files.
-
-    inputs: shapes by the names that the file's inputs get, in the order of the module's arguments. Both are asked for
-    random inputs (normal floats; integers 0 and 1, which every vocabulary and mask has) and for samples. A .pt2 is read
-    without its pickles; but torch evaluates expressions in it, so take none from strangers.
 
     Raises:
         UsageError: no such factory, or a file that needs `trust`. DataError: samples that do not fit. ModelError: torch
@@ -86,11 +80,11 @@ def export(source: str, inputs: Mapping[str, Sequence[int]], options: Export) ->
         file = stage / path.name
         _write(module, _tensors(wanted, example), free, file)
         session = open_session(file)
-        given = [] if options.data is None else _given(options.data, options, file, session)
+        given = [] if options.data is None else feeds_of(graph.load(file), options.data, options, options.samples)[0]
         feeds = [
             _values(wanted, 1),
             _values([_sized(s, free.get(s.name, ()), lambda n: n + 1) for s in wanted], 2),
-            *given,
+            *(feed for _, feed in given),
         ]
         error = max(_difference(module, session, wanted, feed) for feed in feeds)
     return Exported(graph.load(path), path, error, len(given))
@@ -109,18 +103,6 @@ def _inputs(shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]) -> l
 def _sized(spec: InputSpec, axes: Collection[int], change: Callable[[int], int]) -> InputSpec:
     """`spec` with the sizes of free axes changed."""
     return replace(spec, shape=tuple(change(n or 0) if i in axes else n for i, n in enumerate(spec.shape or ())))
-
-
-def _given(data: Data, options: Export, file: Path, session: Session) -> list[Feed]:
-    model = graph.load(file)
-    feeds, problems = readable(
-        read(data, specs(model), options, session.run, norm_distance(model), judged=False).samples[: options.samples]
-    )
-    if not feeds:
-        raise DataError(f"{options.data_option} {data}: no sample can be read: {next(iter(problems.values()), '')}")
-    for name, feed in feeds:
-        check_feed(feed, model, name)
-    return [feed for _, feed in feeds]
 
 
 @contextlib.contextmanager

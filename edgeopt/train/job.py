@@ -20,6 +20,7 @@ from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.ptq.guard import guarded
+from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, open_session, try_loops
 from edgeopt.train import batches as data_of
@@ -32,6 +33,7 @@ from edgeopt.train.ranks import Ranks
 from edgeopt.train.teachers import answers, together
 
 _LOOKED_AT = 4
+_DYNAMIC = "DynamicQuantizeLinear"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, 
             f"batches of {size}, which a model fixes (not {options.batch_size}); --accumulate makes steps of several"
         )
     _check_quantized(student, options)
-    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized)
+    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized).to(options.device)
     if not module.trained:
         raise ModelError("the student has no float weights to train")
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
@@ -105,25 +107,13 @@ def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, 
     some = held.part(range(min(_LOOKED_AT * size, len(held))))
     seen = {who: _answers(who, session, some, size) for who, session in sessions.items()}
     pairs = paired(matched(student, teacher, options.match), seen["student"], seen["teacher"], options)
-    train, held = (_labelled(e, options, seen["student"][pairs[0].student][0], listener) for e in (train, held))
-    if examples.labels is not None and pairs[0].loss not in losses.CLASSES:
-        listener.note(f"labels are not used: output {pairs[0].student!r} tells no classes (--loss {pairs[0].loss})")
+    why = _unlabelled(examples, options, pairs[0], seen["student"][pairs[0].student][0].shape[-1])
+    if examples.labels is not None and why:
+        listener.note(why)
         train, held = (Examples(e.feeds, None) for e in (train, held))
     identity = _identity((student, teacher), (train, held), options)
     here.check_same(identity)
-    job = Job(
-        options,
-        listener,
-        here,
-        student,
-        teacher,
-        module.to(options.device),
-        train,
-        held,
-        size,
-        pairs,
-        identity=identity,
-    )
+    job = Job(options, listener, here, student, teacher, module, train, held, size, pairs, identity=identity)
     _check_labels(job)
     known = [str(v.name) for node in teacher.graph for v in node.outputs]
     for name in options.hints.values():
@@ -148,19 +138,17 @@ def check_peers(job: Job) -> None:
 def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, listener: Listener) -> Examples:
     ours = specs(student)
     shared = {s.name for s in ours} & {s.name for s in specs(teacher)}
-    more = [
-        s for s in specs(teacher) if shared and s.name not in shared
-    ]  # inputs that only the teacher has, e.g. token types
+    # inputs that only the teacher has, e.g. token types
+    more = [s for s in specs(teacher) if shared and s.name not in shared]
     found = read(data, [*ours, *more], options, open_session(student).run, norm_distance(student))
     names = class_names(options.student_classes) if options.student_classes else ()
     examples, problems = data_of.read(found.samples, options.labels, names)
     for line in [*found.notes, *(f"skipped: {p}" for p in problems.values())]:
         listener.note(line)
-    for feed in examples.feeds[:1]:
-        others = {s.name for s in more}
-        own = {k: v for k, v in feed.items() if k not in others}
-        check_feed(own, student, "the first sample")
-        try_loops(student, own)
+    others = {s.name for s in more}
+    own = {k: v for k, v in examples.feeds[0].items() if k not in others}
+    check_feed(own, student, "the first sample")
+    try_loops(student, own)
     return examples
 
 
@@ -184,16 +172,19 @@ def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str,
     return to_tensors(found)
 
 
-def _labelled(examples: Examples, options: Distill, output: torch.Tensor, listener: Listener) -> Examples:
-    """`examples` without labels if these are just folder names whose number differs from the student's classes."""
+def _unlabelled(examples: Examples, options: Distill, pair: Pair, classes: int) -> str:
+    """Why labels are not used: the output tells no classes, or they are just folder names whose number differs from the
+    student's classes; empty if they are.
+    """
     count = len(examples.classes)
-    if not count or options.labels is not None or options.student_classes is not None or output.shape[-1] == count:
-        return examples
-    listener.note(
-        f"{count} folders ({', '.join(examples.classes[:3])} ...) are no labels for {output.shape[-1]} classes: trained"
-        " without; --labels FILE.csv or --student-classes say otherwise"
-    )
-    return Examples(examples.feeds, None)
+    if count not in (0, classes) and options.labels is None and options.student_classes is None:
+        return (
+            f"{count} folders ({', '.join(examples.classes[:3])} ...) are no labels for {classes} classes: trained"
+            " without; --labels FILE.csv or --student-classes say otherwise"
+        )
+    if pair.loss not in losses.CLASSES:
+        return f"labels are not used: output {pair.student!r} tells no classes (--loss {pair.loss})"
+    return ""
 
 
 def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options: Distill) -> str:
@@ -211,30 +202,18 @@ def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options:
     return digest.hexdigest()
 
 
+# options that may differ when a run is resumed, or that are checked elsewhere
 _FORGET = frozenset(
     {
-        "checkpoint",
-        "resume",
-        "log",
-        "tensorboard",
-        "cache",
-        "minutes",
-        "patience",
-        "device",
-        "epochs",
-        "accumulate",
-        "tokenizer",
-        "listener",
-        "teacher",
-        "output",
-        "force",
+        "checkpoint", "resume", "log", "tensorboard", "cache", "minutes", "patience", "device", "epochs", "accumulate",
+        "tokenizer", "listener", "teacher", "output", "force",
     }
-)  # options that may differ when a run is resumed, or that are checked elsewhere
+)  # fmt: skip
 
 
 def _check_quantized(student: ir.Model, options: Distill) -> None:
     found = masters(student)
-    dynamic = next((n for n in student.graph if n.op_type in _INTEGER_OPERATORS), None)
+    dynamic = next((n for n in student.graph if n.op_type == _DYNAMIC or kind(n.op_type) == "integer"), None)
     if dynamic is not None:
         raise ModelError(
             f"the student is quantized (node {dynamic.name!r} is a {dynamic.op_type}): give its float form, or a static"
@@ -247,19 +226,6 @@ def _check_quantized(student: ir.Model, options: Distill) -> None:
         )
     if options.quantized and not found:
         raise ModelError("--qat trains a quantized student, and this one has no Q/DQ: edgeopt quantize makes it")
-
-
-_INTEGER_OPERATORS = frozenset(
-    {
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "ConvInteger",
-        "DynamicQuantizeMatMul",
-        "DynamicQuantizeLSTM",
-        "QLinearConv",
-        "QLinearMatMul",
-    }
-)
 
 
 def _check_labels(job: Job) -> None:

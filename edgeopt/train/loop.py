@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import replacing
+from edgeopt.graph.serialization import MALFORMED
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
@@ -177,12 +178,9 @@ def _scored(run: TrainingRun, score: Callable[[nn.Module], float]) -> float:
 
 def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ranks, identity: str) -> TrainingRun:
     parameters = [p for p in modules.parameters() if p.requires_grad]
-    groups = [
+    groups = [  # no decay for biases, scales and norms
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-        {
-            "params": [p for p in parameters if p.ndim <= 1],
-            "weight_decay": 0.0,
-        },  # no decay for biases, scales and norms
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(groups, lr=options.rate)
@@ -329,19 +327,6 @@ def _write_state(run: TrainingRun, path: Path) -> None:
         torch.save(state, part)
 
 
-_BROKEN = (
-    OSError,
-    RuntimeError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    EOFError,
-    pickle.UnpicklingError,
-)
-
-
 def _load(run: TrainingRun, content: bytes, path: Path, epochs: int, identity: str) -> None:
     """Restore the state of a checkpoint.
 
@@ -358,7 +343,7 @@ def _load(run: TrainingRun, content: bytes, path: Path, epochs: int, identity: s
         run.progress = Progress(**{**progress, "log": [Epoch(*line) for line in progress["log"]]})
         if run.progress.weights.keys() != run.modules[0].state_dict().keys():
             raise KeyError("its weights have other names")
-    except _BROKEN as e:
+    except (*MALFORMED, OSError, EOFError, pickle.UnpicklingError) as e:
         why = (str(e).splitlines() or [type(e).__name__])[0]
         raise DataError(f"--resume {path}: no checkpoint of this student ({why})") from e
     if run.progress.identity != identity:

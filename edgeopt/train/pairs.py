@@ -104,11 +104,6 @@ def paired(
     Raises:
         UsageError: an unknown loss, an axis that does not exist, or values that cannot be compared.
     """
-    known = losses.LOSSES
-    if options.loss != "auto" and options.loss not in known:
-        raise UsageError(
-            f"--loss {options.loss}: unknown{suggestion(options.loss, known)} Known: auto, {', '.join(known)}"
-        )
     for name in options.class_axes:
         if name not in names:
             raise UsageError(f"--class-axis: no output {name!r} is compared{suggestion(name, names)}")

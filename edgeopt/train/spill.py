@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -30,12 +30,7 @@ class Spilled(Sequence[Feed]):
         return len(self.places)
 
     def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
         return {name: self._array(*place) for name, place in self.places[i].items()}
-
-    def __iter__(self) -> Iterator[Feed]:
-        return (self[i] for i in range(len(self)))
 
     def _array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

@@ -119,8 +119,10 @@ def test_a_wrong_choice_ends_with_2_and_a_wrong_file_with_3(
 
 
 def test_without_torch_the_importance_that_needs_it_says_what_to_install(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    np.save(here / "x.npy", normal(6, 4))
+    monkeypatch.delitem(sys.modules, "edgeopt.train.first_order", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     found = run("model.onnx", "--width", "0.5", "--data", "x.npy", "--importance", "first-order")
     assert found.code == 2 and "pip install '.[train]'" in found.err

@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph, shrink
-from edgeopt.errors import EdgeoptError, UnchangedError
+from edgeopt.errors import DataError, EdgeoptError, UnchangedError
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -60,6 +60,15 @@ def test_by_first_order_what_the_outputs_do_not_see_goes_first() -> None:
 def test_transformers_and_networks_with_norms_and_gates_shrink(build: Any) -> None:
     found = shrink(build(), width=0.5, dims={"S": 5} if build is attention else {})
     assert found.parameters[1] < 0.8 * found.parameters[0] and found.widths
+
+
+def test_labels_of_samples_are_no_input_and_no_samples_are_told() -> None:
+    feeds = [{"x": normal(1, 2, 6, seed=i)} for i in range(3)]
+    labelled = [{**feed, "label": np.array([1])} for feed in feeds]
+    plain, seen = (shrink(blocks(second=1e-3), depth=2 / 3, data=data) for data in (feeds, labelled))
+    assert plain.influence == seen.influence
+    with pytest.raises(DataError, match="no sample"):
+        shrink(blocks(second=1e-3), depth=2 / 3, data=[])
 
 
 def test_blocks_are_chosen_by_data() -> None:

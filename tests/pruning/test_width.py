@@ -236,7 +236,7 @@ def test_the_units_of_least_norm_go() -> None:
 def test_many_channels_stay_a_multiple_of_eight() -> None:
     model, feed = residual(), MODELS["residual"][1]
     units = width.units_of(model, shapes(model, feed))
-    _, sizes = width.chosen(units, {}, 0.6)
+    _, sizes = width.chosen(units, np.zeros(len(units.parents)), 0.6)
     assert (16, 8) in sizes.values()  # .6 of 16 is 9.6
 
 
@@ -255,7 +255,7 @@ def test_an_operator_that_is_not_known_keeps_the_channels_that_enter_it() -> Non
 def test_sizes_are_what_was_asked_for(share: float) -> None:
     model, feed = attention(), MODELS["attention"][1]
     units = width.units_of(simplify(model), shapes(simplify(model), feed))
-    _, sizes = width.chosen(units, {}, share)
+    _, sizes = width.chosen(units, np.zeros(len(units.parents)), share)
     for before, after in sizes.values():
         wanted = share * before
         assert after == (max(1, round(wanted)) if before < 16 else min(before, max(8, 8 * round(wanted / 8))))

@@ -7,7 +7,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgeopt.errors import EdgeoptError, ModelError, UsageError, ValidityError  # noqa: E402
-from edgeopt.options.models import DTYPES  # noqa: E402
+from edgeopt.options.models import Dtype  # noqa: E402
 from edgeopt.release.project.file import ExportTable  # noqa: E402
 from edgeopt.runtime.session import open_session  # noqa: E402
 from edgeopt.train.export import Exported, export  # noqa: E402
@@ -341,10 +341,10 @@ def test_samples_that_do_not_fit_are_refused_with_why_and_nothing_is_written(
 
 
 def test_a_project_file_takes_the_types_that_an_input_can_have() -> None:
-    for dtype in DTYPES:
+    for dtype in get_args(Dtype):
         assert ExportTable(factory="a:b", inputs={"x": (1,)}, dtypes={"x": dtype}).dtypes == {"x": dtype}
     schema = ExportTable.model_json_schema()["properties"]["dtypes"]["additionalProperties"]["enum"]
-    assert set(schema) == set(DTYPES)
+    assert set(schema) == set(get_args(Dtype))
 
 
 def test_a_type_that_there_is_not_is_refused_with_those_there_are(make: Make) -> None:

@@ -35,7 +35,7 @@ def test_a_part_has_the_feeds_that_were_asked_for_in_that_order() -> None:
     found = spill.feeds()
     assert isinstance(found, Spilled)
     assert [int(f["n"][0, 0]) for f in found.part([7, 2, 2])] == [7, 2, 2]
-    assert [int(f["n"][0, 0]) for f in found[3:5]] == [3, 4]
+    assert [int(f["n"][0, 0]) for f in found.part([3, 4])] == [3, 4]
 
 
 def test_a_full_disk_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

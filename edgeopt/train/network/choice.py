@@ -5,61 +5,31 @@ nodes, and which are equal copies of each other.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.graph.ops import ALL, OPS
+from edgeopt.passes.tie import repeated
 
 _MASK = -99.0  # at or below it a constant is an additive mask, not a weight
-_ANY = tuple(range(64))
 # which inputs of an operator are weights, when they are float constants of more than one element
-_WEIGHTS: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (0, 1, 2),
-    "MatMul": (0, 1),
-    "LSTM": (1, 2, 3),
-    "GRU": (1, 2, 3),
-    "RNN": (1, 2, 3),
-    "RMSNormalization": (1,),
-    "BatchNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
-    "InstanceNormalization": (1, 2),
-    "PRelu": (1,),
-    "Add": _ANY,
-    "Sub": _ANY,
-    "Mul": _ANY,
-    "Div": _ANY,
-    "Gather": (0,),
-    "Einsum": _ANY,
-    "QuantizeLinear": (0,),
+_GROUPS: dict[tuple[int, ...], str] = {
+    (1, 2): "Conv ConvTranspose BatchNormalization LayerNormalization GroupNormalization InstanceNormalization",
+    (0, 1, 2): "Gemm",
+    (0, 1): "MatMul",
+    (1, 2, 3): "LSTM GRU RNN",
+    (1,): "RMSNormalization PRelu",
+    (0,): "Gather QuantizeLinear",
+    ALL: "Add Sub Mul Div Einsum",
 }
-_MOVES = frozenset(
-    {
-        "Transpose",
-        "Reshape",
-        "Flatten",
-        "Slice",
-        "Concat",
-        "Split",
-        "Squeeze",
-        "Unsqueeze",
-        "Identity",
-        "Expand",
-        "Tile",
-        "Pad",
-        "Cast",
-        "Gather",
-    }
-)
+_WEIGHTS = {name: positions for positions, names in _GROUPS.items() for name in names.split()}
+_MOVES = frozenset(n for n, op in OPS.items() if op.moves) | {"Concat", "Identity", "Pad", "Cast"}
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 _STATISTICS = (3, 4)  # BatchNormalization's running mean and variance, not trained
-_TWIN = 64  # fewer elements may be equal by chance
 
 
 @dataclass(frozen=True)
@@ -103,7 +73,7 @@ def choose(
         tuple(trainable),
         tuple(n for n in floats if n not in chosen),
         tuple(n for n in trainable if len({id(node) for node, _ in _readers(floats[n])}) > 1),
-        _twins({n: floats[n] for n in trainable}),
+        tuple((a, b) for b, (a, _) in repeated(model).items() if {a, b} <= chosen),
     )
 
 
@@ -114,24 +84,6 @@ def matches(name: str, pattern: str) -> bool:
 
 def _is_statistic(value: ir.Value) -> bool:
     return any(n.op_type == "BatchNormalization" and position in _STATISTICS for n, position in _readers(value))
-
-
-def _twins(values: Mapping[str, ir.Value]) -> tuple[tuple[str, str], ...]:
-    seen: dict[bytes, str] = {}
-    found = []
-    for name, value in values.items():
-        tensor = value.const_value
-        if tensor is None or len(tensor.shape) < 2 or tensor.size < _TWIN:
-            continue
-        w = tensor.numpy()
-        if w.min() == w.max():
-            continue
-        keys = {hashlib.sha256(np.ascontiguousarray(x).tobytes() + str(x.shape).encode()).digest() for x in (w, w.T)}
-        other = next((seen[k] for k in keys if k in seen), None)
-        if other is not None:
-            found.append((other, name))
-        seen |= dict.fromkeys(keys, name)
-    return tuple(found)
 
 
 def _is_weight(value: ir.Value, raw: Set[ir.Value]) -> bool:

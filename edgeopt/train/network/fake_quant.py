@@ -12,7 +12,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,12 +40,6 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis
     return torch.clamp(rounded(x / along(scale, x, axis)) + z, limits.min, limits.max)
 
 
-def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
-    """DequantizeLinear of such float-valued or of true integers."""
-    z = 0 if zero_point is None else along(zero_point.to(torch.float32), q, axis)
-    return (q.to(torch.float32) - z) * along(scale, q, axis)
-
-
 def constant(
     w: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, limits: tuple[int, int]
 ) -> Tensor:
@@ -55,9 +49,13 @@ def constant(
     return (torch.clamp(rounded(w / s) + z, *limits) - z) * s
 
 
-def bias(b: Tensor, scale: Tensor, zero_point: Tensor | None, x_scale: Tensor, w_scale: Tensor) -> Tensor:
-    """A float bias rounded on the accumulator's grid x_scale w_scale; the `scale` in the file is ignored."""
-    s = (x_scale * w_scale).detach().reshape(-1)
+def bias(
+    scale_of: Callable[[str], Tensor], x: str, w: str, b: Tensor, scale: Tensor, zero_point: Tensor | None = None
+) -> Tensor:
+    """A float bias rounded on the accumulator's grid, the product of the scales called `x` and `w`; the `scale` in the
+    file is ignored.
+    """
+    s = (scale_of(x) * scale_of(w)).detach().reshape(-1)
     return rounded(b / s) * s
 
 
@@ -104,7 +102,7 @@ def _with_scales(master: Master) -> Master:
         if _BIASED.get(reader.op_type) == position:
             scales = [_scale_of(v) for v in reader.inputs[:2]]
             if None not in scales:
-                return Master(master.node, master.kind, master.scale, master.zero_point, master.axis, *scales)
+                return replace(master, x_scale=scales[0], w_scale=scales[1])
     return master
 
 
@@ -119,25 +117,15 @@ def calls(
     model: ir.Model, found: dict[str, Master], scale_of: Callable[[str], Tensor]
 ) -> dict[ir.Node, Callable[..., Any]]:
     """The function of each Q/DQ node of `model` that replaces that of the operator table."""
-    replaced: dict[ir.Node, Callable[..., Any]] = {}
-    for node in model.graph:
-        axis = node.attributes.get_int("axis", 1)
-        if node.op_type == "QuantizeLinear":
-            replaced[node] = partial(quantize, axis=axis)
-        elif node.op_type == "DequantizeLinear":
-            replaced[node] = partial(dequantize, axis=axis)
+    replaced: dict[ir.Node, Callable[..., Any]] = {
+        n: partial(quantize, axis=n.attributes.get_int("axis", 1)) for n in model.graph if n.op_type == "QuantizeLinear"
+    }
     for master in found.values():
         if master.x_scale is not None and master.w_scale is not None:
-            replaced[master.node] = partial(_biased, scale_of, master.x_scale, master.w_scale)
+            replaced[master.node] = partial(bias, scale_of, master.x_scale, master.w_scale)
         else:
             replaced[master.node] = partial(constant, axis=master.axis, limits=master.limits)
     return replaced
-
-
-def _biased(
-    scale_of: Callable[[str], Tensor], x: str, w: str, b: Tensor, scale: Tensor, zero_point: Tensor | None = None
-) -> Tensor:
-    return bias(b, scale, zero_point, scale_of(x), scale_of(w))
 
 
 def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, master: Master) -> np.ndarray:

@@ -165,11 +165,8 @@ _SCORES: tuple[_Pattern, ...] = (
 )
 _SOFTMAXES: tuple[Callable[[_Part], _Pattern], ...] = (
     lambda s: ("Softmax", s),
-    lambda s: (
-        "Reshape",
-        ("Softmax", ("Flatten", s)),
-        "shape",
-    ),  # the form that ONNX's version converter makes of opset 12
+    # the form that ONNX's version converter makes of opset 12
+    lambda s: ("Reshape", ("Softmax", ("Flatten", s)), "shape"),
 )
 _CENTRED: _Pattern = ("Sub", "x", ("ReduceMean", "x", -1.0))
 _VARIANCE: _Pattern = ("ReduceMean", ("Pow", _CENTRED, 2.0), -1.0)

@@ -50,11 +50,11 @@ class OnnxModule(nn.Module):
             ModelError: an operator or form that cannot be trained, by node name.
         """
         super().__init__()
-        raised = graph.raise_opset(model, OPSET) if _opset(model) < OPSET else model.clone()
+        raised = graph.raise_opset(model, OPSET).clone()
         self.half = _widen(raised)
         self.masters = fake_quant.masters(raised) if quantized else {}
-        self._step_names = fake_quant.step_names(raised, self.masters) if quantized else []
-        self.choice = choose(raised, freeze, train, self.masters.keys() | set(self._step_names))
+        steps = set(fake_quant.step_names(raised, self.masters)) if quantized else set[str]()
+        self.choice = choose(raised, freeze, train, self.masters.keys() | steps)
         self.inputs = [str(v.name) for v in raised.graph.inputs]
         self.outputs = [str(v.name) for v in raised.graph.outputs]
         self._slots: dict[ir.Value, int] = {}
@@ -79,7 +79,7 @@ class OnnxModule(nn.Module):
         scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
         self._values = {n: _array(raised, n) for n in names if n in scales}
         chosen = set(self.choice.trainable)
-        self._step_names = [n for n in self._step_names if n in chosen]
+        self._step_names = [n for n in names if n in chosen & steps]
         self.trained = [n for n in names if n in chosen - set(self._step_names) or n in self.masters]
         for name in names:
             tensor = self._start(name, raised)
@@ -91,7 +91,6 @@ class OnnxModule(nn.Module):
                 self.register_buffer(f"step{len(self.steps) - 1}", tensor)
             else:
                 self._fixed[self.names[name]] = tensor
-        self._step_names = [n for n in names if n in self._step_names]
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
 
     def _start(self, name: str, raised: ir.Model) -> Tensor:
@@ -215,10 +214,6 @@ def _widen(model: ir.Model) -> bool:
             elif a.type == ir.AttributeType.TENSOR and a.as_tensor().dtype == narrow:
                 node.attributes[name] = ir.AttrTensor(name, ir.tensor(a.as_tensor().numpy().astype(np.float32)))
     return found
-
-
-def _opset(model: ir.Model) -> int:
-    return model.opset_imports.get("", 0)
 
 
 def _call(node: ir.Node) -> Callable[..., Any]:

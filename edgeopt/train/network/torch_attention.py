@@ -39,10 +39,8 @@ def attention(
             t.unflatten(-1, (n, -1)).transpose(1, 2)
             for t, n in ((q, q_num_heads), (k, kv_num_heads), (v, kv_num_heads))
         )
-    repeats = q.shape[1] // k.shape[1]
-    keys, values = (t.repeat_interleave(repeats, 1) if repeats > 1 else t for t in (k, v))
     window = left_window_size, 0 if is_causal else right_window_size
-    y = F.scaled_dot_product_attention(q, keys, values, _mask(q, k, mask, window), scale=scale)
+    y = F.scaled_dot_product_attention(q, k, v, _mask(q, k, mask, window), scale=scale, enable_gqa=True)
     return (y.transpose(1, 2).flatten(2) if flat else y), k, v
 
 

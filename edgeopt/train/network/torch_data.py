@@ -6,22 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
 from torch import Tensor
 from torch.nn import functional as F
 
-DTYPES = {
-    1: torch.float32,
-    2: torch.uint8,
-    3: torch.int8,
-    5: torch.int16,
-    6: torch.int32,
-    7: torch.int64,
-    9: torch.bool,
-    10: torch.float16,
-    11: torch.float64,
-    16: torch.bfloat16,
-}
 Op = Callable[..., Any]
 
 
@@ -146,11 +136,6 @@ def expand(x: Tensor, shape: Tensor) -> Tensor:
     return x.expand(torch.broadcast_shapes(x.shape, tuple(ints(shape) or [])))
 
 
-def tile(x: Tensor, repeats: Tensor) -> Tensor:
-    """Tile."""
-    return x.repeat(ints(repeats))
-
-
 def pad(
     x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, *, mode: str = "constant"
 ) -> Tensor:
@@ -180,11 +165,6 @@ def _reflected(size: int, before: int, after: int, mode: str) -> Tensor:
     return torch.where(i >= size, period - i, i)
 
 
-def where(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Where."""
-    return torch.where(c, a, b)
-
-
 def dropout(
     x: Tensor, ratio: Tensor | None = None, training_mode: Tensor | None = None, *, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -196,9 +176,7 @@ def dropout(
 
 def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
     """Cast."""
-    if to not in DTYPES:
-        raise Unsupported(f"Cast to element type {to}")
-    return x.to(DTYPES[to])
+    return x.to(to_torch_dtype(ir.DataType(to)))
 
 
 def shape(x: Tensor, *, start: int = 0, end: int | None = None) -> Tensor:

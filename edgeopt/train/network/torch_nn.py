@@ -95,15 +95,12 @@ def conv_transpose(
         totals = [max(0, f - o) for f, o in zip(full, wanted, strict=True)]
         small = [t // 2 for t in totals]
         large = [t - s for t, s in zip(totals, small, strict=True)]
-        pads = small + large if auto_pad == "SAME_UPPER" or not auto_pad.startswith("SAME") else large + small
-        if output_shape and auto_pad != "SAME_UPPER":
-            pads = large + small
+        pads = small + large if auto_pad == "SAME_UPPER" else large + small
+        extra = [e + max(0, o - f) for e, o, f in zip(extra, wanted, full, strict=True)]
     # torch limits output_padding to the stride or dilation; beyond it are zeros plus the bias
     y = _CONV_T[n](x, w, None, strides, 0, 0, group, dilations)
     if any(extra):
         y = F.pad(y, [p for i in reversed(range(n)) for p in (0, extra[i])])
-    if output_shape and any(w > f for w, f in zip(output_shape, full, strict=True)):
-        y = F.pad(y, [p for i in reversed(range(n)) for p in (0, max(0, output_shape[i] - full[i]))])
     for i in range(n):
         y = y.narrow(2 + i, pads[i], y.shape[2 + i] - pads[i] - pads[n + i])
     return y if b is None else y + b.reshape(1, -1, *[1] * n)
@@ -139,10 +136,8 @@ def max_pool(
     strides, dilations = strides or [1] * n, dilations or [1] * n
     pads = _fitted(x, kernel_shape, strides, dilations, auto_pad, pads)
     if ceil_mode:
-        pads = [
-            *pads[:n],
-            *(p + e for p, e in zip(pads[n:], _ceil_extra(x, kernel_shape, strides, dilations, pads), strict=True)),
-        ]
+        extra = _ceil_extra(x, kernel_shape, strides, dilations, pads)
+        pads = [p + e for p, e in zip(pads, [0] * n + extra, strict=True)]
     if any(2 * p > k for p, k in zip(pads, list(kernel_shape) * 2, strict=True)) or pads[:n] != pads[n:]:
         low = -math.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
         x, pads = F.pad(x, [p for i in reversed(range(n)) for p in (pads[i], pads[n + i])], value=low), [0] * 2 * n
@@ -286,7 +281,7 @@ def resize(
         raise Unsupported(f"mode {mode}, antialias, exclude_outside or a kept aspect ratio")
     if coordinate_transformation_mode not in _COORDINATES:
         raise Unsupported(f"coordinate_transformation_mode {coordinate_transformation_mode}")
-    dims = list(axes) if axes is not None else list(range(x.ndim))
+    dims = [d % x.ndim for d in axes or range(x.ndim)]
     given = None if scales is None or not scales.numel() else [float(s) for s in scales.tolist()]
     for i, d in enumerate(dims):
         size = x.shape[d]

@@ -10,34 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
 from torch import Tensor
 from torch.nn import functional as F
 
 from edgeopt.train.network import torch_attention as transformer
 from edgeopt.train.network import torch_data as data
 from edgeopt.train.network import torch_nn as layers
-from edgeopt.train.network.torch_data import DTYPES, Op, Unsupported, ints
-
-
-def softmax(x: Tensor, *, axis: int = -1) -> Tensor:
-    """Softmax."""
-    return torch.softmax(x, axis)
-
-
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Gelu."""
-    return F.gelu(x, approximate=approximate)
-
-
-def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
-    """Swish."""
-    return F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x)
-
-
-def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    """LpNormalization; zero vectors stay zero."""
-    return F.normalize(x, p, axis)
+from edgeopt.train.network.torch_data import Op, Unsupported, ints
 
 
 def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -48,26 +30,11 @@ def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Te
     return F.hardtanh(x, least, most)  # one backward kernel instead of clamp's four
 
 
-def div(a: Tensor, b: Tensor) -> Tensor:
-    """Div; integers are truncated towards zero."""
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
-
-
-def mod(a: Tensor, b: Tensor, *, fmod: int = 0) -> Tensor:
-    """Mod."""
-    return torch.fmod(a, b) if fmod else torch.remainder(a, b)
-
-
 def power(a: Tensor, b: Tensor) -> Tensor:
     """Pow; the result has the type of the base."""
     if b.numel() == 1 and b.ndim == 0:
         return torch.pow(a, b.item()).to(a.dtype)
     return torch.pow(a, b.to(a.dtype) if a.is_floating_point() else b).to(a.dtype)
-
-
-def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """PRelu."""
-    return torch.where(x < 0, slope * x, x)
 
 
 def _reduce(function: Callable[..., Tensor]) -> Op:
@@ -136,7 +103,7 @@ def quantize_linear(
     """QuantizeLinear: round half to even, saturating."""
     if block_size:
         raise Unsupported("blocks")
-    kind = zero_point.dtype if zero_point is not None else DTYPES.get(output_dtype, torch.uint8)
+    kind = zero_point.dtype if zero_point is not None else to_torch_dtype(ir.DataType(output_dtype or 2))
     zero = 0 if zero_point is None else along(zero_point.to(torch.int32), x, axis)
     limits = torch.iinfo(kind)
     return (torch.round(x / along(scale, x, axis)) + zero).clamp(limits.min, limits.max).to(kind)
@@ -154,13 +121,8 @@ def dequantize_linear(
     """DequantizeLinear."""
     if block_size:
         raise Unsupported("blocks")
-    zero = 0 if zero_point is None else along(zero_point.to(torch.int32), x, axis)
-    return (x.to(torch.int32) - zero).to(scale.dtype) * along(scale, x, axis)
-
-
-def einsum(*x: Tensor, equation: str) -> Tensor:
-    """Einsum."""
-    return torch.einsum(equation, *x)
+    zero = 0 if zero_point is None else along(zero_point.to(scale.dtype), x, axis)
+    return (x.to(scale.dtype) - zero) * along(scale, x, axis)
 
 
 def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
@@ -173,49 +135,25 @@ def _fold(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
     return folded
 
 
+# those that torch has under the same name
+_SAME = (
+    "Abs Acos Acosh Add Asin Asinh Atan Atanh Ceil Cos Cosh Erf Exp Floor IsNaN Log MatMul Mul Neg Reciprocal Relu"
+    " Round Sigmoid Sign Sin Sinh Sqrt Sub Tan Tanh"
+)
 OPS: dict[str, Op] = {
-    "Abs": torch.abs,
-    "Acos": torch.acos,
-    "Asin": torch.asin,
-    "Atan": torch.atan,
-    "Ceil": torch.ceil,
-    "Cos": torch.cos,
-    "Cosh": torch.cosh,
-    "Erf": torch.erf,
-    "Exp": torch.exp,
-    "Floor": torch.floor,
-    "IsNaN": torch.isnan,
-    "Log": torch.log,
-    "Neg": torch.neg,
+    **{name: getattr(torch, name.lower()) for name in _SAME.split()},
     "Not": torch.logical_not,
-    "Reciprocal": torch.reciprocal,
-    "Relu": torch.relu,
-    "Round": torch.round,
-    "Sigmoid": torch.sigmoid,
-    "Sign": torch.sign,
-    "Sin": torch.sin,
-    "Acosh": torch.acosh,
-    "Asinh": torch.asinh,
-    "Atanh": torch.atanh,
     "IsInf": data.is_inf,
-    "Swish": swish,
-    "Sinh": torch.sinh,
-    "Sqrt": torch.sqrt,
-    "Tan": torch.tan,
-    "Tanh": torch.tanh,
+    "Swish": lambda x, alpha=1.0: F.silu(x) if alpha == 1.0 else x * torch.sigmoid(alpha * x),
     "Identity": lambda x: x,
     "Softsign": F.softsign,
     "Softplus": F.softplus,
     "Mish": F.mish,
     "HardSwish": F.hardswish,
-    "Add": torch.add,
-    "Sub": torch.sub,
-    "Mul": torch.mul,
-    "Div": div,
+    "Div": lambda a, b: a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc"),
     "Pow": power,
-    "Mod": mod,
-    "MatMul": torch.matmul,
-    "PRelu": prelu,
+    "Mod": lambda a, b, fmod=0: torch.fmod(a, b) if fmod else torch.remainder(a, b),
+    "PRelu": lambda x, slope: torch.where(x < 0, slope * x, x),
     "Equal": torch.eq,
     "Greater": torch.gt,
     "GreaterOrEqual": torch.ge,
@@ -228,7 +166,7 @@ OPS: dict[str, Op] = {
     "Min": _fold(torch.minimum),
     "Sum": _fold(torch.add),
     "Mean": lambda *x: sum(x[1:], x[0]) / len(x),
-    "Where": data.where,
+    "Where": torch.where,
     "Clip": clip,
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
     "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
@@ -236,8 +174,8 @@ OPS: dict[str, Op] = {
     "Selu": lambda x, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875: gamma * F.elu(x, alpha),
     "HardSigmoid": lambda x, alpha=0.2, beta=0.5: torch.clamp(alpha * x + beta, 0, 1),
     "ThresholdedRelu": lambda x, alpha=1.0: torch.where(x > alpha, x, torch.zeros_like(x)),
-    "Gelu": gelu,
-    "Softmax": softmax,
+    "Gelu": F.gelu,
+    "Softmax": lambda x, axis=-1: torch.softmax(x, axis),
     "LogSoftmax": lambda x, axis=-1: torch.log_softmax(x, axis),
     "ReduceMean": _reduce(_mean),
     "ReduceSum": _reduce(torch.sum),
@@ -264,14 +202,14 @@ OPS: dict[str, Op] = {
     "GroupNormalization": layers.group_normalization,
     "InstanceNormalization": layers.instance_normalization,
     "Gemm": layers.gemm,
-    "LpNormalization": lp_normalization,
+    "LpNormalization": lambda x, axis=-1, p=2: F.normalize(x, p, axis),
     "LRN": layers.lrn,
     "MeanVarianceNormalization": layers.mean_variance_normalization,
     "RMSNormalization": transformer.rms_normalization,
     "Attention": transformer.attention,
     "RotaryEmbedding": transformer.rotary_embedding,
     "GridSample": layers.grid_sample,
-    "Einsum": einsum,
+    "Einsum": lambda *x, equation: torch.einsum(equation, *x),
     "Reshape": data.reshape,
     "Flatten": data.flatten,
     "Transpose": data.transpose,
@@ -286,7 +224,7 @@ OPS: dict[str, Op] = {
     "ScatterElements": data.scatter_elements,
     "ScatterND": data.scatter_nd,
     "Expand": data.expand,
-    "Tile": data.tile,
+    "Tile": lambda x, repeats: x.repeat(ints(repeats)),
     "Pad": data.pad,
     "Dropout": data.dropout,
     "Cast": data.cast,

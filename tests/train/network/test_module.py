@@ -151,8 +151,8 @@ def test_a_name_with_brackets_or_stars_is_a_name(name: str) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_tie_that_an_exporter_broke_is_told(transposed: bool) -> None:
-    table = normal(50, 8)
-    text = "g (int64[N] x) => (float[N,50] y) { e = Gather(table, x)  y = MatMul(e, head) }"
+    table = normal(200, 8)
+    text = "g (int64[N] x) => (float[N,200] y) { e = Gather(table, x)  y = MatMul(e, head) }"
     if not transposed:
         text = text.replace("y = MatMul(e, head)", "t = Transpose <perm = [1,0]> (head)  y = MatMul(e, t)")
     model = tiny.model(text, table=table, head=table.T.copy() if transposed else table.copy())
@@ -241,6 +241,21 @@ def test_a_float16_student_is_run_in_float32_and_agrees_to_float16_rounding() ->
     want = open_session(model).run({"x": x})[0]
     # sums of up to eight products, each rounded to 11 bits
     np.testing.assert_allclose(y.detach().numpy(), want, atol=8 * 2**-11 * float(np.abs(want).max()))
+
+
+def test_a_float16_student_of_probabilities_learns_from_a_float32_teacher_without_labels() -> None:
+    sure = tiny.proto(
+        HALF.replace("[out] y = Cast <to = 1> (z)", "p = Sigmoid(z)  [out] y = Cast <to = 10> (p)").replace(
+            "(float[N,3] y)", "(float16[N,3] y)"
+        ),
+        a=normal(4, 8).astype(np.float16),
+        b=normal(8, 3, seed=1).astype(np.float16),
+        c=np.float16([0.5]),
+    )
+    teacher = tiny.proto(
+        "g (float[N,4] x) => (float[N,3] y) { h = MatMul(x, a)  y = Sigmoid(h) }", a=toys.normal(3, 4, 3)
+    )
+    assert distill(sure, toys.samples(), teacher=teacher, **toys.QUICK).improved
 
 
 def test_a_float16_student_learns_and_stays_float16_with_the_same_nodes() -> None:

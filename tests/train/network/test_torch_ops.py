@@ -131,6 +131,13 @@ def test_a_cast_gives_the_type_of_its_number(to: int, dtype: str) -> None:
     assert y.dtype == dtype and np.array_equal(y, np.array([0.0, 1.5, -2.5]).astype(dtype))
 
 
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resize_counts_axes_from_the_end_too(mode: str) -> None:
+    x, scales = torch.arange(6.0).reshape(1, 2, 3), torch.tensor([2.0])
+    first, last = (OPS["Resize"](x, None, scales, mode=mode, axes=axes) for axes in ([2], [-1]))
+    assert first.shape == (1, 2, 6) and torch.equal(first, last)
+
+
 def test_a_form_that_is_left_out_is_said_in_words() -> None:
     with pytest.raises(Unsupported, match="linear_before_reset"):
         OPS["GRU"](torch.zeros(2, 1, 3), torch.zeros(1, 12, 3), torch.zeros(1, 12, 4), hidden_size=4)
