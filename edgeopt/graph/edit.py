@@ -83,23 +83,24 @@ def node(
     return made
 
 
-def take_over(graph: ir.Graph | ir.Function, old: ir.Node, value: ir.Value) -> None:
-    """Replace the output of the node `old` by `value`, which takes its name, and remove `old`."""
-    before = old.outputs[0]
-    name, value.type, value.shape = before.name, before.type, before.shape
-    before.replace_all_uses_with(value, replace_graph_outputs=True)
+def take_over(graph: ir.Graph | ir.Function, old: ir.Node, *values: ir.Value) -> None:
+    """Replace the outputs of the node `old` by `values`, which take their names, and remove `old`."""
+    names = [v.name for v in old.outputs]
+    for before, value in zip(tuple(old.outputs), values, strict=True):
+        value.type = before.type or value.type
+        value.shape = value.shape if before.shape is None else before.shape
+        before.replace_all_uses_with(value, replace_graph_outputs=True)
     graph.remove(old, safe=True)
-    value.name = name
+    for name, value in zip(names, values, strict=True):
+        value.name = name
 
 
-def remove(graph: ir.Graph, old: ir.Node) -> None:
-    """Remove the node `old` and all nodes that were used only by it."""
-    inputs = [v.producer() for v in old.inputs if v is not None]
-    graph.remove(old, safe=True)
-    for producer in inputs:
-        unread = producer is not None and not any(v.uses() or v.is_graph_output() for v in producer.outputs)
-        if producer is not None and producer.graph is graph and unread:
-            remove(graph, producer)
+def cast(graph: ir.Graph | ir.Function, names: Names, value: ir.Value, to: ir.DataType, name: str = "") -> ir.Value:
+    """`value` as another type, by a Cast that is appended to `graph` (unsorted); name: of the result."""
+    made = node(names, "Cast", [value], f"{name or value.name}_Cast", [ir.AttrInt64("to", int(to))], outputs=[name])
+    made.outputs[0].type, made.outputs[0].shape = ir.TensorType(to), value.shape
+    graph.append(made)
+    return made.outputs[0]
 
 
 def drop_unused(model: ir.Model) -> None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 ALL: tuple[int, ...] = tuple(range(64))
 Shape = Sequence[int]
@@ -99,6 +101,18 @@ def constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.is_initializer()
 
 
+def array(value: ir.Value | None) -> NDArray[Any]:
+    """The content of a constant."""
+    assert value is not None and value.const_value is not None
+    return value.const_value.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """The only element of a constant; None if it is not constant or has several."""
+    x = array(value) if constant(value) else None
+    return float(x.reshape(-1)[0]) if x is not None and x.size == 1 else None
+
+
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, value) of the inputs of `node` that take an activation grid; values of unknown type are assumed
     to be float.
@@ -133,6 +147,11 @@ def bias_of(node: ir.Node) -> ir.Value | None:
     return value if constant(value) else None
 
 
+def scaled(node: ir.Node) -> bool:
+    """Whether a Gemm multiplies its product or its bias by another number than 1."""
+    return node.op_type == "Gemm" and any(node.attributes.get_float(n, 1.0) != 1.0 for n in ("alpha", "beta"))
+
+
 def channel_axis(node: ir.Node, position: int | None = None) -> int:
     """The output channel axis of a weight of `node`: of the weight at `position`, or of the first."""
     op = rule(node)
@@ -140,9 +159,7 @@ def channel_axis(node: ir.Node, position: int | None = None) -> int:
         return op.channels
     if node.op_type == "Gemm":
         return 0 if node.attributes.get_int("transB", 0) else 1
-    weight = node.inputs[op.weights[0] if position is None else position]
-    assert weight is not None and weight.const_value is not None
-    return len(weight.const_value.shape) - 1
+    return array(node.inputs[op.weights[0] if position is None else position]).ndim - 1
 
 
 def macs(node: ir.Node, inputs: Sequence[Shape], output: Shape) -> int:

@@ -97,7 +97,7 @@ def selection(model: ir.Model, types: Mapping[str, ir.DataType]) -> Selection | 
         return None
     entries: dict[ir.Value, tuple[str, int, str]] = {}  # by what is moved there, once
     for node, i, value in sorted(_entering(model.graph, behind, computed), key=lambda e: e[0].op_type not in _SELECTS):
-        entries.setdefault(_origin(value), (str(node.name), i, node.op_type))
+        entries.setdefault(origin(value), (str(node.name), i, node.op_type))
     peaks = [v for n, _, v in _entering(model.graph, behind, computed) if n.op_type == "Equal"]
     nodes = frozenset(str(n.name) for n in behind | _makers(peaks))
     return Selection(nodes, tuple(sorted(entries.values())), outputs) if entries else None
@@ -176,7 +176,7 @@ def _captures(node: ir.Node, behind: set[ir.Node]) -> bool:
     return any((p := v.producer()) is not None and p not in own and p not in behind for v in values)
 
 
-def _origin(value: ir.Value) -> ir.Value:
+def origin(value: ir.Value) -> ir.Value:
     """The value of which `value` is another shape or type."""
     node = value.producer()
     while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeopt.errors import UsageError, suggestion
 from edgeopt.hardware.host import cpu_features
-from edgeopt.numbers.grid import QType
+from edgeopt.numbers.grid import INT8, INT8_WEIGHT, UINT8, QType
 
 
 class _Facts(BaseModel):
@@ -60,16 +60,12 @@ class Target(_Facts):
     @property
     def activation_type(self) -> QType:
         """The grid of activations, asymmetric."""
-        return (
-            QType("uint8", 0, 255, symmetric=False)
-            if self.activations == "uint8"
-            else QType("int8", -128, 127, symmetric=False)
-        )
+        return UINT8 if self.activations == "uint8" else INT8
 
     @property
     def weight_type(self) -> QType:
         """The grid of weights: int8, symmetric, without -128."""
-        return QType("int8", -127, 127, symmetric=True)
+        return INT8_WEIGHT
 
 
 TargetLike = str | Path | Target

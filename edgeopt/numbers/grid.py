@@ -113,6 +113,25 @@ def choose(
     return QParams(scale, zero_point.astype(qtype.numpy_dtype), qtype, axis)
 
 
+def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0.0) -> QParams:
+    """Symmetric per-channel grid of `w` along `axis`; no scale is below `floor` [channels].
+
+    Channels with only zeros get scale 1, or `floor` if that is larger than 0.
+    """
+    peak = np.abs(w).max(axis=tuple(i for i in range(w.ndim) if i != axis), initial=0.0)
+    return choose(0.0, np.maximum(peak, np.asarray(floor, np.float64) * qtype.qmax), qtype, axis)
+
+
+def largest_pair(rows: Array) -> Array:
+    """The largest |a + b| over the neighbours (0, 1), (2, 3) ... of equal sign in each row, [channels]; a single last
+    element is paired with 0.
+    """
+    odd = rows.shape[1] % 2
+    pairs = np.pad(rows, ((0, 0), (0, odd))).reshape(rows.shape[0], -1, 2)
+    positive = np.maximum(pairs, 0).sum(-1).max(-1)
+    return np.asarray(np.maximum(positive, np.maximum(-pairs, 0).sum(-1).max(-1)), dtype=np.float32)
+
+
 def quantize(x: Array, params: QParams) -> NDArray[np.integer]:
     """Integers of `x`: q = clip(round(x / scale) + zero_point), `params.qtype`'s type, the shape of `x`."""
     wide = x.astype(np.float64) if params.qtype.qmax > _EXACT else x

@@ -183,9 +183,10 @@ def _vectors(outputs: Outputs) -> NDArray[np.float64]:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    least = _TINY * math.sqrt(float(a @ a) * float(b @ b))
     a, b = a - a.mean(), b - b.mean()
     power = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / power if power > _TINY else float(np.array_equal(a, b))
+    return float(a @ b) / power if power > least else float(np.array_equal(a, b))
 
 
 def class_axis(outputs: Outputs) -> int | None:

@@ -24,7 +24,6 @@ from edgeopt.numbers.grid import Array
 HALF_BITS = 11
 HALF = 1 << HALF_BITS  # bins on each side of zero
 _FINEST = -2000  # exponent for samples of zeros only: finer than any other, so that merging makes no histogram coarser
-_FIXED_POINT = 1074  # every float64 is an integer multiple of 2^-1074
 
 
 @dataclass(frozen=True)
@@ -105,41 +104,6 @@ class Histogram:
         return np.asarray((np.arange(-HALF, HALF) + 0.5) * self.width, np.float64)
 
 
-def _exact(x: float) -> int:
-    numerator, denominator = x.as_integer_ratio()
-    return (numerator << _FIXED_POINT) // denominator
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Number of elements, their sum and their sum of squares; the sums are integers in units of 2^-1074."""
-
-    count: int = 0
-    total: int = 0
-    squares: int = 0
-
-    def update(self, x: Array) -> Self:
-        """The moments with the finite elements of `x` (any shape) added; each call adds its float64 sums exactly."""
-        wide = x.reshape(-1).astype(np.float64)
-        return self.merge(type(self)(wide.size, _exact(float(wide.sum())), _exact(float(wide @ wide))))
-
-    def merge(self, other: Self) -> Self:
-        """The moments of both sets of samples."""
-        return type(self)(self.count + other.count, self.total + other.total, self.squares + other.squares)
-
-    @property
-    def mean(self) -> float:
-        """Mean; 0 before the first element."""
-        return self.total / (self.count << _FIXED_POINT) if self.count else 0.0
-
-    @property
-    def std(self) -> float:
-        """Standard deviation (population); 0 before the first element."""
-        if not self.count:
-            return 0.0
-        return math.sqrt(max(self.squares / (self.count << _FIXED_POINT) - self.mean**2, 0.0))
-
-
 @dataclass(frozen=True)
 class Statistics:
     """Calibration statistics of one value: exact extremes over all elements; histogram and moments of a fixed subsample
@@ -148,7 +112,6 @@ class Statistics:
 
     minmax: MinMax = field(default_factory=MinMax)
     histogram: Histogram = field(default_factory=Histogram)
-    moments: Moments = field(default_factory=Moments)
 
     def update(self, x: Array, subsample: int) -> Self:
         """The statistics with one sample's tensor added; histogram and moments use about `subsample` evenly spaced
@@ -158,13 +121,11 @@ class Statistics:
         seen = MinMax().update(flat)
         minmax = self.minmax.merge(seen)
         if flat.size and not (math.isfinite(seen.lo) and math.isfinite(seen.hi)):
-            return type(self)(minmax, self.histogram, self.moments)
+            return type(self)(minmax, self.histogram)
         # an odd step avoids sampling the same columns or channels, whose numbers are mostly even
         thin = flat[:: max(1, flat.size // subsample) | 1]
-        return type(self)(minmax, self.histogram.update(thin), self.moments.update(thin))
+        return type(self)(minmax, self.histogram.update(thin))
 
     def merge(self, other: Self) -> Self:
         """The statistics of both sets of samples."""
-        return type(self)(
-            self.minmax.merge(other.minmax), self.histogram.merge(other.histogram), self.moments.merge(other.moments)
-        )
+        return type(self)(self.minmax.merge(other.minmax), self.histogram.merge(other.histogram))

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, drop_unused, initializer, take_over
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import constant
+from edgeopt.graph.ops import array, constant, scalar
 
 _LARGEST = 1e30  # bounds beyond keep other passes from moving nodes across
 
@@ -42,11 +42,9 @@ def _bounded(node: ir.Node) -> tuple[ir.Value, float] | None:
     if node.op_type not in ("Max", "Min") or node.domain or len(node.inputs) != 2:
         return None
     for x, c in (node.inputs, tuple(reversed(node.inputs))):
-        if x is None or c is None or c.const_value is None or not constant(c) or constant(x):
+        number = scalar(c)
+        if number is None or x is None or c is None or constant(x) or c.dtype != ir.DataType.FLOAT:
             continue
-        tensor = c.const_value
-        rank = 0 if x.shape is None else x.shape.rank()
-        if tensor.dtype == ir.DataType.FLOAT and tensor.size == 1 and len(tensor.shape) <= rank:
-            number = float(tensor.numpy().reshape(-1)[0])
+        if array(c).ndim <= (0 if x.shape is None else x.shape.rank()):
             return (x, number) if abs(number) < _LARGEST else None
     return None

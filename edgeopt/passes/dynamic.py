@@ -20,8 +20,8 @@ import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, drop_unused, initializer, take_over
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import bias_of, channel_axis, constant, weight_of
-from edgeopt.numbers.grid import INT8_WEIGHT, QParams, choose, quantize
+from edgeopt.graph.ops import array, bias_of, channel_axis, constant, scaled, weight_of
+from edgeopt.numbers.grid import INT8_WEIGHT, QParams, choose, largest_pair, quantize
 
 
 def candidates(model: ir.Model, *, lstm: bool = False) -> list[ir.Node]:
@@ -39,11 +39,9 @@ def _product(node: ir.Node) -> bool:
         return False
     if not w.const_value.size or not np.isfinite(w.const_value.numpy()).all():
         return False
-    if node.op_type == "MatMul":
-        return True
-    a = node.attributes
-    plain = a.get_float("alpha", 1.0) == 1.0 and a.get_float("beta", 1.0) == 1.0 and not a.get_int("transA", 0)
-    return plain and (len(node.inputs) < 3 or node.inputs[2] is None or bias_of(node) is not None)
+    if scaled(node) or node.attributes.get_int("transA", 0) != 0:
+        return False
+    return len(node.inputs) < 3 or node.inputs[2] is None or bias_of(node) is not None
 
 
 def _lstm(node: ir.Node) -> bool:
@@ -100,12 +98,12 @@ class _Writer:
     def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         """(integers [in, out], scales, zero points) of the weight of `node`."""
         weight = weight_of(node)
-        assert weight is not None and weight.const_value is not None
+        assert weight is not None
         transpose = channel_axis(node) == 0
         key = f"{weight.name}_{'t' if transpose else 'n'}"
         if key not in self.weights:
             p = self.params[str(weight.name)]
-            q = quantize(weight.const_value.numpy(), p)
+            q = quantize(array(weight), p)
             integers = np.ascontiguousarray(q.T if transpose else q)
             self.weights[key] = (
                 initializer(self.model, self.names, f"{key}_int8", integers),
@@ -115,21 +113,13 @@ class _Writer:
         return self.weights[key]
 
 
-def _pairs(w: np.ndarray) -> np.ndarray:
-    """The largest sum [out] of two neighbours of one sign along the reduction of `w` [in, out]."""
-    pairs = np.pad(w, ((0, w.shape[0] % 2), (0, 0))).reshape(-1, 2, w.shape[1])
-    return np.asarray(np.maximum(np.maximum(pairs, 0).sum(1).max(0), np.maximum(-pairs, 0).sum(1).max(0)))
-
-
 def _replace_lstm(model: ir.Model, names: Names, node: ir.Node) -> None:
     inputs = list(node.inputs) + [None] * (8 - len(node.inputs))
     extra: list[ir.Value | None] = []
     for i, part in ((1, "W"), (2, "R")):
-        value = node.inputs[i]
-        assert value is not None and value.const_value is not None
-        w = np.swapaxes(value.const_value.numpy(), 1, 2)  # [directions, 4 hidden, in] -> [directions, in, 4 hidden]
+        w = np.swapaxes(array(node.inputs[i]), 1, 2)  # [directions, 4 hidden, in] -> [directions, in, 4 hidden]
         # one scale for each gate of each unit, large enough that no pair of products saturates on any CPU
-        grids = [choose(0.0, np.maximum(np.abs(d).max(0), _pairs(d)), INT8_WEIGHT, 1) for d in w]
+        grids = [choose(0.0, np.maximum(np.abs(d).max(0), largest_pair(d.T)), INT8_WEIGHT, 1) for d in w]
         integers = np.stack([quantize(d, p) for d, p in zip(w, grids, strict=True)])
         scale = np.stack([p.scale for p in grids])
         name = f"{node.name}_{part}"
@@ -137,20 +127,9 @@ def _replace_lstm(model: ir.Model, names: Names, node: ir.Node) -> None:
         zero = np.zeros(scale.shape, np.int8)
         extra += [initializer(model, names, f"{name}_{part}", x) for part, x in (("scale", scale), ("zero", zero))]
     keep = [a for a in node.attributes.values() if a.name != "layout"]
-    new = ir.Node(
-        "com.microsoft",
-        "DynamicQuantizeLSTM",
-        [*inputs[:8], *extra],
-        keep,
-        num_outputs=len(node.outputs),
-        name=f"{node.name}_quant",
-    )
     assert node.graph is not None
+    outputs, parts = [""] * len(node.outputs), [*inputs[:8], *extra]
+    new = make(names, "DynamicQuantizeLSTM", parts, f"{node.name}_quant", keep, domain="com.microsoft", outputs=outputs)
     node.graph.insert_before(node, new)
-    for old, value in zip(tuple(node.outputs), new.outputs, strict=True):
-        output, value.type, value.shape = old.name, old.type, old.shape
-        old.replace_all_uses_with(value, replace_graph_outputs=True)
-        old.name = f"{output}_old"
-        value.name = output
-    node.graph.remove(node, safe=True)
+    take_over(node.graph, node, *new.outputs)
     model.opset_imports.setdefault("com.microsoft", 1)

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, drop_unused, initializer, take_over
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import constant
-from edgeopt.numbers.grid import INT8_WEIGHT, choose, quantize
+from edgeopt.graph.ops import array, constant
+from edgeopt.numbers.grid import INT8_WEIGHT, quantize, weight_params
 
 _SMALLEST = 65536  # elements; for a smaller table three additional nodes do not pay off
 
@@ -41,25 +41,25 @@ def quantize_embeddings(model: ir.Model, only: frozenset[str] | None = None) -> 
 
 
 def _embedding(node: ir.Node) -> bool:
-    table = (
-        node.inputs[0]
-        if node.op_type == "Gather" and not node.domain and node.attributes.get_int("axis", 0) == 0
-        else None
-    )
-    if table is None or not constant(table) or table.const_value is None or table.dtype != ir.DataType.FLOAT:
+    if (
+        node.op_type != "Gather"
+        or node.domain
+        or node.attributes.get_int("axis", 0) != 0
+        or not constant(node.inputs[0])
+    ):
         return False
-    if len(table.const_value.shape) != 2 or table.const_value.size < _SMALLEST:
-        return False
-    return bool(np.isfinite(table.const_value.numpy()).all())
+    table = array(node.inputs[0])
+    large = table.dtype == np.float32 and table.ndim == 2 and table.size >= _SMALLEST
+    return bool(large and np.isfinite(table).all())
 
 
 def _replace(model: ir.Model, names: Names, known: dict[str, list[ir.Value]], node: ir.Node) -> None:
     (table, ids), name = node.inputs, str(node.name)
-    assert table is not None and table.const_value is not None and node.graph is not None
+    assert table is not None and node.graph is not None
     key = f"{table.name}_rows"
     if key not in known:
-        w = table.const_value.numpy()
-        p = choose(0.0, np.abs(w).max(axis=1), INT8_WEIGHT, 0)
+        w = array(table)
+        p = weight_params(w, 0, INT8_WEIGHT)
         arrays = {"int8": quantize(w, p), "scale": p.scale[:, None]}
         known[key] = [initializer(model, names, f"{key}_{part}", x) for part, x in arrays.items()]
     integers, scales = known[key]

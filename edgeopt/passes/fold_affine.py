@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.edit import Names, drop_unused, initializer
-from edgeopt.graph.ops import bias_of, constant, weight_of
+from edgeopt.graph.edit import Names, drop_unused, initializer, take_over
+from edgeopt.graph.ops import array, bias_of, constant, weight_of
 from edgeopt.numbers.grid import Array
 
 _SCALES, _SHIFTS = ("Mul", "Div"), ("Add", "Sub")
@@ -51,11 +51,11 @@ def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array 
     negated for Sub; None if it has another shape or cannot be folded.
     """
     other = next((v for v in node.inputs if v is not value), None)
-    if len(node.inputs) != 2 or other is None or not constant(other) or other.const_value is None:
+    if len(node.inputs) != 2 or not constant(other):
         return None
     if node.op_type in ("Div", "Sub") and node.inputs[0] is not value:
         return None
-    c = other.const_value.numpy()
+    c = array(other)
     shape = (1,) * (rank - c.ndim) + c.shape
     if (
         c.dtype != np.float32
@@ -86,11 +86,7 @@ def _fold_behind(model: ir.Model, names: Names, conv: ir.Node) -> bool:
         _set(model, names, conv, w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c)
     else:
         _set(model, names, conv, w, b + c)
-    name, old = node.outputs[0].name, node.outputs[0]
-    out.type, out.shape = old.type or out.type, old.shape or out.shape
-    old.replace_all_uses_with(out, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
-    out.name = name
+    take_over(model.graph, node, out)
     return True
 
 
@@ -147,18 +143,14 @@ def _unpadded(conv: ir.Node) -> bool:
 
 
 def _numbers(conv: ir.Node) -> tuple[Array, Array]:
-    weight, bias = weight_of(conv), bias_of(conv)
-    assert weight is not None and weight.const_value is not None
-    w = weight.const_value.numpy()
-    return w, bias.const_value.numpy() if bias is not None and bias.const_value is not None else np.zeros(
-        w.shape[0], np.float32
-    )
+    w, bias = array(weight_of(conv)), bias_of(conv)
+    return w, np.zeros(w.shape[0], np.float32) if bias is None else array(bias)
 
 
 def _set(model: ir.Model, names: Names, conv: ir.Node, w: Array, b: Array) -> None:
     """Set the weight and bias of `conv` to new initializers with the contents `w` and `b`."""
-    for i, (part, array) in enumerate((("weight", w), ("bias", b)), 1):
-        content = np.ascontiguousarray(array, dtype=np.float32)
+    for i, (part, x) in enumerate((("weight", w), ("bias", b)), 1):
+        content = np.ascontiguousarray(x, dtype=np.float32)
         old = conv.inputs[i] if len(conv.inputs) > i else None
         if old is not None and str(old.name).startswith(f"{conv.name}_{part}_folded") and len(old.uses()) == 1:
             old.const_value = ir.Tensor(content, name=old.name)

@@ -16,9 +16,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgeopt.graph.edit import Names, drop_unused, initializer
-from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import constant
+from edgeopt.graph.edit import Names, cast, drop_unused, initializer
+from edgeopt.graph.ops import array, constant
 
 LARGEST = 65504.0
 _ROUNDS_TO_0 = 2.0**-25
@@ -189,13 +188,9 @@ def _as(
     if key not in casts:
         name = f"{value.name}_{wanted.name.lower()}" + ("" if is_constant or graph is model.graph else f"_{len(casts)}")
         if is_constant:
-            assert value.const_value is not None
-            casts[key] = initializer(model, names, name, value.const_value.numpy().astype(wanted.numpy()), wanted)
+            casts[key] = initializer(model, names, name, array(value).astype(wanted.numpy()), wanted)
         else:
-            cast = make(names, "Cast", [value], f"{name}_Cast", [ir.AttrInt64("to", wanted.value)], outputs=[name])
-            cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(wanted), value.shape
-            graph.append(cast)
-            casts[key] = cast.outputs[0]
+            casts[key] = cast(graph, names, value, wanted, name)
     return casts[key]
 
 
@@ -211,9 +206,4 @@ def _fix_outputs(graph: ir.Graph, names: Names, were_single: set[ir.Value], *, k
             name = str(value.name)
             value.name = names.value(f"{name}_float16")
             names.release(name)
-            to_float = [ir.AttrInt64("to", _SINGLE.value)]
-            node = make(names, "Cast", [value], f"{name}_Cast", to_float, outputs=[name])
-            out = node.outputs[0]
-            out.type, out.shape = ir.TensorType(_SINGLE), value.shape
-            graph.append(node)
-            graph.outputs[i] = restored[value] = out
+            graph.outputs[i] = restored[value] = cast(graph, names, value, _SINGLE, name)

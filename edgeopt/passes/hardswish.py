@@ -7,9 +7,11 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from edgeopt.graph.edit import Names, drop_unused, remove
-from edgeopt.graph.ops import constant
+from edgeopt.graph.edit import Names, take_over
+from edgeopt.graph.edit import node as make
+from edgeopt.graph.ops import scalar
 
 OPSET = 14
 
@@ -23,24 +25,14 @@ def fuse_hardswish(model: ir.Model) -> ir.Model:
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):
-        x = _input_of(node) if node.graph is not None else None
+        x = _input_of(node)
         if x is None:
             continue
-        fused = ir.Node("", "HardSwish", [x], name=names.node(f"{node.name}_HardSwish"))
-        out, old = fused.outputs[0], node.outputs[0]
-        name, out.type, out.shape = old.name, old.type, old.shape
-        copy.graph.insert_after(node, fused)
-        old.replace_all_uses_with(out, replace_graph_outputs=True)
-        remove(copy.graph, node)
-        out.name = name
-    drop_unused(copy)
+        fused = make(names, "HardSwish", [x], f"{node.name}_HardSwish")
+        copy.graph.insert_before(node, fused)
+        take_over(copy.graph, node, fused.outputs[0])
+    RemoveUnusedNodesPass()(copy)
     return copy
-
-
-def _number(value: ir.Value | None) -> float | None:
-    if value is None or not constant(value) or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().reshape(-1)[0])
 
 
 def _split(node: ir.Node | None, op_type: str) -> tuple[ir.Value, float] | None:
@@ -48,7 +40,7 @@ def _split(node: ir.Node | None, op_type: str) -> tuple[ir.Value, float] | None:
     if node is None or node.op_type != op_type or node.domain or len(node.inputs) != 2:
         return None
     for x, c in (node.inputs, reversed(tuple(node.inputs))):
-        number = _number(c)
+        number = scalar(c)
         if number is not None and x is not None and (op_type != "Div" or c is node.inputs[1]):
             return x, number
     return None
@@ -77,7 +69,7 @@ def _gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     if scaled is not None:
         inner = _gate(scaled[0])
         return (inner[0], inner[1] * scaled[1]) if inner is not None else None
-    bounds = (_number(node.inputs[1]), _number(node.inputs[2])) if len(node.inputs) == 3 else None
+    bounds = (scalar(node.inputs[1]), scalar(node.inputs[2])) if len(node.inputs) == 3 else None
     if node.op_type != "Clip" or bounds != (0.0, 6.0) or node.inputs[0] is None:
         return None
     shifted = node.inputs[0].producer()

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-from edgeopt.graph.edit import DTYPES, Names, drop_unused, initializer, node
-from edgeopt.graph.ops import rule
+from edgeopt.graph.edit import DTYPES, Names, drop_unused, initializer, node, take_over
+from edgeopt.graph.ops import array, constant, rule
 from edgeopt.graph.plan import Plan
 from edgeopt.numbers.grid import STORAGE, QParams, QType, quantize
 
@@ -27,7 +27,9 @@ def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}
     for name in plan.clamps:
-        _bypass(nodes[name])
+        before = nodes[name].inputs[0]
+        assert before is not None
+        take_over(copy.graph, nodes[name], before)
     names = Names(copy)
     made = {str(v.name) for n in copy.graph if n.name in plan.integer for v in n.outputs}
     values = {str(v.name): v for v in _values(copy)}
@@ -48,17 +50,6 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
         yield from n.outputs
 
 
-def _bypass(clamp: ir.Node) -> None:
-    """Remove `clamp`; the output of its producer gets its name, type and readers."""
-    before, after = clamp.inputs[0], clamp.outputs[0]
-    assert before is not None and clamp.graph is not None
-    name, graph = str(after.name), clamp.graph
-    before.type, before.shape = after.type or before.type, after.shape or before.shape
-    after.replace_all_uses_with(before, replace_graph_outputs=True)
-    graph.remove(clamp, safe=True)
-    before.name = name
-
-
 def _attributes(p: QParams) -> list[ir.Attr]:
     attributes = [ir.AttrInt64("axis", p.axis)] if p.axis is not None else []
     return attributes + ([ir.AttrInt64("block_size", p.block)] if p.block is not None else [])
@@ -74,20 +65,12 @@ def _takes_grid(use: Use, plan: Plan) -> bool:
 
 def params_of(q: ir.Node) -> QParams:
     """The grid of a QuantizeLinear or DequantizeLinear with constant scale and zero point."""
-    scale, zero_point = q.inputs[1], q.inputs[2]
-    assert (
-        scale is not None
-        and zero_point is not None
-        and scale.const_value is not None
-        and zero_point.const_value is not None
-    )
-    dtype = zero_point.const_value.dtype.name.lower()
+    scale, zero_point = (array(v) for v in q.inputs[1:3])
+    dtype = zero_point.dtype.name
     low, high = STORAGE[dtype]
-    axis = q.attributes.get_int("axis", 1) if scale.const_value.shape.rank() else None
+    axis = q.attributes.get_int("axis", 1) if scale.ndim else None
     block = q.attributes.get_int("block_size", 0) or None
-    return QParams(
-        scale.const_value.numpy(), zero_point.const_value.numpy(), QType(dtype, low, high, symmetric=False), axis, block
-    )
+    return QParams(scale, zero_point, QType(dtype, low, high, symmetric=False), axis, block)
 
 
 def _grid(model: ir.Model, names: Names, name: str, p: QParams) -> list[ir.Value]:
@@ -113,8 +96,7 @@ def dequantized_constant(
     name: prefix of the new names; owner: added to the name of the DequantizeLinear, to tell several of one constant
     apart.
     """
-    assert value.const_value is not None
-    q = quantize(value.const_value.numpy(), p)
+    q = quantize(array(value), p)
     integers = initializer(model, names, f"{name}_quantized", q, DTYPES[p.qtype.dtype])
     graph = readers[0][0].graph
     assert graph is not None
@@ -185,13 +167,13 @@ def fold_weights(model: ir.Model) -> ir.Model:
     names = Names(copy)
     for q in tuple(copy.graph):
         source = q.inputs[0] if q.op_type == "QuantizeLinear" else None
-        if source is None or source.const_value is None or not source.is_initializer():
+        if not constant(source) or source is None:
             continue
         p, out = params_of(q), q.outputs[0]
         name = str(out.name)
         out.name = f"{name}_old"
         names.release(name)
-        integers = quantize(source.const_value.numpy(), p)
+        integers = quantize(array(source), p)
         out.replace_all_uses_with(initializer(copy, names, name, integers, DTYPES[p.qtype.dtype]))
         copy.graph.remove(q, safe=True)
     drop_unused(copy)

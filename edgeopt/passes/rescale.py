@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.graph.ops import PRODUCTS, channel_axis, constant, weight_of
+from edgeopt.graph.ops import PRODUCTS, array, channel_axis, constant, scalar, scaled, weight_of
 
 Wide = NDArray[np.float64]
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "Identity"})
@@ -73,7 +73,7 @@ def _divided(node: ir.Node) -> tuple[ir.Value, int] | None:
     """(constant, its channel axis) such that dividing the constant divides the channels of `node`; None without one."""
     if node.op_type in PRODUCTS:
         weight = weight_of(node)
-        if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or _scaled(node):
+        if not _own(weight) or not all(v is None or _own(v) for v in node.inputs[2:]) or not _plain(node):
             return None
         if weight is None or weight.const_value is None or len(weight.const_value.shape) < 2:
             return None
@@ -102,12 +102,9 @@ def _vector(value: ir.Value) -> bool:
     return value.const_value is not None and len(value.const_value.shape) == 1 and value.const_value.size > 1
 
 
-def _scaled(node: ir.Node) -> bool:
-    """Whether `node` is a Gemm that does not compute just x W + b."""
-    return node.op_type == "Gemm" and (
-        any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-        or node.attributes.get_int("transA", 0) != 0
-    )
+def _plain(node: ir.Node) -> bool:
+    """Whether a layer computes just x W + b."""
+    return not scaled(node) and not node.attributes.get_int("transA", 0)
 
 
 @dataclass
@@ -134,10 +131,11 @@ class _Walk:
         if node.op_type in _HOMOGENEOUS or (node.op_type in _POOLS and self.axis == 1):
             return self.follow(node.outputs[0])
         if node.op_type == "Clip":
-            bounds = [_number(v) for v in (*node.inputs[1:3], None, None)][:2]
-            if bounds[0] != 0.0 or not bounds[1] > 0.0:
+            low, high = (*node.inputs[1:3], None, None)[:2]
+            top = math.inf if high is None else scalar(high) or 0.0
+            if scalar(low) != 0.0 or not top > 0.0:
                 return False
-            self.clips.append((str(node.inputs[0].name), bounds[1]))  # type: ignore[union-attr]
+            self.clips.append((str(node.inputs[0].name), top))  # type: ignore[union-attr]
             return self.follow(node.outputs[0])
         if node.op_type in _BY_CHANNEL:
             other = node.inputs[1 - position]
@@ -152,12 +150,11 @@ class _Walk:
 
     def _read(self, node: ir.Node, position: int) -> bool:
         weight = weight_of(node)
-        if position != 0 or not _own(weight) or _scaled(node):
+        if position != 0 or not _own(weight) or not _plain(node):
             return False
         if (self.axis == 1) != (node.op_type == "Conv"):
             return False
-        assert weight is not None and weight.const_value is not None
-        shape, group = weight.const_value.shape.numpy(), node.attributes.get_int("group", 1)
+        shape, group = array(weight).shape, node.attributes.get_int("group", 1)
         size = shape[1] * group if node.op_type == "Conv" else shape[len(shape) - 1 - channel_axis(node)]
         if size != self.channels or (node.op_type != "Conv" and len(shape) != 2):
             return False
@@ -165,20 +162,11 @@ class _Walk:
         return True
 
 
-def _number(value: ir.Value | None) -> float:
-    """The constant bound `value`; infinite if there is none, NaN if it is computed at run time."""
-    if value is None:
-        return math.inf
-    if not constant(value) or value.const_value is None or value.const_value.size != 1:
-        return math.nan
-    return float(value.const_value.numpy().reshape(-1)[0])
-
-
 def written(node: ir.Node) -> Wide:
     """Largest |w| of each output channel of a producer: [channels]."""
     found = _divided(node)
-    assert found is not None and found[0].const_value is not None
-    w = np.abs(found[0].const_value.numpy().astype(np.float64))
+    assert found is not None
+    w = np.abs(array(found[0]).astype(np.float64))
     return np.asarray(np.moveaxis(w, found[1], 0).reshape(w.shape[found[1]], -1).max(1))
 
 
@@ -192,9 +180,7 @@ def by_input(node: ir.Node, w: NDArray[np.floating]) -> NDArray[np.floating]:
 
 def read(node: ir.Node) -> Wide:
     """Largest |w| of each input channel of a reader: [channels]."""
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    w = np.abs(weight.const_value.numpy().astype(np.float64))
+    w = np.abs(array(weight_of(node)).astype(np.float64))
     return np.asarray(by_input(node, w).max((1, 3)).reshape(-1))
 
 
@@ -227,8 +213,8 @@ def rescaled(model: ir.Model, factors: Mapping[str, Wide]) -> ir.Model:
             _multiply(value, 1 / s, -1)
         for reader in b.readers:
             weight = weight_of(reader)
-            assert weight is not None and weight.const_value is not None
-            w = weight.const_value.numpy().astype(np.float64, order="C")  # so that by_input is a view
+            assert weight is not None
+            w = array(weight).astype(np.float64, order="C")  # so that by_input is a view
             groups = by_input(reader, w).shape[0]
             by_input(reader, w)[...] *= s.reshape(groups, 1, -1, 1)
             weight.const_value = ir.tensor(w.astype(np.float32), name=weight.name)
@@ -236,8 +222,7 @@ def rescaled(model: ir.Model, factors: Mapping[str, Wide]) -> ir.Model:
 
 
 def _multiply(value: ir.Value, s: Wide, axis: int, *, weight: bool = False) -> None:
-    assert value.const_value is not None
-    x = value.const_value.numpy()
+    x = array(value)
     if not weight and x.ndim == 0:  # a scalar bias for all channels
         x = x.reshape(1)
     shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]

@@ -19,9 +19,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.edit import Names, initializer
+from edgeopt.graph.edit import Names, drop_unused, initializer
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import CLAMPS, constant
+from edgeopt.graph.ops import CLAMPS, array, constant
 
 _TAKEN = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _LARGEST = 2.0**31 - 1
@@ -47,6 +47,7 @@ def shield(model: ir.Model, ranks: Mapping[str, int] | None = None) -> ir.Model:
         elif (found := _bias(node, known)) is not None:
             _spread(copy, names, node, *found)
     copy.graph.sort()
+    drop_unused(copy)
     return copy
 
 
@@ -100,11 +101,9 @@ def _bias(add: ir.Node, ranks: Mapping[str, int]) -> tuple[int, int] | None:
 def _spread(model: ir.Model, names: Names, add: ir.Node, i: int, rank: int) -> None:
     """Give the bias at position `i` one axis of size 1 for each other axis of the product."""
     bias = add.inputs[i]
-    assert bias is not None and bias.const_value is not None
-    b = bias.const_value.numpy()
+    assert bias is not None
+    b = array(bias)
     add.replace_input_with(i, initializer(model, names, f"{bias.name}_{rank}d", b.reshape((1,) * (rank - 1) + b.shape)))
-    if not bias.uses() and str(bias.name) in model.graph.initializers:
-        del model.graph.initializers[str(bias.name)]
 
 
 def _stop(model: ir.Model, names: Names, pool: ir.Node) -> None:
@@ -120,11 +119,7 @@ def _stop(model: ir.Model, names: Names, pool: ir.Node) -> None:
 
 def _protect(model: ir.Model, names: Names, node: ir.Node) -> None:
     old = node.inputs[2] if len(node.inputs) > 2 else None
-    b = (
-        old.const_value.numpy()
-        if old is not None and old.const_value is not None
-        else np.zeros(_channels(node), np.float32)
-    )
+    b = np.zeros(_channels(node), np.float32) if old is None else array(old)
     scale = np.float32(max(float(np.abs(b).max(initial=0.0)) / (_LARGEST / 2), float(np.finfo(np.float32).tiny)))
     name = f"{node.name}_bias"
     parts = {"integers": np.rint(b / scale).astype(np.int32), "scale": np.asarray(scale)}
@@ -135,14 +130,10 @@ def _protect(model: ir.Model, names: Names, node: ir.Node) -> None:
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, made.outputs[0])
-    if old is not None and not old.uses() and str(old.name) in model.graph.initializers:
-        del model.graph.initializers[str(old.name)]
 
 
 def _channels(node: ir.Node) -> int:
-    weight = node.inputs[1]
-    assert weight is not None and weight.const_value is not None
-    shape = weight.const_value.shape.numpy()
+    shape: tuple[int, ...] = array(node.inputs[1]).shape
     if node.op_type == "Gemm":
         return shape[0 if node.attributes.get_int("transB", 0) else 1]
     return shape[0] if node.op_type == "Conv" else shape[1] * node.attributes.get_int("group", 1)

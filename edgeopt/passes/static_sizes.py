@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.graph.edit import Names, initializer
-from edgeopt.graph.ops import constant
+from edgeopt.graph.ops import array, constant
 
 Numbers = Mapping[str, NDArray[np.int64]]
 Known = Mapping[str, list[int | None]]  # the elements of a value, None where they vary
@@ -63,7 +63,7 @@ def _mask(node: ir.Node, masks: Sequence[Fixed], shape: tuple[int, ...]) -> Fixe
     """A mask of the fixed elements of the output of `node`, given the masks of its inputs (True for a constant)."""
     if node.op_type == "Concat":
         return np.concatenate(
-            [np.full(_length(v), True) if constant(v) else m for m, v in zip(masks, node.inputs, strict=True)]
+            [np.full(array(v).size, True) if constant(v) else m for m, v in zip(masks, node.inputs, strict=True)]
         )
     if node.op_type in _SELECTS:
         return np.asarray(_SELECTS[node.op_type](node, np.atleast_1d(masks[0]))).reshape(shape)
@@ -72,11 +72,6 @@ def _mask(node: ir.Node, masks: Sequence[Fixed], shape: tuple[int, ...]) -> Fixe
     if node.op_type in _BY_ELEMENT:
         return np.broadcast_to(np.logical_and.reduce(np.broadcast_arrays(*masks)), shape)
     return np.full(shape, all(np.all(m) for m in masks))
-
-
-def _length(value: ir.Value | None) -> int:
-    tensor = value.const_value if value is not None else None
-    return int(tensor.size) if tensor is not None else 0
 
 
 def _numbers(node: ir.Node, i: int, default: list[int]) -> list[int]:

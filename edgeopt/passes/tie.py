@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeopt.graph.edit import Names, drop_unused
 from edgeopt.graph.edit import node as make
-from edgeopt.passes.embedding import embeddings
+from edgeopt.graph.ops import array
 
 _LEAST = 4096  # bytes
 _SHOWN = 64  # elements of the diagonal, which a transposed matrix shares
@@ -47,11 +47,11 @@ def repeated(model: ir.Model) -> dict[str, tuple[str, bool]]:
     found: dict[str, tuple[str, bool]] = {}
     kept: dict[object, list[ir.Value]] = {}
     for value in sorted(_matrices(model), key=lambda v: v.name not in tables):  # rows are read of a table as it is
-        array = _array(value)
-        others = kept.setdefault(_key(array), [])
+        x = array(value)
+        others = kept.setdefault(_key(x), [])
         for other in others:
-            same = np.array_equal(array, _array(other))
-            if same or (value.name not in tables and np.array_equal(array, _array(other).T)):
+            same = np.array_equal(x, array(other))
+            if same or (value.name not in tables and np.array_equal(x, array(other).T)):
                 found[str(value.name)] = str(other.name), not same
                 break
         else:
@@ -64,19 +64,18 @@ def of_tables(model: ir.Model) -> frozenset[str]:
     have to be rounded alike.
     """
     tables = _tables(model)
-    arrays = [_array(v) for v in _matrices(model) if v.name in tables]
+    arrays = [array(v) for v in _matrices(model) if v.name in tables]
     keys = {_key(a) for a in arrays}
     return frozenset(
         str(v.name)
         for v in _matrices(model)
-        if _key(x := _array(v)) in keys and any(np.array_equal(x, a) or np.array_equal(x, a.T) for a in arrays)
+        if _key(x := array(v)) in keys and any(np.array_equal(x, a) or np.array_equal(x, a.T) for a in arrays)
     )
 
 
 def _tables(model: ir.Model) -> set[str]:
     """The names of the constants of which nodes read rows."""
-    large = embeddings(model)
-    readers = [n for n in model.graph.all_nodes() if n.name in large or n.op_type == "Gather"]
+    readers = [n for n in model.graph.all_nodes() if n.op_type == "Gather"]
     return {str(n.inputs[0].name) for n in readers if n.inputs and n.inputs[0] is not None}
 
 
@@ -89,11 +88,6 @@ def _matrices(model: ir.Model) -> Iterator[ir.Value]:
             yield value
 
 
-def _array(value: ir.Value) -> NDArray[np.generic]:
-    assert value.const_value is not None
-    return value.const_value.numpy()
-
-
-def _key(array: NDArray[np.generic]) -> object:
+def _key(x: NDArray[np.generic]) -> object:
     """What a matrix has in common with its transpose."""
-    return array.dtype.str, tuple(sorted(array.shape)), np.diagonal(array)[:_SHOWN].tobytes()
+    return x.dtype.str, tuple(sorted(x.shape)), np.diagonal(x)[:_SHOWN].tobytes()

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, drop_unused, initializer, node, take_over
-from edgeopt.graph.ops import channel_axis, constant, rule, weight_of
-from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType, choose
+from edgeopt.graph.ops import array, channel_axis, constant, rule, weight_of
+from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, Array, QParams, QType, weight_params
 from edgeopt.passes.qdq import dequantized_constant
 
 INT4_BLOCK = 32
@@ -38,10 +38,9 @@ def weight_only(
     for layer in tuple(copy.graph.all_nodes()):
         if only is None or layer.name in only:
             for i, value in _stored(layer):
-                assert value.const_value is not None
                 # ONNX Runtime does not fuse four bits in the body of an If or a Loop, and refuses the file
                 width = bits if layer.graph is copy.graph else 8
-                p = (params or {}).get(str(value.name)) or _params(value.const_value.numpy(), layer, i, width)
+                p = (params or {}).get(str(value.name)) or _params(array(value), layer, i, width)
                 # readers of a weight with the same axis share its integers, but each has its own DequantizeLinear
                 name, owner = f"{value.name}_{p.axis}", f"_{layer.name}"
                 made.append(dequantized_constant(copy, names, value, p, [(layer, i)], name, owner=owner))
@@ -86,9 +85,8 @@ def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
     _out, graph = dequantize.outputs[0], dequantize.graph
     if q is None or scale is None or graph is None or q.dtype != ir.DataType.INT8 or not constant(q):
         return
-    assert q.const_value is not None and scale.const_value is not None
-    axis, rank = dequantize.attributes.get_int("axis", 1), len(q.const_value.shape)
-    s = scale.const_value.numpy().reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+    axis, rank = dequantize.attributes.get_int("axis", 1), array(q).ndim
+    s = array(scale).reshape([-1 if i == axis % rank else 1 for i in range(rank)])
     spread = initializer(model, names, f"{scale.name}_broadcast", s)
     to_float = [ir.AttrInt64("to", int(ir.DataType.FLOAT))]
     cast = node(names, "Cast", [q], f"{dequantize.name}_Cast", to_float, outputs=[f"{dequantize.name}_Cast_output"])
@@ -108,14 +106,9 @@ def _params(w: Array, layer: ir.Node, position: int, bits: int) -> QParams:
     if bits == 4 and layer.op_type == "MatMul" and w.ndim == 2 and w.shape[0] % INT4_BLOCK == 0:
         return block_params(w.reshape(w.shape[0] // INT4_BLOCK, INT4_BLOCK, w.shape[1]), INT4_WEIGHT)
     if position in rule(layer).weights:
-        return _by_channel(w, channel_axis(layer, position))
-    grids = [_by_channel(w, axis) for axis in range(w.ndim) if w.size >= _PER_SCALE * w.shape[axis]]
+        return weight_params(w, channel_axis(layer, position), INT8_WEIGHT)
+    grids = [weight_params(w, axis, INT8_WEIGHT) for axis in range(w.ndim) if w.size >= _PER_SCALE * w.shape[axis]]
     return min(grids, key=lambda p: float((p.scale.astype(np.float64) ** 2).mean()))  # as rounding errors are
-
-
-def _by_channel(w: Array, axis: int) -> QParams:
-    peak = np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
-    return choose(0.0, peak, INT8_WEIGHT, axis)
 
 
 def spread(model: ir.Model) -> ir.Model:

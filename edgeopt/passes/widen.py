@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.edit import Names, drop_unused, initializer, node
+from edgeopt.graph.edit import Names, cast, drop_unused, initializer
 from edgeopt.graph.ops import constant
 
 _OTHERS = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -67,12 +67,6 @@ def _cast_interface(model: ir.Model, names: Names, kept: Mapping[int, ir.DataTyp
     """Casts behind the inputs and before the outputs that keep their type."""
     graph = model.graph
 
-    def cast(value: ir.Value, to: ir.DataType) -> ir.Value:
-        made = node(names, "Cast", [value], f"{value.name}_Cast", [ir.AttrInt64("to", int(to))])
-        made.outputs[0].type, made.outputs[0].shape = ir.TensorType(to), value.shape
-        graph.append(made)
-        return made.outputs[0]
-
     outputs = list(graph.outputs)
     for i, value in enumerate(outputs):
         dtype = kept.get(id(value))
@@ -83,15 +77,14 @@ def _cast_interface(model: ir.Model, names: Names, kept: Mapping[int, ir.DataTyp
             continue
         name = str(value.name)
         value.name = names.value(f"{name}_wide")
-        made = cast(value, dtype)
-        names.release(str(made.name))
-        made.name, graph.outputs[i] = name, made
+        names.release(name)
+        graph.outputs[i] = cast(graph, names, value, dtype, name)
     for value in graph.inputs:
         dtype = kept.get(id(value))
         if dtype is not None:
             readers = tuple(value.uses())
             value.type = ir.TensorType(dtype)
-            made = cast(value, _SINGLE)
+            made = cast(graph, names, value, _SINGLE)
             for reader, position in readers:
                 reader.replace_input_with(position, made)
 

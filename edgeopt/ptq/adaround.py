@@ -14,27 +14,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.ptq.gptq import per_weight
+from edgeopt.ptq.gptq import Wide, error, per_weight
 
-Wide = NDArray[np.floating]
 Single = NDArray[np.float32]
 _LOW, _HIGH = -0.1, 1.1  # gamma and zeta: the sigmoid is stretched to reach 0 and 1
 _WARM = 0.2  # share of the steps without the regularizer
 _BETA = (20.0, 2.0)
 _ADAM = (0.9, 0.999, 1e-8)
+_RATE = 0.03
 
 
-def adaround(
-    w: Wide,
-    h: Wide,
-    scale: Wide,
-    limit: int,
-    least: int | None = None,
-    *,
-    steps: int = 600,
-    rate: float = 0.03,
-    strength: float = 1.0,
-) -> Wide:
+def adaround(w: Wide, h: Wide, scale: Wide, limit: int, least: int | None = None, *, steps: int = 600) -> Wide:
     """Round `w` to its grid: values scale * q with least <= q <= limit; least: -limit if None.
 
     w: [groups, out, in]; h: [groups, in, in]; scale: [groups, out], or [groups, out, in].
@@ -52,16 +42,16 @@ def adaround(
         done = step / steps
         if done >= _WARM:
             beta = _BETA[1] + (_BETA[0] - _BETA[1]) * 0.5 * (1 + np.cos(np.pi * (done - _WARM) / (1 - _WARM)))
-            gradient += strength * _pull(soft, np.float32(beta))
+            gradient += _pull(soft, np.float32(beta))
         s = (soft - _LOW) / (_HIGH - _LOW)
         gradient *= (_HIGH - _LOW) * s * (1 - s) * ((soft > 0) & (soft < 1))
         first += (1 - _ADAM[0]) * (gradient - first)
         second += (1 - _ADAM[1]) * (gradient**2 - second)
-        size = rate * np.sqrt(1 - _ADAM[1] ** (step + 1)) / (1 - _ADAM[0] ** (step + 1))
+        size = _RATE * np.sqrt(1 - _ADAM[1] ** (step + 1)) / (1 - _ADAM[0] ** (step + 1))
         v -= (size * first / (np.sqrt(second) + _ADAM[2])).astype(np.float32)
     found = low + (_soft(v) >= 0.5)
     nearest = np.clip(np.rint(unit), least, limit)
-    behind = _error(found - unit, m) > _error(nearest - unit, m)
+    behind = error(found - unit, m) > error(nearest - unit, m)
     return np.asarray(scale * np.where(behind[..., None], nearest, found).astype(np.float64))
 
 
@@ -79,7 +69,3 @@ def _pull(soft: Single, beta: np.float32) -> Single:
     """The derivative of the regularizer with respect to h."""
     x = 2 * soft - 1
     return np.asarray(-2 * beta * np.sign(x) * np.abs(x) ** (beta - 1), np.float32)
-
-
-def _error(d: Single, m: Single) -> Single:
-    return np.asarray(((d @ m) * d).sum(-1))

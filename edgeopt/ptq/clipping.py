@@ -9,9 +9,9 @@ OCTAV; Sakr et al. 2022, arXiv:2206.06501, use the unweighted one).
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Wide = NDArray[np.floating]
+from edgeopt.ptq.gptq import Wide
+
 SHARES = tuple(1 - i / 40 for i in range(21))  # down to one half
 
 

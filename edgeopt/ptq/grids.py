@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeopt.graph.edit import Names, initializer
-from edgeopt.graph.ops import activations, bias_of, channel_axis, constants, cost_class, rule, weight_of
+from edgeopt.graph.ops import activations, array, bias_of, channel_axis, constants, cost_class, rule, scaled, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.target import Target
-from edgeopt.numbers.grid import BIAS, Array, QParams, QType, choose
+from edgeopt.numbers.grid import BIAS, Array, QParams, choose, largest_pair, weight_params
 from edgeopt.numbers.observers import MinMax, Statistics
 from edgeopt.numbers.ranges import RANGES
 
@@ -39,17 +40,7 @@ def reduction_rows(w: Array, op_type: str, axis: int) -> Array:
     return np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)
 
 
-def largest_pair(rows: Array) -> Array:
-    """The largest |a + b| over the neighbours (0, 1), (2, 3) ... of equal sign in each row, [channels]; a single last
-    element is paired with 0.
-    """
-    odd = rows.shape[1] % 2
-    pairs = np.pad(rows, ((0, 0), (0, odd))).reshape(rows.shape[0], -1, 2)
-    positive = np.maximum(pairs, 0).sum(-1).max(-1)
-    return np.asarray(np.maximum(positive, np.maximum(-pairs, 0).sum(-1).max(-1)), dtype=np.float32)
-
-
-def within_pairs(q: Array, op_type: str, axis: int) -> Array:
+def within_pairs(q: NDArray[np.integer], op_type: str, axis: int) -> NDArray[np.integer]:
     """Reduce integers `q` so that no pair of neighbours sums to more than 128 in magnitude; the larger one of a pair
     is reduced. This corrects weights that rounding or training moved beyond the limit of `saturation_floor`.
     """
@@ -64,19 +55,6 @@ def within_pairs(q: Array, op_type: str, axis: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(fixed, -1, 1) if op_type == "Conv" else np.moveaxis(fixed, 0, axis))
 
 
-def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0.0) -> QParams:
-    """Symmetric per-channel grid of `w` along `axis`; no scale is below `floor` [channels].
-
-    Channels with only zeros get scale 1, or `floor` if that is larger than 0.
-    """
-    peak = (
-        np.abs(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1)).max(axis=1)
-        if w.size
-        else np.zeros(w.shape[axis], np.float32)
-    )
-    return choose(0.0, np.maximum(peak, np.asarray(floor, np.float64) * qtype.qmax), qtype, axis)
-
-
 def bias_params(scale_x: Array, weight: QParams) -> QParams:
     """The grid of a bias: int32 with the scale s_x s_w, computed in float32 as in the kernels."""
     scale = (scale_x.astype(np.float32) * weight.scale).astype(np.float32)
@@ -88,7 +66,7 @@ def scale_floor(readers: Sequence[ir.Node], params: Mapping[str, QParams], targe
     `readers`, whose inputs have grids in `params`.
     """
     node = readers[0]
-    w, axis = weight_array(node), channel_axis(node)
+    w, axis = array(weight_of(node)), channel_axis(node)
     floor = np.zeros(w.shape[axis], np.float64)
     for reader in readers:
         bias = bias_of(reader)
@@ -160,9 +138,8 @@ def channel_bias(node: ir.Node) -> ir.Value | None:
     bias = bias_of(node)
     if bias is None or bias.const_value is None or node.op_type != "Gemm":
         return bias
-    shape, a = bias.const_value.shape.numpy(), node.attributes
-    plain = a.get_float("alpha", 1.0) == 1.0 and a.get_float("beta", 1.0) == 1.0
-    return bias if plain and (len(shape) < 2 or shape[0] == 1) else None
+    shape = array(bias).shape
+    return bias if not scaled(node) and (len(shape) < 2 or shape[0] == 1) else None
 
 
 def untie(model: ir.Model, plan: Plan) -> ir.Model:
@@ -236,15 +213,14 @@ def quantization_params(
         if node.name not in plan.integer:
             continue
         for _, value in constants(node):
-            assert value.const_value is not None
-            extremes = MinMax().update(value.const_value.numpy())
+            extremes = MinMax().update(array(value))
             params[str(value.name)] = choose(extremes.lo, extremes.hi, target.activation_type)
         weight = weight_of(node)
         readers = layers[str(weight.name)] if weight is not None else ()
         if weight is not None and readers[0] is node:
             floor = scale_floor(readers, params, target)
             params[str(weight.name)] = weight_params(
-                weight_array(node), channel_axis(node), target.weight_type, floor=floor
+                array(weight_of(node)), channel_axis(node), target.weight_type, floor=floor
             )
             params |= bias_grids(readers, params)
     return params
@@ -258,13 +234,6 @@ def bias_grids(readers: Sequence[ir.Node], params: Mapping[str, QParams]) -> dic
         if weight is not None and bias is not None and bias.const_value is not None:
             found[str(bias.name)] = bias_params(_input_scale(node, params), params[str(weight.name)])
     return found
-
-
-def weight_array(node: ir.Node) -> Array:
-    """The constant weight of a layer."""
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    return weight.const_value.numpy()
 
 
 def _input_scale(node: ir.Node, params: Mapping[str, QParams]) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.ops import PRODUCTS
-from edgeopt.ptq.grids import PAIR, largest_pair, reduction_rows, within_pairs
+from edgeopt.numbers.grid import largest_pair
+from edgeopt.ptq.grids import PAIR, reduction_rows, within_pairs
 
 
 def unguarded(model: ir.Model) -> list[str]:
@@ -43,9 +44,6 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, i
         if dequantize is None or weight is None or weight.const_value is None:
             continue
         q, axis = weight.const_value.numpy(), dequantize.attributes.get_int("axis", 1)
-        if q.dtype == np.int8 and not (node.op_type == "Conv" and _depthwise(node, q)):
+        depthwise = node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and q.shape[1] == 1
+        if q.dtype == np.int8 and not depthwise:
             yield node, weight, q, axis % q.ndim
-
-
-def _depthwise(node: ir.Node, q: np.ndarray) -> bool:
-    return bool(node.attributes.get_int("group", 1) > 1 and q.shape[1] == 1)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from edgeopt.graph.ops import activations
 from edgeopt.graph.plan import Plan
 from edgeopt.passes.qdq import dequantized_names
+from edgeopt.ptq.place import outputs_of
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
 _CLEAN_DB = 60.0
@@ -62,7 +63,4 @@ def levels(
 
 def result(node: ir.Node, plan: Plan) -> str:
     """The value that carries the output grid of `node`: its output, or that of a clamp merged into the grid."""
-    uses = tuple(node.outputs[0].uses())
-    if len(uses) == 1 and str(uses[0].node.name) in plan.clamps:
-        return str(uses[0].node.outputs[0].name)
-    return str(node.outputs[0].name)
+    return str(outputs_of(node, plan.clamps)[0].name)

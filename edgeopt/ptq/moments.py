@@ -23,10 +23,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.graph.ops import activations, channel_axis, weight_of
+from edgeopt.graph.ops import activations, array, channel_axis, weight_of
 from edgeopt.hardware.host import cores, threads
 from edgeopt.ptq.grids import by_weight
-from edgeopt.runtime.session import Feed, open_session, with_outputs
+from edgeopt.runtime.session import Feed, reading
 
 POSITIONS = 128
 BLOCK = 512  # largest number of inputs that compensate each other's rounding, computed with in float64
@@ -103,8 +103,7 @@ def blocks_of(size: int) -> int:
 
 def layers(model: ir.Model, integer: frozenset[str]) -> list[Layer]:
     """The layers of `model` (untied) whose input columns can be extracted."""
-    kinds = ("Conv", "Gemm", "MatMul")
-    nodes = [n for n in model.graph if n.name in integer and n.op_type in kinds and weight_of(n) is not None]
+    nodes = [n for n in model.graph if n.name in integer and weight_of(n) is not None]
     return list(by_weight(n for n in nodes if _plain(n)).values())
 
 
@@ -116,9 +115,7 @@ def name(layer: Layer) -> str:
 
 
 def _plain(node: ir.Node) -> bool:
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    rank = len(weight.const_value.shape)
+    rank = array(weight_of(node)).ndim
     if node.op_type == "Conv":
         return rank > 2
     return rank == 2 and not node.attributes.get_int("transA", 0)
@@ -154,9 +151,7 @@ def parts(found: Sequence[Layer], max_ram: int, largest: int) -> tuple[list[list
 
 def rows(node: ir.Node, w: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """The weight of `node`, or another of its shape, as [groups, out, in]."""
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    w = weight.const_value.numpy() if w is None else w
+    w = array(weight_of(node)) if w is None else w
     if node.op_type == "Conv":
         group = node.attributes.get_int("group", 1)
         return w.reshape(group, w.shape[0] // group, -1)
@@ -165,9 +160,7 @@ def rows(node: ir.Node, w: NDArray[np.float32] | None = None) -> NDArray[np.floa
 
 def unrows(node: ir.Node, found: NDArray[np.floating]) -> NDArray[np.float32]:
     """`found` [groups, out, in] reshaped to the shape of the weight of `node`."""
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    shape = weight.const_value.shape.numpy()
+    shape = array(weight_of(node)).shape
     if node.op_type != "Conv" and channel_axis(node) != 0:
         return np.ascontiguousarray(found[0].T.astype(np.float32))
     return np.ascontiguousarray(found.reshape(shape).astype(np.float32))
@@ -181,34 +174,28 @@ def columns(
         flat = x.reshape(-1, x.shape[-1])
         chosen = rng.permutation(len(flat))[:count] if len(flat) > count else np.arange(len(flat))
         return flat[chosen][:, None, :]
-    weight = weight_of(node)
-    assert weight is not None and weight.const_value is not None
-    kernel, group = tuple(weight.const_value.shape.numpy()[2:]), node.attributes.get_int("group", 1)
-    ones = (1,) * len(kernel)
-    strides, dilations = (_ints(node, name, ones) for name in ("strides", "dilations"))
+    kernel, group = array(weight_of(node)).shape[2:], node.attributes.get_int("group", 1)
+    ones, spatial = (1,) * len(kernel), range(2, x.ndim)
+    strides, dilations = (node.attributes.get_ints(name, ones) for name in ("strides", "dilations"))
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    pads = _pads(node, x.shape[2:], reach, strides)
-    size = [(x.shape[2 + i] + sum(pads[i]) - reach[i]) // strides[i] + 1 for i in range(len(kernel))]
-    total = len(x) * math.prod(size)
+    padded = np.pad(x, [(0, 0), (0, 0), *_pads(node, x.shape[2:], reach, strides)])
+    every = tuple(slice(None, None, step) for step in (1, 1, *strides, *dilations))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(spatial))[every]
+    places = (len(x), *patches.shape[2 : x.ndim])
+    total = math.prod(places)
     count = min(count, _FEW) if group == x.shape[1] and count == POSITIONS else count
     chosen = rng.integers(0, total, count) if total > count else np.arange(total)
-    image, *at = np.unravel_index(chosen, (len(x), *size))
-    index: list[Any] = [image.reshape(-1, *ones), slice(None)]
-    inside = np.ones((len(chosen), *kernel), bool)
-    for i, first in enumerate(at):
-        position = first[:, None] * strides[i] - pads[i][0] + np.arange(kernel[i]) * dilations[i]
-        position = position.reshape(-1, *(kernel[i] if i == j else 1 for j in range(len(kernel))))
-        inside &= (position >= 0) & (position < x.shape[2 + i])
-        index.append(np.clip(position, 0, x.shape[2 + i] - 1))
-    found = x[tuple(index)] * inside[..., None]  # [n, *kernel, channels]
-    return np.ascontiguousarray(np.moveaxis(found, -1, 1)).reshape(len(chosen), group, -1)
+    image, *at = np.unravel_index(chosen, places)
+    index: tuple[Any, ...] = (image, slice(None), *at)
+    return np.ascontiguousarray(patches[index]).reshape(len(chosen), group, -1)
 
 
 def _pads(node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
     """Padding (before, after) on each spatial axis, by `pads` or `auto_pad`."""
     automatic = node.attributes.get_string("auto_pad", "NOTSET")
     if not automatic.startswith("SAME"):
-        given = _ints(node, "pads", (0,) * 2 * len(size)) if automatic == "NOTSET" else (0,) * 2 * len(size)
+        none = (0,) * 2 * len(size)
+        given = node.attributes.get_ints("pads", none) if automatic == "NOTSET" else none
         return list(zip(given[: len(size)], given[len(size) :], strict=True))
     found = []
     for n, r, s in zip(size, reach, strides, strict=True):
@@ -216,11 +203,6 @@ def _pads(node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Seq
         half = all_of_it // 2
         found.append((half, all_of_it - half) if automatic == "SAME_UPPER" else (all_of_it - half, half))
     return found
-
-
-def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    found = node.attributes.get(name)
-    return tuple(found.as_ints()) if found is not None else default
 
 
 def gather(
@@ -253,16 +235,14 @@ def _columns(
 ) -> Iterator[Mapping[str, NDArray[np.float32]]]:
     """Columns of each node, one mapping for each sample, in order; empty for samples that cannot be read."""
     read = {str(n.name): str(activations(n)[0][1].name) for n in nodes}
-    inner = sorted(set(read.values()) - {str(v.name) for v in model.graph.inputs})
-    session = open_session(with_outputs(model, inner)) if inner else None
+    run = reading(model, read.values())
 
     def work(seed: int) -> dict[str, NDArray[np.float32]]:
         try:
-            values = dict(samples[seed][1]())
+            feed = samples[seed][1]()
         except DataError:
             return {}
-        if session is not None:
-            values |= dict(zip(session.outputs, session.run(values), strict=True))
+        values = run(feed)
         there = [n for n in nodes if values[read[str(n.name)]].size]
         return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(seed)) for n in there}
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeopt.data import Feed, readable
 from edgeopt.errors import DataError
-from edgeopt.runtime.session import open_session, with_outputs
+from edgeopt.runtime.session import reading
 
 _ANY = 1 << 40  # single samples may be unreadable here; calibration checks all of them together
 Sample = tuple[str, Callable[[], Feed]]
@@ -44,16 +44,14 @@ def peaks(model: ir.Model, values: Mapping[str, int], samples: Sequence[Sample])
     """
     if not values:
         return {}
-    inputs = {str(v.name) for v in model.graph.inputs}
-    inner = [v for v in values if v not in inputs]
-    session = open_session(with_outputs(model, inner)) if inner else None
+    read = reading(model, values)
     found: dict[str, Peaks] = {}
     problems: dict[str, str] = {}
     for sample in samples:
         feeds, unreadable = readable([sample], total=_ANY)
         problems |= unreadable
         for _, feed in feeds:
-            seen = dict(feed) | (dict(zip(session.outputs, session.run(feed), strict=True)) if session else {})
+            seen = read(feed)
             for name, axis in values.items():
                 new = Peaks.of(seen[name], axis)
                 found[name] = found[name].merge(new) if name in found else new

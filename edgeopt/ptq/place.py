@@ -12,15 +12,16 @@ The result is a `graph.plan.Plan`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.ops import CLAMPS, activations, bias_of, constant, constants, cost_class, macs_of, rule, weight_of
+from edgeopt.graph.ops import activations, array, constant, constants, cost_class, macs_of, rule, scalar, weight_of
 from edgeopt.graph.plan import Form, Plan
 from edgeopt.hardware.target import OpCost, Target
+from edgeopt.ptq.grids import channel_bias
 from edgeopt.ptq.mincut import INFINITE, FlowNetwork
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.probe import Probe
@@ -37,30 +38,21 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
     weight = weight_of(node)
     if rule(node).weight is not None and weight is None:
         return "the weight is computed at run time"
-    if (
-        node.op_type == "MatMul"
-        and weight is not None
-        and weight.const_value is not None
-        and len(weight.const_value.shape) != 2
-    ):
+    if node.op_type == "MatMul" and weight is not None and array(weight).ndim != 2:
         return "the weight is not a matrix"
-    if weight is not None and (weight.const_value is None or not np.isfinite(weight.const_value.numpy()).all()):
+    if weight is not None and not np.isfinite(array(weight)).all():
         return "weights are not finite"
     if weight is not None and weight.dtype != ir.DataType.FLOAT:
         return "weights are not float32"
     bias = rule(node).bias
-    if (
-        bias is not None
-        and len(node.inputs) > bias
-        and node.inputs[bias] is not None
-        and not constant(node.inputs[bias])
-    ):
+    given = node.inputs[bias] if bias is not None and len(node.inputs) > bias else None
+    if given is not None and not constant(given):
         return "the bias is computed at run time"
     if node.op_type == "Gemm" and (
         node.attributes.get_float("alpha", 1.0) != 1.0 or node.attributes.get_float("beta", 1.0) != 1.0
     ):
         return "Gemm with alpha or beta"
-    if node.op_type == "Gemm" and not _bias_along_columns(node):
+    if given is not channel_bias(node):
         return "the bias varies over rows"
     operands = activations(node)
     if not operands or any(str(v.name) not in probes for v in [*(v for _, v in operands), *node.outputs]):
@@ -70,7 +62,7 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
         return "an empty tensor on the sample"
     if any(p.masked for p in touched):
         return "an attention mask or infinity would set its range"
-    if any(not np.isfinite(c.const_value.numpy()).all() for _, c in constants(node) if c.const_value is not None):
+    if any(not np.isfinite(array(c)).all() for _, c in constants(node)):
         return "a constant is not finite"
     if node.op_type == "Concat":
         return _crushed([probes[str(v.name)] for _, v in operands], probes[str(node.outputs[0].name)])
@@ -91,31 +83,17 @@ def _crushed(operands: Sequence[Probe], output: Probe) -> str | None:
     return f"one grid for operands whose ranges differ {wide / least:.0f} times would leave the smallest no levels"
 
 
-def _bias_along_columns(gemm: ir.Node) -> bool:
-    bias = bias_of(gemm)
-    if bias is None or bias.const_value is None:
-        return True
-    shape = bias.const_value.shape.numpy()
-    return len(shape) < 2 or shape[0] == 1
-
-
 def _clamp_of(node: ir.Node) -> ir.Node | None:
     """The Relu or Clip after `node` that the output grid can replace: the only consumer, with 0 inside its bounds."""
     if rule(node).moves or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
     uses = tuple(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].idx != 0 or uses[0].node.op_type not in CLAMPS or uses[0].node.graph is not node.graph:
+    if len(uses) != 1 or uses[0].idx != 0 or not rule(uses[0].node).clamp or uses[0].node.graph is not node.graph:
         return None
     clamp = uses[0].node
-    for i, sign in ((1, 1), (2, -1)):
-        bound = clamp.inputs[i] if len(clamp.inputs) > i else None
-        if bound is None:
-            continue
-        if (
-            not constant(bound)
-            or bound.const_value is None
-            or sign * float(bound.const_value.numpy().reshape(-1)[0]) > 0
-        ):
+    for bound, sign in zip(clamp.inputs[1:3], (1, -1), strict=False):
+        number = scalar(bound)
+        if bound is not None and (number is None or sign * number > 0):
             return None
     return clamp
 
@@ -162,7 +140,7 @@ def place(
     return Plan(forms, taken, _grids(model, integer, taken), {n: r for n, r in reasons.items() if n not in taken})
 
 
-def _output(node: ir.Node, clamps: Mapping[str, ir.Node]) -> list[ir.Value]:
+def outputs_of(node: ir.Node, clamps: Container[str]) -> list[ir.Value]:
     """The outputs of `node`; if a clamp after it is merged into its grid, the output of the clamp."""
     uses = tuple(node.outputs[0].uses())
     if len(uses) == 1 and str(uses[0].node.name) in clamps:
@@ -227,7 +205,7 @@ def _cut(
         floating, integral = prices.node(node, probes)
         network.add_edge(source, label[str(node.name)], INFINITE if node.name in include else round(floating))
         network.add_edge(label[str(node.name)], sink, round(integral))
-    made = {str(v.name): n for n in candidates for v in _output(n, clamps)}
+    made = {str(v.name): n for n in candidates for v in outputs_of(n, clamps)}
     for value in _values(model):
         inside = [u for u in value.uses() if u.node.graph is model.graph and str(u.node.name) in label]
         users = [u.node for u in inside if u.idx in {i for i, _ in activations(u.node)}]
@@ -265,11 +243,7 @@ def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str]) 
         for _, value in activations(node):
             grids.setdefault(str(value.name), str(value.name))
         op = rule(node)
-        outputs = list(node.outputs)
-        uses = tuple(node.outputs[0].uses())
-        if len(uses) == 1 and str(uses[0].node.name) in clamps:
-            outputs = [uses[0].node.outputs[0]]
-        for out in outputs:
+        for out in outputs_of(node, clamps):
             needed = (
                 not op.float_output
                 or any(str(u.node.name) in integer for u in out.uses())

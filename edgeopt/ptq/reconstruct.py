@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgeopt.graph.ops import channel_axis, cost_class, weight_of
 from edgeopt.hardware.host import cores, threads
 from edgeopt.hardware.target import Target
-from edgeopt.numbers.grid import QParams
+from edgeopt.numbers.grid import QParams, dequantize, quantize
 from edgeopt.ptq.adaround import adaround
 from edgeopt.ptq.clipping import clipped_scale
 from edgeopt.ptq.gptq import Wide, error, gptq, per_weight
@@ -124,8 +124,8 @@ def rounded(
     scale = _scale(grid, w, blocks)
     q = _joined(ROUNDERS[rounding](_divided(aim.w, blocks), aim.h, scale, grid.qtype.qmax, grid.qtype.qmin), blocks)
     if saturates and cost_class(node) != "Conv.depthwise":
-        made = _guarded(unrows(node, q), grid, node.op_type, channel_axis(node))
-        q = rows(node, made).astype(np.float64)
+        fixed = within_pairs(quantize(unrows(node, q), grid), node.op_type, channel_axis(node))
+        q = rows(node, dequantize(fixed, grid)).astype(np.float64)
     weight.const_value = ir.tensor(unrows(node, q), name=weight.name)
     for reader, before, after in zip(layer, aim.before, aim.after, strict=True):
         bias = channel_bias(reader)
@@ -181,10 +181,3 @@ def clipped(
         found[key] = replace(grid, scale=scale.reshape(grid.scale.shape).astype(np.float32))
         found |= bias_grids(layer, found)
     return found
-
-
-def _guarded(w: NDArray[np.float32], grid: QParams, op_type: str, axis: int) -> NDArray[np.float32]:
-    """Weights on the grid, reduced where needed so that no pair saturates."""
-    scale = grid.scale.reshape([-1 if i == axis else 1 for i in range(w.ndim)]) if grid.scale.size > 1 else grid.scale
-    q = within_pairs(np.rint(w / scale).astype(np.int32), op_type, axis)
-    return np.asarray(q * scale, np.float32)

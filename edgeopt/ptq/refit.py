@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from operator import itemgetter
 
 import numpy as np
 import onnx_ir as ir
@@ -31,11 +32,10 @@ from edgeopt.numbers.grid import QParams
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.ptq.grids import by_weight
-from edgeopt.ptq.moments import Layer, Sample, columns, name
+from edgeopt.ptq.moments import Layer, Sample, Wide, columns, name
 from edgeopt.ptq.reconstruct import Aim, rounded
-from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
+from edgeopt.runtime.session import Feed, open_session, with_outputs
 
-Wide = NDArray[np.floating]
 _RIDGES = tuple(4.0**k for k in range(6, -4, -1))
 _TINY = 1e-30
 _TOGETHER = 8  # samples whose columns are multiplied at once
@@ -146,7 +146,7 @@ def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence
     position, value = activations(node)[0]
     twin = next(n for n in integer.graph if n.name == node.name).inputs[position]
     assert twin is not None
-    of_float, of_integer = _Reader.of(model, str(value.name)), _Reader.of(integer, str(twin.name))
+    of_float, of_integer = _reader(model, str(value.name)), _reader(integer, str(twin.name))
 
     def read(seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         try:
@@ -171,18 +171,9 @@ def _halves(node: ir.Node, model: ir.Model, integer: ir.Model, samples: Sequence
     return None if first is None or second is None else (first, second)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Computes one value of a model; session None: the value is an input."""
-
-    name: str
-    session: Session | None
-
-    @staticmethod
-    def of(model: ir.Model, name: str) -> _Reader:
-        if any(v.name == name for v in model.graph.inputs):
-            return _Reader(name, None)
-        return _Reader(name, open_session(RemoveUnusedNodesPass()(with_outputs(model, [name])).model))
-
-    def __call__(self, feed: Feed) -> NDArray[np.float32]:
-        return feed[self.name] if self.session is None else self.session.run(feed)[0]
+def _reader(model: ir.Model, name: str) -> Callable[[Feed], NDArray[np.float32]]:
+    """A function that computes one value of a model for a feed."""
+    if any(v.name == name for v in model.graph.inputs):
+        return itemgetter(name)
+    session = open_session(RemoveUnusedNodesPass()(with_outputs(model, [name])).model)
+    return lambda feed: session.run(feed)[0]

@@ -9,11 +9,8 @@ Its error is larger than that of rounding to nearest; it is provided for compari
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeopt.ptq.gptq import per_weight
-
-Wide = NDArray[np.floating]
+from edgeopt.ptq.gptq import Wide, per_weight
 
 
 def stochastic(w: Wide, scale: Wide, limit: int, rng: np.random.Generator, least: int | None = None) -> Wide:

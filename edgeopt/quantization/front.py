@@ -8,12 +8,13 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
 from edgeopt import graph
 from edgeopt.errors import DataError, ValidityError
-from edgeopt.files import check_folder, json_of, staged, text_of
+from edgeopt.files import check_folder, empty, json_of, staged, text_of
 from edgeopt.pictures import WIDE, Axes, svg, text
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.prepare import Task
@@ -52,7 +53,7 @@ def write_front(task: Task, points: Sequence[Attempt], folder: Path) -> list[Tri
                 found.append((p.what, verify(task, p.draft, stage / name)))
             except (ValidityError, DataError) as e:
                 task.note(f"pareto: {p.what}: {e}")
-                (stage / name).unlink(missing_ok=True)
+                empty(stage)
                 continue
     rows = [_row(what, t) for what, t in found]
     (folder / _TABLE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -77,17 +78,14 @@ def _forget(folder: Path) -> None:
 
 
 def _row(what: str, t: Tried) -> dict[str, str | float | None]:
-    latency = t.latency
+    times = ("latency_ms", "speedup", "speedup_low", "speedup_high")
     return {
         "file": t.path.name,
         "what": what,
         "sqnr_db": round(t.worst_sqnr_db, 3) if math.isfinite(t.worst_sqnr_db) else None,
         "agreement": t.agreement,
         "metric": t.metric,
-        "latency_ms": None if latency is None else latency.latency_ms,
-        "speedup": None if latency is None else latency.speedup,
-        "speedup_low": None if latency is None else latency.speedup_low,
-        "speedup_high": None if latency is None else latency.speedup_high,
+        **(dict.fromkeys(times) if t.latency is None else asdict(t.latency)),
         "size_bytes": graph.size_bytes(t.draft.model),
     }
 

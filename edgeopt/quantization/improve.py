@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
-from edgeopt.files import packed_bytes, temporary_folder
+from edgeopt.files import empty, packed_bytes, temporary_folder
 from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import write_front
@@ -137,6 +137,7 @@ def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *,
         found = verify(task, replace(made, mode=f"{kept.mode}, then {how}"), path)
     except (ValidityError, DataError) as e:
         task.note(f"{how}: {e}")
+        empty(path.parent)
         return replace(before, candidates=(*before.candidates, Candidate(how, None, None, str(e))))
     figures = f"{found.worst_sqnr_db:.1f} dB, {kept.worst_sqnr_db:.1f} dB before"
     task.note(f"{how}: {figures}")
@@ -144,8 +145,7 @@ def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *,
     chance = nearer(task, ours, theirs) and by_chance(task, found, kept)
     better = (nearer(task, ours, theirs) and not chance) or (faster and near_enough(task, ours, theirs))
     if (found.slower and not kept.slower) or not better:
-        for file in path.parent.iterdir():
-            file.unlink()
+        empty(path.parent)
         no_nearer = f"no nearer to float than before {how}" + (", but by chance" if chance else "")
         verdict = "slower than float" if found.slower else no_nearer
         reason = f"{kept.mode}: {figures} {how}, which was kept"

@@ -50,15 +50,23 @@ class Figures:
 
 def meets(task: Task, f: Figures) -> bool | None:
     """Whether the figures meet the user's thresholds; None if the user gave none."""
-    options = task.options
-    found: list[bool] = []
+    lacking = lacks(task, f)
+    return None if lacking is None else not lacking
+
+
+def lacks(task: Task, f: Figures) -> list[str] | None:
+    """The user's bars for nearness that the figures do not reach, in words; None if the user gave none."""
+    options, found = task.options, list[str]()
+    bars = (("SQNR", " dB", f.sqnr_db, options.min_sqnr), ("agreement", "", f.agreement, options.min_agreement))
+    for name, unit, value, bar in bars:
+        if bar is not None and (value is None or value < bar):
+            found.append(f"{name} {'not known' if value is None else f'{value:.3g}{unit}'} is below {bar:g}{unit}")
     if task.metric is not None and options.max_drop is not None:
-        found.append(task.metric.on_float - f.score <= options.max_drop)
-    if options.min_sqnr is not None:
-        found.append(f.sqnr_db >= options.min_sqnr)
-    if options.min_agreement is not None:
-        found.append(f.agreement is not None and f.agreement >= options.min_agreement)
-    return all(found) if found else None
+        drop = task.metric.on_float - f.score
+        if drop > options.max_drop:
+            found.append(f"{task.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
+    asked = any(x is not None for x in (options.max_drop, options.min_sqnr, options.min_agreement))
+    return found if asked else None
 
 
 def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
@@ -203,26 +211,14 @@ def why_not(task: Task, t: Tried) -> str:
         if t.slower:
             return "slower than float"
         return _BEHIND[task.options.prefer] if gains(t) else _no_gain(t)
-    most = task.options.max_drop
-    if task.metric is not None and t.metric is not None and most is not None and task.metric.on_float - t.metric > most:
-        return f"{task.metric.name} falls from {task.metric.on_float:.4g} to {t.metric:.4g}"
-    if meets(task, Figures.of(t)) is None:
-        return f"too far from float ({'; '.join(far(t)[:3])})"
-    figures = f"{t.worst_sqnr_db:.1f} dB" + ("" if t.agreement is None else f", agreement {t.agreement:.0%}")
-    return f"too far from float ({figures}; {_bar(task)})"
+    lacking = lacks(task, Figures.of(t))
+    return f"too far from float ({'; '.join(far(t)[:3] if lacking is None else lacking)})"
 
 
 def _no_gain(t: Tried) -> str:
     speed = "" if t.latency is None else f", {t.latency.speedup:.2f}x as fast"
     size = "larger than float" if t.smaller < _NO_LARGER else f"{1 - 1 / t.smaller:.0%} smaller"
     return f"gains too little ({size}{speed})"
-
-
-def _bar(task: Task) -> str:
-    options = task.options
-    asked = [f"{options.min_sqnr:g} dB"] if options.min_sqnr is not None else []
-    asked += [f"{options.min_agreement:.0%}"] if options.min_agreement is not None else []
-    return f"the bar is {' and '.join(asked)}"
 
 
 def line(task: Task, t: Tried) -> str:
@@ -251,22 +247,10 @@ def undecided(task: Task, t: Tried) -> list[str]:
 
 def missed(task: Task, t: Tried) -> list[str]:
     """The user's requirements that `t` does not meet, in words; a search must also not end slower than float."""
-    options = task.options
-    speedup = t.latency.speedup if t.latency else None
-    demands = (
-        ("SQNR", " dB", t.worst_sqnr_db, options.min_sqnr),
-        ("agreement", "", t.agreement, options.min_agreement),
-        ("speed-up", "x", speedup, options.min_speedup),
-    )
-    found = [
-        f"{name} {'not known' if value is None else f'{value:.3g}{unit}'} is below {bar:g}{unit}"
-        for name, unit, value, bar in demands
-        if bar is not None and (value is None or value < bar)
-    ]
-    if task.metric is not None and t.metric is not None and options.max_drop is not None:
-        drop = task.metric.on_float - t.metric
-        if drop > options.max_drop:
-            found.append(f"{task.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
-    if options.searches and t.latency is not None and t.latency.speedup_high < SLOWER:
+    options, found = task.options, lacks(task, Figures.of(t)) or []
+    if options.min_speedup is not None and (t.latency is None or t.latency.speedup < options.min_speedup):
+        speedup = "not known" if t.latency is None else f"{t.latency.speedup:.3g}x"
+        found.append(f"speed-up {speedup} is below {options.min_speedup:g}x")
+    if options.searches and t.latency is not None and t.slower:
         found.append(f"slower than float: {t.latency.speedup:.2f}x")
     return found

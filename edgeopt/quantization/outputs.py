@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.graph.selection import origin
 from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, class_axis, figures, vectors
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.session import Feed, Session
@@ -24,7 +25,6 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"mask|segm|heat|salien", "mask"),
     (r"logit|class|label|score|prob", "classes"),
 )
-_MOVES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Cast"})
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
 _SURE = 0.2  # smallest mean of the largest probability for class logits
 _FEW_CLASSES = 10  # with fewer classes the largest probability may be high by chance
@@ -250,9 +250,7 @@ def _side(x: NDArray[Any]) -> int:
 
 def _maker(value: ir.Value) -> str:
     """The operator that computes a value, skipping those that only change its shape or type."""
-    node = value.producer()
-    while node is not None and node.op_type in _MOVES and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
+    node = origin(value).producer()
     return "" if node is None else node.op_type
 
 

@@ -37,6 +37,7 @@ from edgeopt.quantization.trials import Trials, try_auto, try_static
 
 
 @takes(Quantize)
+@numeric_work()
 def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
     """Quantize `model` with calibration `data` and check the result against the float model.
 
@@ -56,13 +57,6 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--qat needs torch: {extra('train')}")
-    with numeric_work():
-        return _quantized(model, source, data, options, start)
-
-
-def _quantized(model: graph.Source, source: ir.Model, data: Data, options: Quantize, start: float) -> Result:
-    path = options.output
-    journal = path is not None and options.searches and journal_of(path).is_file()
     task = prepare(source, data, options)
     resumed = path is not None and journal and is_of(task, path)
     if path is not None:
@@ -101,13 +95,7 @@ def _file_bytes(model: ir.Model) -> int:
 
 def _input_bytes(model: object, source: ir.Model) -> int:
     if isinstance(model, str | Path):
-        file = Path(model)
-        external = sum(
-            v.const_value.nbytes
-            for v in source.graph.initializers.values()
-            if isinstance(v.const_value, ir.ExternalTensor)
-        )
-        return file.stat().st_size + external
+        return sum(f.stat().st_size for f in (Path(model), *graph.external_files(source)))
     return graph.size_bytes(source) if graph.above_protobuf(source) else len(graph.proto_bytes(source))
 
 
@@ -232,5 +220,5 @@ def _activations(state: State) -> dict[str, ActivationReport]:
         if name in state.statistics:
             s = state.statistics[name]
             seen, scale = (s.minmax.lo, s.minmax.hi), float(p.scale)
-            found[name] = ActivationReport(seen, s.moments.mean, s.moments.std, p.range, scale, int(p.zero_point))
+            found[name] = ActivationReport(seen, p.range, scale, int(p.zero_point))
     return found

@@ -97,7 +97,10 @@ class Recipe:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Plain values, one mapping for each step; defaults are left out."""
-        return [{"step": s.step} | _plain(s.model_dump(exclude_defaults=True, exclude={"step"})) for s in self.steps]
+        return [
+            {"step": s.step} | s.model_dump(mode="json", exclude_defaults=True, exclude={"step"}, fallback=called)
+            for s in self.steps
+        ]
 
     @property
     def digest(self) -> str:
@@ -171,9 +174,7 @@ def load(path: Path) -> Recipe:
     try:
         found = toml_of(text_of(path))
         return from_json(found.get("steps"))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"{path}: {e}") from e
-    except UsageError as e:
+    except (OSError, ValueError, UsageError) as e:
         raise UsageError(f"{path}: {e}") from e
 
 
@@ -197,14 +198,3 @@ _OF_GRIDS = ("params", "statistics")
 
 def _without_grids(state: State) -> bool:
     return state.plan is not None and not state.plan.integer
-
-
-def _plain(x: Any) -> Any:
-    """`x` converted for JSON: sets become sorted lists, functions become names."""
-    if isinstance(x, dict):
-        return {k: _plain(v) for k, v in x.items()}
-    if isinstance(x, tuple | list):
-        return [_plain(v) for v in x]
-    if isinstance(x, frozenset):
-        return sorted((_plain(v) for v in x), key=str)
-    return called(x) if callable(x) else x

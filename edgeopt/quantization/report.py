@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+from pydantic_core import to_jsonable_python
 
 from edgeopt.errors import UsageError
 from edgeopt.files import check_place, staged
@@ -31,8 +30,6 @@ class ActivationReport:
     """
 
     seen: tuple[float, float]
-    mean: float
-    std: float
     grid: tuple[float, float]
     scale: float
     zero_point: int
@@ -159,7 +156,7 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text; infinite values become null."""
-        return json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
+        return json.dumps(to_jsonable_python(self, inf_nan_mode="null"), indent=2, sort_keys=True, allow_nan=False)
 
 
 def _nearness(o: OutputReport) -> str:
@@ -168,14 +165,6 @@ def _nearness(o: OutputReport) -> str:
         x = o.agreement_interval
         parts.append(f"top-1 agreement {o.agreement:.1%}" + ("" if x is None else f" [{x.low:.0%}, {x.high:.0%}]"))
     return (f"{o.kind}: " if o.kind else "") + "; ".join([", ".join(parts), *map(str, o.figures)])
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [_plain(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 @dataclass(frozen=True, repr=False)

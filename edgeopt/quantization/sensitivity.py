@@ -22,7 +22,7 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, ModelError
-from edgeopt.graph.ops import bias_of, channel_axis, weight_of
+from edgeopt.graph.ops import array, bias_of, channel_axis, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import cores, numeric_work
 from edgeopt.numbers.grid import QParams, fake_quantize
@@ -33,6 +33,7 @@ from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.pictures import Bar, bars, shortened
 from edgeopt.ptq.islands import levels
+from edgeopt.ptq.place import outputs_of
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.metric import kl
 from edgeopt.quantization.prepare import Task, prepare
@@ -104,6 +105,7 @@ class Sensitivity:
 
 
 @takes(SensitivityOptions)
+@numeric_work()
 def sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     """Find the nodes of `model` that lose accuracy in static int8.
 
@@ -113,11 +115,6 @@ def sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) ->
     Raises:
         EdgeoptError: as for `edgeopt.quantize`; ModelError also if no node becomes integer.
     """
-    with numeric_work():
-        return _sensitivity(model, data, options)
-
-
-def _sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
     given = options.model_fields_set & (Placing.model_fields.keys() - {"samples"})
     chosen = Quantize(mode="static", measure=False, **{name: getattr(options, name) for name in given})
@@ -250,25 +247,15 @@ class _Trial:
 
     def _needed(self, plan: Plan) -> set[str]:
         """The values that keep a grid: inputs and outputs of integer nodes."""
-        by_clamp = {node: clamp for clamp, node in plan.clamps.items()}
-        outputs = {str(n.name): str(n.outputs[0].name) for n in self.model.graph if n.outputs}
-        found: set[str] = set()
-        for node in self.model.graph:
-            if node.name in plan.integer:
-                found |= {str(v.name) for v in node.inputs if v is not None}
-                found.add(
-                    outputs[by_clamp[str(node.name)]] if str(node.name) in by_clamp else str(node.outputs[0].name)
-                )
-                found |= {str(v.name) for v in node.outputs[1:]}
-        return found
+        nodes = [n for n in self.model.graph if n.name in plan.integer]
+        return {str(v.name) for n in nodes for v in (*n.inputs, *outputs_of(n, plan.clamps)) if v is not None}
 
 
 def _rounded(model: ir.Model, params: Mapping[str, QParams]) -> ir.Model:
     copy = model.clone()
     for name, p in params.items():
         value = copy.graph.initializers[name]
-        assert value.const_value is not None
-        value.const_value = ir.tensor(fake_quantize(value.const_value.numpy(), p), name=name)
+        value.const_value = ir.tensor(fake_quantize(array(value), p), name=name)
     return copy
 
 
@@ -290,9 +277,9 @@ def _db(signal: float, noise: float) -> float:
 
 def _spread(node: ir.Node) -> float | None:
     weight = weight_of(node) if node.op_type in ("Conv", "Gemm", "MatMul") else None
-    if weight is None or weight.const_value is None:
+    if weight is None:
         return None
-    w = np.moveaxis(weight.const_value.numpy(), channel_axis(node), 0)
+    w = np.moveaxis(array(weight), channel_axis(node), 0)
     ranges = np.abs(w.reshape(len(w), -1)).max(1)
     alive = ranges[ranges > _DEAD * ranges.max()]
     return float(alive.max() / np.median(alive)) if alive.size else None

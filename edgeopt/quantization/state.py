@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -22,8 +22,6 @@ from edgeopt.runtime.probe import Probe
 
 if TYPE_CHECKING:
     from edgeopt.ptq.moments import LayerMoments
-
-T = TypeVar("T")
 
 
 @dataclass

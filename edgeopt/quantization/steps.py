@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from pydantic import Field, SkipValidation
+from pydantic import Field, PlainSerializer, SkipValidation
 
 from edgeopt import graph
 from edgeopt.data.foreign import foreign, named
@@ -50,6 +50,7 @@ _INT4_OPSET = 21
 _WORTH_STORING = 0.001  # share of the model's bytes below which a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
 BLAMED_REASON = "integers lose most of the accuracy here"
+Names = Annotated[frozenset[str], PlainSerializer(sorted, when_used="json")]
 Rounding = Annotated[str, ChoiceTable("edgeopt.ptq.reconstruct:ROUNDERS")]
 
 
@@ -93,16 +94,10 @@ class Place(Step):
 
     step: Literal["place"] = "place"
     form: Form = Field(default="int8 static", description="The form that nodes get where they can have it and it pays.")
-    exclude: frozenset[str] = Field(default=frozenset(), description="Nodes that stay float.")
-    include: frozenset[str] = Field(
-        default=frozenset(), description="Nodes that become integer even if it does not pay."
-    )
-    floats: frozenset[str] = Field(
-        default=frozenset(), description="Nodes that stay float for what integers lose there."
-    )
-    dynamics: frozenset[str] = Field(
-        default=frozenset(), description="Products whose inputs get their scale at run time."
-    )
+    exclude: Names = Field(default=frozenset(), description="Nodes that stay float.")
+    include: Names = Field(default=frozenset(), description="Nodes that become integer even if it does not pay.")
+    floats: Names = Field(default=frozenset(), description="Nodes that stay float for what integers lose there.")
+    dynamics: Names = Field(default=frozenset(), description="Products whose inputs get their scale at run time.")
     measured: bool = Field(default=False, description="By measured times, not by the target's table.")
 
     def __call__(self, state: State) -> State:
@@ -185,7 +180,9 @@ class Grids(Step):
     rule: Annotated[str, ChoiceTable("edgeopt.numbers.ranges:RANGES")] = Field(
         default="mse", description="How ranges are chosen."
     )
-    rules: frozenset[tuple[str, str]] = Field(default=frozenset(), description="(value, rule) where it is another one.")
+    rules: Annotated[frozenset[tuple[str, str]], PlainSerializer(sorted, when_used="json")] = Field(
+        default=frozenset(), description="(value, rule) where it is another one."
+    )
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None

@@ -24,7 +24,7 @@ from edgeopt.graph.facts import size_bytes
 from edgeopt.hardware.host import cores, threads
 from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.probe import Probe
-from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
+from edgeopt.runtime.session import Feed, reading
 
 SUBSAMPLE = 1024  # elements of each tensor that enter the histogram, for each sample
 Sample = tuple[str, Callable[[], Feed]]
@@ -111,9 +111,7 @@ def _observe_group(
     skipped: dict[str, str],
     progress: Callable[[int], None],
 ) -> dict[str, Statistics]:
-    inputs = {str(v.name) for v in model.graph.inputs}
-    inner = [v for v in values if v not in inputs]
-    session = open_session(with_outputs(model, inner)) if inner else None
+    run = reading(model, values)
     done = 0
     workers = min(cores(), len(samples))
     stop = threading.Event()
@@ -131,10 +129,10 @@ def _observe_group(
             except DataError as e:
                 skipped[name] = str(e)
                 continue
-            seen = _values(session, feed, values)
+            seen = run(feed)
             with turn:
-                for value, x in seen:
-                    found[value] = _update(found[value], x, value, name)
+                for value in values:
+                    found[value] = _update(found[value], seen[value], value, name)
             progress(done)
         return found
 
@@ -145,13 +143,6 @@ def _observe_group(
         finally:  # after an error or Ctrl-C the other workers stop at their next sample
             stop.set()
     return merge([f.result() for f in futures])
-
-
-def _values(session: Session | None, feed: Feed, values: Sequence[str]) -> list[tuple[str, np.ndarray]]:
-    found = [(v, feed[v]) for v in values if v in feed]
-    if session is not None:
-        found += zip(session.outputs, session.run(feed), strict=True)
-    return found
 
 
 def _update(statistics: Statistics, x: np.ndarray, value: str, sample: str) -> Statistics:

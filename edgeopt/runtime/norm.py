@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.graph.ops import constant
-from edgeopt.runtime.session import Feed, open_session, with_outputs
+from edgeopt.runtime.session import Feed, reading
 
 _FAR = 8  # nodes between an input and the first normalization
 _TINY = 1e-12
@@ -37,22 +36,14 @@ def norm_distance(model: ir.Model) -> Callable[[Sequence[Feed]], float] | None:
     variance = variance + node.attributes.get_float("epsilon", 1e-5)
 
     def distance(feeds: Sequence[Feed]) -> float:
-        values = _values(model, read, feeds)
-        rows = [np.moveaxis(x, 1, -1).reshape(-1, len(mean)).astype(np.float64) for x in values]
+        run = reading(model, [str(read.name)])
+        rows = [np.moveaxis(run(f)[str(read.name)], 1, -1).reshape(-1, len(mean)).astype(np.float64) for f in feeds]
         m = np.mean([x.mean(0) for x in rows], axis=0)
         v = np.mean([((x - m) ** 2).mean(0) for x in rows], axis=0)
         ratio = np.maximum(v, _TINY) / variance
         return float(np.median((ratio + (m - mean) ** 2 / variance - 1 - np.log(ratio)) / 2))
 
     return distance
-
-
-def _values(model: ir.Model, value: ir.Value, feeds: Sequence[Feed]) -> list[NDArray[Any]]:
-    """What `value` is for each feed."""
-    if value.is_graph_input():
-        return [f[str(value.name)] for f in feeds]
-    session = open_session(with_outputs(model, [str(value.name)]))
-    return [session.run(f)[0] for f in feeds]
 
 
 def _near(node: ir.Node) -> bool:

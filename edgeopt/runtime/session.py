@@ -9,7 +9,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,15 @@ def with_outputs(model: ir.Model, values: Sequence[str], *, copy: bool = True) -
     shown.graph.outputs.clear()
     shown.graph.outputs.extend(known[name] for name in values)
     return shown
+
+
+def reading(model: ir.Model, values: Iterable[str]) -> Callable[[Feed], Feed]:
+    """A function that gives, for a feed, it and the values called `values`."""
+    inner = sorted(set(values) - {str(v.name) for v in model.graph.inputs})
+    if not inner:
+        return lambda feed: feed
+    session = open_session(with_outputs(model, inner))
+    return lambda feed: {**feed, **dict(zip(session.outputs, session.run(feed), strict=True))}
 
 
 def types_of(model: ir.Model) -> dict[str, ir.DataType]:

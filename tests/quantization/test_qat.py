@@ -95,6 +95,21 @@ def test_training_that_makes_it_worse_leaves_the_static_result(monkeypatch: pyte
     assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
 
 
+def test_training_whose_result_fails_a_check_leaves_the_static_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(job: Any, kept: Any) -> Any:
+        model = kept.model.clone()
+        next(iter(model.graph)).op_type = "Nonsense"
+        return Draft("QAT", replace(kept.state, model=model))
+
+    monkeypatch.setattr("edgeopt.quantization.qat.trained", broken)
+    found = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "q.onnx", **QAT)
+    assert found.report.mode == "static" and "Nonsense" in found.report.candidates[1].verdict
+    edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "plain.onnx", **{**QAT, "qat": False})
+    assert (tmp_path / "q.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+
+
 def test_a_result_that_is_not_static_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="qat trains a static result, not mode dynamic"):
         edgeopt.quantize(
