@@ -10,10 +10,8 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import tempfile
-import threading
 import time
 import tomllib
 import zlib
@@ -31,7 +29,7 @@ with contextlib.suppress(ImportError):  # not on Windows
 
 
 _TEMPORARY = "edgeopt.tmp-"  # and eight characters of tempfile's
-_YOUNG_S = 60.0
+_YOUNG_S, _NEW_S = 60.0, 1.0
 
 
 def cache_folder() -> Path | None:
@@ -86,13 +84,17 @@ def _held(folder: Path) -> Iterator[bool]:
 
 @functools.cache
 def _sweep_temporary() -> None:
-    """Remove temporary folders of killed processes, once: those that nobody holds. A young one may not be held yet."""
-    for found in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}{'?' * 8}"):
+    _sweep(Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}{'?' * 8}"), _YOUNG_S)
+
+
+def _sweep(found: Iterable[Path], young_s: float) -> None:
+    """Remove folders of killed processes: those that nobody holds. A young one may not be held yet."""
+    for folder in found:
         with contextlib.suppress(OSError):
-            young = time.time() - found.stat().st_mtime < _YOUNG_S
-            with contextlib.nullcontext(False) if young else _held(found) as ours:
+            young = time.time() - folder.stat().st_mtime < young_s
+            with contextlib.nullcontext(False) if young else _held(folder) as ours:
                 if ours:
-                    shutil.rmtree(found, ignore_errors=True)
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -104,13 +106,15 @@ def staged(path: Path) -> Iterator[Path]:
         UsageError: the folder of `path` cannot be written.
     """
     try:
-        _sweep(path)
-        stage = Path(tempfile.mkdtemp(prefix=f"{_prefix(path)}{os.getpid()}.", dir=path.parent))
+        prefix = f".{path.name[:40]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}-"
+        _sweep([f for f in path.parent.iterdir() if f.name.startswith(prefix)], _NEW_S)
+        stage = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     except (OSError, ValueError) as e:
         raise UsageError(f"{path}: {path.parent} cannot be written ({e}); choose another place with -o") from e
     try:
-        yield stage
-        _move(stage, path)
+        with _held(stage):
+            yield stage
+            _move(stage, path)
     except OSError as e:
         raise UsageError(f"{path}: cannot be written ({e.strerror or e}); nothing was left there") from e
     finally:
@@ -121,34 +125,6 @@ def empty(stage: Path) -> None:
     """Remove all files from a staging folder, so that none of them is moved."""
     for file in stage.iterdir():
         file.unlink()
-
-
-def _prefix(path: Path) -> str:
-    owner = hashlib.sha256(platform.node().encode() + b"/" + os.fsencode(path.name)).hexdigest()[:12]
-    return f".{path.name[:40]}.{owner}-"
-
-
-def _sweep(path: Path) -> None:
-    """Remove staging folders beside `path` left by killed processes of this machine."""
-    for found in path.parent.iterdir():
-        _remove_if_dead(found, _prefix(path))
-
-
-def _remove_if_dead(folder: Path, prefix: str) -> None:
-    """Remove a folder called `prefix`, a process number, a dot and more if there is no such process."""
-    owner = re.fullmatch(re.escape(prefix) + r"(\d+)\..+", folder.name)
-    if owner is not None and not _alive(int(owner[1])):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _move(stage: Path, path: Path) -> None:
@@ -348,18 +324,13 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which replaces `path` at the end of the block, completely or not at all.
+    """A file (or folder) to write, which replaces `path` at the end of the block, completely or not at all.
 
     Raises:
-        OSError: writing failed; an existing file at `path` is unchanged.
+        UsageError: it cannot be written; what is at `path` is unchanged.
     """
-    part = path.with_name(f".{path.name[:100]}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        yield part
-        _sync(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with staged(path) as stage:
+        yield stage / path.name
 
 
 def put(file: Path, text: str) -> None:
@@ -368,5 +339,5 @@ def put(file: Path, text: str) -> None:
     Raises:
         UsageError: it cannot be written.
     """
-    with writing(file.parent), replacing(file.resolve()) as part:
+    with replacing(file.resolve()) as part:
         part.write_text(text, encoding="utf-8")

@@ -20,7 +20,8 @@ from edgeopt.data.preview import Preview, sheet, write
 from edgeopt.data.preview import preview as previewed
 from edgeopt.data.spec import check_feed, needed, without_label
 from edgeopt.errors import DataError, EdgeoptError, UsageError
-from edgeopt.files import check_place, packed_bytes, replacing, staged, writing
+from edgeopt.files import check_place, packed_bytes, replacing, staged
+from edgeopt.graph.facts import tensors
 from edgeopt.graph.ops import macs_of
 from edgeopt.hardware import target
 from edgeopt.options import takes
@@ -85,9 +86,7 @@ def inspect(model: graph.Source, options: Inspect) -> Inspection:
         outputs={str(v.name): _describe(v) for v in form.graph.outputs},
         opsets=dict(loaded.opset_imports),
         operators=dict(Counter(n.op_type for n in form.graph.all_nodes()).most_common()),
-        parameters=sum(
-            v.const_value.size for g in form.graphs() for v in g.initializers.values() if v.const_value is not None
-        ),
+        parameters=sum(t.size for t in tensors(form)),
         file_bytes=sum(f.stat().st_size for f in files) if files else len(bytes_),
         download_bytes=packed_bytes(files) if files else len(zlib.compress(bytes_)),
         bytes_by_dtype=graph.bytes_by_dtype(form),
@@ -135,7 +134,7 @@ def _draw(path: Path, feeds: list[Feed], inputs: list[InputSpec], found: Samples
     spec = image_input(needed(inputs))
     if spec is None or found.resolved is None:
         raise UsageError("--sheet: the samples are no images")
-    with writing(path.parent), replacing(path) as part:
+    with replacing(path) as part:
         sheet(feeds, spec, found.resolved).save(part, format="PNG")
 
 

@@ -177,7 +177,7 @@ def _ops(label: str, x: Ops, form: str) -> None:
 
 def _compared(c: Comparison) -> list[Row]:
     calm = "" if c.ratio_uncontended is None else f"; {c.ratio_uncontended:.3f} without contended blocks"
-    evidence = "" if c.interleaved else " (stored results: weaker evidence)"
+    evidence = "" if c.interleaved else " (not interleaved: weaker evidence)"
     rows: list[Row] = [
         ("verdict", [f"{c.verdict.upper()} at a margin of {c.margin:.0%}{evidence}"]),
         ("latency ratio", [f"{c.ratio.value:.3f} [{c.ratio.low:.3f}, {c.ratio.high:.3f}]{calm}"]),

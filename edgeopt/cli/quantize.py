@@ -42,9 +42,9 @@ def quantize(model: Path, calib: str | None, random: bool, report_path: Path | N
         options = chosen(Quantize, given, listener=ears)
         path = options.output or model.parent / f"{model.stem}.{_SUFFIX.get(options.mode, 'int8')}.onnx"
         if report_path is not None:
-            check_place(report_path, force=True)
-            if report_path.resolve() in {p.resolve() for p in (model, path, Path(calib or model))}:
-                raise UsageError(f"--report {report_path}: would overwrite the model, the result or the samples")
+            check_place(report_path, True, (model, calib, options.recipe, options.costs, options.tokenizer))
+            if report_path.resolve() == path.resolve():
+                raise UsageError(f"--report {report_path}: would overwrite the result")
         from edgeopt.quantization.quantize import quantize as run
 
         result = run(model, calib if calib is not None else "random", options.model_copy(update={"output": path}))

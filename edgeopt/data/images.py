@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgeopt.data.spec import Feed, InputSpec
 from edgeopt.errors import DataError, UsageError, extra
@@ -28,20 +28,7 @@ from edgeopt.options.reading import Preprocess
 
 _HEIC = frozenset({".heic", ".heif"})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}) | _HEIC
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_BACK = {  # those that undo another one; the others undo themselves
-    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
-    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
-}
+_ORIENTATION, _LAST = 0x0112, 8  # EXIF tag; 1 is upright, 2 to 8 are turned or mirrored
 _SIXTEEN_BIT = 65535
 MAX_PIXELS = 64_000_000
 _FREE_SIDE = 640  # longer side in pixels, for models that accept any size
@@ -157,18 +144,28 @@ def _traits(image: Image.Image) -> Iterator[str]:
         yield "16 bits"
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         yield "alpha"
-    if (image.format != "PNG" or "exif" in image.info) and _turn(image) is not None:
+    if (image.format != "PNG" or "exif" in image.info) and _turned(image):
         yield "turned"
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that turns the image upright by its EXIF orientation; None if it is upright, or if the EXIF is
-    broken.
-    """
+def _turned(image: Image.Image) -> bool:
+    """Whether the image is not upright by its EXIF orientation; no if the EXIF is broken."""
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        return bool(1 < image.getexif().get(_ORIENTATION, 1) <= _LAST)
     except (struct.error, TypeError, KeyError, OverflowError, AttributeError, *UNREADABLE):
-        return None
+        return False
+
+
+def _upright(image: Image.Image, recipe: Preprocess) -> Image.Image:
+    """The image, turned upright by its EXIF orientation if the recipe says so."""
+    if not _turned(image):
+        return image
+    if recipe.exif == "ignore":
+        del image.getexif()[_ORIENTATION]  # by which Pillow turns a TIFF when it loads it
+        return image
+    image.load()
+    image.info.pop("exif", None)  # Pillow would write it anew, and it may be broken
+    return ImageOps.exif_transpose(image)
 
 
 def told(headers: Iterable[Header], recipe: Preprocess) -> Iterator[str]:
@@ -206,13 +203,7 @@ def read_image(path: Path, recipe: Preprocess, spec: InputSpec) -> Feed:
             if wanted is not None:
                 side = 2 * (wanted if isinstance(wanted, int) else max(wanted))
                 image.draft("RGB" if recipe.color != "gray" else "L", (side, side))
-            turn = _turn(image)
-            if image.format == "TIFF":
-                image.load()  # Pillow applies the orientation of a TIFF itself
-                turn = None if turn is None or recipe.exif == "apply" else _BACK.get(turn, turn)
-            elif recipe.exif != "apply":
-                turn = None
-            pixels = _pixels(image if turn is None else image.transpose(turn), recipe)
+            pixels = _pixels(_upright(image, recipe), recipe)
     except UNREADABLE as e:
         raise DataError(f"{path}: not a readable image ({type(e).__name__}: {e})") from e
     return {spec.name: tensor(pixels, recipe, spec.dtype)}

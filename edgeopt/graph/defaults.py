@@ -52,16 +52,13 @@ def set_aside(model: ir.Model, always: frozenset[str] = frozenset()) -> None:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    positions = {
-        (n.op_type, i): (*rule(n).weights, rule(n).bias, *_PARAMETERS.get(n.op_type, ())) for n, i in value.uses()
-    }
-    return any(i in found for (_, i), found in positions.items())
+    return any(i in (*rule(n).weights, rule(n).bias, *_PARAMETERS.get(n.op_type, ())) for n, i in value.uses())
 
 
 def default_of(value: ir.Value) -> NDArray[Any] | None:
     """The default of an input of a canonical model, None if it has none."""
-    tensor = _tensor(value.metadata_props.get(_KEY))
-    return None if tensor is None else onnx.numpy_helper.to_array(tensor)
+    text = value.metadata_props.get(_KEY)
+    return None if text is None else onnx.numpy_helper.to_array(onnx.TensorProto.FromString(base64.b64decode(text)))
 
 
 def keep(before: ir.Model, after: ir.Model) -> None:
@@ -84,7 +81,3 @@ def restored(model: ir.Model) -> ir.Model:
             copy.graph.register_initializer(value)
             del value.metadata_props[_KEY]
     return copy
-
-
-def _tensor(text: str | None) -> onnx.TensorProto | None:
-    return None if text is None else onnx.TensorProto.FromString(base64.b64decode(text))

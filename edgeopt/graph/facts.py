@@ -15,17 +15,21 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
+def tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    """The contents of all initializers."""
+    return [v.const_value for v in initializers(model) if v.const_value is not None]
+
+
 def size_bytes(model: ir.Model) -> int:
     """Size of all initializers in bytes."""
-    return sum(v.const_value.nbytes for v in initializers(model) if v.const_value is not None)
+    return sum(t.nbytes for t in tensors(model))
 
 
 def bytes_by_dtype(model: ir.Model) -> dict[str, int]:
     """Size of the initializers in bytes by element type, largest first."""
     sizes: Counter[str] = Counter()
-    for value in initializers(model):
-        if value.const_value is not None:
-            sizes[value.const_value.dtype.name.lower()] += value.const_value.nbytes
+    for tensor in tensors(model):
+        sizes[tensor.dtype.name.lower()] += tensor.nbytes
     return dict(sizes.most_common())
 
 

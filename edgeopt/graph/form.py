@@ -145,8 +145,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             f"export it again at opset {version}"
         )
     try:
-        with embedded(model) as whole:
-            converted = onnx.version_converter.convert_version(ir.to_proto(whole), version)
+        converted = onnx.version_converter.convert_version(ir.to_proto(embedded(model)), version)
         # the C++ error type of the converter derives from RuntimeError
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as e:
         raise ModelError(
@@ -165,8 +164,8 @@ def typed(model: ir.Model) -> ir.Model:
     if above_protobuf(model):
         raise ModelError("a model above 2 GB cannot go through ONNX's type inference, which this mode needs")
     try:
-        with embedded(model) as whole:
-            inferred = onnx.shape_inference.infer_shapes(ir.to_proto(whole), check_type=True, strict_mode=True)
+        proto = ir.to_proto(embedded(model))
+        inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as e:
         raise ModelError(f"type inference failed: {e}") from e
     return _again(inferred, model)

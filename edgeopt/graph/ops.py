@@ -113,6 +113,16 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(x.reshape(-1)[0]) if x is not None and x.size == 1 else None
 
 
+def bodies(node: ir.Node) -> list[ir.Graph]:
+    """The bodies of an If, a Loop or a Scan."""
+    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+
+
+def inside(node: ir.Node) -> list[ir.Node]:
+    """All nodes in the bodies of `node`."""
+    return [n for body in bodies(node) for n in body.all_nodes()]
+
+
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, value) of the inputs of `node` that take an activation grid; values of unknown type are assumed
     to be float.

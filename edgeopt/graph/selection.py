@@ -15,7 +15,7 @@ import onnx_ir as ir
 from edgeopt.errors import ValidityError
 from edgeopt.graph.edit import Names
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import LAYERS, constant, rule
+from edgeopt.graph.ops import LAYERS, constant, inside, rule
 
 # operator -> the positions of inputs that it selects by or from
 _SELECTS: dict[str, tuple[int, ...]] = {
@@ -28,7 +28,6 @@ _SELECTS: dict[str, tuple[int, ...]] = {
 _OF_SHAPES = frozenset({"Shape", "Size"})
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze", "Cast"})
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 @dataclass(frozen=True)
@@ -116,19 +115,11 @@ def _computed(graph: ir.Graph) -> set[ir.Node]:
 def _read(node: ir.Node) -> Iterator[ir.Value]:
     """What a node reads, its bodies included."""
     yield from (v for v in node.inputs if v is not None)
-    for body in _bodies(node):
-        yield from (v for n in body for v in n.inputs if v is not None)
-
-
-def _bodies(node: ir.Node) -> Iterator[Iterable[ir.Node]]:
-    for attribute in node.attributes.values():
-        if attribute.type in _BODIES:
-            for graph in [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs():
-                yield graph.all_nodes()
+    yield from (v for n in inside(node) for v in n.inputs if v is not None)
 
 
 def _selects(node: ir.Node, computed: set[ir.Node], floats: Container[str]) -> bool:
-    if any(n.op_type in _SELECTS for body in _bodies(node) for n in body):
+    if any(n.op_type in _SELECTS for n in inside(node)):
         return node in computed
     inputs = [node.inputs[i] for i in _SELECTS.get(node.op_type, ()) if i < len(node.inputs)]
     peaks = node.op_type == "Equal" and all(v is not None and v.name in floats for v in node.inputs)
@@ -171,8 +162,8 @@ def _makers(values: Iterable[ir.Value]) -> set[ir.Node]:
 
 def _captures(node: ir.Node, behind: set[ir.Node]) -> bool:
     """Whether a body reads a value that is computed before the selections, which no position of an input names."""
-    own = {n for body in _bodies(node) for n in body}
-    values = (v for body in _bodies(node) for n in body for v in n.inputs if v is not None and not constant(v))
+    own = set(inside(node))
+    values = (v for n in own for v in n.inputs if v is not None and not constant(v))
     return any((p := v.producer()) is not None and p not in own and p not in behind for v in values)
 
 
@@ -185,5 +176,5 @@ def origin(value: ir.Value) -> ir.Value:
 
 
 def _has_weights(node: ir.Node) -> bool:
-    layers = [n for n in (node, *(n for body in _bodies(node) for n in body)) if n.op_type in LAYERS]
+    layers = [n for n in (node, *inside(node)) if n.op_type in LAYERS]
     return any(constant(n.inputs[i]) for n in layers for i in rule(n).weights if i < len(n.inputs))

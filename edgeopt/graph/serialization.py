@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,24 +11,12 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from edgeopt.errors import ModelError, ValidityError, suggestion
 from edgeopt.graph import defaults
-from edgeopt.graph.facts import above_protobuf, initializers
+from edgeopt.graph.facts import above_protobuf, initializers, tensors
 from edgeopt.graph.lean import lighten
 
 MALFORMED = (
-    AssertionError,
-    DecodeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
-    UnicodeDecodeError,
-    OverflowError,
-    ir.serde.SerdeError,
-)
-
+    AssertionError, DecodeError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError,
+)  # fmt: skip
 
 Source = str | Path | bytes | onnx.ModelProto | ir.Model
 
@@ -193,35 +180,32 @@ def proto_bytes(model: ir.Model, lean: bool = False) -> bytes:
     Raises:
         ModelError: it is larger than protobuf's limit of 2 GB.
     """
-    with embedded(model) as whole:
-        try:
-            proto = ir.to_proto(defaults.restored(whole))
-            if lean:
-                lighten(proto)
-            return bytes(proto.SerializeToString(deterministic=True))
-        except (EncodeError, *MALFORMED) as e:
-            raise ModelError(f"the model cannot be written as one protobuf message: {root_cause(e)}") from e
+    whole = embedded(model)
+    try:
+        proto = ir.to_proto(defaults.restored(whole))
+        if lean:
+            lighten(proto)
+        return bytes(proto.SerializeToString(deterministic=True))
+    except (EncodeError, *MALFORMED) as e:
+        raise ModelError(f"the model cannot be written as one protobuf message: {root_cause(e)}") from e
 
 
-@contextlib.contextmanager
-def embedded(model: ir.Model) -> Iterator[ir.Model]:
+def embedded(model: ir.Model) -> ir.Model:
     """A clone with its external tensors loaded into memory, so that it can be written without its data file; the model
     itself if it has none.
     """
-    if not any(isinstance(v.const_value, ir.ExternalTensor) for v in initializers(model)):
-        yield model
-        return
+    if not external_files(model):
+        return model
     copy = model.clone()
     for value in initializers(copy):
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.Tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name)
-    yield copy
+    return copy
 
 
 def external_files(model: ir.Model) -> list[Path]:
     """The external data files that contain the model's weights."""
-    tensors = (v.const_value for v in initializers(model))
-    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
+    return sorted({Path(t.path) for t in tensors(model) if isinstance(t, ir.ExternalTensor)})
 
 
 def write(model: ir.Model, path: Path, lean: bool = False) -> list[Path]:

@@ -268,9 +268,11 @@ class takes(Generic[P, O]):
     def of_many(self, function: Callable[[Sequence[A], O], R]) -> OfMany[A, O, P, R]:
         """The same for a function of a sequence, whose items become positional arguments."""
         found = _called_with(lambda things, options: function(things, options), cast(type[Options], self.options))
+        name = next(iter(inspect.signature(function).parameters))
 
         @functools.wraps(function)
         def call(*things: Any, **given: Any) -> R:
+            things = (*things, *([given.pop(name)] if name in given else []))
             options = (things[-1],) if things and isinstance(things[-1], Options) else ()
             rest = things[: len(things) - len(options)]
             several = len(rest) == 1 and isinstance(rest[0], Sequence) and not isinstance(rest[0], str)

@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from edgeopt.graph.edit import Names, cast, drop_unused, initializer
-from edgeopt.graph.ops import array, constant
+from edgeopt.graph.ops import array, bodies, constant
 
 LARGEST = 65504.0
 _ROUNDS_TO_0 = 2.0**-25
@@ -85,9 +85,7 @@ def fp16(
 
 def _half(node: ir.Node, model: ir.Model, peaks: Mapping[str, float]) -> _Half | None:
     """How `node` computes in fp16, or None if it stays float32."""
-    if node.domain not in ("", "ai.onnx") or any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
-    ):
+    if node.domain not in ("", "ai.onnx") or bodies(node):
         return None
     if node.op_type == "Cast":
         return _cast(node, peaks)

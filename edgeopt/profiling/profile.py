@@ -17,7 +17,7 @@ import numpy as np
 from edgeopt.errors import UsageError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.listener import Listener
-from edgeopt.numbers.intervals import ratio_interval, verdict
+from edgeopt.numbers.intervals import ratio_interval, unpaired_ratio_interval, verdict
 from edgeopt.numbers.scores import compare as output_errors
 from edgeopt.options import takes
 from edgeopt.options.profile import Profile, ProfileOne
@@ -182,23 +182,23 @@ def _measured(case: Case, options: Profile, listener: Listener, sizes: dict[obje
 
 
 def _comparisons(found: Sequence[Case], measured: Sequence[Measured], options: Profile) -> tuple[Comparison, ...]:
-    first = found[0]
+    first, together = found[0], not looking(options).sustained_s  # else one after the other
     compared = []
     for case, m in zip(found[1:], measured[1:], strict=True):
         pairs = latency.paired(first.timing, case.timing)
         if pairs is None:
             continue
         outputs, notes = _outputs(first, case)
-        ratio = ratio_interval(*pairs)
+        ratio = (ratio_interval if together else unpaired_ratio_interval)(*pairs)
         compared.append(
             Comparison(
                 reference=first.arm.label,
                 other=case.arm.label,
                 ratio=Range.of(ratio),
-                ratio_uncontended=_calm(first, case),
+                ratio_uncontended=_calm(first, case) if together else None,
                 verdict=verdict(ratio, options.margin),
                 margin=options.margin,
-                interleaved=True,
+                interleaved=together,
                 file_ratio=size_ratio(measured[0], m),
                 peak_memory_ratio=peak_ratio(measured[0], m),
                 outputs=outputs,

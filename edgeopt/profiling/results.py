@@ -247,7 +247,7 @@ class Comparison(_Model):
     ratio_uncontended: float | None
     verdict: Verdict
     margin: float
-    interleaved: bool = Field(description="false: from stored results, the weaker evidence")
+    interleaved: bool = Field(description="false: not measured in turns, the weaker evidence")
     file_ratio: float | None
     peak_memory_ratio: float | None
     outputs: tuple[OutputError, ...] | None

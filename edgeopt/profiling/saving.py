@@ -37,6 +37,7 @@ class Files:
             check_place(path, force=True)
         places = [*named, *([Path(self.report).with_suffix(".npz")] if self.report is not None else [])]
         for path in places:
+            check_place(path, force=True)
             if any(path.resolve() == k.resolve() or k.resolve() in path.resolve().parents for k in self.kept):
                 raise UsageError(f"{path}: would overwrite or lie among the files that are read; choose another place")
         if len({p.resolve() for p in places}) < len(places):

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.errors import EdgeoptError
 from edgeopt.files import packed_bytes, temporary_folder
-from edgeopt.graph.ops import macs
+from edgeopt.graph.ops import bodies, inside, macs
 from edgeopt.passes.simplifying import simplify
 from edgeopt.profiling.arms import Arm
 from edgeopt.profiling.live import live
@@ -181,7 +181,7 @@ def _most(order: Sequence[ir.Node], results: Sequence[ir.Value], sizes: Mapping[
     last = {v: len(order) for v in results}
     index = {node: i for i, node in enumerate(order)}
     for node in order:
-        for v in (v for n in [node, *_body_nodes(node)] for v in n.inputs if v is not None):
+        for v in (v for n in [node, *inside(node)] for v in n.inputs if v is not None):
             last[_root(v)] = max(_end(node, index), last.get(_root(v), 0))
     dies: dict[int, list[ir.Value]] = {}
     for v, i in last.items():
@@ -189,7 +189,7 @@ def _most(order: Sequence[ir.Node], results: Sequence[ir.Value], sizes: Mapping[
     made: set[ir.Value] = set()
     alive = most = 0
     for i, node in enumerate(order):
-        inner = max((_most(list(g), [_root(v) for v in g.outputs], sizes) for g in _bodies(node)), default=0)
+        inner = max((_most(list(g), [_root(v) for v in g.outputs], sizes) for g in bodies(node)), default=0)
         made.update(v for v in node.outputs if v in sizes)
         alive += sum(sizes.get(v, 0) for v in node.outputs)
         most = max(most, alive + inner)
@@ -205,14 +205,6 @@ def _end(node: ir.Node, index: Mapping[ir.Node, int]) -> int:
     if node.op_type == "QuantizeLinear" or not node.outputs or not _only_quantized(node.outputs[0]):
         return index[node]
     return max(_end(reader, index) for reader, _ in node.outputs[0].uses() if reader in index)
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-
-
-def _body_nodes(node: ir.Node) -> list[ir.Node]:
-    return [n for g in _bodies(node) for n in g.all_nodes()]
 
 
 def _macs(node: ir.Node, ran: Ran) -> int:

@@ -19,6 +19,7 @@ from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
 from edgeopt.errors import EdgeoptError, ModelError, UnchangedError, UsageError, ValidityError, extra
 from edgeopt.files import check_place, staged, temporary_folder
+from edgeopt.graph.facts import tensors
 from edgeopt.graph.ops import macs_of, rule
 from edgeopt.graph.select import select
 from edgeopt.options import takes
@@ -178,11 +179,7 @@ def _narrowed(
 
 
 def _parameters(model: ir.Model) -> int:
-    return sum(
-        v.const_value.size
-        for v in model.graph.initializers.values()
-        if v.const_value is not None and v.const_value.dtype.is_floating_point()
-    )
+    return sum(t.size for t in tensors(model) if t.dtype.is_floating_point())
 
 
 def _macs(model: ir.Model, feed: Feed) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 
 import onnx_ir as ir
 
+from edgeopt.graph.ops import inside
 from edgeopt.passes.static_sizes import Known
 from edgeopt.pruning.units import Labels, Shapes, Units
 
@@ -60,10 +61,7 @@ class Tracker:
 
     def stop(self, node: ir.Node) -> None:
         """Freeze all inputs of `node`; its outputs are not tracked."""
-        inside = (
-            n for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH for n in a.as_graph().all_nodes()
-        )
-        self.hold([*node.inputs, *(v for n in inside for v in n.inputs)])
+        self.hold([*node.inputs, *(v for n in inside(node) for v in n.inputs)])
 
     def numbers(self, value: ir.Value | None) -> list[int] | None:
         """The elements of an integer constant, or None if `value` is not constant."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from edgeopt.data.listing import exists
 from edgeopt.errors import UsageError, suggestion
 from edgeopt.files import check_folder, locked, writing
 from edgeopt.listener import Listener
@@ -21,7 +22,6 @@ from edgeopt.release.build.actions import Context
 from edgeopt.release.build.building import Digests, Known, built, digests, evaluated, exported
 from edgeopt.release.build.cache import Cache
 from edgeopt.release.build.measuring import measured, moved, with_measured
-from edgeopt.release.build.sources import there
 from edgeopt.release.document import Run, VariantResult
 from edgeopt.release.evidence import artefacts, publishing
 from edgeopt.release.project import file as projects
@@ -120,7 +120,7 @@ def _importable(folder: Path) -> Iterator[None]:
 def _context(project: Project, home: Path, cache: Cache, ears: Listener) -> Context:
     data = home / project.data.path
     context = Context(
-        home, home / (project.model or ""), str(data) if there(data) else project.data.path, project, ears
+        home, home / (project.model or ""), str(data) if exists(data) else project.data.path, project, ears
     )
     if project.export is None:
         return context

@@ -14,7 +14,7 @@ from edgeopt.graph.edit import Names, drop_unused, initializer
 from edgeopt.graph.edit import node as make
 from edgeopt.graph.facts import above_protobuf
 from edgeopt.graph.form import canonical
-from edgeopt.graph.ops import PRODUCTS, constant, rule
+from edgeopt.graph.ops import PRODUCTS, bodies, constant, rule
 from edgeopt.graph.serialization import embedded
 from edgeopt.runtime.session import open_session
 
@@ -35,8 +35,7 @@ def basic(model: ir.Model) -> ir.Model:
         optimized = ir.load(path, format="protobuf")
         if len(optimized.graph) == 0:
             raise ModelError("nothing is computed from the inputs: the outputs are constants")
-        with embedded(optimized) as whole:
-            result = canonical(whole, defaults.names(model), copy=False)
+        result = canonical(embedded(optimized), defaults.names(model), copy=False)
     _share(result, model)
     _unfold(result, model)
     result.metadata_props.update(model.metadata_props)
@@ -96,8 +95,7 @@ def _makers(last: ir.Node) -> list[ir.Node] | None:
         if node in seen:
             return True
         seen.add(node)
-        bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        if bodies or node.domain or len(seen) > _MOST_MAKERS:
+        if bodies(node) or node.domain or len(seen) > _MOST_MAKERS:
             return False
         for v in node.inputs:
             producer = None if v is None else v.producer()

@@ -19,10 +19,10 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 import onnx
@@ -124,16 +124,11 @@ def measured(
         missing = kinds == {"float"} and not rule(node).moves
         ours = math.inf if missing else sum(of_integer.get(name, {}).values())
         times[key(node, probes)].append((sum(of_float.get(name, {}).values()), ours))
-    found = {k: (_mean(a for a, _ in v), _mean(b for _, b in v)) for k, v in times.items()}
+    found = {k: (fmean(a for a, _ in v), fmean(b for _, b in v)) for k, v in times.items()}
     means = {**dict.fromkeys(key(n, probes) for n in nodes), **found}
     if known is None or known.crossings is None:
         return Costs(here(), means, crossings())
     return Costs(known.host, {**means, **known.times}, known.crossings)
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
 
 
 Events = Mapping[tuple[str, str], float]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import onnx
+import onnx_ir as ir
 
 _INTEGER = frozenset(
     {
@@ -42,18 +42,9 @@ class Kernels:
 
 def kernels(optimized: Path) -> Kernels:
     """Operator counts of the graph that ONNX Runtime wrote to `optimized`, including bodies of If and Loop."""
-    counts: Counter[str] = Counter()
-    _count(onnx.load(optimized, load_external_data=False).graph, counts)
+    counts = Counter(n.op_type for n in ir.load(optimized, format="protobuf").graph.all_nodes())
     return Kernels(
         {k: n for k, n in counts.most_common() if kind(k) == "integer"},
         {k: n for k, n in counts.most_common() if kind(k) == "qdq"},
         {k: n for k, n in counts.most_common() if kind(k) == "float"},
     )
-
-
-def _count(graph: onnx.GraphProto, counts: Counter[str]) -> None:
-    for node in graph.node:
-        counts[node.op_type] += 1
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                _count(attribute.g, counts)

@@ -29,17 +29,7 @@ from edgeopt.numbers.scores import Outputs
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (
-    state.EPFail,
-    state.EngineError,
-    state.Fail,
-    state.InvalidArgument,
-    state.InvalidGraph,
-    state.InvalidProtobuf,
-    state.ModelLoaded,
-    state.NoModel,
-    state.NoSuchFile,
-    state.NotImplemented,
-    state.RuntimeException,
+    *(e for e in vars(state).values() if isinstance(e, type) and issubclass(e, Exception)),
     RuntimeError,
     ValueError,
 )

@@ -19,58 +19,41 @@ from edgeopt.graph import defaults
 from edgeopt.graph.form import canonical
 from edgeopt.graph.serialization import embedded, load, write
 
-TYPES = (
-    "bert",
-    "bart",
-    "bert_keras",
-    "bert_tf",
-    "clip",
-    "conformer",
-    "gpt2",
-    "phi",
-    "sam2",
-    "swin",
-    "t5",
-    "tnlr",
-    "unet",
-    "vae",
-    "vit",
-)
 BACKENDS = {"onnxruntime": "onnxruntime.transformers.optimizer", "onnxruntime-tools": "onnxruntime_tools.optimizer"}
-_PROGRAM = """
+_UNKNOWN = "no transformer type"
+_PROGRAM = f"""
 import sys
-module, source, out, kind, heads, hidden = sys.argv[1:]
+module, source, out, kind = sys.argv[1:]
 package, _, name = module.rpartition(".")
 optimizer = getattr(__import__(package, fromlist=[name]), name)
-fused = optimizer.optimize_model(source, model_type=kind, num_heads=int(heads), hidden_size=int(hidden), \
-opt_level=0, use_gpu=False)
+known = getattr(optimizer, "MODEL_TYPES", None) or optimizer.MODEL_CLASSES
+if kind not in known:
+    sys.exit(f"{_UNKNOWN} {{kind!r}}; known: {{', '.join(known)}}")
+fused = optimizer.optimize_model(source, model_type=kind, num_heads=0, hidden_size=0, opt_level=0, use_gpu=False)
 fused.save_model_to_file(out)
 """
 
 
-def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime", heads: int = 0, hidden: int = 0) -> ir.Model:
+def fuse(model: ir.Model, kind: str, *, backend: str = "onnxruntime") -> ir.Model:
     """`model` with the fusions of `backend` for transformers of type `kind`.
-
-    heads, hidden: number of attention heads and hidden size; 0: found by the backend.
 
     Raises:
         UsageError: the backend is not installed, or `kind` is unknown. ModelError: the backend failed; the message
           contains its last line.
     """
-    if kind not in TYPES:
-        raise UsageError(f"no transformer type {kind!r}; known: {', '.join(TYPES)}")
     with temporary_folder() as folder:
         source, out = folder / "source.onnx", folder / "fused.onnx"
         write(model, source)
-        arguments = [BACKENDS[backend], str(source), str(out), kind, str(heads), str(hidden)]
+        arguments = [BACKENDS[backend], str(source), str(out), kind]
         done = subprocess.run(
             [sys.executable, "-P", "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            if last.startswith(_UNKNOWN):
+                raise UsageError(last)
             if "ModuleNotFoundError" in last:
                 missing = "legacy" if backend == "onnxruntime-tools" else "transformers"
                 raise UsageError(f"{backend} is not complete ({last}): {extra(missing)}")
             raise ModelError(f"{backend} failed on this model: {last}")
-        with embedded(load(out)) as whole:
-            return canonical(whole, defaults.names(model))
+        return canonical(embedded(load(out)), defaults.names(model))

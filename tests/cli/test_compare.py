@@ -54,6 +54,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(called("compare", *pair, *SHORT, "--data", DIGITS / "test", "--report", report), report)
 
 
+def test_runs_one_after_the_other_are_the_weaker_evidence(tmp_path: Path) -> None:
+    model = DIGITS / "digits.onnx"
+    made = Run(
+        called("compare", model, model, "--sustained", "1s", "--report", tmp_path / "r.json"), tmp_path / "r.json"
+    )
+    assert not made.comparison.interleaved and made.comparison.ratio_uncontended is None
+    assert "not interleaved: weaker evidence" in made.ended.out
+
+
 def test_an_int8_model_is_compared_on_speed_size_and_outputs(digits: Run) -> None:
     assert digits.ended.code == 0, digits.ended.err
     c = digits.comparison

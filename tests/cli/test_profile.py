@@ -166,6 +166,13 @@ def test_the_trace_has_a_process_for_every_setting(swept: Run) -> None:
 # other ways to look
 
 
+@pytest.mark.usefixtures("idle")
+def test_a_folder_in_place_of_the_raw_times_is_refused_before_anything_is_measured(here: Path) -> None:
+    (here / "r.npz").mkdir()
+    ended = called("profile", "model.onnx", *SHORT, "--report", "r.json")
+    assert ended.code == 2 and "r.npz: is a folder" in ended.err
+
+
 def test_a_sustained_run_gives_a_series(here: Path) -> None:
     ended = called("profile", "model.onnx", "--sustained", "1s", "--report", "results.json")
     assert ended.code == 0, ended.err

@@ -35,6 +35,19 @@ def test_every_way_gives_a_valid_model_near_the_float_one(way: str, run: Run, he
     assert names(here) == {"model.onnx", "x.npy", "model.int8.onnx"}
 
 
+@pytest.mark.parametrize("read", ["x.npy", "samples/0.npy", "model.onnx", "recipe.toml"])
+def test_a_report_never_replaces_what_is_read(read: str, run: Run, here: Path) -> None:  # noqa: F811
+    (here / "samples").mkdir()
+    (here / "samples" / "0.npy").write_bytes((here / "x.npy").read_bytes())
+    (here / "recipe.toml").write_text("# mine")
+    before = (here / read).read_bytes()
+    calib = "samples" if read.startswith("samples") else "x.npy"
+    recipe = ("--recipe", "recipe.toml") if read == "recipe.toml" else ()
+    ended = run("quantize", "model.onnx", "--calib", calib, "--no-measure", *recipe, "--report", read)
+    assert ended.code == 2 and f"{read}: is what the command reads" in ended.err
+    assert (here / read).read_bytes() == before
+
+
 @pytest.mark.parametrize("way", ["--rounding stochastic", "--rounding adaround", "all"])
 def test_the_same_call_gives_the_same_bytes(way: str, run: Run, here: Path) -> None:  # noqa: F811
     for output in ("a.onnx", "b.onnx"):

@@ -15,6 +15,7 @@ import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.files import staged
+from edgeopt.graph.serialization import embedded
 from edgeopt.passes.simplifying import simplify
 from edgeopt.runtime.session import open_session
 from tests import tiny
@@ -305,10 +306,10 @@ def test_a_mapped_model_round_trips_over_its_own_file(
 
 def test_embedded_pulls_the_weights_in_and_leaves_the_argument_mapped(tmp_path: Path) -> None:
     made = graph.load(mapped(tmp_path))
-    with graph.embedded(made) as whole:
-        assert not isinstance(whole.graph.initializers["w"].const_value, ir.ExternalTensor)
-        (tmp_path / "mapped.bin").unlink()
-        assert np.array_equal(tiny.weights_of(whole)["w"], tiny.weights_of(dense())["w"])
+    whole = embedded(made)
+    assert not isinstance(whole.graph.initializers["w"].const_value, ir.ExternalTensor)
+    (tmp_path / "mapped.bin").unlink()
+    assert np.array_equal(tiny.weights_of(whole)["w"], tiny.weights_of(dense())["w"])
     assert isinstance(made.graph.initializers["w"].const_value, ir.ExternalTensor)
 
 

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeopt.profiling.arms import PRESETS, arms
+from edgeopt.options.profile import Profile
+from edgeopt.profiling.arms import PRESETS, Arm, wanted
 from edgeopt.runtime.providers import CPU, Requested, parse
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 M = Path("m.onnx")
 
 paths = st.sampled_from(["m.onnx", "m.ort", "n.onnx", "a/m.onnx", "b/m.onnx", "m #2.onnx"]).map(Path)
-providers = st.sampled_from(["cpu", "xnnpack", "openvino:device_type=CPU", "openvino:device_type=GPU"]).map(parse)
+providers = st.sampled_from(["cpu", "xnnpack", "openvino:device_type=CPU", "openvino:device_type=GPU"])
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True)
+
+
+def arms(
+    models: Sequence[Path],
+    providers: Sequence[str] = ("cpu",),
+    threads: Sequence[int] = (1,),
+    batches: Sequence[int] = (),
+    dims: Mapping[str, Sequence[int]] | None = None,
+) -> list[Arm]:
+    sizes = {name: tuple(x) for name, x in (dims or {}).items()}
+    return wanted(Profile(providers=tuple(providers), threads=threads, batch=batches, dims=sizes), models)
 
 
 @LAW
 @given(
     st.lists(paths, min_size=1, max_size=3, unique=True),
-    st.lists(providers, min_size=1, max_size=2, unique_by=lambda p: p.label),
+    st.lists(providers, min_size=1, max_size=2, unique=True),
     sizes,
-    st.one_of(st.just([None]), sizes),
+    st.one_of(st.just([]), sizes),
     st.dictionaries(st.sampled_from(["N", "seq"]), sizes),
 )
 def test_a_sweep_is_every_combination_once_with_a_label_of_its_own(
     models: list[Path],
-    requested: list[Requested],
+    requested: list[str],
     threads: list[int],
-    batches: list[int | None],
+    batches: list[int],
     dims: dict[str, list[int]],
 ) -> None:
     found = arms(models, requested, threads, batches, dims)
     swept = [dict(zip(dims, x, strict=True)) for x in itertools.product(*dims.values())]
-    expected = list(itertools.product(models, requested, threads, batches, swept))
+    expected = list(itertools.product(models, map(parse, requested), threads, batches or [None], swept))
     assert [(a.model, a.provider, a.threads, a.batch, a.dims) for a in found] == expected
     assert len({a.label for a in found}) == len(found)
 
@@ -67,7 +80,7 @@ def test_one_setting_is_called_after_its_model() -> None:
 
 
 def test_a_label_names_what_varies_and_nothing_else() -> None:
-    found = arms([M], [parse("cpu"), parse("openvino:device_type=GPU")], (2,), (1, 8), {"seq": (16,), "N": (3, 5)})
+    found = arms([M], ["cpu", "openvino:device_type=GPU"], (2,), (1, 8), {"seq": (16,), "N": (3, 5)})
     assert [a.label for a in found[:4]] == ["cpu batch=1 N=3", "cpu batch=1 N=5", "cpu batch=8 N=3", "cpu batch=8 N=5"]
     assert found[4].label == "openvino:device_type=GPU batch=1 N=3"
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+import edgeopt
 from edgeopt.errors import DataError, ModelError, UsageError
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
@@ -373,3 +374,8 @@ def test_an_fp16_model_is_fed_what_it_takes(tmp_path: Path) -> None:
     found = profile(file, **SHORT).measured[0]
     assert found.error is None
     assert found.latency is not None
+
+
+def test_models_may_be_given_by_name() -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        edgeopt.profile(models=["nowhere.onnx"], preset="quick")

@@ -12,6 +12,7 @@ from typing import Any
 from edgeopt import graph
 from edgeopt.data import read, specs
 from edgeopt.data.foreign import named
+from edgeopt.data.listing import exists
 from edgeopt.errors import UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target as targets
@@ -20,7 +21,6 @@ from edgeopt.options.distill import Distill
 from edgeopt.options.models import Shrink, Simplify
 from edgeopt.options.quantize import TABLE, Quantize
 from edgeopt.options.reading import Reading
-from edgeopt.release.build.sources import there
 from edgeopt.release.project.checks import FILES
 from edgeopt.release.project.file import Project
 from edgeopt.runtime.norm import norm_distance
@@ -91,7 +91,7 @@ def import_from_root(context: Context, *options: str) -> None:
     data, accuracy = context.project.data, context.project.accuracy
     sources = {"data.path": data.path, "data.eval": data.eval or "", "accuracy.eval": accuracy.eval or ""}
     for option in options:
-        if ":" in sources[option] and not there(context.root / sources[option]):
+        if ":" in sources[option] and not exists(context.root / sources[option]):
             named(sources[option], option, context.root)
 
 

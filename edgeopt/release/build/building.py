@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeopt.data.listing import exists
 from edgeopt.errors import EdgeoptError
 from edgeopt.release.build import actions, sources
 from edgeopt.release.build.actions import Context
@@ -58,7 +59,7 @@ def exported(context: Context, export: ExportTable, cache: Cache) -> Entry:
     """
     root, path = context.root, context.project.data.path
     file = root / export.factory
-    given = sources.there(file)
+    given = exists(file)
     code = cache.digest(file) if given else sources.module_digest(cache, export.factory, root)
     data = sources.data_digest(cache, path, root), sources.reading_digest(cache, context.project, root)
 

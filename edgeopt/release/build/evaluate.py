@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgeopt import graph
 from edgeopt.data import Feed, read, readable, specs
 from edgeopt.data.made_up import feed_for
+from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import packed_bytes
 from edgeopt.hardware.host import cores
@@ -77,7 +78,10 @@ def jury(context: Context) -> Jury:
         samples = read(where, specs(task.source), options, task.float_session.run, norm_distance(task.source)).samples
         names = [name for name, _ in samples]
         found, _ = readable(samples[:_MOST])
-        feeds, reference = tuple(found), tuple(run_all(task.judging, found, workers=cores()))
+        for name, feed in found:
+            check_feed(feed, task.source, name)
+        feeds = tuple((name, without_label(feed, task.source)) for name, feed in found)
+        reference = tuple(run_all(task.judging, feeds, workers=cores()))
     labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
     return Jury(task, feeds, reference, labels)
 

@@ -9,6 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeopt.data.listing import exists
 from edgeopt.files import sha256
 from edgeopt.release.build.cache import Cache, key
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = (
     "edgeopt", "onnx", "onnx-ir", "onnxruntime", "numpy", "pillow", "torch", "onnxscript", "tokenizers",
-    "soxr",
+    "soxr", "soundfile", "pillow-heif",
 )  # fmt: skip
 _RECIPE = "preprocess.toml"
 _RANDOM = "random"
@@ -32,14 +33,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def there(path: Path) -> bool:
-    """Whether `path` exists; False also for text that is no valid path."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def fingerprint(path: Path) -> str:
@@ -66,7 +59,7 @@ def model_digest(cache: Cache, path: Path) -> str:
 def data_digest(cache: Cache, data: str, root: Path) -> str:
     """Digest of the samples at `data` (a path from `root`, or a function) and the preprocess.toml beside them."""
     path = root / data
-    if there(path):
+    if exists(path):
         recipe = path.parent / _RECIPE  # one inside a folder is among its files
         return key(cache.digest(path), cache.digest(recipe) if recipe.is_file() else "")
     return data if data == _RANDOM else module_digest(cache, data, root)
@@ -75,7 +68,7 @@ def data_digest(cache: Cache, data: str, root: Path) -> str:
 def reading_digest(cache: Cache, project: Project, root: Path) -> str:
     """Digest of how samples are read: the settings, and the tokenizer's bytes."""
     tokenizer = project.data.tokenizer
-    text = "" if tokenizer is None or not there(root / tokenizer) else cache.digest(root / tokenizer)
+    text = "" if tokenizer is None or not exists(root / tokenizer) else cache.digest(root / tokenizer)
     return key(project.data.model_dump(mode="json"), text)
 
 
@@ -107,4 +100,4 @@ def module_files(source: str, root: Path) -> list[Path]:
 def _file(folder: Path, names: list[str]) -> Path | None:
     """The file of the module `names` in `folder`."""
     place = folder.joinpath(*names)
-    return next((f for f in (place.with_name(f"{place.name}.py"), place / "__init__.py") if there(f)), None)
+    return next((f for f in (place.with_name(f"{place.name}.py"), place / "__init__.py") if exists(f)), None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeopt.data.listing import exists
 from edgeopt.errors import UsageError
 from edgeopt.hardware import target as targets
 from edgeopt.options.quantize import TABLE
-from edgeopt.release.build.sources import module_files, there
+from edgeopt.release.build.sources import module_files
 from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
 
@@ -44,7 +45,7 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
                 except UsageError as e:
                     yield ("variants", variant, "steps", str(i), "target"), str(e)
     for at, path in named.items():
-        if path is not None and str(path) != TABLE and not (there(home / path) and (home / path).is_file()):
+        if path is not None and str(path) != TABLE and not (exists(home / path) and (home / path).is_file()):
             yield at, f"{str(path)!r}: no such file in {home}"
 
 
@@ -52,7 +53,7 @@ def _data(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     for key, given in (("path", project.data.path), ("eval", project.data.eval)):
         if given is None or ":" in given or (given == "random" and key == "path"):
             continue
-        if not there(home / given):
+        if not exists(home / given):
             yield ("data", key), f"{given!r}: no such file or folder in {home}"
 
 
@@ -73,7 +74,7 @@ def _functions(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     }
     if project.export is not None:
         named["export", "factory"] = project.export.factory
-    named = {at: name for at, name in named.items() if name and not there(home / name)}
+    named = {at: name for at, name in named.items() if name and not exists(home / name)}
     if project.accuracy.eval is not None and project.accuracy.eval not in _LIKENESSES:
         named["accuracy", "eval"] = project.accuracy.eval
     for variant, v in project.variants.items():

@@ -177,7 +177,8 @@ def refusal(old: Run, new: Run) -> str | None:
     """Why stored times of the two runs cannot be compared, or None."""
     if old.profile is None or new.profile is None:
         return None if new.profile is None else "the baseline was not measured"
-    by_name = [{Path(m.setting.model).stem: m for m in r.profile.measured} for r in (old, new) if r.profile]
+    # of several settings of a model the first one is judged
+    by_name = [{Path(m.setting.model).stem: m for m in r.profile.measured[::-1]} for r in (old, new) if r.profile]
     pairs = [(by_name[0][k], by_name[1][k]) for k in by_name[0] if k in by_name[1]]
     try:
         refuse_different(old.profile, new.profile, pairs)

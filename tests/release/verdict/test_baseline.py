@@ -219,3 +219,17 @@ def test_a_kept_model_that_cannot_be_measured_is_told_and_stored_times_count(fil
         run = edgeopt.run(file, measure=True, listener=edgeopt.Listener(note=found.append))
     assert "baseline: lean.onnx cannot be measured again: not this one" in found
     assert all("(stored)" in g.message for g in run.gates if g.metric in TIMES)
+
+
+def test_of_several_settings_the_first_ones_are_compared(file: Path, clock: Clock) -> None:
+    clock()
+    run = edgeopt.run(file, measure=True)
+    assert run.profile is not None
+
+    def with_threads(*threads: int) -> edgeopt.Run:
+        (first, *_) = run.profile.measured if run.profile is not None else ()
+        found = [first.model_copy(update={"setting": first.setting.model_copy(update={"threads": n})}) for n in threads]
+        return run.model_copy(update={"profile": run.profile.model_copy(update={"measured": tuple(found)})})
+
+    assert baseline.refusal(with_threads(1), with_threads(1, 4)) is None
+    assert "threads 1 and 2" in str(baseline.refusal(with_threads(1, 4), with_threads(2, 4)))
