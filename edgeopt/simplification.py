@@ -16,9 +16,11 @@ from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
 from edgeopt.options import takes
 from edgeopt.options.models import Simplify
 from edgeopt.passes import simplifying as passes
+from edgeopt.passes.narrow import own_pads
 from edgeopt.passes.tie import tied
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.measure import PairedLatency, interleaved
+from edgeopt.runtime.probe import shapes
 from edgeopt.runtime.session import finite, open_session, run_all, try_loops
 from edgeopt.runtime.transformer import fuse
 
@@ -55,12 +57,14 @@ def simplify(model: graph.Source, options: Simplify) -> Simplified:
     path, transformer = options.output, options.transformer
     if path is not None:
         check_place(path, options.force, (options.data,))
-    source = graph.canonical(graph.load(model))
+    given = graph.load(model)
+    source = graph.canonical(given)
     # the transformer fusions match the patterns written by exporters, so they run first
     fused = source if transformer is None else fuse(source, transformer, backend=options.backend)
     result = tied(fused if transformer is not None else passes.simplify(source))
     feeds = _feeds(source, options)
     try_loops(source, feeds[0][1])
+    result = own_pads(result, shapes(result, feeds[0][1]))
     with temporary_folder() as folder, staged(path or folder / "model.onnx") as stage:
         final = stage / (path.name if path is not None else "model.onnx")
         graph.write(result, final)
@@ -71,9 +75,8 @@ def simplify(model: graph.Source, options: Simplify) -> Simplified:
                 raise ValidityError(
                     f"output {e.output!r} differs from the model before: SQNR {e.sqnr_db:.1f} dB; nothing was written"
                 )
-        latency = interleaved(
-            {"before": before, "after": after}, "before", {"before": feeds[0][1], "after": feeds[0][1]}, seconds=0.5
-        )["after"]
+        sessions = {"before": open_session(given), "after": after}
+        latency = interleaved(sessions, "before", dict.fromkeys(sessions, feeds[0][1]), seconds=0.5)["after"]
         size = final.stat().st_size
     nodes = (sum(1 for _ in source.graph.all_nodes()), sum(1 for _ in result.graph.all_nodes()))
     before_size = Path(model).stat().st_size if isinstance(model, str | Path) else graph.size_bytes(source)

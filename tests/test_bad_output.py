@@ -238,7 +238,7 @@ PLACES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "prepare": lambda patch: patch.setattr(command, "prepare", interrupt),
     "calibrate": lambda patch: patch.setattr("edgeopt.runtime.calibrate.observe", interrupt),
     "write": lambda patch: patch.setattr(Path, "write_bytes", interrupt),
-    "check": lambda patch: patch.setattr(check.onnx.checker, "check_model", interrupt),
+    "check": lambda patch: patch.setattr("onnx.checker.check_model", interrupt),
     "compare": lambda patch: patch.setattr(check, "compare", interrupt),
     "move": lambda patch: patch.setattr(Path, "replace", interrupt),
 }

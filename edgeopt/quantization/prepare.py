@@ -68,6 +68,8 @@ class Task:
     """A quantization job: the model, its samples and the data used to judge results."""
 
     options: Quantize
+    given: ir.Model
+    """The user's model as it is in its file."""
     source: ir.Model
     """The user's model in canonical form, not simplified."""
     start: State
@@ -141,14 +143,13 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
 
 
 def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
-    model = graph.canonical(source)
+    model, target = graph.canonical(source), targets.load(options.target)
     _check(model)
-    target = targets.load(options.target)
     single = unfolded(widened(model))
     simplified = simplify(single)
     chosen = selection(simplified, types_of(simplified)) if selects(simplified) else None
     recipe, include, lengths = _choices(options, model, simplified, chosen)
-    session = open_session(model if _runs(model) else single, threads=1)
+    session = _as_given(source, model, single)
     given = read(data, specs(model), options, session.run, norm_distance(model))
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
@@ -177,6 +178,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         notes.note(line)
     return Task(
         options=options,
+        given=source,
         source=model,
         start=State(simplified, target, tuple(calibration), resources, simplified),
         recipe=recipe,
@@ -195,6 +197,18 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
         levels=levels([feed for _, feed in feeds], reference, [found[name] for name in judging.outputs]),
         chance_db=chance_db,
     )
+
+
+def _as_given(source: ir.Model, model: ir.Model, single: ir.Model) -> Session:
+    """A session of the model as it was given, with which results are compared: ONNX Runtime fuses its nodes otherwise
+    than those of the canonical form `model`, which may be slower. Of a form that runs where the given one does not.
+    """
+    if not _runs(model):
+        return open_session(single, threads=1)
+    try:
+        return open_session(source, threads=1)
+    except ModelError:
+        return open_session(model, threads=1)
 
 
 def _outputs(

@@ -143,8 +143,11 @@ def _chosen(task: Task, trials: Trials) -> tuple[Tried, str]:
     kept = verify(task, Draft("float", state), trials.path)
     if state is small and not close(task, kept):  # float64 values beyond float32
         kept = verify(task, Draft("float", task.start.of(task.source)), trials.path)
+    form = "simplified float model"
+    if kept.slower:  # ONNX Runtime fuses the nodes that were given better
+        kept, form = verify(task, Draft("float", task.start.of(task.given)), trials.path), "float model as it was given"
     why = nothing or "no integer form was both close enough and no slower"
-    reason = f"float: {why}; the file is the simplified float model"
+    reason = f"float: {why}; the file is the {form}"
     task.note(reason)
     return kept, reason
 

@@ -25,6 +25,7 @@ from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
+from edgeopt.passes.narrow import own_pads, padded
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.passes.shield import shield
 from edgeopt.passes.tie import of_tables, tied
@@ -89,6 +90,16 @@ class Smooth(Step):
         return state.of(state.resources.cache.model(key, make))
 
 
+def probed(state: State) -> Mapping[str, Probe]:
+    """Shapes and extremes of the values of the state's float model on the first sample."""
+    cache = state.resources.cache
+    if id(state.source) not in cache.probes:
+        with cache.timed("probe"):
+            cache.probes[id(state.source)] = probe(state.source, state.resources.feeds[0])
+        cache.model(id(state.source), lambda: state.source)
+    return cache.probes[id(state.source)]
+
+
 class Place(Step):
     """A form for every node: the cheapest placement of integers, or one form wherever it can be."""
 
@@ -102,15 +113,11 @@ class Place(Step):
 
     def __call__(self, state: State) -> State:
         if self.form != "int8 static":
-            return replace(state, plan=self._whole(state.source))
-        cache = state.resources.cache
-        probes = cache.probes.get(id(state.source))
-        if probes is None:
-            with cache.timed("probe"):
-                probes = cache.probes[id(state.source)] = probe(state.source, state.resources.feeds[0])
-            cache.model(id(state.source), lambda: state.source)
+            seen = probed(state) if padded(state.source) else {}
+            return replace(state, plan=self._whole(state.source), probes=seen)
+        probes = probed(state)
         if self.measured:
-            cache.costs = costed(state, probes, self.exclude)
+            state.resources.cache.costs = costed(state, probes, self.exclude)
         plan = self.plan(state, probes)
         return replace(state, probes=probes, plan=plan, placed=(plan, self.plan))
 
@@ -268,9 +275,10 @@ class Write(Step):
         if dynamics:
             nodes = [n for n in dynamic_nodes(model, lstm=True) if n.name in dynamics]
             model = dynamic(model, *dynamic_params(nodes, state.target))
+        shapes = {name: p.shape for name, p in state.probes.items()}
         if plan.integer:
-            ranks = {name: len(p.shape) for name, p in state.probes.items()} if graph.fixed(model) else {}
-            model = shield(model, ranks)
+            model = shield(model, {name: len(s) for name, s in shapes.items()} if graph.fixed(model) else {})
+        model = own_pads(model, shapes)
         stored, stored4 = (plan.having(form) for form in ("int8 stored", "int4 stored"))
         layers_stored = (stored | stored4) - embeddings(model)
         if layers_stored:
