@@ -25,6 +25,8 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"mask|segm|heat|salien", "mask"),
     (r"logit|class|label|score|prob", "classes"),
 )
+_STATES = re.compile(r"(?i)\b[hc](x|n|t|\d|_|\b)|state|hidden|cell|cache|mem|past|present|carry|rnn|lstm|gru|prev|next")
+_ALIKE = 3  # letters that names have in common
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
 _SURE = 0.2  # smallest mean of the largest probability for class logits
 _FEW_CLASSES = 10  # with fewer classes the largest probability may be high by chance
@@ -79,16 +81,23 @@ def _suffices(kind: Kind, seen: Outputs) -> bool:
 def fed_back(model: ir.Model, feed: Feed, outputs: Outputs) -> dict[int, str]:
     """Position of each output that is a recurrent state -> the input that takes it in the next step.
 
-    A state has the shape and type of an input. The first input and the first output are the data.
+    A state has the shape and type of an input. The first input and the first output are the data. One of a row for each
+    item of a number that is free, [n, columns], is only taken for a state if the names say so.
     """
     inputs = [str(v.name) for v in model.graph.inputs][1:]
     found: dict[int, str] = {}
     for i, (value, y) in enumerate(zip(model.graph.outputs, outputs, strict=True)):
         alike = [n for n in inputs if n in feed and feed[n].shape == y.shape and feed[n].dtype == y.dtype]
         alike = [n for n in alike if n not in found.values() and y.ndim > 1 and y.size > 1]
+        if y.ndim == 2 and not _fixed(value):
+            alike = [n for n in alike if _STATES.search(f"{n} {value.name}") or _common(n, str(value.name)) >= _ALIKE]
         if i and alike and np.issubdtype(y.dtype, np.floating):
             found[i] = max(alike, key=lambda n: _common(n, str(value.name)))
     return found
+
+
+def _fixed(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(d, int) for d in value.shape)
 
 
 def _common(a: str, b: str) -> int:

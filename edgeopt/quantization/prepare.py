@@ -219,7 +219,7 @@ def _outputs(
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
     try_loops(model, feeds[0][1])
     reference = run_all(session, feeds, workers=cores())
-    _check_finite(feeds, reference)
+    _check_finite(model, session, feeds, reference)
     return reference
 
 
@@ -333,8 +333,7 @@ def _check(model: ir.Model) -> None:
             )
     for g in model.graphs():
         for value in g.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.dtype.is_floating_point() and np.isnan(tensor.numpy()).any():
+            if _holds_nan(value) and not _fills(value):
                 raise ModelError(
                     f"weight {value.name!r} holds NaN; the model is broken before quantization: "
                     "train or export it again"
@@ -350,14 +349,28 @@ def _ranked(model: ir.Model, outputs: Outputs) -> ir.Model:
     return copy
 
 
-def _check_finite(feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> None:
+def _holds_nan(value: ir.Value) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype.is_floating_point() and bool(np.isnan(tensor.numpy()).any())
+
+
+def _fills(value: ir.Value) -> bool:
+    """Whether a constant is only put by Where in place of values that are missing, for which NaN is a usual sign."""
+    return bool(value.uses()) and all(node.op_type == "Where" and i > 0 for node, i in value.uses())
+
+
+def _check_finite(model: ir.Model, session: Session, feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> None:
+    gaps = any(_holds_nan(v) and _fills(v) for v in model.graph.initializers.values())
     for (name, feed), outputs in zip(feeds, reference, strict=True):
         if not finite(feed.values()):
             raise CalibrationError(f"sample {name} is not finite; mend or remove it")
-        if any(np.issubdtype(y.dtype, np.floating) and np.isnan(y).any() for y in outputs):
-            raise CalibrationError(
-                f"the float model's output is not finite on sample {name}; is the preprocessing right?"
-            )
+        for output, y in zip(session.outputs, outputs, strict=True):
+            missing = np.isnan(y) if np.issubdtype(y.dtype, np.floating) else np.False_
+            if missing.any() and not (gaps and not missing.all()):
+                raise CalibrationError(
+                    f"output {output!r} of the float model has {missing.sum()} NaN of {y.size} values on sample "
+                    f"{name}; is the preprocessing right?"
+                )
 
 
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:

@@ -143,6 +143,26 @@ def test_a_state_is_fed_back_step_by_step() -> None:
     assert seen(model, x=(1, 4), h=(1, 6)) == {"y": "regression", "next": "state"}
 
 
+@pytest.mark.parametrize(
+    ("rows", "given", "made", "fed"),
+    [
+        ("n", "rsasa", "logvar", {}),
+        ("n", "h", "hn", {1: "h"}),
+        ("n", "h0", "y2", {1: "h0"}),
+        ("n", "atom_1", "atom_2", {1: "atom_1"}),
+        ("1", "input_2", "Identity_1", {1: "input_2"}),
+    ],
+)
+def test_a_row_for_each_item_is_a_state_only_if_the_names_say_so(
+    rows: str, given: str, made: str, fed: dict[int, str]
+) -> None:
+    text = f"""g (float[{rows},8] x, float[{rows},6] {given}) => (float[{rows},4] y, float[{rows},6] {made}) {{
+        c = Concat <axis = 1> (x, {given})  y = MatMul(c, v)  {made} = MatMul(c, w) }}"""
+    model = tiny.model(text, v=normal(14, 4), w=normal(14, 6))
+    feed = {"x": normal(1, 8), given: normal(1, 6)}
+    assert fed_back(model, feed, open_session(model).run(feed)) == fed
+
+
 def test_the_report_says_what_each_output_is_and_what_comes_of_a_state() -> None:
     model = graph.proto_bytes(tiny.model(STEP, v=normal(4, 6), w=normal(6, 4, seed=1)))
     samples = tiny.feeds(24, x=(1, 4), h=(1, 6))
