@@ -29,6 +29,7 @@ _STATES = re.compile(r"(?i)\b[hc](x|n|t|\d|_|\b)|state|hidden|cell|cache|mem|pas
 _ALIKE = 3  # letters that names have in common
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
 _SURE = 0.2  # smallest mean of the largest probability for class logits
+_FIXED = 0.35  # of the variance: what samples have in common of landmarks; .1 to .2 of the scores of classifiers
 _FEW_CLASSES = 10  # with fewer classes the largest probability may be high by chance
 _MANY = 16
 _PLANE = 8  # smallest side of a mask
@@ -238,9 +239,17 @@ def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:
         return "classes" if sure >= _SURE and not within else "signal" if size >= _MANY else "regression"
     if last in _POOLS:
         return "embedding" if size >= _MANY else "regression"
-    if size >= _FEW_CLASSES and sure >= _SURE and len(set(rows.argmax(-1).tolist())) > 1:
+    several = len(set(rows.argmax(-1).tolist())) > 1
+    if size >= _FEW_CLASSES and sure >= _SURE and several and _common_part(rows) < _FIXED:
         return "classes"
     return "embedding" if size >= _MANY and size < 2048 else "regression" if size < _MANY else "signal"
+
+
+def _common_part(rows: NDArray[Any]) -> float:
+    """The share of the variance of `rows` [samples, columns] that columns have in all samples: of the places of a face
+    most, since they lie in one order.
+    """
+    return float(rows.mean(0).var() / max(float(rows.var()), float(np.finfo(np.float32).tiny)))
 
 
 def _is_map(seen: Outputs) -> bool:

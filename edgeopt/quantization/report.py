@@ -161,7 +161,7 @@ class Report:
 
 def _nearness(o: OutputReport) -> str:
     parts = [f"SQNR {decibels(o.sqnr_db)}, cosine {o.cosine:.5f}"]
-    if o.agreement is not None and o.kind != "regression":
+    if o.agreement is not None and o.kind in (None, "classes", "probabilities", "tokens"):
         x = o.agreement_interval
         parts.append(f"top-1 agreement {o.agreement:.1%}" + ("" if x is None else f" [{x.low:.0%}, {x.high:.0%}]"))
     return (f"{o.kind}: " if o.kind else "") + "; ".join([", ".join(parts), *map(str, o.figures)])

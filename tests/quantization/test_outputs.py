@@ -163,6 +163,18 @@ def test_a_row_for_each_item_is_a_state_only_if_the_names_say_so(
     assert fed_back(model, feed, open_session(model).run(feed)) == fed
 
 
+def test_places_of_landmarks_in_pixels_are_no_classes() -> None:
+    model = tiny.model("g (float[N,8] x) => (float[N,30] y) { y = MatMul(x, w) }", w=normal(8, 30))
+    (out,) = model.graph.outputs
+    rng = np.random.default_rng(0)
+    mean = rng.uniform(0, 64, 30)
+    faces = [(mean + 2 * rng.standard_normal(30))[None].astype(np.float32) for _ in range(20)]
+    scores = [np.float32(12 * np.eye(30)[i % 30][None] + rng.standard_normal((1, 30))) for i in range(20)]
+    feed = {"x": normal(1, 8)}
+    assert kinds(model, feed, [[y] for y in faces], {})[str(out.name)] == "embedding"
+    assert kinds(model, feed, [[y] for y in scores], {})[str(out.name)] == "classes"
+
+
 def test_the_report_says_what_each_output_is_and_what_comes_of_a_state() -> None:
     model = graph.proto_bytes(tiny.model(STEP, v=normal(4, 6), w=normal(6, 4, seed=1)))
     samples = tiny.feeds(24, x=(1, 4), h=(1, 6))
