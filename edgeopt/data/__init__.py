@@ -5,24 +5,23 @@ a tokenizer, or `package.module:function` that yields feeds. A sample is a (name
 it is read.
 """
 
-from edgeopt.data.made_up import random_samples
-from edgeopt.data.reading import RANDOM, Data, read
+from edgeopt.data.reading import Data, read
 from edgeopt.data.screen import Look, look, oddities
 from edgeopt.data.source import open_data, readable, split
 from edgeopt.data.spec import Feed, InputSpec, Sample, Samples, specs
+from edgeopt.options.reading import Reading
 
 __all__ = [
-    "RANDOM",
     "Data",
     "Feed",
     "InputSpec",
     "Look",
+    "Reading",
     "Sample",
     "Samples",
     "look",
     "oddities",
     "open_data",
-    "random_samples",
     "read",
     "readable",
     "specs",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeopt.data import Data, Feed, read, readable, specs
+from edgeopt.data import Data, Feed, Reading, read, readable, specs
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import DataError
-from edgeopt.options.reading import Reading
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import open_session
 

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgeopt
-from edgeopt.data import InputSpec, open_data, random_samples, readable, specs, split
+from edgeopt.data import InputSpec, open_data, readable, specs, split
+from edgeopt.data.made_up import random_samples
 from edgeopt.data.readers import Readers
 from edgeopt.data.spec import Feed, Sample
 from edgeopt.errors import DataError, UsageError
