@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeopt.errors import DataError, EdgeoptError
+from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.files import replacing
 from edgeopt.graph.serialization import MALFORMED
 from edgeopt.listener import Listener
@@ -294,8 +294,9 @@ def _save(run: TrainingRun, options: Distill, listener: Listener) -> None:
             continue
         try:
             write(run, path)
-        except (OSError, RuntimeError) as e:  # torch.save raises RuntimeError when it cannot write
-            listener.note(f"{path} cannot be written ({str(e).splitlines()[0][:120]}); what it held before is kept")
+        except (OSError, RuntimeError, UsageError) as e:  # torch.save raises RuntimeError when it cannot write
+            why = str(e.__cause__ or e).splitlines()[0][:120]
+            listener.note(f"{path} cannot be written ({why}); what it held before is kept")
 
 
 def _show(run: TrainingRun, folder: Path) -> None:

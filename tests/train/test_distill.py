@@ -32,9 +32,9 @@ STUDENT = """g (float[N,1,28,28] image) => (float[N,10] logits) {
 QUICK: dict[str, Any] = {"epochs": 6, "learning_rate": 3e-3, "batch_size": 32}
 
 
-def student(classes: int = 10) -> onnx.ModelProto:
+def student(classes: int = 10, seed: int = 0) -> onnx.ModelProto:
     """A small network with random weights (He)."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shapes = {"w1": (4, 1, 3, 3), "w2": (8, 4, 3, 3), "w3": (classes, 392)}
     weights = {k: (rng.standard_normal(s) * np.sqrt(2 / np.prod(s[1:]))).astype(np.float32) for k, s in shapes.items()}
     biases = {f"b{i}": np.zeros(n, np.float32) for i, n in ((1, 4), (2, 8), (3, classes))}
@@ -76,10 +76,9 @@ def test_without_labels_the_held_out_distance_to_the_teacher_shrinks(feeds: list
 
 @pytest.mark.parametrize("kind", ["online", "self"])
 def test_peers_and_generations_learn_too(kind: str, feeds: list[dict[str, np.ndarray]]) -> None:
-    more: dict[str, Any] = {"teacher": TEACHER} if kind == "online" else {"generations": 2}
+    more: dict[str, Any] = {"teacher": student(seed=1)} if kind == "online" else {"generations": 2}
     found = distill(student(), feeds[:400], kind=kind, alpha=0.5, **QUICK, **more)
-    # far above chance (.1); a peer that is trained anew at this rate teaches less than one that stays as it is
-    assert found.before < 0.3 and found.after > 0.4
+    assert found.before < 0.3 and found.after > 0.4  # far above chance (.1)
 
 
 def test_a_student_that_cannot_get_better_is_not_written(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
@@ -91,27 +90,29 @@ def test_a_student_that_cannot_get_better_is_not_written(feeds: list[dict[str, n
 
 
 def test_the_same_seed_gives_the_same_bytes(feeds: list[dict[str, np.ndarray]]) -> None:
-    made = [distill(student(), feeds[:200], teacher=TEACHER, augment=("crop",), **QUICK).model for _ in range(2)]
+    short = {**QUICK, "epochs": 2}
+    made = [distill(student(), feeds[:100], teacher=TEACHER, augment=("crop",), **short).model for _ in range(2)]
     assert graph.proto_bytes(made[0]) == graph.proto_bytes(made[1])
 
 
 def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(
     feeds: list[dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
-    whole = distill(student(), feeds[:200], teacher=TEACHER, ema=0.5, **QUICK)
+    how: dict[str, Any] = {"ema": 0.5, **QUICK, "epochs": 4}
+    whole = distill(student(), feeds[:100], teacher=TEACHER, **how)
 
     def stop(stage: str, done: int, total: int) -> None:
-        if stage == "training" and done == 3:
+        if stage == "training" and done == 2:
             raise KeyboardInterrupt
 
-    kept = {"checkpoint": tmp_path / "state.pt", "log": tmp_path / "log.csv", "ema": 0.5, **QUICK}
+    kept = {"checkpoint": tmp_path / "state.pt", "log": tmp_path / "log.csv", **how}
     with pytest.raises(KeyboardInterrupt):
-        distill(student(), feeds[:200], teacher=TEACHER, listener=Listener(progress=stop), **kept)
-    resumed = distill(student(), feeds[:200], teacher=TEACHER, resume=True, **kept)
+        distill(student(), feeds[:100], teacher=TEACHER, listener=Listener(progress=stop), **kept)
+    resumed = distill(student(), feeds[:100], teacher=TEACHER, resume=True, **kept)
     assert graph.proto_bytes(resumed.model) == graph.proto_bytes(whole.model)
-    assert [e.epoch for e in resumed.log] == [1, 2, 3, 4, 5, 6]
+    assert [e.epoch for e in resumed.log] == [1, 2, 3, 4]
     assert [(e.loss, e.score) for e in resumed.log] == [(e.loss, e.score) for e in whole.log]
-    assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_step(
