@@ -63,7 +63,7 @@ def _kept(state: State, known: Costs) -> str:
             book.parent.mkdir(parents=True, exist_ok=True)
             costs.save(costs.merged(known, _noted(state)), book)  # with what another process added meanwhile
             return f", kept in {book} (--costs table does without)"
-    except OSError as e:
+    except (OSError, UsageError) as e:
         if path is not None:
             raise UsageError(f"--costs {path}: cannot be written ({e})") from e
         return f"; {book} cannot be written ({e}), and the times are not kept"

@@ -171,6 +171,18 @@ def test_costs_that_can_neither_be_read_nor_measured_are_refused(tmp_path: Path)
 AUTO: dict[str, Any] = {"mode": "auto", "include": ("Conv",), "samples": 8}
 
 
+def test_a_book_that_cannot_be_replaced_is_told_and_the_result_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path) -> None:
+        if file.name == "book.json":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edgeopt.files._sync", full)
+    found = quantize(tiny.frozen(MODEL), FEEDS, book=tmp_path / "book.json", **AUTO).report
+    assert any("the times are not kept" in n and "No space left" in n for n in found.notes)
+
+
 def test_auto_keeps_a_book_and_needs_no_second_look(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "book.json"
     first = quantize(tiny.frozen(MODEL), FEEDS, book=file, **AUTO).report
