@@ -50,6 +50,7 @@ _VARIES_DB = 8.0
 _CORRELATION = 0.9
 _CHANNEL_DB = 10.0
 _SIGNAL_DB = 10.0
+_FILLED, _TURN_ERROR = 0.9, 1e-3  # share of a turn that angles fill; radians that rounding goes beyond pi
 _SAME = 0.99
 _GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
 _SIDES = 4  # the first channels of boxes
@@ -324,8 +325,9 @@ def _regression(reference: Outputs, result: Outputs) -> Iterator[Figure]:
 
 def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """SI-SNR over all samples, which no gain of the result changes; what float's mean has of the power is no signal,
-    nor are silence and the opposite.
+    nor are silence and the opposite. Angles may be whole turns apart.
     """
+    result = _turned(reference, result)
     pairs = [(r.reshape(-1).astype(np.float64), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
     power, count = sum(float(r @ r) for r, _ in pairs), sum(r.size for r, _ in pairs)
     varies = power - sum(float(r.sum()) for r, _ in pairs) ** 2 / count
@@ -336,6 +338,28 @@ def _signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * varies / noise)
     yield Figure("SI-SNR", db, _SIGNAL_DB, "dB")
     yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
+
+
+def _turned(reference: Outputs, result: Outputs) -> Outputs:
+    """`result` by as many whole turns as bring it nearest to the reference where they are angles: an output, or some of
+    its channels, fill -pi ... pi and do not leave it.
+    """
+    shape = reference[0].shape
+    if len({x.shape[1:] for x in reference}) > 1 or len(shape) < 2:
+        return result
+    for axis in sorted({*_channel_axes(shape), len(shape) - 1}):
+        low, high = _extremes(reference, axis)
+        angles = _fill_a_turn(low, high) | _fill_a_turn(low.min(), high.max())
+        if angles.any():
+            where = angles.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            turns = (np.rint((y - r) / math.tau) for r, y in zip(reference, result, strict=True))
+            return [np.where(where, y - math.tau * n, y) for n, y in zip(turns, result, strict=True)]
+    return result
+
+
+def _fill_a_turn(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
+    inside = (low >= -math.pi - _TURN_ERROR) & (high <= math.pi + _TURN_ERROR)
+    return np.asarray(inside & (high - low > _FILLED * math.tau))
 
 
 def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:

@@ -321,3 +321,18 @@ def test_rare_classes_of_pixels_may_not_die() -> None:
     stays, common, rare = figures("mask", reference, background)
     assert stays.close and common.close and rare.value == 0 and not rare.close
     assert all(f.close for f in figures("mask", reference, reference))
+
+
+def test_angles_may_be_whole_turns_apart_and_other_signals_may_not() -> None:
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(-np.pi, np.pi, (8, 32, 1))
+    r = np.concatenate([angle, rng.standard_normal((8, 32, 1))], -1).astype(np.float32)
+    noisy = angle + 0.3 * rng.standard_normal(angle.shape)
+    wrapped = (noisy + np.pi) % (2 * np.pi) - np.pi  # 3.1 became -3.1 here and there
+    y = np.concatenate([wrapped, r[..., 1:]], -1).astype(np.float32)
+    (near,) = figures("signal", [r], [y])
+    assert np.abs(wrapped - noisy).max() > 6 and near.value > 15
+    (other,) = figures("signal", [2 * r], [2 * y])  # no angles: they leave -pi ... pi
+    assert other.value < 8
+    (wrong,) = figures("signal", [r], [np.float32(rng.uniform(-np.pi, np.pi, r.shape))])
+    assert wrong.value < 3
