@@ -1,0 +1,77 @@
+"""PRelu as what ONNX Runtime computes fast: the same results, and no other node is touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import edgeopt
+from edgeopt import graph
+from edgeopt.passes.prelu import split_prelu
+from tests import tiny
+from tests.models import normal
+
+IMAGE = "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { y = PRelu(x, a) }"
+ROW = "g (float[N,4] x) => (float[N,4] y) { y = PRelu(x, a) }"
+
+
+def canonical(text: str, **weights: np.ndarray) -> ir.Model:
+    return graph.canonical(graph.load(tiny.proto(text, **weights)))
+
+
+def ops(model: ir.Model) -> Counter[str]:
+    return Counter(n.op_type for n in model.graph)
+
+
+@pytest.mark.parametrize(
+    ("text", "slopes"),
+    [
+        (IMAGE, normal(4, 1, 1)),
+        (IMAGE, normal(1, 4, 1, 1)),
+        (IMAGE, normal(6)),
+        (IMAGE, 100 * normal(4, 6, 6)),
+        (ROW, normal(4)),
+        (ROW, np.float32([0, 1, -1, 2])),
+    ],
+    ids=["by channel", "of four axes", "by column", "by element", "of rows", "of every kind"],
+)
+def test_slopes_are_split_and_the_results_stay(text: str, slopes: np.ndarray) -> None:
+    model = canonical(text, a=slopes)
+    found = split_prelu(model)
+    assert ops(found) == {"Relu": 1, "Mul": 2, "Add": 1}
+    x = 3 * normal(2, *([4, 6, 6] if text is IMAGE else [4]))
+    want = tiny.run(model, {"x": x})[0]
+    np.testing.assert_allclose(tiny.run(found, {"x": x})[0], want, rtol=1e-5, atol=1e-6 * float(np.abs(slopes).max()))
+    assert [v.name for v in found.graph.outputs] == ["y"]
+
+
+def test_one_slope_for_all_is_a_leaky_relu() -> None:
+    model = canonical(IMAGE, a=np.full((4, 1, 1), 0.25, np.float32))
+    found = split_prelu(model)
+    assert ops(found) == {"LeakyRelu": 1}
+    x = normal(2, 4, 6, 6)
+    assert np.array_equal(tiny.run(found, {"x": x})[0], tiny.run(model, {"x": x})[0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        canonical("g (float[N,4] x, float[4] a) => (float[N,4] y) { y = PRelu(x, a) }"),
+        canonical(ROW, a=np.float32([1, np.inf, 0, 0])),
+        canonical("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"),
+    ],
+    ids=["computed slopes", "infinite slopes", "none"],
+)
+def test_others_stay(model: ir.Model) -> None:
+    assert split_prelu(model) is model
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("weights", 0), ("fp16", 1)])
+def test_results_for_a_processor_have_none_and_fp16_ones_keep_it(mode: str, kept: int) -> None:
+    text = "g (float[N,16] x) => (float[N,16] y) { h = MatMul(x, w)  y = PRelu(h, a) }"
+    made = tiny.proto(text, w=normal(16, 16), a=normal(16))
+    found = edgeopt.quantize(made, [{"x": normal(1, 16, seed=i)} for i in range(12)], mode=mode, measure=False)
+    assert ops(found.model)["PRelu"] == kept
