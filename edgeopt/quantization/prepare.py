@@ -26,7 +26,7 @@ from edgeopt.listener import Listener
 from edgeopt.numbers.kinds import Kind
 from edgeopt.numbers.scores import Outputs, compare
 from edgeopt.options.quantize import Quantize
-from edgeopt.passes.prelu import split_prelu
+from edgeopt.passes.activations import fast_activations
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
@@ -147,7 +147,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     model, target = graph.canonical(source), targets.load(options.target)
     _check(model)
     single = unfolded(widened(model))
-    simplified = simplify(single) if options.mode == "fp16" else split_prelu(simplify(single))  # GPUs have PRelu
+    simplified = simplify(single) if options.mode == "fp16" else fast_activations(simplify(single))  # for CPUs
     chosen = selection(simplified, types_of(simplified)) if selects(simplified) else None
     recipe, include, lengths = _choices(options, model, simplified, chosen)
     session = _as_given(source, model, single)

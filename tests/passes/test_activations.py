@@ -1,4 +1,4 @@
-"""PRelu as what ONNX Runtime computes fast: the same results, and no other node is touched."""
+"""Activations as what ONNX Runtime computes fast: the same results, and no other node is touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import edgeopt
 from edgeopt import graph
-from edgeopt.passes.prelu import split_prelu
+from edgeopt.passes.activations import fast_activations
 from tests import tiny
 from tests.models import normal
 
@@ -40,7 +40,7 @@ def ops(model: ir.Model) -> Counter[str]:
 )
 def test_slopes_are_split_and_the_results_stay(text: str, slopes: np.ndarray) -> None:
     model = canonical(text, a=slopes)
-    found = split_prelu(model)
+    found = fast_activations(model)
     assert ops(found) == {"Relu": 1, "Mul": 2, "Add": 1}
     x = 3 * normal(2, *([4, 6, 6] if text is IMAGE else [4]))
     want = tiny.run(model, {"x": x})[0]
@@ -50,10 +50,40 @@ def test_slopes_are_split_and_the_results_stay(text: str, slopes: np.ndarray) ->
 
 def test_one_slope_for_all_is_a_leaky_relu() -> None:
     model = canonical(IMAGE, a=np.full((4, 1, 1), 0.25, np.float32))
-    found = split_prelu(model)
+    found = fast_activations(model)
     assert ops(found) == {"LeakyRelu": 1}
     x = normal(2, 4, 6, 6)
     assert np.array_equal(tiny.run(found, {"x": x})[0], tiny.run(model, {"x": x})[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "new"),
+    [
+        ("y = Elu(x)", "Exp"),
+        ("y = Elu <alpha = 0.5> (x)", "Exp"),
+        ("y = Selu(x)", "Exp"),
+        ("y = Selu <alpha = 1.5, gamma = 2.0> (x)", "Exp"),
+        ("y = Celu(x)", "Exp"),
+        ("y = Celu <alpha = 2.0> (x)", "Exp"),
+        ("y = Mish(x)", "Exp"),
+        ("s = Softplus(x)  t = Tanh(s)  y = Mul(x, t)", "Exp"),
+        ("s = Softplus(x)  t = Tanh(s)  y = Mul(t, x)", "Exp"),
+    ],
+)
+def test_others_are_written_out_and_the_results_stay(body: str, new: str) -> None:
+    text = f'<ir_version: 9, opset_import: ["" : 18]> g (float[N,5,64] x) => (float[N,5,64] y) {{ {body} }}'
+    model = canonical(text)
+    found = fast_activations(model)
+    assert new in ops(found) and not {"Elu", "Selu", "Celu", "Mish", "Softplus"} & ops(found).keys()
+    x = np.float32([-1e30, -100, -1, -1e-6, 0, 1e-6, 1, 19, 21, 100, 1e18])
+    x = np.resize(np.concatenate([x, 4 * normal(200)]), (2, 5, 64))
+    want = tiny.run(model, {"x": x})[0]
+    np.testing.assert_allclose(tiny.run(found, {"x": x})[0], want, rtol=1e-5, atol=3e-7)
+
+
+def test_a_tanh_of_another_value_is_no_mish() -> None:
+    model = canonical("g (float[N,4] x, float[N,4] z) => (float[N,4] y) { s = Softplus(x) t = Tanh(s) y = Mul(z, t) }")
+    assert fast_activations(model) is model
 
 
 @pytest.mark.parametrize(
@@ -66,7 +96,7 @@ def test_one_slope_for_all_is_a_leaky_relu() -> None:
     ids=["computed slopes", "infinite slopes", "none"],
 )
 def test_others_stay(model: ir.Model) -> None:
-    assert split_prelu(model) is model
+    assert fast_activations(model) is model
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("weights", 0), ("fp16", 1)])
