@@ -1,5 +1,5 @@
 """Activations that ONNX Runtime computes slowly on CPUs, written as operators that it vectorizes and that keep the
-blocked layout of images: PRelu, Elu, Selu, Celu and Mish, up to float rounding.
+blocked layout of images: PRelu, Elu, Selu, Celu, Mish, LRN and square roots by Pow, up to float rounding.
 
 A PRelu takes as long as the convolution before it, a Mish several times as long. Networks of convolutions with them are
 1.1 to 4.7 times as fast so, in float (`scripts/bench_passes`).
@@ -16,8 +16,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeopt.graph.edit import Names, initializer, take_over
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import array, constant
+from edgeopt.graph.ops import array, constant, scalar
 
+_BETA, _HALF = 0.75, 0.5
+_KEEPS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "BatchNormalization", "LRN"})
 _MOST = 20.0  # the exponential of more changes nothing: tanh(softplus(20)) is 1
 _SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # ONNX's defaults of alpha and gamma
 
@@ -82,8 +84,37 @@ def mish(write: _Writer, x: ir.Value) -> ir.Value:
     return write("Mul", x, write("Div", q, write("Add", q, two)))
 
 
+def lrn(write: _Writer, x: ir.Value) -> ir.Value:
+    """x / t^(3/4), t = bias + the sum of squares of the channels around, which is a convolution with a band."""
+    given, count = write.node.attributes, _channels(x)
+    size, bias = given.get_int("size", 1), given.get_float("bias", 1.0)
+    distance = np.arange(count)[None] - np.arange(count)[:, None]  # from the channel of a row to that of a column
+    band = (distance >= -((size - 1) // 2)) & (distance <= size // 2)
+    weight = write.number(band[..., None, None] * (given.get_float("alpha", 1e-4) / size), "band")
+    t = write("Conv", write("Mul", x, x), weight, write.number(np.full(count, bias), "bias"))
+    root = write("Sqrt", t)
+    return write("Div", x, write("Mul", root, write("Sqrt", root)))
+
+
+def _channels(x: ir.Value) -> int:
+    """How many channels a value of convolutions has; 0 if nothing tells."""
+    node = x.producer()
+    while node is not None and node.op_type in _KEEPS and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return (
+        array(node.inputs[1]).shape[0]
+        if node is not None and node.op_type == "Conv" and constant(node.inputs[1])
+        else 0
+    )
+
+
+def square_root(write: _Writer, x: ir.Value) -> ir.Value:
+    """x to the power of one half."""
+    return write("Sqrt", x)
+
+
 _FORMS: dict[str, Callable[[_Writer, ir.Value], ir.Value]] = {
-    "PRelu": prelu, "Elu": elu, "Selu": selu, "Celu": celu, "Mish": mish,
+    "PRelu": prelu, "Elu": elu, "Selu": selu, "Celu": celu, "Mish": mish, "LRN": lrn, "Pow": square_root,
 }  # fmt: skip
 
 
@@ -111,7 +142,12 @@ def _found(node: ir.Node) -> tuple[str, ir.Value] | None:
     x = node.inputs[0] if node.op_type in _FORMS else None
     if x is None or x.dtype not in (None, ir.DataType.FLOAT):
         return None
-    return (node.op_type, x) if node.op_type != "PRelu" or _slopes(node.inputs[1]) else None
+    fits = {
+        "PRelu": lambda: _slopes(node.inputs[1]),
+        "LRN": lambda: node.attributes.get_float("beta", _BETA) == _BETA and _channels(x) > 0,
+        "Pow": lambda: scalar(node.inputs[1]) == _HALF,
+    }.get(node.op_type)
+    return (node.op_type, x) if fits is None or fits() else None
 
 
 def _of_mish(value: ir.Value | None) -> ir.Value | None:

@@ -81,6 +81,39 @@ def test_others_are_written_out_and_the_results_stay(body: str, new: str) -> Non
     np.testing.assert_allclose(tiny.run(found, {"x": x})[0], want, rtol=1e-5, atol=3e-7)
 
 
+@pytest.mark.parametrize(("size", "more"), [(5, ""), (3, ", alpha = 0.5, bias = 2.0"), (1, ""), (9, ", alpha = 3.0")])
+def test_a_local_response_is_a_convolution_with_a_band(size: int, more: str) -> None:
+    text = f"""g (float[N,3,6,6] x) => (float[N,7,6,6] y) {{
+        c = Conv (x, w)  r = Relu(c)  y = LRN <size = {size}{more}> (r) }}"""
+    model = canonical(text, w=normal(7, 3, 1, 1))
+    found = fast_activations(model)
+    assert "LRN" not in ops(found) and ops(found)["Conv"] == 2
+    x = 3 * normal(2, 3, 6, 6)
+    np.testing.assert_allclose(tiny.run(found, {"x": x})[0], tiny.run(model, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { y = LRN <size = 3> (x) }",
+        "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { c = Conv (x, w)  y = LRN <size = 3, beta = 0.5> (c) }",
+        "g (float[N,7] x) => (float[N,7] y) { y = Pow(x, third) }",
+    ],
+)
+def test_forms_that_are_not_covered_stay(text: str) -> None:
+    weights = {"w": normal(7, 7, 1, 1)} if "Conv" in text else {"third": np.float32(0.34)} if "Pow" in text else {}
+    model = canonical(text, **weights)
+    assert fast_activations(model) is model
+
+
+def test_a_power_of_one_half_is_a_square_root() -> None:
+    model = canonical("g (float[N,7] x) => (float[N,7] y) { y = Pow(x, half) }", half=np.float32(0.5))
+    found = fast_activations(model)
+    assert ops(found) == {"Sqrt": 1}
+    x = np.abs(normal(3, 7))
+    np.testing.assert_allclose(tiny.run(found, {"x": x})[0], tiny.run(model, {"x": x})[0], rtol=1e-6)
+
+
 def test_a_tanh_of_another_value_is_no_mish() -> None:
     model = canonical("g (float[N,4] x, float[N,4] z) => (float[N,4] y) { s = Softplus(x) t = Tanh(s) y = Mul(z, t) }")
     assert fast_activations(model) is model
