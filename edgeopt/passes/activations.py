@@ -1,8 +1,8 @@
 """Activations that ONNX Runtime computes slowly on CPUs, written as operators that it vectorizes and that keep the
 blocked layout of images: PRelu, Elu, Selu, Celu, Mish, LRN and square roots by Pow, up to float rounding.
 
-A PRelu takes as long as the convolution before it, a Mish several times as long. Networks of convolutions with them are
-1.1 to 4.7 times as fast so, in float (`scripts/bench_passes`).
+A PRelu takes as long as the convolution before it, Mish and LRN several times as long. Networks of convolutions with
+them are 1.1 to 7 times as fast so, in float (`scripts/bench_passes`).
 """
 
 from __future__ import annotations
