@@ -1,5 +1,6 @@
 """Activations that ONNX Runtime computes slowly on CPUs, written as operators that it vectorizes and that keep the
-blocked layout of images: PRelu, Elu, Selu, Celu, Mish, LRN and square roots by Pow, up to float rounding.
+blocked layout of images: PRelu, Elu, Selu, Celu, Mish, LRN, Softmax over channels and square roots by Pow, up to float
+rounding.
 
 A PRelu takes as long as the convolution before it, Mish and LRN several times as long. Networks of convolutions with
 them are 1.1 to 7 times as fast so, in float (`scripts/bench_passes`).
@@ -19,7 +20,10 @@ from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import array, constant, scalar
 
 _BETA, _HALF = 0.75, 0.5
-_KEEPS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "BatchNormalization", "LRN"})
+_AXES_AS_INPUT = 18  # opset of ReduceMax
+_KEEPS = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "BatchNormalization", "LRN", "Resize", "Identity"}
+)
 _MOST = 20.0  # the exponential of more changes nothing: tanh(softplus(20)) is 1
 _SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # ONNX's defaults of alpha and gamma
 
@@ -32,8 +36,11 @@ class _Writer:
     names: Names
     node: ir.Node
 
-    def __call__(self, op: str, *inputs: ir.Value, **attributes: float) -> ir.Value:
-        given = [ir.AttrFloat32(name, value) for name, value in attributes.items()]
+    def __call__(self, op: str, *inputs: ir.Value, **attributes: float | tuple[int, ...]) -> ir.Value:
+        given = [
+            ir.AttrInt64s(name, value) if isinstance(value, tuple) else ir.AttrFloat32(name, value)
+            for name, value in attributes.items()
+        ]
         made = make(self.names, op, inputs, f"{self.node.name}_{op}", given)
         self.model.graph.insert_before(self.node, made)
         return made.outputs[0]
@@ -108,13 +115,23 @@ def _channels(x: ir.Value) -> int:
     )
 
 
+def softmax(write: _Writer, x: ir.Value) -> ir.Value:
+    """Over channels, for which the kernel would move them to the end and back: exp(x - m) over its sum."""
+    axes = initializer(write.model, write.names, f"{write.node.name}_axes", np.array([1], np.int64))
+    old = write.model.opset_imports[""] < _AXES_AS_INPUT
+    top = write("ReduceMax", x, axes=(1,)) if old else write("ReduceMax", x, axes)
+    e = write("Exp", write("Sub", x, top))
+    return write("Div", e, write("ReduceSum", e, axes))
+
+
 def square_root(write: _Writer, x: ir.Value) -> ir.Value:
     """x to the power of one half."""
     return write("Sqrt", x)
 
 
 _FORMS: dict[str, Callable[[_Writer, ir.Value], ir.Value]] = {
-    "PRelu": prelu, "Elu": elu, "Selu": selu, "Celu": celu, "Mish": mish, "LRN": lrn, "Pow": square_root,
+    "PRelu": prelu, "Elu": elu, "Selu": selu, "Celu": celu, "Mish": mish, "LRN": lrn, "Softmax": softmax,
+    "Pow": square_root,
 }  # fmt: skip
 
 
@@ -145,6 +162,7 @@ def _found(node: ir.Node) -> tuple[str, ir.Value] | None:
     fits = {
         "PRelu": lambda: _slopes(node.inputs[1]),
         "LRN": lambda: node.attributes.get_float("beta", _BETA) == _BETA and _channels(x) > 0,
+        "Softmax": lambda: node.attributes.get_int("axis", -1) == 1 and _channels(x) > 0,
         "Pow": lambda: scalar(node.inputs[1]) == _HALF,
     }.get(node.op_type)
     return (node.op_type, x) if fits is None or fits() else None

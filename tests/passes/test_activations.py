@@ -92,9 +92,25 @@ def test_a_local_response_is_a_convolution_with_a_band(size: int, more: str) -> 
     np.testing.assert_allclose(tiny.run(found, {"x": x})[0], tiny.run(model, {"x": x})[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("opset", [14, 17, 18, 21])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_softmax_over_channels_of_pictures_is_written_out(opset: int, size: float) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : {opset}]> g (float[N,3,6,6] x) => (float[N,7,6,6] y) {{
+        c = Conv (x, w)  y = Softmax <axis = 1> (c) }}"""
+    model = canonical(text, w=normal(7, 3, 1, 1))
+    found = fast_activations(model)
+    assert "Softmax" not in ops(found) and ops(found)["Exp"] == 1
+    x = np.float32(size) * normal(2, 3, 6, 6)
+    got = tiny.run(found, {"x": x})[0]
+    np.testing.assert_allclose(got, tiny.run(model, {"x": x})[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.sum(1), 1, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { c = Conv (x, w)  y = Softmax <axis = -1> (c) }",
+        "g (float[N,7] x) => (float[N,7] y) { y = Softmax <axis = 1> (x) }",
         "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { y = LRN <size = 3> (x) }",
         "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { c = Conv (x, w)  y = LRN <size = 3, beta = 0.5> (c) }",
         "g (float[N,7] x) => (float[N,7] y) { y = Pow(x, third) }",
