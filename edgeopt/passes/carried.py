@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from edgeopt.graph.ops import bodies
+
 _CARRIED, _RESULTS = 2, 1  # where carried values begin: after the count and the condition; after the condition
 
 
@@ -24,9 +26,11 @@ def read_from_outside(model: ir.Model) -> ir.Model:
 
 def _unchanged(node: ir.Node) -> list[int]:
     """The numbers of the values that a Loop carries without changing them, which no output of the model shows."""
-    if node.op_type != "Loop" or node.domain:
+    if node.op_type != "Loop" or node.domain or len(bodies(node)) != 1:
         return []
-    body = node.attributes["body"].as_graph()
+    (body,), count = bodies(node), len(node.inputs) - _CARRIED
+    if len(body.inputs) != len(node.inputs) or min(len(body.outputs) - _RESULTS, len(node.outputs)) < count:
+        return []  # ONNX Runtime says what is wrong with it
     return [
         i
         for i, value in enumerate(node.inputs[_CARRIED:])
@@ -44,7 +48,7 @@ def _source(value: ir.Value) -> ir.Value:
 
 
 def _shorten(node: ir.Node, same: list[int]) -> None:
-    body, graph = node.attributes["body"].as_graph(), node.graph
+    (body,), graph = bodies(node), node.graph
     assert graph is not None
     for i in reversed(same):
         value = node.inputs[_CARRIED + i]

@@ -53,6 +53,19 @@ def test_others_stay(model: ir.Model) -> None:
     assert read_from_outside(model) is model
 
 
+@pytest.mark.parametrize("broken", ["no body", "an input less", "an output less"])
+def test_a_loop_that_is_broken_is_left_for_onnx_runtime_to_tell(broken: str) -> None:
+    model = loop()
+    (node,) = (n for n in model.graph.all_nodes() if n.op_type == "Loop")
+    if broken == "no body":
+        del node.attributes["body"]
+    elif broken == "an input less":
+        node.resize_inputs(4)
+    else:
+        node.attributes["body"].as_graph().outputs.pop(3)
+    assert read_from_outside(model) is model
+
+
 def test_weights_that_a_loop_carried_are_stored_in_integers() -> None:
     data = [{"x": normal(1, 32, seed=i)} for i in range(12)]
     found = edgeopt.quantize(loop(), data, mode="weights", measure=False)
