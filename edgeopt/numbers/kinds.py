@@ -59,6 +59,7 @@ _FAINT = 1e-5  # of the largest channel: below, a channel is not read at all
 _MOST_CHANNELS = 512
 _CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
 _TINY = 1e-12
+_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,20 @@ class Figure:
         """Whether the figure reaches its bar."""
         return self.value >= self.bar
 
+    @property
+    def short_db(self) -> float:
+        """How far it is below its bar in dB, of shares by what they lack to 1; 0 if it is close."""
+        if self.close:
+            return 0.0
+        if self.unit == "dB":
+            return max(self.bar - self.value, 0.0)
+        return 10 * math.log10(max(1 - self.value, _TINY) / max(1 - self.bar, _TINY))
+
     def __str__(self) -> str:
-        value, bar = ((f"{x:.1f} dB" if self.unit == "dB" else f"{x:.3f}") for x in (self.value, self.bar))
+        digits = 1 if self.unit == "dB" else 3
+        while not self.close and round(self.value, digits) == round(self.bar, digits) and digits < _DIGITS:
+            digits += 1
+        value, bar = (f"{x:.{n}f}{' dB' * (self.unit == 'dB')}" for x, n in ((self.value, digits), (self.bar, digits)))
         return f"{self.name} {value} (bar {bar})"
 
 
@@ -371,6 +384,9 @@ def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     widest, db = _GAP, math.inf
     for axis in _channel_axes(reference[0].shape):
         power, noise = _by_channel(reference, result, axis)
+        low, high = _extremes(reference, axis)
+        if low.min() >= 0 and high.max() <= 1:  # scores, of which no sample shows some classes
+            power = np.where(high < _SHOWN, 0.0, power)
         order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2 > 0]
         steps = np.sqrt(power[order][1:] / power[order][:-1])
         if steps.max(initial=1.0) > widest:

@@ -121,6 +121,11 @@ def lowest_sqnr_db(outputs: Sequence[OutputReport]) -> float:
     return min((o.sqnr_db for o in outputs if o.kind != "exact"), default=math.inf)
 
 
+def short_db(outputs: Sequence[OutputReport]) -> float:
+    """How far the worst figure of all outputs is below its bar, in dB; 0 if every one is close."""
+    return max((f.short_db for o in outputs for f in o.figures), default=0.0)
+
+
 def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:
     """The lowest top-1 agreement over the outputs that are class scores, else over those that look like them; None if
     there are none.

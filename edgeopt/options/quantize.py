@@ -135,6 +135,11 @@ class Quantize(Placing):
     )
 
     @property
+    def judged_by_user(self) -> bool:
+        """Whether a metric or a threshold of the user's says what is near enough."""
+        return any(x is not None for x in (self.metric, self.min_sqnr, self.min_agreement))
+
+    @property
     def most_bytes(self) -> int:
         """The most that one sample may take: what is allowed for calibration."""
         return min(super().most_bytes, self.max_ram or super().most_bytes)

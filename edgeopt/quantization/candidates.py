@@ -15,7 +15,7 @@ from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
-from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db
+from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db, short_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
@@ -120,10 +120,13 @@ def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, list[
     if first is None or second is None:
         return recipe, None
     near = [lowest_sqnr_db(errors) for errors in (first, second)]
-    if near[1] < near[0] + _RULE_GAIN_DB:
+    short = [0.0 if options.judged_by_user else short_db(errors) for errors in (first, second)]
+    gain = short[0] - short[1] if any(short) else near[1] - near[0]
+    if not gain >= _RULE_GAIN_DB:  # not a number where both are endless
         return recipe, first
-    on = f"{len(sketches.feeds)} calibration samples"
-    task.note(f"ranges by minmax: {near[1]:.1f} dB on {on}, {near[0]:.1f} dB by {grids.rule}")
+    found, what = (short, "dB short of the bar") if any(short) else (near, "dB")
+    on = f"{what} on {len(sketches.feeds)} calibration samples"
+    task.note(f"ranges by minmax: {found[1]:.1f} {on}, {found[0]:.1f} by {grids.rule}")
     return other, second
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgeopt import graph
 from edgeopt.graph.ops import macs_of
 from edgeopt.numbers.intervals import needed, wilson
-from edgeopt.numbers.scores import OutputReport, interval_of_agreement
+from edgeopt.numbers.scores import OutputReport, interval_of_agreement, short_db
 from edgeopt.quantization.candidates import Draft, Placement
 from edgeopt.quantization.check import FASTER, SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
@@ -28,6 +28,7 @@ _BEHIND = {
 }
 _AS_MUCH = 1.05  # gains within this factor are equal
 _HALF = 0.5
+_AS_SHORT_DB = 0.2  # figures whose distances to their bars differ by less are as near
 _SAME = 1e-6  # metrics with a smaller relative difference are equal
 
 
@@ -41,11 +42,13 @@ class Figures:
     """The lowest SQNR of its outputs."""
     agreement: float | None
     """Top-1 agreement of class scores, None if there are none."""
+    short_db: float = 0.0
+    """How far what counts of the outputs' kinds is below its bar."""
 
     @staticmethod
     def of(t: Tried) -> Figures:
         """The figures of a result on the held-out samples."""
-        return Figures(t.metric or 0.0, t.worst_sqnr_db, t.agreement)
+        return Figures(t.metric or 0.0, t.worst_sqnr_db, t.agreement, short_db((*t.errors, *t.later)))
 
 
 def meets(task: Task, f: Figures) -> bool | None:
@@ -70,14 +73,16 @@ def lacks(task: Task, f: Figures) -> list[str] | None:
 
 
 def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
-    """Whether `f` is closer to float than `than`: by the user's thresholds, then by the metric, then by SQNR (which
-    must be higher by `gain_db`), then by agreement.
+    """Whether `f` is closer to float than `than`: by the user's thresholds, by the metric, without either by the
+    distance of the worst figure to its bar, then by SQNR (which must be higher by `gain_db`), then by agreement.
     """
     ours, theirs = (meets(task, x) is not False for x in (f, than))
     if ours != theirs:
         return ours
     if not math.isclose(f.score, than.score, rel_tol=_SAME, abs_tol=_SAME):
         return f.score > than.score
+    if not task.options.judged_by_user and abs(than.short_db - f.short_db) > _AS_SHORT_DB:
+        return f.short_db < than.short_db
     if f.sqnr_db == than.sqnr_db:  # also if both are infinite
         return gain_db == 0 and (f.agreement or 0.0) > (than.agreement or 0.0)
     return f.sqnr_db >= than.sqnr_db + gain_db

@@ -20,7 +20,7 @@ from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError
 from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
-from edgeopt.numbers.scores import Outputs, compare, lowest_agreement, lowest_sqnr_db
+from edgeopt.numbers.scores import Outputs, compare, lowest_agreement, lowest_sqnr_db, short_db
 from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.journal import Journal, Verdict, journal
@@ -53,11 +53,13 @@ class Attempt:
     """Relative to the first model, 1 if not measured."""
     agreement: float | None = None
     """Top-1 agreement of class scores, None if there are none."""
+    short_db: float = 0.0
+    """How far what counts of the outputs' kinds is below its bar."""
 
     @property
     def figures(self) -> Figures:
         """How close it is to float."""
-        return Figures(self.score, self.sqnr_db, self.agreement)
+        return Figures(self.score, self.sqnr_db, self.agreement, self.short_db)
 
 
 _LEAST_SHARE = 1 / 3
@@ -131,7 +133,7 @@ class Search:
             sessions = {"first": open_session(self.first.model), "new": session}
             found = interleaved(sessions, "first", dict.fromkeys(sessions, self.feeds[0][1]), seconds=_MEASURED_S)
             speed = found["new"].speedup
-        return Attempt(what, made, score, lowest_sqnr_db(errors), speed, lowest_agreement(errors))
+        return Attempt(what, made, score, lowest_sqnr_db(errors), speed, lowest_agreement(errors), short_db(errors))
 
     def consider(self, what: str, made: Draft, *, faster: bool = False) -> str:
         """Keep `made` if it is closer to float and not slower, or for `faster` if it is faster and close enough.

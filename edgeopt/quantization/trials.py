@@ -148,8 +148,7 @@ def _lost_db(task: Task, errors: Sequence[OutputReport] | None) -> float | None:
     """The lowest SQNR of the outputs that are too far by their kind, if their error is larger than their signal; None
     if there is none, or if a metric or a threshold of the user's decides. Random outputs do not count.
     """
-    options = task.options
-    if task.metric is not None or options.min_sqnr is not None or options.min_agreement is not None:
+    if task.options.judged_by_user:
         return None
     judged = [o for o in errors or () if o.kind != "exact" and o.output not in task.chance_db]
     lowest = min((o.sqnr_db for o in judged if too_far(o)), default=0.0)

@@ -276,9 +276,26 @@ def test_an_output_that_is_constant_is_not_judged_by_what_varies() -> None:
 
 def test_a_figure_says_its_value_and_its_bar() -> None:
     assert str(Figure("equal", 0.5, 0.99)) == "equal 0.500 (bar 0.990)"
-    assert (
-        str(Figure("SI-SNR", 9.96, 10.0, "dB")) == "SI-SNR 10.0 dB (bar 10.0 dB)" and not Figure("x", 9.96, 10.0).close
-    )
+    assert str(Figure("SI-SNR", 12.0, 10.0, "dB")) == "SI-SNR 12.0 dB (bar 10.0 dB)"
+    just = Figure("SI-SNR", 9.996, 10.0, "dB")  # below the bar, so it must not look equal to it
+    assert str(just) == "SI-SNR 9.996 dB (bar 10.000 dB)" and not just.close
+
+
+def test_how_far_a_figure_is_below_its_bar() -> None:
+    assert Figure("SI-SNR", 7.0, 10.0, "dB").short_db == 3 and Figure("SI-SNR", 12.0, 10.0, "dB").short_db == 0
+    assert Figure("SI-SNR", -np.inf, 10.0, "dB").short_db == np.inf
+    assert Figure("overlap", 0.6, 0.8).short_db == pytest.approx(10 * np.log10(2))
+
+
+def test_scores_of_classes_that_no_sample_shows_are_no_group_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    r = rng.uniform(0, 1, (4, 300, 3)).astype(np.float32)
+    r[..., 1] *= 0.02  # a class that never shows
+    y = r + np.float32([0.02, 0.02, 0.02]) * rng.standard_normal(r.shape).astype(np.float32)
+    assert all(f.close for f in figures("signal", [r], [y]))
+    pixels = r * np.float32([100, 1, 100])  # of other scales it is one
+    noisy = pixels + np.float32([0.5, 0.02, 0.5]) * rng.standard_normal(r.shape).astype(np.float32)
+    assert not all(f.close for f in figures("signal", [pixels], [noisy]))
 
 
 def test_the_mean_of_a_spectrum_hides_no_error() -> None:

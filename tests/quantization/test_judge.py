@@ -71,6 +71,16 @@ def tried(
     return Tried(draft, Path("y.onnx"), errors, latency, Kernels({}, {}, {}), smaller, metric)
 
 
+def test_what_is_short_of_its_bar_counts_before_sqnr_unless_the_user_says_what_counts() -> None:
+    far, near = (tried(db, figures=(Figure("weakest channel", x, 10.0, "dB"),)) for db, x in ((34.0, 5.0), (30.0, 8.0)))
+    better, worse = Figures.of(near), Figures.of(far)
+    assert nearer(bench(), better, worse) and not nearer(bench(), worse, better)
+    asked = bench(min_sqnr=25.0)
+    assert nearer(asked, worse, better) and not nearer(asked, better, worse)
+    good, best = (tried(db, figures=(Figure("weakest channel", 12.0, 10.0, "dB"),)) for db in (30.0, 34.0))
+    assert nearer(bench(), Figures.of(best), Figures.of(good))
+
+
 # scores are equal or differ by more than what counts as equal; so are decibels
 figures = st.builds(
     Figures,
