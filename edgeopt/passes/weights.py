@@ -21,7 +21,9 @@ INT4_BLOCK = 32
 _PER_SCALE = 8  # elements at least
 _LARGE = 4096  # bytes
 _PAIRS = frozenset({"QuantizeLinear", "DequantizeLinear"})  # their scales are looked up in the file
-_OTHERS = {"Einsum": tuple(range(8)), "MatMul": (0,), "Gemm": (0,)}  # positions of constants that are no weights
+# positions of constants that are no weights; of a table of positions a Slice takes as many as there are
+_OTHERS = {"Einsum": tuple(range(8)), "MatMul": (0,), "Gemm": (0,), "Slice": (0,)}
+_TABLE = 1 << 14  # elements
 _SMALLEST = 256  # elements; in smaller weights the scales need more space than is saved
 
 
@@ -76,7 +78,8 @@ def _stored(layer: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, weight) of what is stored of a layer."""
     inputs = layer.inputs
     positions = () if layer.domain else (*rule(layer).weights, *_OTHERS.get(layer.op_type, ()))
-    return [(i, v) for i in positions if i < len(inputs) and (v := inputs[i]) is not None and _large(v)]
+    least = _TABLE if layer.op_type == "Slice" else _SMALLEST
+    return [(i, v) for i in positions if i < len(inputs) and (v := inputs[i]) is not None and _large(v, least)]
 
 
 def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
@@ -95,9 +98,9 @@ def _multiplied(model: ir.Model, names: Names, dequantize: ir.Node) -> None:
     take_over(graph, dequantize, mul.outputs[0])
 
 
-def _large(value: ir.Value) -> bool:
+def _large(value: ir.Value, least: int = _SMALLEST) -> bool:
     tensor = value.const_value if constant(value) else None
-    if tensor is None or value.dtype != ir.DataType.FLOAT or tensor.size < _SMALLEST or len(tensor.shape) < 2:
+    if tensor is None or value.dtype != ir.DataType.FLOAT or tensor.size < least or len(tensor.shape) < 2:
         return False
     return bool(np.isfinite(tensor.numpy()).all())
 

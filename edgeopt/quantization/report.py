@@ -18,6 +18,7 @@ from edgeopt.files import check_place, staged
 from edgeopt.graph import above_protobuf, proto_bytes, write
 from edgeopt.numbers.scores import OutputReport, lowest_agreement, lowest_sqnr_db
 from edgeopt.numbers.words import counts, decibels, megabytes
+from edgeopt.pictures import shortened
 from edgeopt.quantization.outputs import STEPS
 
 SCHEMA = "edgeopt.quantization.report/1"
@@ -136,9 +137,9 @@ class Report:
         if self.metric is not None:
             yield "metric", f"{self.metric.name} {self.metric.on_float:.4g} -> {self.metric.result:.4g}"
         for o in self.outputs:
-            yield f"output {o.output}", f"{_nearness(o)} ({self.samples['held_out']} held-out samples)"
+            yield f"output {shortened(o.output)}", f"{_nearness(o)} ({self.samples['held_out']} held-out samples)"
         for o in self.later:
-            yield f"{o.output}, fed back", f"after {STEPS} steps: {_nearness(o)}"
+            yield f"{shortened(o.output)}, fed back", f"after {STEPS} steps: {_nearness(o)}"
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
         yield "float", counts(self.kernels["floating"])
@@ -152,7 +153,8 @@ class Report:
         for node, reason in self.kept_float.items():
             reasons.setdefault(reason, []).append(node)
         for reason, nodes in reasons.items():
-            yield "stays float", f"{len(nodes)}: {', '.join(nodes[:3])}{' ...' if len(nodes) > 3 else ''} - {reason}"
+            first = ", ".join(node.partition(";")[0] for node in nodes[:3])  # tf2onnx joins the names of what it fuses
+            yield "stays float", f"{len(nodes)}: {first}{' ...' if len(nodes) > 3 else ''} - {reason}"
 
     def to_json(self) -> str:
         """The report as JSON text; infinite values become null."""

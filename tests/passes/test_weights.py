@@ -12,7 +12,8 @@ import pytest
 from edgeopt import graph
 from edgeopt.numbers.grid import INT4_WEIGHT, INT8_WEIGHT, QParams, fake_quantize
 from edgeopt.passes.qdq import params_of
-from edgeopt.passes.weights import INT4_BLOCK, block_params, spread, weight_only
+from edgeopt.passes.weights import INT4_BLOCK, block_params, spread, storable, weight_only
+from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.static import kernels_of
 
@@ -327,6 +328,20 @@ def test_constants_that_are_no_weights_of_a_layer_are_stored_too(text: str, shap
     assert sum(v.nbytes for v in tiny.weights_of(stored).values() if v.dtype == np.int8) == w.size
     (feed,) = tiny.feeds(1, x=tuple(d if isinstance(d, int) else 1 for d in model.graph.inputs[0].shape or ()))
     assert tiny.sqnr_db(tiny.run(model, feed)[0], tiny.run(stored, feed)[0]) > 40  # by the axis along which ranges vary
+
+
+@pytest.mark.parametrize(("rows", "stored"), [(1024, True), (256, False)])
+def test_a_table_of_positions_that_is_sliced_is_stored(rows: int, stored: bool) -> None:
+    text = """g (float[N,T,32] x, int64[1] until) => (float[N,T,32] y) {
+        p = Slice (table, zero, until, one)  y = Add(x, p) }"""
+    table, zero, one = normal(1, rows, 32), np.int64([0]), np.int64([1])
+    model = graph.canonical(graph.load(tiny.proto(text, table=table, zero=zero, one=one)))
+    found = weight_only(model, 8)
+    sizes = [graph.size_bytes(m) for m in (model, found)]
+    assert (sizes[1] < 0.3 * sizes[0]) == stored == bool(storable(model, 0))
+    feed = {"x": normal(2, 40, 32), "until": np.int64([40])}
+    before, after = (open_session(m).run(feed)[0] for m in (model, found))
+    assert np.abs(after - before).max() <= np.abs(table).max() / 250
 
 
 def test_a_large_constant_of_equal_elements_takes_no_space() -> None:
