@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.ops import activations
+from edgeopt.graph.ops import activations, constant
 from edgeopt.graph.plan import Plan
 from edgeopt.passes.qdq import dequantized_names
 from edgeopt.ptq.place import outputs_of
@@ -34,14 +34,18 @@ def blame(model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed
 
 
 def levels(
-    model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed]
+    model: ir.Model, quantized: ir.Model, plan: Plan, feeds: Sequence[Feed], names: frozenset[str] | None = None
 ) -> Mapping[str, tuple[float, float]]:
-    """(SQNR of the worst input, SQNR of the output) in dB for each integer node of `plan`, in graph order."""
-    nodes = [n for n in model.graph if n.name in plan.integer]
+    """(SQNR of the worst input, SQNR of the output) in dB for each integer node of `plan`, or for the nodes `names`, in
+    graph order.
+    """
+    nodes = [n for n in model.graph if n.name in (plan.integer if names is None else names)]
     outputs = {str(n.name): result(n, plan) for n in nodes}
+    inputs = {str(n.name): [str(v.name) for v in n.inputs if v is not None and not constant(v)] for n in nodes}
+    if names is None:
+        inputs = {str(n.name): [str(v.name) for _, v in activations(n)] for n in nodes}
     watched = sorted(
-        {*outputs.values(), *(str(v.name) for n in nodes for _, v in activations(n))}
-        - {str(v.name) for v in model.graph.inputs}
+        {*outputs.values(), *(v for read in inputs.values() for v in read)} - {str(v.name) for v in model.graph.inputs}
     )
     known = {str(v.name) for n in quantized.graph for v in n.outputs}
     read = dequantized_names(quantized)
@@ -56,7 +60,7 @@ def levels(
     sqnr = {name: float(np.mean(x)) for name, x in seen.items()}
     found = {}
     for node in nodes:
-        before = min((sqnr.get(str(v.name), _CLEAN_DB) for _, v in activations(node)), default=_CLEAN_DB)
+        before = min((sqnr.get(v, _CLEAN_DB) for v in inputs[str(node.name)]), default=_CLEAN_DB)
         found[str(node.name)] = (before, sqnr.get(outputs[str(node.name)], before))
     return found
 

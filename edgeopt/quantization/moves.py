@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeopt.data import readable
+from edgeopt.data import Feed, readable
 from edgeopt.graph.ops import activations
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.ptq.grids import untie
 from edgeopt.ptq.islands import blame, result
+from edgeopt.ptq.islands import levels as sqnr_levels
 from edgeopt.quantization.looking import observe, sources
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
@@ -25,6 +26,8 @@ _SHARES = (0.05, 0.1, 0.25, 0.5)
 _RANGE_SHARES = (0.1, 0.5)
 _RULES = ("mse", "percentile", "minmax")
 _BLAME_SAMPLES = 4
+_AMPLIFY = frozenset({"Log", "Sqrt", "Reciprocal", "Div", "Pow"})
+_AMPLIFIED_DB = 6.0  # lost at such a node, from which on its inputs are worth being float
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,48 @@ def islands(state: State, recipe: Recipe) -> Moves:
         yield f"{what} left in float", recipe.having(changed)
 
 
+def fronts(state: State, recipe: Recipe) -> Moves:
+    """The recipe without integers before the float node that makes most of their error larger: a logarithm, a root, or
+    a division by what varies, of a front end in the graph.
+    """
+    place = recipe.find(Place)
+    if place is None or state.plan is None or not state.written:
+        return
+    nodes = {str(n.name): n for n in state.source.graph if n.op_type in _AMPLIFY and n.name not in state.plan.integer}
+    feeds = _seen(state) if nodes else []
+    if not feeds:
+        return
+    levels = sqnr_levels(untie(state.source, state.plan), state.model, state.plan, feeds, frozenset(nodes))
+    name = max(levels, key=lambda n: levels[n][0] - levels[n][1], default=None)
+    if name is None or levels[name][0] - levels[name][1] < _AMPLIFIED_DB:
+        return
+    before = _ancestors(nodes[name]) & state.plan.integer
+    if 0 < len(before) < len(state.plan.integer):
+        what = f"{len(before)} nodes before a {nodes[name].op_type} left in float"
+        yield what, recipe.having(place.model_copy(update={"floats": place.floats | before}))
+
+
+def _ancestors(node: ir.Node) -> frozenset[str]:
+    found, waiting = set[ir.Node](), [node]
+    while waiting:
+        makers = (v.producer() for v in waiting.pop().inputs if v is not None)
+        new = {n for n in makers if n is not None and n not in found}
+        found |= new
+        waiting += new
+    return frozenset(str(n.name) for n in found)
+
+
+def _seen(state: State) -> list[Feed]:
+    """Some calibration samples."""
+    seen, _ = readable(state.samples[:_BLAME_SAMPLES], total=len(state.samples))
+    return [feed for _, feed in seen] or list(state.resources.feeds[:_BLAME_SAMPLES])
+
+
 def _worst(state: State, shares: tuple[float, ...]) -> Iterator[tuple[str, frozenset[str]]]:
     """Growing sets of the integer nodes that lose most accuracy, each with a description of its size."""
     if state.plan is None or not state.plan.integer or not state.written:
         return
-    seen, _ = readable(state.samples[:_BLAME_SAMPLES], total=len(state.samples))
-    feeds = [feed for _, feed in seen] or list(state.resources.feeds[:_BLAME_SAMPLES])
-    lost = blame(untie(state.source, state.plan), state.model, state.plan, feeds)
+    lost = blame(untie(state.source, state.plan), state.model, state.plan, _seen(state))
     worst = [name for name, db in lost.items() if db > 0]
     sizes = dict.fromkeys(min(len(worst), max(1, round(share * len(state.plan.integer)))) for share in shares)
     for size in sizes:
@@ -140,6 +178,7 @@ MOVES: tuple[Move, ...] = (
     Move("equalize", _changed("layers equalized", Equalize())),
     Move("ranges", ranges),
     Move("mixtures", mixtures),
+    Move("fronts", fronts),
     Move("islands", islands),
     Move("refit", _changed("weights fitted to what layers read in integers", Refit(), instead_of=(Round,))),
     Move(
@@ -148,5 +187,5 @@ MOVES: tuple[Move, ...] = (
     ),
 )
 FASTER = tuple(m for m in MOVES if m.faster)
-NEARER = tuple(sorted((m for m in MOVES if not m.faster), key=lambda m: m.name != "islands"))
+NEARER = tuple(sorted((m for m in MOVES if not m.faster), key=lambda m: m.name not in ("fronts", "islands")))
 """Moves for a result far from float: usually a few nodes cause most of the loss, so these are kept in float first."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeopt.quantization.candidates import draft
-from edgeopt.quantization.moves import MOVES, islands, mixtures, placements, ranges
+from edgeopt.quantization.moves import MOVES, fronts, islands, mixtures, placements, ranges
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe, from_json
 from edgeopt.quantization.state import State
@@ -212,3 +212,29 @@ def test_nothing_is_blamed_before_the_model_is_written() -> None:
     task = task_of(chain(), FEEDS)
     assert not [*islands(task.start, task.recipe)] and not [*ranges(task.start, task.recipe)]
     assert np.isfinite(tiny.run(state_of(task).model, task.held[0][1])[0]).all()
+
+
+LOGARITHM = """g (float[N,16] x) => (float[N,16] y) {
+    [front] f = MatMul(x, a)  s = Mul(f, f)  t = Add(s, least)  [log] l = Log(t)
+    [one] c = MatMul(l, b)  r = Relu(c)  [two] d = MatMul(r, b)  q = Relu(d)  [three] y = MatMul(q, b)
+}"""
+
+
+def test_what_is_before_a_logarithm_that_makes_its_errors_larger_is_left_in_float() -> None:
+    made = tiny.proto(LOGARITHM, a=normal(16, 16) / 4, b=normal(16, 16, seed=1) / 4, least=np.float32(1e-6))
+    task = task_of(made.SerializeToString(), FEEDS, include=("MatMul",))
+    ((what, recipe),) = fronts(state_of(task), task.recipe)
+    place = recipe.find(Place)
+    assert place is not None and "front" in place.floats and not {"one", "two", "three"} & place.floats
+    assert what.endswith("before a Log left in float")
+    before, after = (made_of(task, r).model for r in (task.recipe, recipe))
+    near = [
+        min(tiny.sqnr_db(tiny.run(task.start.model, f)[0], tiny.run(m, f)[0]) for _, f in task.held)
+        for m in (before, after)
+    ]
+    assert near[1] > near[0] + 1
+
+
+def test_without_such_a_node_nothing_is_proposed() -> None:
+    task = task_of(chain(), FEEDS)
+    assert not [*fronts(state_of(task), task.recipe)] and not [*fronts(task.start, task.recipe)]
