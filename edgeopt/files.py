@@ -29,7 +29,7 @@ with contextlib.suppress(ImportError):  # not on Windows
 
 
 _TEMPORARY = "edgeopt.tmp-"  # and eight characters of tempfile's
-_YOUNG_S, _NEW_S = 60.0, 1.0
+_YOUNG_S = 60.0
 
 
 def cache_folder() -> Path | None:
@@ -106,8 +106,9 @@ def staged(path: Path) -> Iterator[Path]:
         UsageError: the folder of `path` cannot be written.
     """
     try:
-        prefix = f".{path.name[:40]}.{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]}-"
-        _sweep([f for f in path.parent.iterdir() if f.name.startswith(prefix)], _NEW_S)
+        owner = platform.node().encode() + b"/" + os.fsencode(path.name)
+        prefix = f".{path.name[:40]}.{hashlib.sha256(owner).hexdigest()[:12]}-"
+        _sweep([f for f in path.parent.iterdir() if f.name.startswith(prefix)], _YOUNG_S)
         stage = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     except (OSError, ValueError) as e:
         raise UsageError(f"{path}: {path.parent} cannot be written ({e}); choose another place with -o") from e
@@ -116,7 +117,7 @@ def staged(path: Path) -> Iterator[Path]:
             yield stage
             _move(stage, path)
     except OSError as e:
-        raise UsageError(f"{path}: cannot be written ({e.strerror or e}); nothing was left there") from e
+        raise UsageError(f"{path}: cannot be written ({e.strerror or e}); what was there is as it was") from e
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -21,7 +21,7 @@ from edgeopt.passes.tie import tied
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.probe import shapes
-from edgeopt.runtime.session import finite, open_session, run_all, try_loops
+from edgeopt.runtime.session import as_given, finite, open_session, run_all, try_loops
 from edgeopt.runtime.transformer import fuse
 
 # float32 rounding in a deep network gives about 100 dB; fused transformers approximate erf and tanh differently
@@ -75,7 +75,7 @@ def simplify(model: graph.Source, options: Simplify) -> Simplified:
                 raise ValidityError(
                     f"output {e.output!r} differs from the model before: SQNR {e.sqnr_db:.1f} dB; nothing was written"
                 )
-        sessions = {"before": open_session(given), "after": after}
+        sessions = {"before": as_given(given, source), "after": after}
         latency = interleaved(sessions, "before", dict.fromkeys(sessions, feeds[0][1]), seconds=0.5)["after"]
         size = final.stat().st_size
     nodes = (sum(1 for _ in source.graph.all_nodes()), sum(1 for _ in result.graph.all_nodes()))

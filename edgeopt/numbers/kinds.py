@@ -50,7 +50,8 @@ _VARIES_DB = 8.0
 _CORRELATION = 0.9
 _CHANNEL_DB = 10.0
 _SIGNAL_DB = 10.0
-_FILLED, _TURN_ERROR = 0.9, 1e-3  # share of a turn that angles fill; radians that rounding goes beyond pi
+_FILLED, _TURN_ERROR = 0.98, 1e-3  # share of a turn that angles fill; radians that rounding goes beyond pi
+_TURN_ERROR_OF_RESULT = 0.2
 _SAME = 0.99
 _GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
 _SIDES = 4  # the first channels of boxes
@@ -365,14 +366,17 @@ def _turned(reference: Outputs, result: Outputs) -> Outputs:
         angles = _fill_a_turn(low, high) | _fill_a_turn(low.min(), high.max())
         if angles.any():
             where = angles.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-            turns = (np.rint((y - r) / math.tau) for r, y in zip(reference, result, strict=True))
+            turns = (
+                np.rint((y - r) / math.tau) * (np.abs(y) <= math.pi + _TURN_ERROR_OF_RESULT)
+                for r, y in zip(reference, result, strict=True)
+            )
             return [np.where(where, y - math.tau * n, y) for n, y in zip(turns, result, strict=True)]
     return result
 
 
 def _fill_a_turn(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
     inside = (low >= -math.pi - _TURN_ERROR) & (high <= math.pi + _TURN_ERROR)
-    return np.asarray(inside & (high - low > _FILLED * math.tau))
+    return np.asarray(inside & (low < -_FILLED * math.pi) & (high > _FILLED * math.pi))
 
 
 def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
@@ -385,8 +389,12 @@ def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     for axis in _channel_axes(reference[0].shape):
         power, noise = _by_channel(reference, result, axis)
         low, high = _extremes(reference, axis)
-        if low.min() >= 0 and high.max() <= 1:  # scores, of which no sample shows some classes
-            power = np.where(high < _SHOWN, 0.0, power)
+        unseen = (high < _SHOWN) & (low.min() >= 0) & (high.max() <= 1) & (high.max() >= _SHOWN)
+        if power[unseen].sum() > 0:  # each alone is noise, but they may not be dead
+            with np.errstate(divide="ignore"):
+                together = 10 * np.log10(power[unseen].sum() / noise[unseen].sum())
+            yield Figure("classes that no sample shows", float(together), 0.0, "dB")
+        power = np.where(unseen, 0.0, power)
         order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2 > 0]
         steps = np.sqrt(power[order][1:] / power[order][:-1])
         if steps.max(initial=1.0) > widest:

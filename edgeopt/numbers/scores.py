@@ -18,6 +18,7 @@ from edgeopt.errors import ValidityError
 from edgeopt.numbers.intervals import Interval, wilson
 from edgeopt.numbers.kinds import Figure, Kind, are_probabilities, figures, vectors
 
+GOOD_SQNR_DB = 10.0  # of an output whose kind has no figures
 _MIN_CLASSES = 2
 _CLASSES = ("classes", "probabilities", "tokens")
 _PERHAPS = (None, "regression", "signal")  # may be class scores all the same: a user who asks for agreement knows
@@ -123,7 +124,8 @@ def lowest_sqnr_db(outputs: Sequence[OutputReport]) -> float:
 
 def short_db(outputs: Sequence[OutputReport]) -> float:
     """How far the worst figure of all outputs is below its bar, in dB; 0 if every one is close."""
-    return max((f.short_db for o in outputs for f in o.figures), default=0.0)
+    plain = (max(GOOD_SQNR_DB - o.sqnr_db, 0.0) for o in outputs if not o.figures and o.kind != "exact")
+    return max((*(f.short_db for o in outputs for f in o.figures), *plain), default=0.0)
 
 
 def lowest_agreement(outputs: Sequence[OutputReport]) -> float | None:

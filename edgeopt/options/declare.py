@@ -272,6 +272,8 @@ class takes(Generic[P, O]):
 
         @functools.wraps(function)
         def call(*things: Any, **given: Any) -> R:
+            if things and name in given:
+                raise UsageError(f"{function.__name__}(): {name} by position or by name, not both")
             things = (*things, *([given.pop(name)] if name in given else []))
             options = (things[-1],) if things and isinstance(things[-1], Options) else ()
             rest = things[: len(things) - len(options)]

@@ -21,9 +21,8 @@ from edgeopt.graph.ops import array, constant, scalar
 
 _BETA, _HALF = 0.75, 0.5
 _AXES_AS_INPUT = 18  # opset of ReduceMax
-_KEEPS = frozenset(
-    {"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "BatchNormalization", "LRN", "Resize", "Identity"}
-)
+_KEEPS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "BatchNormalization", "LRN", "Identity"})
+_LARGEST_RATE = 1e6
 _MOST = 20.0  # the exponential of more changes nothing: tanh(softplus(20)) is 1
 _SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # ONNX's defaults of alpha and gamma
 
@@ -135,14 +134,15 @@ _FORMS: dict[str, Callable[[_Writer, ir.Value], ir.Value]] = {
 }  # fmt: skip
 
 
-def fast_activations(model: ir.Model) -> ir.Model:
-    """A clone with these forms of such nodes; the model itself if it has none."""
-    if not any(_found(n) for n in model.graph):
+def fast_activations(model: ir.Model, spared: frozenset[str] = frozenset()) -> ir.Model:
+    """A clone with these forms of such nodes, but for those called `spared`; the model itself if it has none."""
+    if not any(_found(n) for n in model.graph if n.name not in spared):
         return model
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):
-        if found := _found(node):
+        found = None if node.name in spared else _found(node)
+        if found is not None:
             op, x = found
             take_over(copy.graph, node, _FORMS[op](_Writer(copy, names, node), x))
     RemoveUnusedNodesPass()(copy)
@@ -151,19 +151,20 @@ def fast_activations(model: ir.Model) -> ir.Model:
 
 def _found(node: ir.Node) -> tuple[str, ir.Value] | None:
     """(activation, its input) that `node` computes; of a Mish that is written out the last node."""
-    if node.domain:
+    if node.domain or any(v is not None and v.dtype not in (None, ir.DataType.FLOAT) for v in node.inputs):
         return None
     if node.op_type == "Mul":
         x = next((x for x in map(_of_mish, node.inputs) if x is not None and x in node.inputs), None)
         return None if x is None else ("Mish", x)
     x = node.inputs[0] if node.op_type in _FORMS else None
-    if x is None or x.dtype not in (None, ir.DataType.FLOAT):
+    if x is None:
         return None
     fits = {
         "PRelu": lambda: _slopes(node.inputs[1]),
         "LRN": lambda: node.attributes.get_float("beta", _BETA) == _BETA and _channels(x) > 0,
         "Softmax": lambda: node.attributes.get_int("axis", -1) == 1 and _channels(x) > 0,
-        "Pow": lambda: scalar(node.inputs[1]) == _HALF,
+        "Celu": lambda: abs(node.attributes.get_float("alpha", 1.0)) > 0 and _finite_rate(node),
+        "Pow": lambda: scalar(node.inputs[1]) == _HALF and array(node.inputs[1]).ndim == 0,
     }.get(node.op_type)
     return (node.op_type, x) if fits is None or fits() else None
 
@@ -174,6 +175,10 @@ def _of_mish(value: ir.Value | None) -> ir.Value | None:
     inner = tanh.inputs[0] if tanh is not None and tanh.op_type == "Tanh" else None
     softplus = None if inner is None else inner.producer()
     return softplus.inputs[0] if softplus is not None and softplus.op_type == "Softplus" else None
+
+
+def _finite_rate(node: ir.Node) -> bool:
+    return bool(1 / abs(node.attributes.get_float("alpha", 1.0)) < _LARGEST_RATE)
 
 
 def _slopes(value: ir.Value | None) -> bool:

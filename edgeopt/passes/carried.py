@@ -31,13 +31,15 @@ def _unchanged(node: ir.Node) -> list[int]:
     (body,), count = bodies(node), len(node.inputs) - _CARRIED
     if len(body.inputs) != len(node.inputs) or min(len(body.outputs) - _RESULTS, len(node.outputs)) < count:
         return []  # ONNX Runtime says what is wrong with it
-    return [
+    same = [
         i
         for i, value in enumerate(node.inputs[_CARRIED:])
         if value is not None
         and not node.outputs[i].is_graph_output()
         and _source(body.outputs[_RESULTS + i]) is body.inputs[_CARRIED + i]
+        and not any(v is body.inputs[_CARRIED + i] for j, v in enumerate(body.outputs) if j != _RESULTS + i)
     ]
+    return same[1:] if len(same) == len(node.outputs) else same  # a Loop has results
 
 
 def _source(value: ir.Value) -> ir.Value:

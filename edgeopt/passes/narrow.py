@@ -57,5 +57,7 @@ def _padded(node: ir.Node) -> bool:
     producer = None if x is None else x.producer()
     if not constant(w) or (producer is not None and producer.op_type == "DequantizeLinear"):
         return False
+    if array(w).dtype != np.float32:
+        return False
     kernel, pads = array(w).shape, node.attributes.get_ints("pads", ())
     return len(kernel) == 4 and kernel[3] == 1 and kernel[2] >= _LEAST and any(pads) and not any(pads[1::2])

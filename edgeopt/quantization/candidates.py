@@ -121,10 +121,11 @@ def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, list[
         return recipe, None
     near = [lowest_sqnr_db(errors) for errors in (first, second)]
     short = [0.0 if options.judged_by_user else short_db(errors) for errors in (first, second)]
-    gain = short[0] - short[1] if any(short) else near[1] - near[0]
-    if not gain >= _RULE_GAIN_DB:  # not a number where both are endless
+    reaches = short[1] == 0 < short[0]
+    nearer = short[1] <= short[0] and near[1] >= near[0] + _RULE_GAIN_DB
+    if not (reaches or nearer or short[1] <= short[0] - _RULE_GAIN_DB):
         return recipe, first
-    found, what = (short, "dB short of the bar") if any(short) else (near, "dB")
+    found, what = (near, "dB") if nearer else (short, "dB short of the bar")
     on = f"{what} on {len(sketches.feeds)} calibration samples"
     task.note(f"ranges by minmax: {found[1]:.1f} {on}, {found[0]:.1f} by {grids.rule}")
     return other, second

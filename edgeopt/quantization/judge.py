@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from edgeopt import graph
 from edgeopt.graph.ops import macs_of
 from edgeopt.numbers.intervals import needed, wilson
-from edgeopt.numbers.scores import OutputReport, interval_of_agreement, short_db
+from edgeopt.numbers.scores import GOOD_SQNR_DB, OutputReport, interval_of_agreement, short_db
 from edgeopt.quantization.candidates import Draft, Placement
 from edgeopt.quantization.check import FASTER, SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
 
-GOOD_SQNR_DB = 10.0  # for an output whose kind has no figures
 _LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
 _SMALLER = 1.25  # a result must reach this, or be faster
 _LEAST_WORK = 0.05  # of all; integers are four times as fast at most, and little else becomes faster with them
@@ -62,11 +61,11 @@ def lacks(task: Task, f: Figures) -> list[str] | None:
     options, found = task.options, list[str]()
     bars = (("SQNR", " dB", f.sqnr_db, options.min_sqnr), ("agreement", "", f.agreement, options.min_agreement))
     for name, unit, value, bar in bars:
-        if bar is not None and (value is None or value < bar):
+        if bar is not None and (value is None or not value >= bar):
             found.append(f"{name} {'not known' if value is None else f'{value:.3g}{unit}'} is below {bar:g}{unit}")
     if task.metric is not None and options.max_drop is not None:
         drop = task.metric.on_float - f.score
-        if drop > options.max_drop:
+        if not drop <= options.max_drop:
             found.append(f"{task.metric.name} falls by {drop:.4g}, more than {options.max_drop:g}")
     asked = any(x is not None for x in (options.max_drop, options.min_sqnr, options.min_agreement))
     return found if asked else None
@@ -81,18 +80,24 @@ def nearer(task: Task, f: Figures, than: Figures, gain_db: float = 0.0) -> bool:
         return ours
     if not math.isclose(f.score, than.score, rel_tol=_SAME, abs_tol=_SAME):
         return f.score > than.score
-    if not task.options.judged_by_user and abs(than.short_db - f.short_db) > _AS_SHORT_DB:
+    if _apart(task, f, than):
         return f.short_db < than.short_db
     if f.sqnr_db == than.sqnr_db:  # also if both are infinite
         return gain_db == 0 and (f.agreement or 0.0) > (than.agreement or 0.0)
     return f.sqnr_db >= than.sqnr_db + gain_db
 
 
+def _apart(task: Task, f: Figures, than: Figures) -> bool:
+    """Whether the figures that miss their bars tell the two apart."""
+    return not task.options.judged_by_user and abs(than.short_db - f.short_db) > _AS_SHORT_DB
+
+
 def by_chance(task: Task, t: Tried, than: Tried) -> bool:
     """Whether `t`, which is nearer than another result by SQNR alone, may be so by chance: where the other one meets
     what the user asked for, it must be nearer on all samples, or on more than half by the 95 % interval of their share.
     """
-    if task.metric is not None or meets(task, Figures.of(than)) is False:
+    ours, theirs = Figures.of(t), Figures.of(than)
+    if task.metric is not None or meets(task, theirs) is False or _apart(task, ours, theirs):
         return False
     pairs = [(a, b) for a, b in zip(t.by_sample, than.by_sample, strict=True) if a != b]
     wins = sum(a > b for a, b in pairs)

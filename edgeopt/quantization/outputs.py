@@ -246,10 +246,11 @@ def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:
 
 
 def _common_part(rows: NDArray[Any]) -> float:
-    """The share of the variance of `rows` [samples, columns] that columns have in all samples: of the places of a face
-    most, since they lie in one order.
+    """The share of the variance of `rows` [samples, columns] that columns have in all samples (without the 1 / n of it
+    that the mean of n samples has by chance): of the places of a face most, since they lie in one order.
     """
-    return float(rows.mean(0).var() / max(float(rows.var()), float(np.finfo(np.float32).tiny)))
+    share = float(rows.mean(0).var() / max(float(rows.var()), float(np.finfo(np.float32).tiny)))
+    return (len(rows) * share - 1) / max(len(rows) - 1, 1)
 
 
 def _is_map(seen: Outputs) -> bool:

@@ -37,7 +37,7 @@ from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
 from edgeopt.runtime.costs import book
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import Session, finite, open_session, run_all, try_loops, types_of
+from edgeopt.runtime.session import Session, as_given, finite, open_session, run_all, try_loops, types_of
 
 _LATER = 8  # samples on which recurrent states are fed back
 _REPEATED_DB = 60.0  # two runs with at least this SQNR count as equal
@@ -147,10 +147,10 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     model, target = graph.canonical(source), targets.load(options.target)
     _check(model)
     single = unfolded(widened(model))
-    simplified = simplify(single) if options.mode == "fp16" else fast_activations(simplify(single))  # for CPUs
+    simplified = _simplified(single, model, options)
     chosen = selection(simplified, types_of(simplified)) if selects(simplified) else None
     recipe, include, lengths = _choices(options, model, simplified, chosen)
-    session = _as_given(source, model, single)
+    session = as_given(source, model) if _runs(model) else open_session(single, threads=1)
     given = read(data, specs(model), options, session.run, norm_distance(model))
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
@@ -200,16 +200,13 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     )
 
 
-def _as_given(source: ir.Model, model: ir.Model, single: ir.Model) -> Session:
-    """A session of the model as it was given, with which results are compared: ONNX Runtime fuses its nodes otherwise
-    than those of the canonical form `model`, which may be slower. Of a form that runs where the given one does not.
+def _simplified(single: ir.Model, model: ir.Model, options: Quantize) -> ir.Model:
+    """The float model to begin with; activations that the user names stay as they are, and all for fp16, which is for
+    other processors.
     """
-    if not _runs(model):
-        return open_session(single, threads=1)
-    try:
-        return open_session(source, threads=1)
-    except ModelError:
-        return open_session(model, threads=1)
+    found = simplify(single)
+    named = select([model, found], (*options.exclude, *options.include))
+    return found if options.mode == "fp16" else fast_activations(found, named)
 
 
 def _outputs(

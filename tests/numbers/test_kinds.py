@@ -291,8 +291,10 @@ def test_scores_of_classes_that_no_sample_shows_are_no_group_of_their_own() -> N
     rng = np.random.default_rng(0)
     r = rng.uniform(0, 1, (4, 300, 3)).astype(np.float32)
     r[..., 1] *= 0.02  # a class that never shows
-    y = r + np.float32([0.02, 0.02, 0.02]) * rng.standard_normal(r.shape).astype(np.float32)
+    y = r + np.float32([0.02, 0.004, 0.02]) * rng.standard_normal(r.shape).astype(np.float32)
     assert all(f.close for f in figures("signal", [r], [y]))
+    dead = y * np.float32([1, 0, 1])
+    assert [f.name for f in figures("signal", [r], [dead]) if not f.close] == ["classes that no sample shows"]
     pixels = r * np.float32([100, 1, 100])  # of other scales it is one
     noisy = pixels + np.float32([0.5, 0.02, 0.5]) * rng.standard_normal(r.shape).astype(np.float32)
     assert not all(f.close for f in figures("signal", [pixels], [noisy]))
@@ -351,5 +353,7 @@ def test_angles_may_be_whole_turns_apart_and_other_signals_may_not() -> None:
     assert np.abs(wrapped - noisy).max() > 6 and near.value > 15
     (other,) = figures("signal", [2 * r], [2 * y])  # no angles: they leave -pi ... pi
     assert other.value < 8
+    far = np.concatenate([angle + 2 * np.pi, r[..., 1:]], -1).astype(np.float32)  # no angle leaves -pi ... pi
+    assert not all(f.close for f in figures("signal", [r], [far]))
     (wrong,) = figures("signal", [r], [np.float32(rng.uniform(-np.pi, np.pi, r.shape))])
     assert wrong.value < 3

@@ -114,12 +114,26 @@ def test_softmax_over_channels_of_pictures_is_written_out(opset: int, size: floa
         "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { y = LRN <size = 3> (x) }",
         "g (float[N,7,6,6] x) => (float[N,7,6,6] y) { c = Conv (x, w)  y = LRN <size = 3, beta = 0.5> (c) }",
         "g (float[N,7] x) => (float[N,7] y) { y = Pow(x, third) }",
+        "g (float[N,7] x) => (float[N,7] y) { y = Celu <alpha = 0.0> (x) }",
     ],
 )
 def test_forms_that_are_not_covered_stay(text: str) -> None:
     weights = {"w": normal(7, 7, 1, 1)} if "Conv" in text else {"third": np.float32(0.34)} if "Pow" in text else {}
     model = canonical(text, **weights)
     assert fast_activations(model) is model
+
+
+def test_a_power_that_adds_an_axis_stays() -> None:
+    model = canonical("g (float x) => (float[1] y) { y = Pow(x, half) }", half=np.float32([0.5]))
+    assert fast_activations(model) is model
+
+
+def test_what_the_user_names_stays() -> None:
+    text = "g (float[N,16] x) => (float[N,16] y) { h = MatMul(x, w)  [mine] y = PRelu(h, a) }"
+    made = tiny.proto(text, w=normal(16, 16), a=normal(16))
+    data = [{"x": normal(1, 16, seed=i)} for i in range(12)]
+    found = edgeopt.quantize(made, data, mode="static", include=("MatMul",), exclude=("mine",), measure=False)
+    assert ops(found.model)["PRelu"] == 1 and found.report.kept_float["mine"] == "excluded"
 
 
 def test_a_power_of_one_half_is_a_square_root() -> None:

@@ -53,6 +53,26 @@ def test_others_stay(model: ir.Model) -> None:
     assert read_from_outside(model) is model
 
 
+@pytest.mark.parametrize(
+    ("outputs", "more"),
+    [
+        ("float[32] ho, float[32,32] wo, float[32,32] scan", "ho = Neg(h)  wo = Identity(m)  scan = Identity(m)"),
+        ("float[32] ho, float[32,32] wo", "ho = Identity(h)  wo = Identity(m)"),
+    ],
+    ids=["a row of it is collected", "nothing changes"],
+)
+def test_a_loop_that_gives_what_it_carries_stays_valid(outputs: str, more: str) -> None:
+    scan = ", rows" if "scan" in outputs else ""
+    text = f"""g (float[32] x) => (float[32] y{", float[2,32,32] rows" if scan else ""}) {{
+        count = Constant <value = int64 {{2}}> ()
+        f, v{scan} = Loop (count, , x, w) <body = step (int64 i, bool go, float[32] h, float[32,32] m)
+            => (bool on, {outputs}) {{ on = Identity(go)  {more} }}>
+        y = MatMul(f, v) }}"""
+    model, feed = graph.canonical(graph.load(tiny.proto(text, w=normal(32, 32)))), {"x": normal(32)}
+    before, after = (open_session(m).run(feed) for m in (model, read_from_outside(model)))
+    assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(before, after, strict=True))
+
+
 @pytest.mark.parametrize("broken", ["no body", "an input less", "an output less"])
 def test_a_loop_that_is_broken_is_left_for_onnx_runtime_to_tell(broken: str) -> None:
     model = loop()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -25,6 +27,14 @@ LONG = """g (float[N,4,64,W] x) => (float[N,8,M,W] y) {{
 def long(kernel: int = 9, pads: str = "4, 0, 4, 0", side: int = 1) -> ir.Model:
     text = LONG.format(pads=pads, kernel=f"{kernel}, {side}")
     return graph.canonical(graph.load(tiny.proto(text, w=normal(8, 4, kernel, side))))
+
+
+def quantized(made: onnx.ModelProto, data: list[dict[str, np.ndarray]]) -> bool:
+    return edgeopt.quantize(made, data, mode="weights").report.worst_sqnr_db > 20
+
+
+def simplified(made: onnx.ModelProto, data: list[dict[str, np.ndarray]]) -> bool:
+    return edgeopt.simplify(made, data=data).worst_sqnr_db > 70
 
 
 def ops(model: ir.Model) -> Counter[str]:
@@ -68,6 +78,20 @@ def test_stored_weights_and_a_simplified_file_have_them(tmp_path: Path) -> None:
     assert ops(made.model)["Pad"] == 1
     edgeopt.simplify(long(), data=data, output=tmp_path / "s.onnx")
     assert ops(graph.load(tmp_path / "s.onnx"))["Pad"] == 1
+
+
+@pytest.mark.parametrize("way", [quantized, simplified])
+@pytest.mark.parametrize("fault", ["a size of 0", "two nodes of one name"])
+def test_what_only_the_canonical_form_can_do_is_done_with_it(way: Any, fault: str) -> None:
+    rows = "0" if fault == "a size of 0" else "N"
+    made = tiny.proto("g (float[N,16] x) => (float[N,16] y) { h = MatMul(x, w)  y = Relu(h) }", w=normal(16, 16))
+    if rows == "0":
+        for value in (*made.graph.input, *made.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 0
+    else:
+        for node in made.graph.node:
+            node.name = "q"
+    assert way(made, [{"x": normal(1, 16, seed=i)} for i in range(12)])
 
 
 def test_results_are_compared_with_the_model_as_it_was_given() -> None:

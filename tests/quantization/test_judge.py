@@ -75,6 +75,9 @@ def test_what_is_short_of_its_bar_counts_before_sqnr_unless_the_user_says_what_c
     far, near = (tried(db, figures=(Figure("weakest channel", x, 10.0, "dB"),)) for db, x in ((34.0, 5.0), (30.0, 8.0)))
     better, worse = Figures.of(near), Figures.of(far)
     assert nearer(bench(), better, worse) and not nearer(bench(), worse, better)
+    many = tuple(float(x) for x in range(32))
+    ours, theirs = replace(near, by_sample=many), replace(far, by_sample=tuple(x + 4 for x in many))
+    assert not by_chance(bench(), ours, theirs)  # it is no matter of SQNR
     asked = bench(min_sqnr=25.0)
     assert nearer(asked, worse, better) and not nearer(asked, better, worse)
     good, best = (tried(db, figures=(Figure("weakest channel", 12.0, 10.0, "dB"),)) for db in (30.0, 34.0))
