@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.numbers.kinds import as_probabilities
+from edgeopt.numbers.figure import as_probabilities
 
 _CLEAR = 0.1  # required difference between the best and the second preset, in nats
 _NEARER = 0.25  # nats by which a preset must fit a normalization better than the second

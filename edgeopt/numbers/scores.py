@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import ValidityError
+from edgeopt.numbers.figure import Figure, are_probabilities
 from edgeopt.numbers.intervals import Interval, wilson
-from edgeopt.numbers.kinds import Figure, Kind, are_probabilities, figures, vectors
+from edgeopt.numbers.kinds import Kind, figures, vectors
 
 GOOD_SQNR_DB = 10.0  # of an output whose kind has no figures
 _MIN_CLASSES = 2

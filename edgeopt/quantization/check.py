@@ -17,7 +17,7 @@ from edgeopt.errors import EdgeoptError, ValidityError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
-from edgeopt.numbers.kinds import Figure
+from edgeopt.numbers.figure import Figure
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.ptq.guard import unguarded
 from edgeopt.quantization.candidates import Draft

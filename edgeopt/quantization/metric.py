@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeopt.data.foreign import foreign, named
 from edgeopt.errors import DataError, UsageError, suggestion
-from edgeopt.numbers.kinds import are_probabilities, as_probabilities
+from edgeopt.numbers.figure import are_probabilities, as_probabilities
 from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement
 from edgeopt.runtime.session import Session
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.graph.selection import origin
-from edgeopt.numbers.kinds import KINDS, Kind, are_probabilities, as_probabilities, class_axis, figures, vectors
+from edgeopt.numbers.figure import are_probabilities, as_probabilities
+from edgeopt.numbers.kinds import KINDS, Kind, figures, vectors
+from edgeopt.numbers.pixels import class_axis
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.session import Feed, Session
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgeopt.errors import UsageError
-from edgeopt.numbers.kinds import are_probabilities
+from edgeopt.numbers.figure import are_probabilities
 
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 _ALIKE = 0.05

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgeopt.data.guess import guess, information
-from edgeopt.numbers.kinds import as_probabilities
+from edgeopt.numbers.figure import as_probabilities
 
 CLASSES = 8
 

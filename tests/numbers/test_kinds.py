@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeopt.numbers.kinds import KINDS, Figure, Kind, class_axis, edit_distance, figures
+from edgeopt.numbers.figure import Figure
+from edgeopt.numbers.kinds import KINDS, Kind, edit_distance, figures
+from edgeopt.numbers.pixels import class_axis
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "classes": (1, 10),

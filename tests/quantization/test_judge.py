@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeopt.numbers.figure import Figure
 from edgeopt.numbers.intervals import wilson
-from edgeopt.numbers.kinds import Figure, Kind
+from edgeopt.numbers.kinds import Kind
 from edgeopt.numbers.scores import OutputReport
 from edgeopt.options.quantize import Quantize
 from edgeopt.quantization.check import Tried

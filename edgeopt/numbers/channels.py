@@ -1,0 +1,140 @@
+"""Outputs whose channels are read apart: boxes with scores, and signals with channels of other scales or of angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.numbers.figure import Figure, Outputs
+
+_CHANNEL_DB = 10.0
+_SIGNAL_DB = 10.0
+_UNSEEN_DB = 0.0  # of classes that no sample shows: dead ones have less
+_FILLED, _TURN_ERROR = 0.98, 1e-3  # share of a turn that angles fill; radians that rounding goes beyond pi
+_RESULT_ERROR = 0.2  # radians that a result's angles go beyond pi
+_GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
+_SIDES = 4  # the first channels of boxes
+_SHOWN = 0.25  # smallest score of a class that the samples show
+_FAINT = 1e-5  # of the largest channel: below, a channel is not read at all
+_MOST_CHANNELS = 512
+CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
+
+
+def detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it. Scores of
+    classes that no sample shows are one channel, as near as all of them together and as half of them: alone, each is
+    noise, but not all may be dead.
+    """
+    axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
+    varies, noise = _by_channel(reference, result, axis)
+    low, high = _extremes(reference, axis)
+    unseen = (low >= 0) & (high < _SHOWN)
+    if (high[:2] >= _SHOWN).any():  # where a box is: of normalized boxes the sides are as small as unseen scores
+        unseen[:_SIDES] = False
+    unseen &= varies > 0
+    powers = (np.append(x[~unseen], x[unseen].sum()) for x in (varies, noise))
+    with np.errstate(divide="ignore"):
+        found = [10 * np.log10(s / n) for s, n in zip(*powers, strict=True) if s > 0]
+        if unseen.any():
+            found.append(np.median(10 * np.log10(varies[unseen] / noise[unseen])))
+    if found:
+        yield Figure("weakest channel", float(min(found)), _CHANNEL_DB, "dB")
+
+
+def _extremes(outputs: Outputs, axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The smallest and the largest value of each channel along `axis`."""
+    rows = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in outputs]
+    return np.min([r.min(0) for r in rows], axis=0), np.max([r.max(0) for r in rows], axis=0)
+
+
+def _by_channel(reference: Outputs, result: Outputs, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each channel along `axis`: the power of what varies of it, and that of its errors; 0 if it is constant."""
+    count, first, second, noise = 0, 0.0, 0.0, 0.0
+    for r, y in zip(reference, result, strict=True):
+        a, b = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype(np.float64) for x in (r, y))
+        count += len(a)
+        first, second, noise = first + a.sum(0), second + (a**2).sum(0), noise + ((a - b) ** 2).sum(0)
+    mean = np.asarray(first) / count
+    varies = np.asarray(second - count * mean**2)
+    there = varies > CONSTANT * count * mean**2
+    return np.where(there, varies, 0.0), np.where(there, noise, 0.0)
+
+
+def signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """SI-SNR over all samples, which no gain of the result changes; what float's mean has of the power is no signal,
+    nor are silence and the opposite. Angles may be whole turns apart.
+    """
+    result = _turned(reference, result)
+    pairs = [(r.reshape(-1).astype(np.float64), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
+    power, count = sum(float(r @ r) for r, _ in pairs), sum(r.size for r, _ in pairs)
+    varies = power - sum(float(r.sum()) for r, _ in pairs) ** 2 / count
+    if varies <= CONSTANT * power:
+        return
+    gain = sum(float(r @ y) for r, y in pairs) / power
+    noise = sum(float(((y - gain * r) ** 2).sum()) for r, y in pairs)
+    db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * varies / noise)
+    yield Figure("SI-SNR", db, _SIGNAL_DB, "dB")
+    yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
+
+
+def _turned(reference: Outputs, result: Outputs) -> Outputs:
+    """`result` by as many whole turns as bring it nearest to the reference where they are angles: an output, or some of
+    its channels, fill -pi ... pi and do not leave it.
+    """
+    shape = reference[0].shape
+    if len({x.shape[1:] for x in reference}) > 1 or len(shape) < 2:
+        return result
+    for axis in sorted({*_channel_axes(shape), len(shape) - 1}):
+        low, high = _extremes(reference, axis)
+        angles = _fill_a_turn(low, high) | _fill_a_turn(low.min(), high.max())
+        if angles.any():
+            where = angles.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            turns = (
+                np.rint((y - r) / math.tau) * (np.abs(y) <= math.pi + _RESULT_ERROR)
+                for r, y in zip(reference, result, strict=True)
+            )
+            return [np.where(where, y - math.tau * n, y) for n, y in zip(turns, result, strict=True)]
+    return result
+
+
+def _fill_a_turn(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
+    inside = (low >= -math.pi - _TURN_ERROR) & (high <= math.pi + _TURN_ERROR)
+    return np.asarray(inside & (low < -_FILLED * math.pi) & (high > _FILLED * math.pi))
+
+
+def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+    """Of channels whose scales lie far apart along an axis, as those of boxes and scores do, the group of one scale
+    that is furthest from float: the SQNR of the whole is that of the largest.
+    """
+    if len({x.shape[1:] for x in reference}) > 1:
+        return
+    widest, db = _GAP, math.inf
+    for axis in _channel_axes(reference[0].shape):
+        power, noise = _by_channel(reference, result, axis)
+        low, high = _extremes(reference, axis)
+        unseen = (high < _SHOWN) & (low.min() >= 0) & (high.max() <= 1) & (high.max() >= _SHOWN)
+        if power[unseen].sum() > 0:  # each alone is noise, but they may not be dead
+            with np.errstate(divide="ignore"):
+                together = 10 * np.log10(power[unseen].sum() / noise[unseen].sum())
+            yield Figure("classes that no sample shows", float(together), _UNSEEN_DB, "dB")
+        power = np.where(unseen, 0.0, power)
+        order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2 > 0]
+        steps = np.sqrt(power[order][1:] / power[order][:-1])
+        if steps.max(initial=1.0) > widest:
+            widest, groups = steps.max(), np.split(order, 1 + np.flatnonzero(steps > _GAP))
+            with np.errstate(divide="ignore"):
+                db = min(10 * np.log10(power[g].sum() / noise[g].sum()) for g in groups)
+    if widest > _GAP:
+        yield Figure("weakest group of channels", float(db), _SIGNAL_DB, "dB")
+
+
+def _channel_axes(shape: Sequence[int]) -> list[int]:
+    """The axis that may be that of channels and not time or place: the second of images, the shorter one of rows."""
+    if len(shape) < 3:
+        return []
+    axis = 1 if len(shape) > 3 or shape[1] <= shape[2] else 2
+    return [axis] if 1 < shape[axis] <= _MOST_CHANNELS else []
