@@ -22,7 +22,7 @@ from edgeopt.graph.ops import array, constant, scalar
 _BETA, _HALF = 0.75, 0.5
 _AXES_AS_INPUT = 18  # opset of ReduceMax
 _KEEPS = frozenset({"Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "BatchNormalization", "LRN", "Identity"})
-_LARGEST_RATE = 1e6
+_LEAST_ALPHA = 1e-6  # of Celu, which divides by it
 _MOST = 20.0  # the exponential of more changes nothing: tanh(softplus(20)) is 1
 _SELU = (1.67326319217681884765625, 1.05070102214813232421875)  # ONNX's defaults of alpha and gamma
 
@@ -163,7 +163,7 @@ def _found(node: ir.Node) -> tuple[str, ir.Value] | None:
         "PRelu": lambda: _slopes(node.inputs[1]),
         "LRN": lambda: node.attributes.get_float("beta", _BETA) == _BETA and _channels(x) > 0,
         "Softmax": lambda: node.attributes.get_int("axis", -1) == 1 and _channels(x) > 0,
-        "Celu": lambda: abs(node.attributes.get_float("alpha", 1.0)) > 0 and _finite_rate(node),
+        "Celu": lambda: abs(node.attributes.get_float("alpha", 1.0)) >= _LEAST_ALPHA,
         "Pow": lambda: scalar(node.inputs[1]) == _HALF and array(node.inputs[1]).ndim == 0,
     }.get(node.op_type)
     return (node.op_type, x) if fits is None or fits() else None
@@ -175,10 +175,6 @@ def _of_mish(value: ir.Value | None) -> ir.Value | None:
     inner = tanh.inputs[0] if tanh is not None and tanh.op_type == "Tanh" else None
     softplus = None if inner is None else inner.producer()
     return softplus.inputs[0] if softplus is not None and softplus.op_type == "Softplus" else None
-
-
-def _finite_rate(node: ir.Node) -> bool:
-    return bool(1 / abs(node.attributes.get_float("alpha", 1.0)) < _LARGEST_RATE)
 
 
 def _slopes(value: ir.Value | None) -> bool:
