@@ -10,29 +10,28 @@ from __future__ import annotations
 
 import functools
 import platform
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
-from edgeopt.errors import UsageError, suggestion
+from edgeopt.errors import UsageError, lines, suggestion
 from edgeopt.hardware.host import cpu_features
 from edgeopt.numbers.grid import INT8, INT8_WEIGHT, UINT8, QType
 
 
 class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OpCost(_Facts):
     """Picoseconds per (MAC, output element) of one operator in float and in integers."""
 
-    float_ps: tuple[float, float] = Field(alias="float")
-    int_ps: tuple[float, float] = Field(alias="int")
+    float_ps: tuple[NonNegativeFloat, NonNegativeFloat] = Field(alias="float")
+    int_ps: tuple[NonNegativeFloat, NonNegativeFloat] = Field(alias="int")
 
 
 class Target(_Facts):
@@ -43,9 +42,9 @@ class Target(_Facts):
     activations: Literal["uint8", "int8"]
     saturates: bool = Field(description="u8*s8 pair sums saturate at 16 bits: weights are kept small enough")
     fp16_kernels: bool
-    quantize_ps: float = Field(description="picoseconds an element of QuantizeLinear")
-    dequantize_ps: float
-    layout_ps: float = Field(
+    quantize_ps: NonNegativeFloat = Field(description="picoseconds an element of QuantizeLinear")
+    dequantize_ps: NonNegativeFloat
+    layout_ps: NonNegativeFloat = Field(
         default=0.0, description="picoseconds an element of an image between the layouts of float and integer kernels"
     )
     margin: float = Field(
@@ -139,16 +138,7 @@ def _told(error: Mapping[str, Any], text: str, place: str) -> str:
     known = [f.alias or name for name, f in model.model_fields.items() if name != "name"]
     unknown = error["type"] == "extra_forbidden"
     message = f"no such key{suggestion(loc[-1], known)}" if unknown else str(error["msg"])
-    return f"{place}:{_line(text, loc)}: {'.'.join(loc)}: {message}"
-
-
-def _line(text: str, names: Sequence[str]) -> int:
-    """The number of the first line that begins with the last possible one of `names`; 1 if there is none."""
-    for name in reversed(names):
-        for number, line in enumerate(text.splitlines(), 1):
-            if re.match(rf"""\s*(\[[^\]]*)?["']?{re.escape(name)}["']?\s*(=|\])""", line):
-                return number
-    return 1
+    return f"{place}:{lines.line_of(list(lines.rows(text)), loc)}: {'.'.join(loc)}: {message}"
 
 
 def host() -> str:

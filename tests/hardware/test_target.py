@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import platform
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +92,14 @@ def test_a_machine_is_known_by_its_features(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(target, "cpu_features", lambda: frozenset(flags))
     assert target.host() == name
+
+
+def test_a_mistake_is_told_with_the_line_of_its_own_table(tmp_path: Path) -> None:
+    text = importlib.resources.files("edgeopt.hardware").joinpath("targets", "cpu-portable.toml").read_text("utf-8")
+    rows = text.splitlines()
+    number = next(i for i, row in enumerate(rows) if row.startswith("MatMul ="))
+    rows[number] = "MatMul = { float = [26, 300], int = [-12, 300] }"
+    file = tmp_path / "mine.toml"
+    file.write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(UsageError, match=rf"mine\.toml:{number + 1}: cost\.MatMul"):
+        target.load(file)

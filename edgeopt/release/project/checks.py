@@ -7,11 +7,12 @@ from pathlib import Path
 
 from edgeopt.data.listing import exists
 from edgeopt.errors import UsageError
+from edgeopt.errors.lines import line_of
 from edgeopt.hardware import target as targets
 from edgeopt.options.quantize import TABLE
 from edgeopt.release.build.sources import module_files
-from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
+from edgeopt.release.project.lines import rows_of
 
 FILES = ("teacher", "student_classes", "teacher_classes", "costs")  # options that name files
 _LIKENESSES = ("agreement", "cosine", "kl")  # of `edgeopt.quantization.metric`; a test keeps them equal
@@ -29,8 +30,8 @@ def check(project: Project, home: Path, file: Path, *, code: bool = True) -> Non
     )
     found += [*_files(project, home), *_data(project, home), *_modules(project, home), *_providers(project)]
     if found:
-        rows = lines.rows(file)
-        raise UsageError("\n".join(f"{file}:{lines.line_of(rows, at)}: {'.'.join(at)}: {what}" for at, what in found))
+        rows = rows_of(file)
+        raise UsageError("\n".join(f"{file}:{line_of(rows, at)}: {'.'.join(at)}: {what}" for at, what in found))
 
 
 def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:

@@ -22,11 +22,12 @@ from pydantic import (
 )
 
 from edgeopt.errors import UsageError, suggestion
+from edgeopt.errors.lines import Rows, line_of
 from edgeopt.files import text_of, toml_of
 from edgeopt.options.models import Dtype
 from edgeopt.options.reading import Reading
 from edgeopt.release.document import Level
-from edgeopt.release.project import lines
+from edgeopt.release.project.lines import prefix, rows_of
 from edgeopt.release.project.metrics import metric
 from edgeopt.release.project.quantities import quantity
 from edgeopt.release.project.recipes import STEPS, Count, Names, Numbers, Place, Step, Table, mistake, reading_fields
@@ -285,7 +286,7 @@ def load(path: Path) -> Project:
     try:
         return Project.model_validate(table)
     except ValidationError as e:
-        rows = lines.rows(path)
+        rows = rows_of(path)
         errors = [x for x in e.errors() if x["type"] != "too_short" or not _inside(x["loc"], e.errors())]
         told = list(dict.fromkeys(_told(error, rows, path) for error in errors))
         more = [f"... and {len(told) - _MOST_TOLD} more"] if len(told) > _MOST_TOLD else []
@@ -301,7 +302,7 @@ def _table(path: Path) -> Any:
         found: Any = toml_of(text_of(path))
     except (OSError, ValueError) as e:
         raise UsageError(f"{path}: {e}") from e
-    for name in lines.prefix(path):
+    for name in prefix(path):
         found = found.get(name) if isinstance(found, dict) else None
     return found
 
@@ -311,7 +312,7 @@ def _inside(loc: Sequence[Any], errors: Sequence[Any]) -> bool:
     return any(len(x["loc"]) > len(loc) and tuple(x["loc"][: len(loc)]) == tuple(loc) for x in errors)
 
 
-def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
+def _told(error: Mapping[str, Any], rows: Rows, path: Path) -> str:
     """One error as text: file, line, key, what is wrong and what was probably meant."""
     loc, context = error["loc"], error.get("ctx", {})
     tags = [i for i, p in enumerate(loc) if i and isinstance(loc[i - 1], int) and p in STEPS]
@@ -325,7 +326,7 @@ def _told(error: Mapping[str, Any], rows: lines.Rows, path: Path) -> str:
     elif error["type"] == "union_tag_not_found":
         message = f'a step needs its name, e.g. {{ step = "quantize" }}; known: {", ".join(STEPS)}'
     where = ".".join(place)
-    return f"{path}:{lines.line_of(rows, place)}: {where + ': ' if where else ''}{message}"
+    return f"{path}:{line_of(rows, place)}: {where + ': ' if where else ''}{message}"
 
 
 def _fields(loc: Sequence[Any]) -> list[str]:

@@ -1,22 +1,10 @@
-"""Line numbers of the keys and headers of a project file.
-
-tomllib gives no line numbers, so keys and headers are matched line by line; a place has its own line, else that of the
-first key inside it, else that of the nearest enclosing table.
-"""
+"""Where the keys and headers of a project file stand."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from edgeopt.files import toml_of
-
-Rows = Sequence[tuple[int, tuple[str, ...]]]
-_HEADER = re.compile(r"\[(\[?)\s*([^\]]+?)\s*\]?\]\s*(?:#.*)?")
-_WORD = r"(?:\"(?:[^\"\\]|\\.)*\"|'[^']*'|[A-Za-z0-9_-]+)"
-_KEY = re.compile(rf"({_WORD}(?:\s*\.\s*{_WORD})*)\s*=")
+from edgeopt.errors import lines
 
 
 def prefix(file: Path) -> tuple[str, ...]:
@@ -24,66 +12,10 @@ def prefix(file: Path) -> tuple[str, ...]:
     return ("tool", "edgeopt") if file.name == "pyproject.toml" else ()
 
 
-def rows(file: Path) -> Rows:
+def rows_of(file: Path) -> lines.Rows:
     """(line, names below the project's table) of each key and header of `file`; empty if there is no such file."""
     if not file.is_file():
         return ()
     outer = prefix(file)
-    found = _rows(file.read_text(encoding="utf-8-sig"))
+    found = lines.rows(file.read_text(encoding="utf-8-sig"))
     return [(line, names[len(outer) :]) for line, names in found if names[: len(outer)] == outer]
-
-
-def line_of(found: Rows, place: Sequence[str]) -> int:
-    """The line of `place` or of the nearest entry; 1 if there is none."""
-    return _nearest(found, place)[0]
-
-
-def has(found: Rows, place: Sequence[str]) -> bool:
-    """Whether `place` itself is in the file."""
-    return _nearest(found, place)[1] == len(_split(place))
-
-
-def _nearest(found: Rows, place: Sequence[str]) -> tuple[int, int]:
-    """(line, how many names of `place` match there)."""
-    place = _split(place)
-    best, depth = 1, 0
-    for line, names in found:
-        same = 0
-        while same < min(len(names), len(place)) and names[same] == place[same]:
-            same += 1
-        if same > depth and same in (len(names), len(place)):
-            best, depth = line, same
-    return best, depth
-
-
-def _rows(text: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    table: tuple[str, ...] = ()
-    counts: dict[tuple[str, ...], int] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
-        header, key = _HEADER.fullmatch(raw.strip()), _KEY.match(raw.strip())
-        if header:
-            table = _split(_names(header[2]))
-            if header[1]:  # array of tables: the index is part of the place
-                counts[table] = counts.get(table, -1) + 1
-                table = (*table, str(counts[table]))
-            yield number, table
-        elif key:
-            yield number, (*table, *_split(_names(key[1])))
-
-
-def _names(dotted: str) -> list[str]:
-    """The names of a dotted key; empty if it is not valid TOML."""
-    try:
-        inner: Any = toml_of(f"{dotted} = 0")
-    except ValueError:
-        return []
-    found: list[str] = []
-    while isinstance(inner, dict):
-        ((name, inner),) = inner.items()
-        found.append(name)
-    return found
-
-
-def _split(place: Sequence[str]) -> tuple[str, ...]:
-    """`place` with names split at dots, since "size.file" and size.file are the same metric."""
-    return tuple(part for name in place for part in name.split("."))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.release.project import lines
+from edgeopt.errors.lines import line_of
 from edgeopt.release.project.file import Project
+from edgeopt.release.project.lines import rows_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,18 +37,18 @@ def check_names(project: Project, model: Path, file: Path) -> None:
     from edgeopt.passes.simplifying import simplify
 
     source = graph.canonical(graph.load(model))
-    rows = lines.rows(file)
+    rows = rows_of(file)
     both = [source, simplify(source)] if named else []
     for variant, i, key, pattern in named:
         try:
             select(both, [pattern])
         except UsageError as e:
-            line = lines.line_of(rows, ["variants", variant, "steps", str(i), key])
+            line = line_of(rows, ["variants", variant, "steps", str(i), key])
             raise UsageError(f"{file}:{line}: variants.{variant}.{key}: {e}") from e
     known = list(free_dims(source))
     for name in project.profile.dims:
         if name not in known:
-            line = lines.line_of(rows, ["profile", "dims", name])
+            line = line_of(rows, ["profile", "dims", name])
             raise UsageError(f"{file}:{line}: profile.dims: no input has {name!r}{suggestion(name, known)}")
 
 

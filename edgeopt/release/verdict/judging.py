@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from edgeopt.errors.lines import has, line_of
 from edgeopt.release.document import Run
-from edgeopt.release.project import lines
 from edgeopt.release.project.file import Project
+from edgeopt.release.project.lines import rows_of
 from edgeopt.release.verdict.baseline import by, kept
 from edgeopt.release.verdict.gates import judge
 
@@ -23,10 +24,10 @@ def judged_again(project: Project, file: Path, document: Run) -> Run:
 
 def line_finder(file: Path) -> Callable[[str, str, str], int]:
     """(variant, metric, bound) -> line of the gate in the project file."""
-    rows = lines.rows(file)
+    rows = rows_of(file)
 
     def line(variant: str, metric: str, bound: str) -> int:
-        owner = variant if lines.has(rows, ["gates", variant, metric]) else "*"
-        return lines.line_of(rows, ["gates", owner, metric, bound])
+        owner = variant if has(rows, ["gates", variant, metric]) else "*"
+        return line_of(rows, ["gates", owner, metric, bound])
 
     return line
