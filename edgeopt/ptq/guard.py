@@ -6,7 +6,7 @@ input; this corrects weights that training moved beyond the limit set by `ptq.gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +20,7 @@ def unguarded(model: ir.Model) -> list[str]:
     """The nodes of `model` in which a pair of products can saturate: some pair of weights sums to more than `PAIR`."""
     return [
         str(node.name)
-        for node, _, q, axis in _weights(model)
+        for node, _, q, axis, _ in _weights(model)
         if largest_pair(reduction_rows(q.astype(np.float32), node.op_type, axis)).max(initial=0.0) > PAIR
     ]
 
@@ -28,22 +28,29 @@ def unguarded(model: ir.Model) -> list[str]:
 def guarded(model: ir.Model) -> ir.Model:
     """A clone with weights reduced so that no pair of products can saturate."""
     copy = model.clone()
-    for node, weight, q, axis in _weights(copy):
-        weight.const_value = ir.tensor(within_pairs(q, node.op_type, axis), name=weight.name)
+    for node, weight, q, axis, order in _weights(copy):
+        kept = within_pairs(q, node.op_type, axis).transpose(np.argsort(order))
+        weight.const_value = ir.tensor(np.ascontiguousarray(kept), name=weight.name)
     return copy
 
 
-def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, int]]:
-    """(node, its int8 weight, the integers, their channel axis) of each product that can saturate; depthwise kernels
-    cannot, since they add in 32 bits.
+def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, int, Sequence[int]]]:
+    """(node, its int8 weight, the integers as the node reads them, their channel axis, the order of the weight's axes
+    in them) of each product that can saturate; depthwise kernels cannot, since they add in 32 bits. A tied weight is
+    read through a Transpose.
     """
     for node in model.graph:
         value = node.inputs[1] if node.op_type in PRODUCTS else None
         dequantize = value.producer() if value is not None else None
         weight = dequantize.inputs[0] if dequantize is not None and dequantize.op_type == "DequantizeLinear" else None
+        turn = weight.producer() if weight is not None else None
+        if turn is not None and turn.op_type == "Transpose":
+            weight = turn.inputs[0]
         if dequantize is None or weight is None or weight.const_value is None:
             continue
-        q, axis = weight.const_value.numpy(), dequantize.attributes.get_int("axis", 1)
+        q = weight.const_value.numpy()
+        order = range(q.ndim) if turn is None else turn.attributes.get_ints("perm", range(q.ndim)[::-1])
+        q, axis = q.transpose(order), dequantize.attributes.get_int("axis", 1)
         depthwise = node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and q.shape[1] == 1
         if q.dtype == np.int8 and not depthwise:
-            yield node, weight, q, axis % q.ndim
+            yield node, weight, q, axis % q.ndim, order
