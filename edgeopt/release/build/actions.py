@@ -13,6 +13,7 @@ from edgeopt import graph
 from edgeopt.data import read, specs
 from edgeopt.data.foreign import named
 from edgeopt.data.listing import exists
+from edgeopt.data.spec import without_label
 from edgeopt.errors import UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target as targets
@@ -177,13 +178,14 @@ def _python(step: Any, source: Path, output: Path, context: Context) -> Facts:
     model = graph.canonical(graph.load(source))
     session = open_session(model)
     reading = Reading(data_option="data.path", **data_choices(context.project, context.root))
-    samples = read(context.data, specs(model), reading, session.run, norm_distance(model)).samples
+    found = read(context.data, specs(model), reading, session.run, norm_distance(model)).samples
+    samples = tuple((name, lambda of=of: without_label(of(), model)) for name, of in found)
     resources = Resources(feeds=(), run=session.run, listener=context.listener)
-    state = State(model, targets.load("host"), tuple(samples), resources, model)
-    found = Own(call=step.call)(state).model
-    graph.write_valid(found, output, step.call)
+    state = State(model, targets.load("host"), samples, resources, model)
+    result = Own(call=step.call)(state).model
+    graph.write_valid(result, output, step.call)
     open_session(output)
-    nodes = [sum(1 for _ in m.graph.all_nodes()) for m in (model, found)]
+    nodes = [sum(1 for _ in m.graph.all_nodes()) for m in (model, result)]
     return {"summary": f"{step.call}: {nodes[0]} -> {nodes[1]} nodes"}
 
 
