@@ -30,7 +30,7 @@ from edgeopt.runtime.session import Feed, reading
 
 POSITIONS = 128
 BLOCK = 512  # largest number of inputs that compensate each other's rounding, computed with in float64
-_FEW = 32  # positions for a depthwise convolution, whose H is small (about ten inputs for each channel)
+_FEW = 16  # positions for a depthwise convolution, whose H is small (about ten inputs for each channel)
 _ROUNDING = 4  # memory for rounding a layer relative to its moments: damped H, its factor and the inverse of that
 _FEW_BLOCKS = 16
 _TOGETHER = 2  # samples whose columns are multiplied at once
@@ -57,9 +57,14 @@ class LayerMoments:
     def of(x: NDArray[np.float32], reader: int = 0, readers: int = 1) -> LayerMoments:
         """The moments of columns [n, groups, in] of one of the readers."""
         blocks = x.shape[1] * blocks_of(x.shape[2])
-        a = np.ascontiguousarray(x.reshape(len(x), blocks, -1).transpose(1, 0, 2))
-        # of the product of one matrix with itself numpy computes one half only
-        h = np.stack([b.T @ b for b in a]) if blocks <= _FEW_BLOCKS else a.transpose(0, 2, 1) @ a
+        a = x.reshape(len(x), blocks, -1).transpose(1, 0, 2)
+        h = np.empty((blocks, *a.shape[2:] * 2), np.float32)
+        if blocks <= _FEW_BLOCKS:
+            for b, into in zip(a, h, strict=True):
+                np.matmul(b.T, b, out=into)  # of the product of one matrix with itself numpy computes one half only
+        else:
+            a = np.ascontiguousarray(a)
+            np.matmul(a.transpose(0, 2, 1), a, out=h)
         ones = np.ones(len(x), np.float32)
         sums = np.zeros((readers, *x.shape[1:]))
         sums[reader] = (ones @ x.reshape(len(x), -1)).reshape(x.shape[1:])
@@ -178,7 +183,8 @@ def columns(
     ones, spatial = (1,) * len(kernel), range(2, x.ndim)
     strides, dilations = (node.attributes.get_ints(name, ones) for name in ("strides", "dilations"))
     reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    padded = np.pad(x, [(0, 0), (0, 0), *_pads(node, x.shape[2:], reach, strides)])
+    pads = _pads(node, x.shape[2:], reach, strides)
+    padded = np.pad(x, [(0, 0), (0, 0), *pads]) if any(map(any, pads)) else x
     every = tuple(slice(None, None, step) for step in (1, 1, *strides, *dilations))
     patches = np.lib.stride_tricks.sliding_window_view(padded, reach, tuple(spatial))[every]
     places = (len(x), *patches.shape[2 : x.ndim])
