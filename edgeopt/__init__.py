@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgeopt.inspection import Inspection, inspect, preview
     from edgeopt.listener import Listener
     from edgeopt.options.distill import Distill
-    from edgeopt.options.models import Export, Inspect, PreviewOptions, Shrink, Simplify
+    from edgeopt.options.models import CheckFile, Export, Inspect, PreviewOptions, Shrink, Simplify
     from edgeopt.options.profile import Profile, ProfileOne
     from edgeopt.options.quantize import Quantize, SensitivityOptions
     from edgeopt.options.quantize import Quantize as Options
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgeopt.profiling.stored import compare_stored
     from edgeopt.pruning.shrink import Shrunk, shrink
     from edgeopt.quantization import steps
+    from edgeopt.quantization.on_target import Checked, check
     from edgeopt.quantization.quantize import quantize
     from edgeopt.quantization.recipe import Recipe
     from edgeopt.quantization.report import Result
@@ -52,7 +53,7 @@ _NAMES = {  # by module
     "inspection": ("Inspection", "inspect", "preview"),
     "listener": ("Listener",),
     "options.distill": ("Distill",),
-    "options.models": ("Export", "Inspect", "PreviewOptions", "Shrink", "Simplify"),
+    "options.models": ("CheckFile", "Export", "Inspect", "PreviewOptions", "Shrink", "Simplify"),
     "options.profile": ("Profile", "ProfileOne"),
     "options.quantize": ("Quantize", "SensitivityOptions"),
     "options.reading": ("Preprocess", "Reading"),
@@ -60,6 +61,7 @@ _NAMES = {  # by module
     "profiling.results": ("Results",),
     "profiling.stored": ("compare_stored",),
     "pruning.shrink": ("Shrunk", "shrink"),
+    "quantization.on_target": ("Checked", "check"),
     "quantization.quantize": ("quantize",),
     "quantization.recipe": ("Recipe",),
     "quantization.report": ("Result",),
@@ -78,6 +80,8 @@ _MODULES = {"passes": "passes", "steps": "quantization.steps"}
 __version__ = "0.1.0"
 __all__ = [
     "CalibrationError",
+    "CheckFile",
+    "Checked",
     "ComparabilityError",
     "DataError",
     "Distill",
@@ -115,6 +119,7 @@ __all__ = [
     "ValidityError",
     "WorkerError",
     "__version__",
+    "check",
     "compare",
     "compare_stored",
     "distill",

@@ -27,6 +27,8 @@ _COMMANDS = {  # module and help of each command, which is a function of that na
     "inspect": ("inspect", "Show inputs, operators, sizes, and what each target would quantize."),
     "data": ("data", "Show what a model will be given of a folder of samples."),
     "sensitivity": ("sensitivity", "Which nodes lose the accuracy in int8, and why."),
+    "check": ("check", "Is a file right for a target: by rules, and run in its own runtime."),
+    "env": ("check", "Make the environment in which files are checked for a target."),
     "simplify": ("simplify", "Fold and fuse a float model, checked numerically."),
     "init": ("run", "Write a commented edgeopt.toml that runs as it is."),
     "run": ("run", "Build, measure and judge the variants of edgeopt.toml."),

@@ -25,6 +25,7 @@ def targets(form: str) -> None:
     here = {target.host(): "<- this machine"}
     sums = {True: "guarded", False: "exact"}
     rows = [
-        (t.name, t.title, t.activations, "int8 per channel", sums[t.saturates], here.get(t.name, "")) for t in known
+        (t.name, t.title, t.grid.activations, "int8 per channel", sums[t.grid.saturates], here.get(t.name, ""))
+        for t in known
     ]
     print_table(rows, ("target", "what", "activations", "weights", "pair sums", ""))

@@ -1,7 +1,7 @@
 """ONNX models as graphs: files, canonical form, operator table, edits, and the plan of a quantized model."""
 
 from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, fixed, size_bytes
-from edgeopt.graph.form import canonical, raise_opset, typed
+from edgeopt.graph.form import at_shapes, canonical, raise_opset, typed
 from edgeopt.graph.serialization import (
     Source,
     check_valid,
@@ -16,6 +16,7 @@ from edgeopt.graph.serialization import (
 __all__ = [
     "Source",
     "above_protobuf",
+    "at_shapes",
     "bytes_by_dtype",
     "canonical",
     "check_valid",

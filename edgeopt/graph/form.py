@@ -8,6 +8,8 @@ not change its argument.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import PassBase, Sequential
@@ -153,6 +155,22 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
             f"export the model again at opset {version}"
         ) from e
     return _again(converted, model)
+
+
+def at_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int | ir.SymbolicDim]]) -> ir.Model:
+    """A clone whose inputs have these shapes; a dimension with a name gets its size wherever the name stands."""
+    copy = model.clone()
+    sizes: dict[str, int | ir.SymbolicDim] = {}
+    for value in copy.graph.inputs:
+        found = shapes.get(str(value.name))
+        if found is not None:
+            free = ((d, n) for d, n in zip(value.shape or (), found, strict=False) if not isinstance(d, int))
+            sizes |= {str(d.value): n for d, n in free if isinstance(n, int)}
+            value.shape = ir.Shape(found)
+    for value in (*copy.graph.outputs, *(v for n in copy.graph.all_nodes() for v in n.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else sizes.get(str(d.value), d) for d in value.shape])
+    return copy
 
 
 def typed(model: ir.Model) -> ir.Model:

@@ -26,7 +26,8 @@ class Op:
     """One operator type (see the module docstring for the other fields).
 
     channels: output channel axis of the weights, None if it depends on attributes or the rank; gates: number of gates
-    of a recurrent layer; float_output: the integer kernel can produce a float result, so no output grid is needed.
+    of a recurrent layer; float_output: the integer kernel can produce a float result, so no output grid is needed;
+    elsewhere: ONNX Runtime's CPU provider has no integer kernel, but others have.
     """
 
     inputs: tuple[int, ...] = ()
@@ -37,6 +38,7 @@ class Op:
     moves: bool = False
     clamp: bool = False
     float_output: bool = False
+    elsewhere: bool = False
 
     @property
     def weight(self) -> int | None:
@@ -46,6 +48,8 @@ class Op:
 
 _MOVE = Op(inputs=(0,), moves=True)
 _UNARY = Op(inputs=(0,))
+_UNARY_ELSEWHERE = Op(inputs=(0,), elsewhere=True)
+_BINARY_ELSEWHERE = Op(inputs=(0, 1), elsewhere=True)
 
 OPS: dict[str, Op] = {
     "Conv": Op(inputs=(0,), weights=(1,), bias=2, channels=0),
@@ -79,6 +83,28 @@ OPS: dict[str, Op] = {
     "Tile": _MOVE,
     "DepthToSpace": _MOVE,
     "Resize": _MOVE,
+    "MatMul.dynamic": Op(inputs=(0, 1), float_output=True, elsewhere=True),  # of two activations
+    "LayerNormalization": Op(inputs=(0, 1, 2), elsewhere=True),
+    "InstanceNormalization": Op(inputs=(0, 1, 2), elsewhere=True),
+    "PRelu": _BINARY_ELSEWHERE,
+    "Sub": _BINARY_ELSEWHERE,
+    "Div": _BINARY_ELSEWHERE,
+    "Pow": _BINARY_ELSEWHERE,
+    "Min": _BINARY_ELSEWHERE,
+    "Max": _BINARY_ELSEWHERE,
+    "HardSwish": _UNARY_ELSEWHERE,
+    "HardSigmoid": _UNARY_ELSEWHERE,
+    "Gelu": _UNARY_ELSEWHERE,
+    "Tanh": _UNARY_ELSEWHERE,
+    "Elu": _UNARY_ELSEWHERE,
+    "Exp": _UNARY_ELSEWHERE,
+    "Sqrt": _UNARY_ELSEWHERE,
+    "Abs": _UNARY_ELSEWHERE,
+    "Neg": _UNARY_ELSEWHERE,
+    "Pad": _UNARY_ELSEWHERE,
+    "ReduceMean": _UNARY_ELSEWHERE,
+    "ReduceSum": _UNARY_ELSEWHERE,
+    "ReduceMax": _UNARY_ELSEWHERE,
 }
 _NONE = Op()
 CLAMPS = frozenset(name for name, op in OPS.items() if op.clamp)
@@ -94,6 +120,12 @@ _INTEGER = {
 def rule(node: ir.Node) -> Op:
     """The row of the table for `node`; an empty row for unknown operators."""
     return OPS.get(node.op_type, _NONE) if node.domain in ("", "ai.onnx") else _NONE
+
+
+def kernel(node: ir.Node) -> tuple[str, Op]:
+    """(name, row) of the integer kernel of `node`: as `rule`, but MatMul.dynamic for a product of two activations."""
+    dynamic = node.op_type == "MatMul" and node.domain == "" and not constant(node.inputs[1])
+    return ("MatMul.dynamic", OPS["MatMul.dynamic"]) if dynamic else (node.op_type, rule(node))
 
 
 def constant(value: ir.Value | None) -> bool:
@@ -127,7 +159,7 @@ def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
     """(input position, value) of the inputs of `node` that take an activation grid; values of unknown type are assumed
     to be float.
     """
-    taken, floats = rule(node).inputs, (ir.DataType.FLOAT, None)
+    taken, floats = kernel(node)[1].inputs, (ir.DataType.FLOAT, None)
     return [
         (i, v)
         for i, v in enumerate(node.inputs)

@@ -22,6 +22,8 @@ class Plan:
     """Value with a grid -> the value whose statistics determine it (itself, or the source of data only moved)."""
     kept_float: Mapping[str, str]
     """Every other node -> the reason why it stays float."""
+    clamps_stay: bool = False
+    """Whether `clamps` stay in the model, before the grid."""
 
     @cached_property
     def integer(self) -> frozenset[str]:

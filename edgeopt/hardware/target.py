@@ -1,9 +1,8 @@
-"""Hardware targets: the grids supported by a device's kernels, the cost of its operators in float and in integers, and
-the source of each fact.
+"""Hardware targets: the grids supported by a device's kernels, where integers pay on it, what it demands of a file, how
+a file is checked in its own runtime, and the source of each fact.
 
-Each target is a TOML file in `edgeopt/hardware/targets/`. Costs are picoseconds on one core, the sum of a part per MAC
-and a part per output element: `float = [per MAC, per output element]`, `int = [per MAC, per output element]`. An
-operator without a row has no useful integer kernel and stays float.
+Each target is a TOML file in `edgeopt/hardware/targets/`, or a user's own. Its variants (`[variants.a16]`, asked for as
+`name:a16`) are the tables that differ.
 """
 
 from __future__ import annotations
@@ -12,62 +11,135 @@ import functools
 import platform
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from edgeopt.errors import UsageError, lines, suggestion
 from edgeopt.hardware.host import cpu_features
-from edgeopt.numbers.grid import INT8, INT8_WEIGHT, UINT8, QType
+from edgeopt.numbers.grid import INT8_WEIGHT, STORAGE, QType
 
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+_Type = Literal["uint8", "int8", "uint16", "int16"]
+
+
+class Grid(_Facts):
+    """What integers the kernels take."""
+
+    activations: _Type
+    symmetric: bool = Field(default=False, description="activations with a zero point of 0")
+    power_of_two: bool = Field(default=False, description="scales that are powers of two")
+    per_channel: bool = Field(default=True, description="weights with a scale for each output channel")
+    bias: Literal["int32", "float"] = "int32"
+    saturates: bool = Field(
+        default=False, description="u8*s8 pair sums saturate at 16 bits: weights are kept small enough"
+    )
+    fixed: Mapping[str, Mapping[_Type, tuple[float, int]]] = Field(
+        default_factory=dict, description="(scale, zero point) of the outputs of an operator, by type of activations"
+    )
+
+
+class Placement(_Facts):
+    """Which nodes become integers."""
+
+    rule: Literal["cut", "all"] = Field(
+        default="cut", description="where integers pay by the costs, or all nodes that the device has kernels for"
+    )
+    operators: tuple[str, ...] = Field(
+        default=(), description="operators with integer kernels, for the rule `all`; MatMul.dynamic: of two activations"
+    )
+    clamps: Literal["absorb", "keep"] = Field(
+        default="absorb", description="whether a grid replaces the Relu or Clip before it"
+    )
+    float_output: bool = Field(default=True, description="whether Gemm and MatMul can give floats")
+    margin: float = Field(
+        default=0.1, ge=0, description="share by which integers must beat float, since they cost accuracy"
+    )
+
+
+class Demands(_Facts):
+    """What the device demands of a file."""
+
+    shapes: Literal["any", "fixed"] = "any"
+    lowest_opset: int = Field(default=1, description="to which older models are raised")
+    highest_opset: int | None = None
+    dynamic: bool = Field(default=True, description="products whose inputs get their scale at run time run well")
+    stored: bool = Field(default=True, description="weights that are only stored in integers are folded at load")
+    zero_points: bool = Field(default=False, description="every DequantizeLinear has a third input")
+    rewritten: bool = Field(
+        default=True, description="whether slow operators of ONNX Runtime's CPU provider are written as fast ones"
+    )
+
+
+class Check(_Facts):
+    """How a file is checked in the target's own runtime."""
+
+    kind: Literal["cpu", "provider", "openvino", "rules"] = "cpu"
+    packages: tuple[str, ...] = Field(default=(), description="what is installed for it, as pip takes it")
+    provider: str = Field(default="", description="of ONNX Runtime, with the options that are always given")
+    cpu_operators: tuple[str, ...] = Field(default=(), description="operators that may stay on the CPU")
+    partitions: int | None = Field(default=None, description="parts of the graph on the device, at most")
+    samples: Annotated[int, Field(ge=1)] = 8
+    loss_db: NonNegativeFloat = Field(default=2.0, description="largest loss of SQNR against the CPU provider")
+
+
 class OpCost(_Facts):
-    """Picoseconds per (MAC, output element) of one operator in float and in integers."""
+    """Picoseconds on one core per (MAC, output element) of one operator in float and in integers."""
 
     float_ps: tuple[NonNegativeFloat, NonNegativeFloat] = Field(alias="float")
     int_ps: tuple[NonNegativeFloat, NonNegativeFloat] = Field(alias="int")
 
 
 class Target(_Facts):
-    """A device family; see `edgeopt/hardware/targets/*.toml`."""
+    """A device family; see `edgeopt/hardware/targets/*.toml`. An operator without a row in `cost` has no useful integer
+    kernel by the rule `cut` and stays float.
+    """
 
     name: str
     title: str
-    activations: Literal["uint8", "int8"]
-    saturates: bool = Field(description="u8*s8 pair sums saturate at 16 bits: weights are kept small enough")
     fp16_kernels: bool
-    quantize_ps: NonNegativeFloat = Field(description="picoseconds an element of QuantizeLinear")
-    dequantize_ps: NonNegativeFloat
+    grid: Grid
+    place: Placement = Placement()
+    demands: Demands = Demands()
+    check: Check = Check()
+    quantize_ps: NonNegativeFloat = Field(default=0.0, description="picoseconds an element of QuantizeLinear")
+    dequantize_ps: NonNegativeFloat = 0.0
     layout_ps: NonNegativeFloat = Field(
         default=0.0, description="picoseconds an element of an image between the layouts of float and integer kernels"
-    )
-    margin: float = Field(
-        default=0.1, ge=0, description="share by which integers must beat float, since they cost accuracy"
     )
     session: Mapping[str, str] = Field(
         default_factory=dict, description="ONNX Runtime session options the result needs"
     )
     sources: tuple[str, ...]
-    cost: Mapping[str, OpCost]
+    cost: Mapping[str, OpCost] = Field(default_factory=dict)
 
     @property
     def activation_type(self) -> QType:
-        """The grid of activations, asymmetric."""
-        return UINT8 if self.activations == "uint8" else INT8
+        """The grid of activations."""
+        low, high = STORAGE[self.grid.activations]
+        return QType(self.grid.activations, low, high, self.grid.symmetric, self.grid.power_of_two)
 
     @property
     def weight_type(self) -> QType:
         """The grid of weights: int8, symmetric, without -128."""
-        return INT8_WEIGHT
+        return replace(INT8_WEIGHT, power_of_two=self.grid.power_of_two)
 
 
 TargetLike = str | Path | Target
+_TABLES: Mapping[str, type[BaseModel]] = {
+    "grid": Grid,
+    "place": Placement,
+    "demands": Demands,
+    "check": Check,
+    "cost": OpCost,
+}
 
 
 def _folder() -> Mapping[str, str]:
@@ -80,13 +152,16 @@ def _folder() -> Mapping[str, str]:
 
 
 def names() -> list[str]:
-    """The names of all targets, `host` first."""
-    return ["host", *_folder()]
+    """The names of all targets, `host` first, each followed by those of its variants."""
+    found = ["host"]
+    for name, text in _folder().items():
+        found += [name, *(f"{name}:{variant}" for variant in tomllib.loads(text).get("variants", {}))]
+    return found
 
 
 def is_file(target: TargetLike) -> bool:
     """Whether `target` is a user's file, and not a name or a `Target`."""
-    return isinstance(target, Path) or (isinstance(target, str) and target.endswith(".toml"))
+    return isinstance(target, Path) or (isinstance(target, str) and ".toml" in target)
 
 
 def load(target: TargetLike) -> Target:
@@ -99,7 +174,8 @@ def load(target: TargetLike) -> Target:
     if isinstance(target, Target):
         return target
     if is_file(target):
-        return _read(Path(target))
+        path, _, variant = str(target).partition(".toml:")
+        return _read(Path(f"{path}.toml") if variant else Path(path), variant)
     return _named(str(target))
 
 
@@ -108,33 +184,46 @@ def _named(name: str) -> Target:
     texts = _folder()
     if name == "host":
         return _named(host())
-    if name not in texts:
+    if name not in names():
         known = ", ".join(names())
         raise UsageError(f"no target {name!r}{suggestion(name, names())} Known: {known}, or a .toml file of yours")
-    return _parsed(name, texts[name], f"targets/{name}.toml")
+    base, _, variant = name.partition(":")
+    return _parsed(base, texts[base], f"targets/{base}.toml", variant)
 
 
-def _read(path: Path) -> Target:
+def _read(path: Path, variant: str) -> Target:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as e:
         raise UsageError(f"target {path}: cannot be read ({e})") from e
-    return _parsed(path.stem, text, str(path))
+    return _parsed(path.stem, text, str(path), variant)
 
 
-def _parsed(name: str, text: str, place: str) -> Target:
+def _parsed(name: str, text: str, place: str, variant: str = "") -> Target:
     try:
-        return Target.model_validate({"name": name, **tomllib.loads(text)})
+        found = {"name": name, **tomllib.loads(text)}
+        variants = found.pop("variants", {})
+        if variant and variant not in variants:
+            raise UsageError(f"{place}: no variant {variant!r}{suggestion(variant, variants)}")
+        if variant:
+            found = _merged({**found, "name": f"{name}:{variant}"}, variants[variant])
+        return Target.model_validate(found)
     except ValidationError as e:
         raise UsageError("\n".join(_told(error, text, place) for error in e.errors()[:3])) from e
     except (ValueError, RecursionError) as e:
         raise UsageError(f"{place}: {e}") from e
 
 
+def _merged(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` with the values of `more`, table by table."""
+    tables = {k: _merged(found[k], v) for k, v in more.items() if isinstance(v, Mapping) and k in found}
+    return {**found, **more, **tables}
+
+
 def _told(error: Mapping[str, Any], text: str, place: str) -> str:
     """The message for a mistake in a target file, with its line and a suggestion."""
     loc = [str(part) for part in error["loc"]]
-    model = OpCost if loc[:1] == ["cost"] and len(loc) > 2 else Target
+    model = _TABLES.get(loc[0], Target) if len(loc) > 1 else Target
     known = [f.alias or name for name, f in model.model_fields.items() if name != "name"]
     unknown = error["type"] == "extra_forbidden"
     message = f"no such key{suggestion(loc[-1], known)}" if unknown else str(error["msg"])

@@ -37,6 +37,8 @@ class QType:
     qmin: int
     qmax: int
     symmetric: bool
+    power_of_two: bool = False
+    """Whether scales are powers of two."""
 
     def __post_init__(self) -> None:
         low, high = STORAGE[self.dtype]
@@ -106,6 +108,8 @@ def choose(
         scale = (high - low) / qtype.levels
     scale = scale.astype(np.float32)
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
+    if qtype.power_of_two:
+        scale = np.exp2(np.ceil(np.log2(scale))).astype(np.float32)
     if qtype.symmetric:
         zero_point = np.full(scale.shape, middle)
     else:
@@ -113,11 +117,15 @@ def choose(
     return QParams(scale, zero_point.astype(qtype.numpy_dtype), qtype, axis)
 
 
-def weight_params(w: Array, axis: int, qtype: QType, *, floor: Array | float = 0.0) -> QParams:
-    """Symmetric per-channel grid of `w` along `axis`; no scale is below `floor` [channels].
+def weight_params(w: Array, axis: int, qtype: QType, floor: Array | float = 0.0, per_channel: bool = True) -> QParams:
+    """Symmetric grid of `w` with a scale for each channel along `axis`, or one for all; no scale is below `floor`
+    [channels].
 
     Channels with only zeros get scale 1, or `floor` if that is larger than 0.
     """
+    if not per_channel:
+        widest = max(np.abs(w).max(initial=0.0), np.max(floor, initial=0.0) * qtype.qmax)
+        return choose(0.0, widest, qtype)
     peak = np.abs(w).max(axis=tuple(i for i in range(w.ndim) if i != axis), initial=0.0)
     return choose(0.0, np.maximum(peak, np.asarray(floor, np.float64) * qtype.qmax), qtype, axis)
 

@@ -10,12 +10,11 @@ from pydantic import Field, SkipValidation, model_validator
 
 from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Options, Output
-from edgeopt.options.quantize import Nodes
-from edgeopt.options.reading import DataOption, Reading
-from edgeopt.options.texts import Text, whole, whole_numbers
+from edgeopt.options.quantize import Nodes, Targeted
+from edgeopt.options.reading import DataOption, Reading, Sizes
+from edgeopt.options.texts import Text, whole_numbers
 
 Samples = Annotated[str | Path | Iterable[Any] | None, SkipValidation, Flag(text=Text("PATH", str), step=False)]
-Sizes = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Flag("--dim", Text("SIZE", whole), example="seq=128")]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 
@@ -39,6 +38,23 @@ class Simplify(Reading):
         if self.backend != "onnxruntime" and self.transformer is None:
             raise ValueError(f"{{backend}} {self.backend} fuses transformers: say which with {{transformer}} TYPE")
         return self
+
+
+class CheckFile(Reading):
+    """Options of `check`."""
+
+    target: Targeted = Field(default="host", description="Hardware: a name (edgeopt targets), or a TOML file of yours.")
+    data: Annotated[
+        str | Path | Iterable[Any] | None, SkipValidation, Flag("--calib", Text("PATH", str), step=False)
+    ] = Field(default=None, description="Samples to run it on. [default: made up]")
+    float_model: Annotated[Path | None, Flag("--float")] = Field(
+        default=None, description="The float model, with which the outputs are compared."
+    )
+    dims: Sizes = Field(default={}, description="Sizes of dimensions that vary.")
+    python: Annotated[str | None, Flag(text=Text("PATH", str))] = Field(
+        default=None, description="Interpreter with the target's runtime. [default: that of `edgeopt env`]"
+    )
+    data_option: DataOption = "--calib"
 
 
 class Shrink(Reading):

@@ -13,7 +13,7 @@ from edgeopt.hardware.target import TargetLike, is_file, load
 from edgeopt.listener import Listener
 from edgeopt.numbers.kinds import KINDS, Kind
 from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, ChoiceTable, Flag, Force, Output
-from edgeopt.options.reading import DataOption, Reading
+from edgeopt.options.reading import DataOption, Reading, Sizes
 from edgeopt.options.texts import SIZE, TIME, Text, whole
 
 _SEARCH_S, _REPAIR_S = 600.0, 60.0
@@ -75,6 +75,9 @@ class Quantize(Placing):
     )
     pareto: Annotated[Path | None, NO_STEP] = Field(
         default=None, description="Folder for the models of the search that no other beats in both accuracy and speed."
+    )
+    dims: Sizes = Field(
+        default={}, description="Sizes of dimensions that vary, by name or as INPUT.AXIS, for the file too."
     )
     samples: Annotated[int, NO_STEP] = Field(
         default=128, ge=1, description="Samples to calibrate with; others are held out."

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, FiniteFloat
 
 from edgeopt.options.declare import PYTHON_ONLY, Flag, Options
-from edgeopt.options.texts import NUMBERS, SIDE, SIDES
+from edgeopt.options.texts import NUMBERS, SIDE, SIDES, Text, whole
 
+Sizes = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Flag("--dim", Text("SIZE", whole), example="seq=128")]
 DataOption = Annotated[str, PYTHON_ONLY, Field(description="Name of the samples in error messages.")]
 _MOST_BYTES = 1 << 30
 _Side = Annotated[int, Field(ge=1, le=16384)]

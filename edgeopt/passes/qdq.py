@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.edit import DTYPES, Names, drop_unused, initializer, node, take_over
-from edgeopt.graph.ops import array, constant, rule
+from edgeopt.graph.ops import array, constant, kernel
 from edgeopt.graph.plan import Plan
 from edgeopt.numbers.grid import STORAGE, QParams, QType, quantize
 
@@ -22,16 +23,17 @@ Use = tuple[ir.Node, int]  # a reader and the position of its input
 
 def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
     """A clone of `model` with a Q/DQ pair on every value of `params` where integer nodes of the plan need it; clamps
-    that a grid replaces are removed.
+    that a grid replaces are removed, unless the plan says that they stay.
     """
     copy = model.clone()
     nodes = {str(n.name): n for n in copy.graph}
-    for name in plan.clamps:
+    for name in () if plan.clamps_stay else plan.clamps:
         before = nodes[name].inputs[0]
         assert before is not None
         take_over(copy.graph, nodes[name], before)
     names = Names(copy)
-    made = {str(v.name) for n in copy.graph if n.name in plan.integer for v in n.outputs}
+    makers = plan.integer | (plan.clamps.keys() if plan.clamps_stay else frozenset())
+    made = {str(v.name) for n in copy.graph if n.name in makers for v in n.outputs}
     values = {str(v.name): v for v in _values(copy)}
     for name, p in params.items():
         value = values[name]
@@ -59,7 +61,7 @@ def _takes_grid(use: Use, plan: Plan) -> bool:
     reader, position = use
     if reader.name not in plan.integer:
         return False
-    op = rule(reader)
+    op = kernel(reader)[1]
     return position in op.inputs or position in (op.weight, op.bias)
 
 
@@ -147,6 +149,19 @@ def _dequantized(
     for reader, position in readers:
         reader.replace_input_with(position, out)
     return out
+
+
+def zero_points(model: ir.Model) -> ir.Model:
+    """A clone in which every DequantizeLinear has a zero point: readers that know no default refuse others."""
+    copy = model.clone()
+    names = Names(copy)
+    for dq in copy.graph:
+        if dq.op_type == "DequantizeLinear" and len(dq.inputs) == 2:
+            zeros = np.zeros(array(dq.inputs[1]).shape, np.int32)
+            zero_point = initializer(copy, names, f"{dq.name}_zero_point", zeros, ir.DataType.INT32)
+            dq.resize_inputs(3)
+            dq.replace_input_with(2, zero_point)
+    return copy
 
 
 def dequantized_names(model: ir.Model) -> dict[str, str]:

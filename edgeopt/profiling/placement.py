@@ -11,8 +11,8 @@ from typing import Any
 
 from edgeopt.errors import WorkerError
 from edgeopt.profiling.results import NodeTime, Ops, Placement, TypeTime
+from edgeopt.runtime.elsewhere import partitions
 from edgeopt.runtime.kernels import kind
-from edgeopt.runtime.providers import CPU
 from edgeopt.runtime.trace import KernelRun, kernel_runs, read_events
 
 _NESTING = frozenset({"If", "Loop", "Scan"})
@@ -139,7 +139,7 @@ def placement(requested: str, assignment: Sequence[Sequence[Any]] | None, trace:
         nodes=dict(nodes),
         coverage_nodes=nodes[requested] / total if total else 0.0,
         coverage_time=_coverage_time(requested, trace),
-        partitions=_partitions(requested, assignment),
+        partitions=partitions(requested, assignment),
         fallback_ops=dict(Counter(op for _, op in fallback).most_common()),
         fallback_nodes=tuple(n for n, _ in fallback),
         agrees=None if told is None or shown is None else shown <= told,
@@ -152,18 +152,6 @@ def _coverage_time(requested: str, trace: Trace | None) -> float | None:
     times = [(n.provider, trace.node_us(n)) for n in trace.nodes.values()]
     total = sum(us for _, us in times)
     return sum(us for name, us in times if name == requested) / total if total else None
-
-
-def _partitions(requested: str, assignment: Sequence[Sequence[Any]]) -> int:
-    """Number of subgraphs on the provider: each compiled subgraph, and each run of consecutive single nodes."""
-    if requested == CPU:
-        return int(any(name == CPU for name, _ in assignment))
-    count, stretch = 0, False
-    for name, members in assignment:
-        single = name == requested and len(members) == 1
-        count += name == requested and not (single and stretch)
-        stretch = single
-    return count
 
 
 def refuse_fallback(found: Placement) -> None:

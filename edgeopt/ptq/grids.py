@@ -73,7 +73,7 @@ def scale_floor(readers: Sequence[ir.Node], params: Mapping[str, QParams], targe
         if bias is not None and bias.const_value is not None:
             b = np.abs(bias.const_value.numpy().reshape(-1).astype(np.float64))
             floor = np.maximum(floor, b / (float(_input_scale(reader, params)) * _BIAS_LIMIT))
-    if target.saturates and cost_class(node) != "Conv.depthwise":
+    if target.grid.saturates and cost_class(node) != "Conv.depthwise":
         floor = np.maximum(floor, saturation_floor(w, node.op_type, axis))
     return floor.astype(np.float32)
 
@@ -100,25 +100,42 @@ def dynamic_params(nodes: Sequence[ir.Node], target: Target) -> tuple[dict[str, 
             names.discard(str(node.name))
             continue
         w, axis = weight.const_value.numpy(), channel_axis(node)
-        floor = saturation_floor(w, node.op_type, axis) if target.saturates else 0.0
-        params[str(weight.name)] = weight_params(w, axis, target.weight_type, floor=floor)
+        floor = saturation_floor(w, node.op_type, axis) if target.grid.saturates else 0.0
+        params[str(weight.name)] = weight_params(w, axis, target.weight_type, floor, target.grid.per_channel)
     return params, frozenset(names)
 
 
 def activation_params(
-    plan: Plan, statistics: Mapping[str, Statistics], target: Target, rule: str, rules: Mapping[str, str] | None = None
+    plan: Plan,
+    statistics: Mapping[str, Statistics],
+    target: Target,
+    rule: str,
+    rules: Mapping[str, str] | None = None,
+    fixed: Mapping[str, QParams] | None = None,
 ) -> dict[str, QParams]:
     """The grid of every value in the plan by the range rule `rule`; rules: exceptions, by the value that determines the
-    grid.
+    grid; fixed: grids that are known.
     """
-    own = rules or {}
+    own, known = rules or {}, fixed or {}
     of_source = {
         source: choose(
             *RANGES[own.get(source, rule)](statistics[source], target.activation_type), target.activation_type
         )
         for source in set(plan.grids.values())
     }
-    return {value: of_source[source] for value, source in plan.grids.items()}
+    return {value: known.get(source, of_source[source]) for value, source in plan.grids.items()}
+
+
+def fixed_grids(model: ir.Model, plan: Plan, target: Target) -> dict[str, QParams]:
+    """The grids that `target` demands for outputs of some operators, by value: a Sigmoid gives 0 to 1."""
+    found = {}
+    for node in model.graph:
+        scale, zero_point = target.grid.fixed.get(node.op_type, {}).get(target.grid.activations, (0.0, 0))
+        if node.name in plan.integer and scale:
+            qtype = target.activation_type
+            zero = np.asarray(zero_point, qtype.numpy_dtype)
+            found[str(node.outputs[0].name)] = QParams(np.asarray(scale, np.float32), zero, qtype)
+    return found
 
 
 def by_weight(nodes: Iterable[ir.Node]) -> dict[str, tuple[ir.Node, ...]]:
@@ -220,16 +237,18 @@ def quantization_params(
         if weight is not None and readers[0] is node:
             floor = scale_floor(readers, params, target)
             params[str(weight.name)] = weight_params(
-                array(weight_of(node)), channel_axis(node), target.weight_type, floor=floor
+                array(weight_of(node)), channel_axis(node), target.weight_type, floor, target.grid.per_channel
             )
-            params |= bias_grids(readers, params)
+            params |= bias_grids(readers, params, target)
     return params
 
 
-def bias_grids(readers: Sequence[ir.Node], params: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The grids of the biases of the `readers` of one weight, whose grid is in `params`."""
+def bias_grids(readers: Sequence[ir.Node], params: Mapping[str, QParams], target: Target) -> dict[str, QParams]:
+    """The grids of the biases of the `readers` of one weight, whose grid is in `params`; none where `target` has
+    biases in floats.
+    """
     found = {}
-    for node in readers:
+    for node in readers if target.grid.bias == "int32" else ():
         weight, bias = weight_of(node), bias_of(node)
         if weight is not None and bias is not None and bias.const_value is not None:
             found[str(bias.name)] = bias_params(_input_scale(node, params), params[str(weight.name)])

@@ -18,7 +18,18 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeopt.graph.ops import activations, array, constant, constants, cost_class, macs_of, rule, scalar, weight_of
+from edgeopt.graph.ops import (
+    activations,
+    array,
+    constant,
+    constants,
+    cost_class,
+    kernel,
+    macs_of,
+    rule,
+    scalar,
+    weight_of,
+)
 from edgeopt.graph.plan import Form, Plan
 from edgeopt.hardware.target import OpCost, Target
 from edgeopt.ptq.grids import channel_bias
@@ -33,10 +44,11 @@ _FREE = OpCost.model_validate({"float": (0, 0), "int": (0, 0)})  # for an includ
 
 def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
     """The reason why `node` can never be integer, or None."""
-    if not rule(node).inputs:
+    op = kernel(node)[1]
+    if not op.inputs:
         return "no integer kernel for this operator"
     weight = weight_of(node)
-    if rule(node).weight is not None and weight is None:
+    if op.weight is not None and weight is None:
         return "the weight is computed at run time"
     if node.op_type == "MatMul" and weight is not None and array(weight).ndim != 2:
         return "the weight is not a matrix"
@@ -44,7 +56,7 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
         return "weights are not finite"
     if weight is not None and weight.dtype != ir.DataType.FLOAT:
         return "weights are not float32"
-    bias = rule(node).bias
+    bias = op.bias
     given = node.inputs[bias] if bias is not None and len(node.inputs) > bias else None
     if given is not None and not constant(given):
         return "the bias is computed at run time"
@@ -117,8 +129,8 @@ def place(
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
     for node in model.graph:
-        reason = "excluded" if node.name in exclude else refused[str(node.name)]
-        known = cost_class(node) in target.cost if reason is None else False
+        reason = "excluded" if node.name in exclude else refused[str(node.name)] or _lacks(target, node)
+        known = reason is None and (target.place.rule == "all" or cost_class(node) in target.cost)
         if reason is None and costs is not None:
             times = costs.of(node, probes)
             known = known if times is None else math.isfinite(times[1])
@@ -129,7 +141,9 @@ def place(
         else:
             reasons[str(node.name)] = reason
     clamps = {str(c.name): n for n in candidates if (c := _clamp_of(n)) is not None and c.name not in exclude}
-    integer = _cut(model, candidates, clamps, probes, include, _Prices(target, costs))
+    integer = frozenset(str(n.name) for n in candidates)
+    if target.place.rule == "cut":
+        integer = _cut(model, candidates, clamps, probes, include, _Prices(target, costs))
     reasons |= {
         str(n.name): "does not pay: the integer kernel and its Q/DQ take longer"
         for n in candidates
@@ -137,7 +151,16 @@ def place(
     }
     taken = {c: str(n.name) for c, n in clamps.items() if n.name in integer}
     forms: dict[str, Form] = dict.fromkeys(integer, "int8 static")
-    return Plan(forms, taken, _grids(model, integer, taken), {n: r for n, r in reasons.items() if n not in taken})
+    grids = _grids(model, integer, taken, target.place.float_output)
+    floats = {n: r for n, r in reasons.items() if n not in taken}
+    return Plan(forms, taken, grids, floats, clamps_stay=target.place.clamps == "keep")
+
+
+def _lacks(target: Target, node: ir.Node) -> str | None:
+    """Why `target` has no integer kernel for `node`, or None."""
+    name, op = kernel(node)
+    lacks = op.elsewhere if target.place.rule == "cut" else name not in target.place.operators
+    return "no integer kernel for this operator" if lacks else None
 
 
 def outputs_of(node: ir.Node, clamps: Container[str]) -> list[ir.Value]:
@@ -162,7 +185,7 @@ class _Prices:
             row = self.target.cost.get(cost_class(node), _FREE)
             work, size = macs_of(node, _shapes(node, probes)), sum(probes[str(v.name)].size for v in node.outputs)
             found = _linear(row.float_ps, work, size), _linear(row.int_ps, work, size)
-        return found[0], found[1] * (1 + self.target.margin)
+        return found[0], found[1] * (1 + self.target.place.margin)
 
     def crossing(self, value: Probe, image: bool) -> tuple[float, float]:
         """(time to quantize, time to dequantize) `value`, in picoseconds.
@@ -234,18 +257,20 @@ def _values(model: ir.Model) -> list[ir.Value]:
     return [*model.graph.inputs, *(v for node in model.graph for v in node.outputs)]
 
 
-def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str]) -> dict[str, str]:
-    """Every value that gets a grid, mapped to the value whose statistics determine it."""
+def _grids(model: ir.Model, integer: frozenset[str], clamps: Mapping[str, str], float_output: bool) -> dict[str, str]:
+    """Every value that gets a grid, mapped to the value whose statistics determine it; float_output: whether kernels
+    that can give floats may.
+    """
     grids: dict[str, str] = {}
     for node in model.graph:
         if node.name not in integer:
             continue
         for _, value in activations(node):
             grids.setdefault(str(value.name), str(value.name))
-        op = rule(node)
+        op = kernel(node)[1]
         for out in outputs_of(node, clamps):
             needed = (
-                not op.float_output
+                not (op.float_output and float_output)
                 or any(str(u.node.name) in integer for u in out.uses())
                 or out is not node.outputs[0]
             )

@@ -75,7 +75,7 @@ def reconstructed(
 
     def work(some: list[Layer]) -> None:
         for layer in some:
-            saturates = target.saturates and layer[0].name not in stored
+            saturates = target.grid.saturates and layer[0].name not in stored
             rounded(layer, partial(_own, moments[name(layer)]), params, rounding, saturates=saturates)
 
     large = [layer for layer in found if size_bytes(layer) > _LARGE]  # one at a time, beside the others
@@ -179,5 +179,5 @@ def clipped(
         power = np.einsum("gii->gi", m.h).reshape(w.shape[0], -1) / m.count
         scale = clipped_scale(w, power, _by_output(grid.scale, w), grid.qtype.qmax, _by_output(floor, w))
         found[key] = replace(grid, scale=scale.reshape(grid.scale.shape).astype(np.float32))
-        found |= bias_grids(layer, found)
+        found |= bias_grids(layer, found, target)
     return found

@@ -124,7 +124,7 @@ def refitted(
         integer = shield(fold_weights(insert_qdq(made, plan, params)))
         halves = [found for node in layer if (found := _halves(node, model, integer, samples)) is not None]
         if len(halves) == len(layer):
-            rounded(layer, partial(_aim, halves), params, rounding, saturates=target.saturates)
+            rounded(layer, partial(_aim, halves), params, rounding, saturates=target.grid.saturates)
         progress(done, len(todo))
     return made
 

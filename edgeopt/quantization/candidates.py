@@ -222,6 +222,9 @@ def whole(task: Task, form: Form, *, lstm: bool = False, spared: frozenset[str] 
 
     lstm: LSTMs get the form "int8 dynamic" too, by which some models lose much accuracy; None if there are none.
     """
+    demands = task.target.demands
+    if not (demands.dynamic if form == "int8 dynamic" else demands.stored):
+        return None
     place = task.recipe.find(Place)
     exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
     if lstm:
@@ -256,6 +259,8 @@ def of_mode(task: Task) -> Draft:
         UsageError: the mode applies to no node of this model.
     """
     mode = task.options.mode
+    if mode == "dynamic" and not task.target.demands.dynamic:
+        raise UsageError(f"--mode dynamic: {task.target.name} runs no products whose scales are found at run time")
     found = draft(task, task.recipe, mode)
     if found is None:
         raise UsageError(nothing_to_do(mode))

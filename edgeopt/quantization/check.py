@@ -155,7 +155,7 @@ def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, Session, Ke
     """(session for the file at `path`, that whose outputs are compared, the kernels ONNX Runtime chose)."""
     graph.write(draft.model, path, lean=True)
     graph.check_valid(path, f"{draft.mode}: the result")
-    if task.target.saturates:
+    if task.target.grid.saturates:
         saturating = unguarded(draft.model)
         if saturating:
             raise ValidityError(f"{draft.mode}: sums can saturate on {task.target.name} in {', '.join(saturating[:3])}")
@@ -190,5 +190,5 @@ def _options(task: Task) -> dict[str, str]:
     """Session options that reproduce the target's arithmetic on this machine: exact sums if this machine saturates and
     the target does not.
     """
-    saturating_here = target.load("host").saturates and not task.target.saturates
+    saturating_here = target.load("host").grid.saturates and not task.target.grid.saturates
     return {**task.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}

@@ -45,7 +45,7 @@ def of_inputs(model: ir.Model) -> Iterator[str]:
 
 def of_included(model: ir.Model, include: frozenset[str]) -> Iterator[str]:
     """Notes on included nodes whose operator has no static integer kernel: the form they get instead."""
-    nodes = [n for n in model.graph if n.name in include and not rule(n).inputs]
+    nodes = [n for n in model.graph if n.name in include and (not rule(n).inputs or rule(n).elsewhere)]
     for op in sorted({n.op_type for n in nodes}):
         names = [str(n.name) for n in nodes if n.op_type == op]
         dynamic = "; --mode dynamic gives it integers whose scales are found at run time" if op == "LSTM" else ""

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
+from edgeopt.data.made_up import shapes
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import constant
@@ -140,14 +141,52 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
     """
     cache, notes = SharedResults(), Notes(options.listener)
     with cache.timed("prepare"):
-        return _prepared(source, data, options, cache, notes)
+        target = targets.load(options.target)
+        if options.dims or target.demands.shapes == "fixed":
+            source, data = _fixed(source, data, options, notes)
+        return _prepared(source, data, options, target, cache, notes)
 
 
-def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
-    model, target = graph.canonical(source), targets.load(options.target)
+def _fixed(source: ir.Model, data: Data, options: Quantize, notes: Notes) -> tuple[ir.Model, Data]:
+    """(the model with a size for every dimension of its inputs: as `dims` say, else as the first sample has it; the
+    data, to be read again).
+    """
+    model = graph.canonical(source)
+    shapes(model, options.dims, guess=True)  # refuses names that no input has
+    source = graph.at_shapes(source, _sizes(model, options.dims, {}))
+    model = graph.canonical(source)
+    if graph.fixed(model) or targets.load(options.target).demands.shapes == "any":
+        return source, data
+    samples = read(data, specs(model), options, as_given(source, model).run, norm_distance(model)).samples
+    if not isinstance(data, str | Path):  # which may be read once only
+        data = [reader() for _, reader in samples]
+    found = _sizes(model, {}, samples[0][1]() if samples else {})
+    sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.items())
+    notes.note(f"{options.target} takes fixed shapes only: {sizes}, as in the first sample; --dim gives others")
+    return graph.at_shapes(source, found), data
+
+
+def _sizes(model: ir.Model, dims: Mapping[str, int], feed: Feed) -> dict[str, list[int | ir.SymbolicDim]]:
+    """The shape of every input whose rank is known: each dimension by `dims`, else as in `feed`, else as it is."""
+    found = {}
+    for value in model.graph.inputs:
+        name, shape = str(value.name), list(value.shape or ())
+        for i, d in enumerate(shape):
+            if not isinstance(d, int):
+                seen = feed[name].shape[i] if name in feed else d
+                shape[i] = dims.get(f"{name}.{i}", dims.get(str(d.value), seen))
+        if shape:
+            found[name] = shape
+    return found
+
+
+def _prepared(
+    source: ir.Model, data: Data, options: Quantize, target: Target, cache: SharedResults, notes: Notes
+) -> Task:
+    model = graph.canonical(source)
     _check(model)
     single = unfolded(widened(model))
-    simplified = _simplified(single, model, options)
+    simplified = _simplified(single, model, options, target)
     chosen = selection(simplified, types_of(simplified)) if selects(simplified) else None
     recipe, include, lengths = _choices(options, model, simplified, chosen)
     session = as_given(source, model) if _runs(model) else open_session(single, threads=1)
@@ -200,13 +239,14 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     )
 
 
-def _simplified(single: ir.Model, model: ir.Model, options: Quantize) -> ir.Model:
-    """The float model to begin with; activations that the user names stay as they are, and all for fp16, which is for
-    other processors.
+def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Target) -> ir.Model:
+    """The float model to begin with; activations that the user names stay as they are, and all for other processors,
+    as fp16 is.
     """
     found = simplify(single)
     named = select([model, found], (*options.exclude, *options.include))
-    return found if options.mode == "fp16" else fast_activations(found, named)
+    faster = target.demands.rewritten and options.mode != "fp16"
+    return fast_activations(found, named) if faster else found
 
 
 def _outputs(

@@ -19,6 +19,7 @@ from edgeopt import graph
 from edgeopt.data.foreign import foreign, named
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.graph.plan import Form, Plan
+from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import INT8_WEIGHT, QParams
 from edgeopt.options.declare import ChoiceTable, Options
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
@@ -26,12 +27,12 @@ from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.narrow import own_pads, padded
-from edgeopt.passes.qdq import fold_weights, insert_qdq
+from edgeopt.passes.qdq import fold_weights, insert_qdq, zero_points
 from edgeopt.passes.shield import shield
 from edgeopt.passes.tie import of_tables, tied
 from edgeopt.passes.weights import spread, storable, stored_grids, weight_only
 from edgeopt.ptq.equalize import equalized
-from edgeopt.ptq.grids import activation_params, dynamic_params, quantization_params, untie
+from edgeopt.ptq.grids import activation_params, dynamic_params, fixed_grids, quantization_params, untie
 from edgeopt.ptq.place import place
 from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.refit import refitted
@@ -134,6 +135,8 @@ class Place(Step):
             forms |= dict.fromkeys(self.dynamics, "int8 dynamic")
             least = _WORTH_STORING * graph.size_bytes(state.source)
             stored = storable(state.source, least) - forms.keys() - self.exclude
+            if not state.target.demands.stored:
+                stored = frozenset()
             forms |= dict.fromkeys(stored | (embeddings(state.source) - self.exclude), "int8 stored")
             reasons = {n: words.get(n, r) for n, r in found.kept_float.items() if n in stored}
             words |= {n: f"{r}; its weights are stored as int8" for n, r in reasons.items()}
@@ -193,7 +196,9 @@ class Grids(Step):
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None
-        activation = activation_params(state.plan, state.statistics, state.target, self.rule, dict(self.rules))
+        plan, target, rules = state.plan, state.target, dict(self.rules)
+        fixed = fixed_grids(state.source, plan, target)
+        activation = activation_params(plan, state.statistics, target, self.rule, rules, fixed)
         model = untie(state.source, state.plan)
         return replace(state, model=model, params=quantization_params(model, state.plan, activation, state.target))
 
@@ -226,7 +231,7 @@ class Round(Step):
         model = state.model if state.params else untie(state.source, state.plan)
         grids = stored_grids(model, stored, 8) | stored_grids(model, stored4, 4)
         state = replace(state, model=model, params={**state.params, **grids})
-        alike = of_tables(model) if stored or not state.target.saturates else frozenset[str]()
+        alike = of_tables(model) if stored or not state.target.grid.saturates else frozenset[str]()
         for part in layer_moments(state, self.samples):
             own = {name: m for name, m in part.items() if name not in alike or not _as_table(state.params[name])}
             model = reconstructed(model, state.params, own, state.target, self.how, stored | stored4)
@@ -270,15 +275,16 @@ class Write(Step):
         if plan.having("fp16"):
             return replace(state, model=tied(self._half(state, plan)), written=True)
         if plan.integer:
-            model = fold_weights(insert_qdq(model, plan, state.params))
+            model = fold_weights(insert_qdq(_readable(model, state.target), plan, state.params))
+            model = zero_points(model) if state.target.demands.zero_points else model
         dynamics = plan.having("int8 dynamic")
         if dynamics:
             nodes = [n for n in dynamic_nodes(model, lstm=True) if n.name in dynamics]
             model = dynamic(model, *dynamic_params(nodes, state.target))
         shapes = {name: p.shape for name, p in state.probes.items()}
-        if plan.integer:
+        if plan.integer and state.target.demands.rewritten:
             model = shield(model, {name: len(s) for name, s in shapes.items()} if graph.fixed(model) else {})
-        model = own_pads(model, shapes)
+        model = own_pads(model, shapes) if state.target.demands.rewritten else model
         stored, stored4 = (plan.having(form) for form in ("int8 stored", "int4 stored"))
         layers_stored = (stored | stored4) - embeddings(model)
         if layers_stored:
@@ -301,6 +307,18 @@ class Write(Step):
             if str(value.name) in types:
                 value.type = ir.TensorType(types[str(value.name)])
         return fp16(model, keep=keep, io_keep=self.io_types == "keep", peaks=peaks)
+
+
+def _readable(model: ir.Model, target: Target) -> ir.Model:
+    """The model at an opset that `target` reads.
+
+    Raises:
+        ModelError: it is above the highest one, or cannot be raised to the lowest one.
+    """
+    opset, highest = model.opset_imports[""], target.demands.highest_opset
+    if highest is not None and opset > highest:
+        raise ModelError(f"opset {opset}: {target.name} reads opset {highest} at most; export the model again at that")
+    return graph.raise_opset(model, target.demands.lowest_opset)
 
 
 class Own(Step):

@@ -22,7 +22,7 @@ from typing import Any
 
 from edgeopt.errors import UsageError, WorkerError
 
-_WORKER = Path(__file__).parent / "worker"
+WORKER = Path(__file__).parent / "worker"
 _LAST_WORDS = 2000
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _SIGNATURE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ?")
@@ -32,11 +32,11 @@ TIMEOUT_S = 300.0
 class Worker:
     """A worker process in which models are measured; see `edgeopt/runtime/worker`."""
 
-    def __init__(self, python: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, python: str | None = None, timeout_s: float = TIMEOUT_S, script: Path = WORKER) -> None:
         self.timeout_s = timeout_s
         self._python = python
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
-        command = [python or sys.executable, str(_WORKER)]
+        command = [python or sys.executable, str(script)]
         environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"}
         try:
             self._process = subprocess.Popen(
@@ -144,11 +144,11 @@ def _plain(message: str) -> str:
 
 
 @contextlib.contextmanager
-def worker(python: str | None = None, timeout_s: float = TIMEOUT_S) -> Iterator[Worker]:
+def worker(python: str | None = None, timeout_s: float = TIMEOUT_S, script: Path = WORKER) -> Iterator[Worker]:
     """A worker that is stopped at the end of the block."""
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no such program")
-    started = Worker(python, timeout_s)
+    started = Worker(python, timeout_s, script)
     try:
         yield started
     finally:

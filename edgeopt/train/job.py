@@ -58,7 +58,7 @@ class Job:
     def written(self, module: OnnxModule) -> ir.Model:
         """The student with the weights of `module`, as it is evaluated and saved."""
         model = write_back(self.student, module.arrays())
-        return guarded(model) if self.options.quantized and target.load(self.options.target).saturates else model
+        return guarded(model) if self.options.quantized and target.load(self.options.target).grid.saturates else model
 
     @property
     def threads(self) -> int:

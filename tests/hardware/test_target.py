@@ -38,7 +38,7 @@ def test_every_cost_row_is_an_operator_with_an_integer_rule(name: str) -> None:
 @every_file
 def test_no_cost_is_negative_and_crossing_is_never_free(name: str) -> None:
     found = target.load(name)
-    assert found.quantize_ps > 0 and found.dequantize_ps > 0 and found.margin >= 0
+    assert found.quantize_ps > 0 and found.dequantize_ps > 0 and found.place.margin >= 0
     for cost in found.cost.values():
         assert min(*cost.float_ps, *cost.int_ps) >= 0
 
@@ -46,7 +46,7 @@ def test_no_cost_is_negative_and_crossing_is_never_free(name: str) -> None:
 @every_file
 def test_the_grids_fit_their_storage(name: str) -> None:
     found = target.load(name)
-    assert (found.activation_type.qmin, found.activation_type.qmax) == STORAGE[found.activations]
+    assert (found.activation_type.qmin, found.activation_type.qmax) == STORAGE[found.grid.activations]
     assert not found.activation_type.symmetric
     assert (found.weight_type.qmin, found.weight_type.qmax, found.weight_type.symmetric) == (-127, 127, True)
 
@@ -54,13 +54,13 @@ def test_the_grids_fit_their_storage(name: str) -> None:
 @every_file
 def test_a_target_cannot_be_changed(name: str) -> None:
     with pytest.raises(ValueError, match="frozen"):
-        target.load(name).margin = 3.0
+        target.load(name).fp16_kernels = True
 
 
 def test_the_portable_target_pays_and_saturates_like_the_slowest_machine() -> None:
     portable, slowest = target.load("cpu-portable"), target.load("cpu-x86-avx2")
     assert portable.cost == slowest.cost
-    assert portable.saturates and slowest.saturates and not target.load("cpu-x86-vnni").saturates
+    assert portable.grid.saturates and slowest.grid.saturates and not target.load("cpu-x86-vnni").grid.saturates
 
 
 def test_an_unknown_target_is_refused_with_the_nearest_name() -> None:

@@ -33,7 +33,7 @@ from tests import tiny
 from tests.static import Static, kernels_of, static, values
 
 AVX2, VNNI = targets.load("cpu-x86-avx2"), targets.load("cpu-x86-vnni")
-SATURATES_HERE = targets.load("host").saturates
+SATURATES_HERE = targets.load("host").grid.saturates
 LAW = settings(max_examples=80, deadline=None, derandomize=True)
 weights = st.floats(-1000, 1000, width=32)
 
@@ -189,7 +189,9 @@ def feeds_of(layer: Layer) -> list[dict[str, np.ndarray]]:
 def made(layer: Layer, *, saturates: bool) -> Static:
     bias = {"b": np.linspace(-3, 3, layer.w.shape[0]).astype(np.float32)} if ", b)" in layer.text else {}
     model = tiny.model(layer.text, w=layer.w, **bias)
-    return static(model, feeds_of(layer), AVX2.model_copy(update={"saturates": saturates}))
+    return static(
+        model, feeds_of(layer), AVX2.model_copy(update={"grid": AVX2.grid.model_copy(update={"saturates": saturates})})
+    )
 
 
 def exact(layer: Layer, s: Static, x: np.ndarray) -> np.ndarray:

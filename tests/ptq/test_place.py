@@ -38,7 +38,8 @@ def probes_of(model: ir.Model, shape: tuple[int, ...] = SHAPE) -> dict[str, Prob
 def pricey(**cost: tuple[tuple[float, float], tuple[float, float]]) -> Target:
     """A target with the rows `cost` of (float, int) over those of AVX2, without margin."""
     rows = {name.replace("_", "."): OpCost(**{"float": f, "int": i}) for name, (f, i) in cost.items()}
-    return AVX2.model_copy(update={"cost": {**AVX2.cost, **rows}, "margin": 0.0})
+    place = AVX2.place.model_copy(update={"margin": 0.0})
+    return AVX2.model_copy(update={"cost": {**AVX2.cost, **rows}, "place": place})
 
 
 FREE = pricey(Conv=((100, 100), (0, 0)), Add=((0, 9000), (0, 0)))  # integers always pay
@@ -66,7 +67,7 @@ def cost(model: ir.Model, target: Target, probes: Mapping[str, Probe], integer: 
         row, work = target.cost[cost_class(node)], macs_of(node, {k: p.shape for k, p in probes.items()})
         size = sum(probes[str(v.name)].size for v in node.outputs)
         if name in integer:
-            total += round((row.int_ps[0] * work + row.int_ps[1] * size) * (1 + target.margin))
+            total += round((row.int_ps[0] * work + row.int_ps[1] * size) * (1 + target.place.margin))
             clamp = clamp_of(node)
             taken |= {str(v.name): node for v in (clamp or node).outputs}
         else:

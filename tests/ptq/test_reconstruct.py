@@ -127,7 +127,7 @@ def test_every_rounding_gives_weights_on_their_grids_that_the_target_can_add(rou
         q = np.moveaxis(weight.const_value.numpy().astype(np.float64), axis, 0).reshape(len(scale), -1) / scale[:, None]
         np.testing.assert_allclose(q, np.rint(q), atol=1e-3)
         assert np.abs(np.rint(q)).max() <= 127
-        if target.saturates and node.name in ("wide", "apart", "bare"):
+        if target.grid.saturates and node.name in ("wide", "apart", "bare"):
             w = np.moveaxis(weight.const_value.numpy(), 1, -1).reshape(len(scale), -1) / scale[:, None]
             pairs = np.rint(w)[:, : w.shape[1] // 2 * 2].reshape(len(scale), -1, 2)
             assert np.abs(pairs.sum(-1)).max() <= 128

@@ -1,0 +1,91 @@
+"""`edgeopt check` and `edgeopt env`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeopt.cli.flags import chosen, options_of
+from edgeopt.hardware import target as targets
+from edgeopt.numbers.words import decibels
+from edgeopt.options.models import CheckFile
+
+if TYPE_CHECKING:
+    from edgeopt.quantization.on_target import Checked
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@options_of(CheckFile)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def check(model: Path, form: str, **given: object) -> None:
+    """Check a file for a target: by its rules, and run in the target's own runtime where that is installed.
+
+    Ends with 1 if something is wrong.
+
+    \b
+    Example: edgeopt check model.int8.onnx --target qnn-htp --calib images/ --float model.onnx
+    """
+    from edgeopt.quantization.on_target import check as run
+
+    found = run(model, chosen(CheckFile, given))
+    if form == "json":
+        plain = replace(found, ran=None if found.ran is None else replace(found.ran, outputs=()))
+        click.echo(json.dumps({"ok": found.ok, **asdict(plain)}, indent=2, default=str))
+    else:
+        click.echo("\n".join(lines(found)))
+    sys.exit(0 if found.ok else 1)
+
+
+def lines(found: Checked) -> list[str]:
+    """What was found, in words."""
+    shown = [f"target   {found.target}"]
+    ran = found.ran
+    if ran is None:
+        shown.append(f"checked  by rules only: {found.why_not}")
+    else:
+        shown.append(f"checked  in {ran.runtime}, {found.samples} samples")
+        if ran.nodes:
+            parts = "" if ran.partitions is None else f"; {ran.partitions} partition{'s' * (ran.partitions != 1)}"
+            shown.append("nodes    " + ", ".join(f"{n} on {name}" for name, n in ran.nodes.items()) + parts)
+        if ran.layers is not None:
+            shown.append(f"layers   {ran.layers[0]} of {ran.layers[1]} in integers")
+        for there in found.outputs:
+            here = next((o for o in found.on_cpu if o.output == there.output), None)
+            against = "the CPU provider with the same file"
+            if here is not None:
+                against = f"float ({decibels(here.sqnr_db)} on the CPU provider)"
+            shown.append(f"output   {there.output}: SQNR {decibels(there.sqnr_db)} against {against}")
+    return [*shown, *(f"WRONG    {problem}" for problem in found.problems)] + ([] if found.problems else ["right"])
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option("--remove", is_flag=True, help="Remove the environment of the target.")
+@click.option("--list", "listed", is_flag=True, help="Which targets have one, and where.")
+def env(target: str | None, remove: bool, listed: bool) -> None:
+    """Make the environment in which files are checked for a target, with the versions that the target names.
+
+    \b
+    Example: edgeopt env qnn-htp
+    """
+    from edgeopt.runtime import environments
+
+    if listed:
+        for known in (targets.load(name) for name in targets.names()):
+            if known.check.packages:
+                place = environments.python_of(known) or f"not made; {', '.join(known.check.packages)}"
+                click.echo(f"{known.name}: {place}")
+        return
+    if target is None:
+        raise click.UsageError("name a target: edgeopt targets lists them")
+    wanted = targets.load(target)
+    if remove:
+        click.echo("removed" if environments.remove(wanted) else "there was none")
+        return
+    click.echo(environments.make(wanted, told=lambda line: click.echo(line, err=True)))

@@ -1,0 +1,203 @@
+"""Whether a file is right for a target: by the target's rules, and by running it in the target's own runtime, on the
+same samples as on ONNX Runtime's CPU provider.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.data import Feed
+from edgeopt.data.made_up import feed_for
+from edgeopt.errors import UsageError, WorkerError
+from edgeopt.graph.ops import LAYERS, array, constant
+from edgeopt.hardware import target as targets
+from edgeopt.hardware.target import Target
+from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db
+from edgeopt.options import takes
+from edgeopt.options.models import CheckFile
+from edgeopt.quantization.judge import too_far
+from edgeopt.quantization.outputs import kinds
+from edgeopt.runtime.elsewhere import Ran, run_elsewhere
+from edgeopt.runtime.environments import python_of
+from edgeopt.runtime.feeds import feeds_of
+from edgeopt.runtime.session import open_session, run_all
+
+_DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger", "ConvInteger"})
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of a file for a target."""
+
+    target: str
+    problems: tuple[str, ...]
+    """What is wrong, in words; empty for a file that is right."""
+    ran: Ran | None
+    """How it ran in the target's runtime; None if it was checked by rules only."""
+    why_not: str
+    """Why it did not run; empty if it did."""
+    outputs: tuple[OutputReport, ...]
+    """In the target's runtime, against the float model; without one, against the CPU provider with the same file."""
+    on_cpu: tuple[OutputReport, ...]
+    """On the CPU provider, against the float model; empty without one."""
+    samples: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@takes(CheckFile)
+def check(model: str | Path, options: CheckFile) -> Checked:
+    """Check the file `model` for a target: by its rules, and in its own runtime where that is installed.
+
+    Raises:
+        EdgeoptError: see `edgeopt.errors`.
+    """
+    target, path = targets.load(options.target), Path(model)
+    source = graph.canonical(graph.load(path))
+    problems = list(broken_rules(source, target))
+    python = options.python or python_of(target)
+    if target.check.kind in ("cpu", "rules") or python is None:
+        why = {"cpu": "its runtime is ONNX Runtime's CPU provider", "rules": "nothing here runs it"}.get(
+            target.check.kind, f"its runtime is not installed: edgeopt env {target.name}"
+        )
+        return Checked(target.name, tuple(problems), None, why, (), (), 0)
+    feeds = _feeds(source, target, options)
+    expected, seen = _reference(source, path, feeds, options)
+    try:
+        ran = run_elsewhere(path, feeds, target, python)
+    except WorkerError as e:
+        return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, "it failed", (), (), len(feeds))
+    found = kinds(seen, feeds[0], expected, {})
+    names = [str(v.name) for v in source.graph.outputs]
+    there = compare(names, expected, ran.outputs, found)
+    here = compare(names, expected, run_all(open_session(path), _named(feeds)), found) if options.float_model else []
+    problems += [*_placed(source, ran, target), *_lost(there, here, target)]
+    return Checked(target.name, tuple(problems), ran, "", tuple(there), tuple(here), len(feeds))
+
+
+def _named(feeds: Sequence[Feed]) -> list[tuple[str, Feed]]:
+    return [(str(i), feed) for i, feed in enumerate(feeds)]
+
+
+def _feeds(model: ir.Model, target: Target, options: CheckFile) -> list[Feed]:
+    if options.data is None:
+        return [feed_for(model, options.dims)]
+    found, _ = feeds_of(model, options.data, options, target.check.samples)
+    return [feed for _, feed in found]
+
+
+def _reference(
+    model: ir.Model, path: Path, feeds: Sequence[Feed], options: CheckFile
+) -> tuple[list[Outputs], ir.Model]:
+    """(what the outputs are compared with, the model that gives it): the float model, else the file itself, both on the
+    CPU provider.
+    """
+    if options.float_model is None:
+        return run_all(open_session(path), _named(feeds)), model
+    source = graph.canonical(graph.load(options.float_model))
+    ours, theirs = ([str(v.name) for v in m.graph.outputs] for m in (model, source))
+    if ours != theirs:
+        raise UsageError(f"--float {options.float_model}: its outputs are {', '.join(theirs)}, not {', '.join(ours)}")
+    return run_all(open_session(options.float_model), _named(feeds)), source
+
+
+def _placed(model: ir.Model, ran: Ran, target: Target) -> Iterator[str]:
+    """What is wrong with where the nodes ran."""
+    left: dict[str, list[str]] = defaultdict(list)
+    for name, op in ran.elsewhere.items():
+        if op not in target.check.cpu_operators:
+            left[op].append(name)
+    for op, names in sorted(left.items()):
+        yield f"{len(names)} {op} on the CPU: {_first(names)}"
+    most = target.check.partitions
+    if most is not None and ran.partitions is not None and ran.partitions > most:
+        yield f"{ran.partitions} partitions, and {most} at most are wanted: each crossing between them costs time"
+    planned = sum(1 for n in model.graph if n.op_type in LAYERS and _dequantized(n.inputs[0]))
+    if ran.layers is not None and ran.layers[0] < planned:
+        yield f"{ran.layers[0]} of {planned} layers that are quantized compute in integers"
+
+
+def _lost(there: Sequence[OutputReport], here: Sequence[OutputReport], target: Target) -> Iterator[str]:
+    """What is wrong with the outputs."""
+    for output in there:
+        for figure in too_far(output):
+            yield f"output {output.output}: {figure}"
+    if here:
+        loss = lowest_sqnr_db(here) - lowest_sqnr_db(there)
+        if loss > target.check.loss_db:
+            yield f"{loss:.1f} dB further from float than on the CPU provider (at most {target.check.loss_db:g} dB)"
+
+
+def broken_rules(model: ir.Model, target: Target) -> Iterator[str]:
+    """The rules of `target` that a file (canonical) breaks, in words, with the first nodes of each."""
+    demands, opset = target.demands, model.opset_imports[""]
+    if demands.highest_opset is not None and opset > demands.highest_opset:
+        yield f"opset {opset}, and {demands.highest_opset} is the highest that is read"
+    free = [str(v.name) for v in model.graph.inputs if v.shape is None or not all(isinstance(d, int) for d in v.shape)]
+    if demands.shapes == "fixed" and free:
+        yield f"inputs without fixed shapes: {_first(free)}; --dim NAME=SIZE fixes them"
+    broken: dict[str, list[str]] = defaultdict(list)
+    for node in model.graph.all_nodes():
+        for rule in _broken(node, target):
+            broken[rule].append(str(node.name))
+    for rule, nodes in broken.items():
+        yield f"{rule}: {len(nodes)} ({_first(nodes)})"
+
+
+def _broken(node: ir.Node, target: Target) -> Iterator[str]:
+    """The rules that `node` breaks."""
+    grid = target.grid
+    if node.op_type in _DYNAMIC and not target.demands.dynamic:
+        yield f"{node.op_type} finds its scale at run time"
+    lone = node.op_type in ("Gemm", "MatMul") and not target.place.float_output
+    if lone and _dequantized(node.inputs[0]) and not _quantized(node.outputs[0]):
+        yield f"{node.op_type} gives floats, and needs a grid on its output"
+    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not all(constant(v) for v in node.inputs[1:3]):
+        return
+    weight = constant(node.inputs[0])
+    scale = array(node.inputs[1])
+    zero = array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if zero is None and target.demands.zero_points:
+        yield "no zero point"
+    if grid.power_of_two and (np.frexp(scale)[0] != 0.5).any():
+        yield "scales that are no powers of two"
+    stored = array(node.inputs[0]).dtype.name if weight else None
+    if stored == "int32" and grid.bias == "float":
+        yield "biases in integers"
+    if weight:
+        if stored not in ("int32", "int8", "int4"):
+            yield f"weights in {stored}"
+        if zero is not None and zero.any():
+            yield "weights whose zero point is not 0"
+        if scale.size > 1 and not grid.per_channel and stored != "int32":
+            yield "weights with a scale for each channel"
+    elif zero is not None:
+        if zero.dtype.name != grid.activations:
+            yield f"activations in {zero.dtype.name}, and {grid.activations} is taken"
+        if grid.symmetric and zero.any():
+            yield "activations whose zero point is not 0"
+
+
+def _dequantized(value: ir.Value | None) -> bool:
+    producer = value.producer() if value is not None else None
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _quantized(value: ir.Value) -> bool:
+    readers = Counter(u.node.op_type for u in value.uses())
+    return set(readers) == {"QuantizeLinear"}
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
