@@ -139,11 +139,18 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
     Raises:
         ModelError: the converter does not know an operator of the model.
     """
-    if model.opset_imports[""] >= version:
-        return model
+    return model if model.opset_imports[""] >= version else _at_opset(model, version)
+
+
+def lower_opset(model: ir.Model, version: int) -> ir.Model:
+    """The model at ONNX opset `version` or earlier, as `raise_opset`."""
+    return model if model.opset_imports[""] <= version else _at_opset(model, version)
+
+
+def _at_opset(model: ir.Model, version: int) -> ir.Model:
     if above_protobuf(model):
         raise ModelError(
-            f"a model above 2 GB cannot be raised from opset {model.opset_imports['']} to {version}; "
+            f"a model above 2 GB cannot be brought from opset {model.opset_imports['']} to {version}; "
             f"export it again at opset {version}"
         )
     try:
@@ -151,8 +158,7 @@ def raise_opset(model: ir.Model, version: int) -> ir.Model:
         # the C++ error type of the converter derives from RuntimeError
     except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as e:
         raise ModelError(
-            f"opset {model.opset_imports['']} cannot be raised to {version}: {e}; "
-            f"export the model again at opset {version}"
+            f"opset {model.opset_imports['']} cannot become {version}: {e}; export the model again at opset {version}"
         ) from e
     return _again(converted, model)
 

@@ -2,7 +2,7 @@
 a file is checked in its own runtime, and the source of each fact.
 
 Each target is a TOML file in `edgeopt/hardware/targets/`, or a user's own. Its variants (`[variants.a16]`, asked for as
-`name:a16`) are the tables that differ.
+`name:a16`) are the tables that differ; so is a file that is `like` another target.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ class Demands(_Facts):
     """What the device demands of a file."""
 
     shapes: Literal["any", "fixed"] = "any"
+    mode: Literal["auto", "fp16"] = Field(default="auto", description="what the mode auto makes")
     lowest_opset: int = Field(default=1, description="to which older models are raised")
     highest_opset: int | None = None
     dynamic: bool = Field(default=True, description="products whose inputs get their scale at run time run well")
     stored: bool = Field(default=True, description="weights that are only stored in integers are folded at load")
+    gelu: bool = Field(default=False, description="Erf is taken as a part of Gelu only, which is fused before")
     zero_points: bool = Field(default=False, description="every DequantizeLinear has a third input")
     rewritten: bool = Field(
         default=True, description="whether slow operators of ONNX Runtime's CPU provider are written as fast ones"
@@ -201,7 +203,7 @@ def _read(path: Path, variant: str) -> Target:
 
 def _parsed(name: str, text: str, place: str, variant: str = "") -> Target:
     try:
-        found = {"name": name, **tomllib.loads(text)}
+        found = _complete({"name": name, **tomllib.loads(text)})
         variants = found.pop("variants", {})
         if variant and variant not in variants:
             raise UsageError(f"{place}: no variant {variant!r}{suggestion(variant, variants)}")
@@ -212,6 +214,17 @@ def _parsed(name: str, text: str, place: str, variant: str = "") -> Target:
         raise UsageError("\n".join(_told(error, text, place) for error in e.errors()[:3])) from e
     except (ValueError, RecursionError) as e:
         raise UsageError(f"{place}: {e}") from e
+
+
+def _complete(found: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` over the tables of the target that it is `like`."""
+    like = found.get("like")
+    if like is None:
+        return dict(found)
+    texts = _folder()
+    if like not in texts:
+        raise UsageError(f"like = {like!r}: no target{suggestion(str(like), texts)}")
+    return _merged(tomllib.loads(texts[like]), {k: v for k, v in found.items() if k != "like"})
 
 
 def _merged(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

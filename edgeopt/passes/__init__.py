@@ -1,6 +1,6 @@
 """Passes that need only the graph, `ir.Model -> ir.Model`; the given model is not changed.
 
-dynamic, embedding, fold_affine, fp16, hardswish, qdq, rescale, shield, simplifying, static_sizes, weights
+dynamic, embedding, fold_affine, fp16, gated, qdq, rescale, shield, simplifying, static_sizes, weights
 """
 
 from __future__ import annotations

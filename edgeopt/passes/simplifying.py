@@ -10,7 +10,7 @@ from edgeopt import graph
 from edgeopt.passes.carried import read_from_outside
 from edgeopt.passes.clips import clips
 from edgeopt.passes.fold_affine import fold_affine
-from edgeopt.passes.hardswish import OPSET, fuse_hardswish
+from edgeopt.passes.gated import OPSET, fuse_hardswish
 from edgeopt.runtime.basic import basic
 
 

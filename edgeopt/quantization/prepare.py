@@ -28,6 +28,7 @@ from edgeopt.numbers.kinds import Kind
 from edgeopt.numbers.scores import Outputs, compare
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.activations import fast_activations
+from edgeopt.passes.gated import fuse_gelu
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
@@ -142,6 +143,8 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
     cache, notes = SharedResults(), Notes(options.listener)
     with cache.timed("prepare"):
         target = targets.load(options.target)
+        if options.mode == "auto" and target.demands.mode != "auto":
+            options = options.model_copy(update={"mode": target.demands.mode})
         if options.dims or target.demands.shapes == "fixed":
             source, data = _fixed(source, data, options, notes)
         return _prepared(source, data, options, target, cache, notes)
@@ -244,6 +247,7 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
     as fp16 is.
     """
     found = simplify(single)
+    found = fuse_gelu(found) if target.demands.gelu else found
     named = select([model, found], (*options.exclude, *options.include))
     faster = target.demands.rewritten and options.mode != "fp16"
     return fast_activations(found, named) if faster else found

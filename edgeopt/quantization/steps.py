@@ -313,12 +313,11 @@ def _readable(model: ir.Model, target: Target) -> ir.Model:
     """The model at an opset that `target` reads.
 
     Raises:
-        ModelError: it is above the highest one, or cannot be raised to the lowest one.
+        ModelError: it cannot be converted.
     """
-    opset, highest = model.opset_imports[""], target.demands.highest_opset
-    if highest is not None and opset > highest:
-        raise ModelError(f"opset {opset}: {target.name} reads opset {highest} at most; export the model again at that")
-    return graph.raise_opset(model, target.demands.lowest_opset)
+    highest = target.demands.highest_opset
+    raised = graph.raise_opset(model, target.demands.lowest_opset)
+    return raised if highest is None else graph.lower_opset(raised, highest)
 
 
 class Own(Step):

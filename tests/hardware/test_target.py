@@ -38,7 +38,8 @@ def test_every_cost_row_is_an_operator_with_an_integer_rule(name: str) -> None:
 @every_file
 def test_no_cost_is_negative_and_crossing_is_never_free(name: str) -> None:
     found = target.load(name)
-    assert found.quantize_ps > 0 and found.dequantize_ps > 0 and found.place.margin >= 0
+    assert found.place.rule == "all" or (found.quantize_ps > 0 and found.dequantize_ps > 0)
+    assert found.place.margin >= 0 and (found.place.rule == "all" or found.cost)
     for cost in found.cost.values():
         assert min(*cost.float_ps, *cost.int_ps) >= 0
 
@@ -47,8 +48,21 @@ def test_no_cost_is_negative_and_crossing_is_never_free(name: str) -> None:
 def test_the_grids_fit_their_storage(name: str) -> None:
     found = target.load(name)
     assert (found.activation_type.qmin, found.activation_type.qmax) == STORAGE[found.grid.activations]
-    assert not found.activation_type.symmetric
+    assert found.activation_type.symmetric == found.grid.symmetric
     assert (found.weight_type.qmin, found.weight_type.qmax, found.weight_type.symmetric) == (-127, 127, True)
+
+
+@every_file
+def test_every_operator_with_a_kernel_has_a_row_with_inputs(name: str) -> None:
+    assert all(OPS[op].inputs for op in target.load(name).place.operators)
+
+
+@every_file
+def test_what_a_target_is_checked_in_is_named_with_its_version(name: str) -> None:
+    check = target.load(name).check
+    pinned = [package for package in check.packages if "==" in package]
+    assert bool(pinned) == (check.kind in ("provider", "openvino"))
+    assert bool(check.provider) == (check.kind == "provider")
 
 
 @every_file
@@ -103,3 +117,51 @@ def test_a_mistake_is_told_with_the_line_of_its_own_table(tmp_path: Path) -> Non
     file.write_text("\n".join(rows), encoding="utf-8")
     with pytest.raises(UsageError, match=rf"mine\.toml:{number + 1}: cost\.MatMul"):
         target.load(file)
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    return folder / "mine.toml"
+
+
+def test_a_variant_differs_in_its_own_tables_only() -> None:
+    base, wide = target.load("qnn-htp"), target.load("qnn-htp:a16")
+    assert (base.grid.activations, wide.grid.activations) == ("uint8", "uint16")
+    assert wide.name == "qnn-htp:a16" and wide.place == base.place and wide.grid.fixed == base.grid.fixed
+    assert wide.activation_type.qmax == 65535
+
+
+def test_a_file_of_the_users_is_like_a_known_target_but_for_what_it_says_and_has_variants(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        """title = "mine"
+like = "cpu-arm64"
+sources = ["measured on my board, one thread"]
+[place]
+margin = 0.5
+[variants.i8.grid]
+activations = "int8"
+""",
+    )
+    mine, known = target.load(file), target.load("cpu-arm64")
+    assert (mine.name, mine.place.margin, mine.cost) == ("mine", 0.5, known.cost)
+    assert target.load(f"{file}:i8").grid.activations == "int8"
+    with pytest.raises(UsageError, match=r"no variant 'i9'; did you mean 'i8'"):
+        target.load(f"{file}:i9")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('like = "cpu-arm65"', r"like = 'cpu-arm65': no target; did you mean 'cpu-arm64'"),
+        ('[grid]\nactivations = "uint4"', r"mine\.toml:4: grid\.activations"),
+        ('[grid]\nactivation = "uint8"', r"mine\.toml:4: grid\.activation: no such key; did you mean 'activations'"),
+        ('[place]\nrule = "most"', r"mine\.toml:4: place\.rule"),
+        ("[demands]\nshape = 1", r"mine\.toml:4: demands\.shape: no such key; did you mean 'shapes'"),
+        ('[check]\nkind = "provder"', r"mine\.toml:4: check\.kind"),
+    ],
+)
+def test_a_slip_in_a_table_is_told_with_its_line(line: str, says: str, tmp_path: Path) -> None:
+    text = f'title = "mine"\nsources = ["nowhere at all, to be refused"]\n{line}\n'
+    with pytest.raises(UsageError, match=says):
+        target.load(written(tmp_path, text))

@@ -10,7 +10,7 @@ import pytest
 from edgeopt.graph.form import canonical
 from edgeopt.passes.embedding import quantize_embeddings
 from edgeopt.passes.fold_affine import fold_affine
-from edgeopt.passes.hardswish import fuse_hardswish
+from edgeopt.passes.gated import fuse_hardswish
 from edgeopt.passes.shield import shield
 from edgeopt.passes.tie import tied
 from edgeopt.passes.weights import spread

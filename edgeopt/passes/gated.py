@@ -1,34 +1,56 @@
-"""Recognize HardSwish written as several operators: the factors of x clip(x + 3, 0, 6) / 6 in any order and grouping,
-or x HardSigmoid(x; 1/6, 1/2).
+"""Recognize activations that are x times a gate of x written as several operators, the factors in any order and
+grouping.
+
+    HardSwish(x) = x clip(x + 3, 0, 6) / 6 = x HardSigmoid(x; 1/6, 1/2)
+    Gelu(x) = x (1 + erf(x / sqrt(2))) / 2
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from edgeopt.graph import raise_opset
 from edgeopt.graph.edit import Names, take_over
 from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import scalar
 
-OPSET = 14
+Gate = Callable[[ir.Value | None], tuple[ir.Value, float] | None]
+"""(x, c) if a value is c times the gate of x."""
+OPSET, GELU_OPSET = 14, 20
 
 
 def fuse_hardswish(model: ir.Model) -> ir.Model:
     """A clone with the patterns replaced by HardSwish nodes; the model itself if there are none, or below opset 14,
     which lacks HardSwish.
     """
-    if model.opset_imports[""] < OPSET or not any(_input_of(n) is not None for n in model.graph):
+    return _fused(model, "HardSwish", _gate) if model.opset_imports[""] >= OPSET else model
+
+
+def fuse_gelu(model: ir.Model) -> ir.Model:
+    """A clone at opset 20 or later with the patterns replaced by Gelu nodes; the model itself if there are none.
+
+    Raises:
+        ModelError: ONNX's converter cannot raise the opset of the model.
+    """
+    if not any(_input_of(n, _error_gate) is not None for n in model.graph):
+        return model
+    return _fused(raise_opset(model, GELU_OPSET), "Gelu", _error_gate)
+
+
+def _fused(model: ir.Model, op_type: str, gate: Gate) -> ir.Model:
+    if not any(_input_of(n, gate) is not None for n in model.graph):
         return model
     copy = model.clone()
     names = Names(copy)
     for node in tuple(copy.graph):
-        x = _input_of(node)
+        x = _input_of(node, gate)
         if x is None:
             continue
-        fused = make(names, "HardSwish", [x], f"{node.name}_HardSwish")
+        fused = make(names, op_type, [x], f"{node.name}_{op_type}")
         copy.graph.insert_before(node, fused)
         take_over(copy.graph, node, fused.outputs[0])
     RemoveUnusedNodesPass()(copy)
@@ -78,16 +100,35 @@ def _gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     return (found[0], 6.0) if plain and found is not None else None
 
 
+def _error_gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
+    """(x, c) if `value` is 2 c times (1 + erf(x / sqrt(2))) / 2."""
+    node = value.producer() if value is not None else None
+    if node is None or node.domain or not _private(node):
+        return None
+    scaled = _scaled(node)
+    if scaled is not None:
+        inner = _error_gate(scaled[0])
+        return (inner[0], inner[1] * scaled[1]) if inner is not None else None
+    found = _split(node, "Add")
+    error = found[0].producer() if found is not None and found[1] == 1.0 else None
+    if error is None or error.op_type != "Erf" or not _private(error) or error.inputs[0] is None:
+        return None
+    inside = _scaled(error.inputs[0].producer())
+    if inside is None or not math.isclose(inside[1], math.sqrt(0.5), rel_tol=1e-4):
+        return None
+    return inside[0], 2.0
+
+
 def _private(node: ir.Node) -> bool:
     return len(tuple(node.outputs[0].uses())) == 1 and not node.outputs[0].is_graph_output()
 
 
-def _product(node: ir.Node | None) -> tuple[ir.Value, float] | None:
-    """(x, c) if `node` is x times c HardSigmoid(x)."""
+def _product(node: ir.Node | None, gate: Gate) -> tuple[ir.Value, float] | None:
+    """(x, c) if `node` is x times c gates of x."""
     if node is None or node.op_type != "Mul" or node.domain or len(node.inputs) != 2:
         return None
     for x, g in (node.inputs, reversed(tuple(node.inputs))):
-        found = _gate(g)
+        found = gate(g)
         scaled = _scaled(x.producer()) if found is not None and x is not None and found[0] is not x else None
         if found is not None and found[0] is x:
             return found
@@ -96,12 +137,12 @@ def _product(node: ir.Node | None) -> tuple[ir.Value, float] | None:
     return None
 
 
-def _input_of(node: ir.Node) -> ir.Value | None:
-    """x if the output of `node` is HardSwish(x), else None."""
-    found = _product(node)
+def _input_of(node: ir.Node, gate: Gate) -> ir.Value | None:
+    """x if the output of `node` is x times the gate of x, else None."""
+    found = _product(node, gate)
     if found is None:
         outer = _scaled(node)
         inner = outer[0].producer() if outer is not None else None
-        product = _product(inner) if inner is not None and _private(inner) else None
+        product = _product(inner, gate) if inner is not None and _private(inner) else None
         found = (product[0], product[1] * outer[1]) if product is not None and outer is not None else None
     return found[0] if found is not None and math.isclose(found[1], 1.0, rel_tol=1e-6) else None

@@ -1,13 +1,14 @@
-"""HardSwish in every way that exporters write it, and what only looks like it."""
+"""HardSwish and Gelu in every way that exporters write it, and what only looks like it."""
 
 from __future__ import annotations
 
 import itertools
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from edgeopt.passes.hardswish import fuse_hardswish
+from edgeopt.passes.gated import fuse_gelu, fuse_hardswish
 from tests import tiny
 
 CONSTANTS = {"three": 3.0, "zero": 0.0, "six": 6.0, "sixth": 1 / 6, "four": 4.0}
@@ -87,3 +88,44 @@ def test_two_in_a_row_and_a_step_that_is_an_output() -> None:
     assert tiny.operators(result).count("HardSwish") == 1  # the first one's gate is an output
     for r, y in zip(tiny.run(model, X), tiny.run(result, X), strict=True):
         np.testing.assert_allclose(y, r, rtol=1e-5, atol=1e-6)
+
+
+GELU = {"one": 1.0, "half": 0.5, "root": float(np.sqrt(2)), "inverse": float(np.sqrt(0.5)), "two": 2.0}
+ERROR = {
+    "divided": "d = Div(x, root)  e = Erf(d)  a = Add(e, one)",
+    "multiplied": "d = Mul(inverse, x)  e = Erf(d)  a = Add(one, e)",
+}
+FACTORS = {
+    "(x a) / 2": "m = Mul(x, a)  y = Mul(m, half)",
+    "half (a x)": "m = Mul(a, x)  y = Mul(half, m)",
+    "(x / 2) a": "m = Mul(x, half)  y = Mul(m, a)",
+    "x (a / 2)": "m = Div(a, two)  y = Mul(x, m)",
+}
+NO_GELU = {
+    "another root": "d = Div(x, two)  e = Erf(d)  a = Add(e, one)  m = Mul(x, a)  y = Mul(m, half)",
+    "not halved": "d = Div(x, root)  e = Erf(d)  a = Add(e, one)  y = Mul(x, a)",
+    "of another value": "n = Neg(x)  d = Div(n, root)  e = Erf(d)  a = Add(e, one)  m = Mul(x, a)  y = Mul(m, half)",
+    "read elsewhere": "d = Div(x, root)  e = Erf(d)  a = Add(e, one)  m = Mul(x, a)  h = Mul(m, half)  y = Add(h, e)",
+}
+
+
+def gelu_model(body: str) -> ir.Model:
+    used = {k: np.float32(v) for k, v in GELU.items() if k in body}
+    return tiny.model(f"g (float[64] x) => (float[64] y) {{ {body} }}", **used)
+
+
+@pytest.mark.parametrize("inside", ERROR)
+@pytest.mark.parametrize("outside", FACTORS)
+def test_every_spelling_of_gelu_is_recognised(inside: str, outside: str) -> None:
+    model = gelu_model(f"{ERROR[inside]}  {FACTORS[outside]}")
+    before = tiny.frozen(model)
+    result = fuse_gelu(model)
+    assert tiny.operators(result) == ["Gelu"] and result.opset_imports[""] >= 20
+    assert tiny.frozen(model) == before
+    np.testing.assert_allclose(tiny.run(result, X)[0], tiny.run(model, X)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", NO_GELU)
+def test_what_only_looks_like_gelu_stays(other: str) -> None:
+    model = gelu_model(NO_GELU[other])
+    assert fuse_gelu(model) is model

@@ -1,0 +1,173 @@
+"""What a target demands is in the file that is made for it, and each rule has a file that breaks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import edgeopt
+from edgeopt import graph
+from edgeopt.cli import main
+from edgeopt.errors import ModelError, UsageError
+from edgeopt.hardware import target
+from edgeopt.hardware.target import Target
+from edgeopt.quantization.on_target import broken_rules
+
+DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
+TARGETS = [n for n in target.names() if n != "host" and not n.startswith("cpu-")]
+TEXT = """<ir_version: 9, opset_import: ["" : 17]> g (float[N,3,8,8] x) => (float[N,5] y)
+    <float[4,3,3,3] w, float[4] b, float[4,5] m> {
+    c = Conv <pads = [1, 1, 1, 1]> (x, w, b)  r = Relu(c)  s = Sigmoid(r)  t = Mul(r, s)  p = GlobalAveragePool(t)
+    f = Flatten(p)  y = MatMul(f, m) }"""
+
+
+def network(text: str = TEXT) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(text)
+    weights = {"w": (4, 3, 3, 3), "b": (4,), "m": (4, 5)}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        for name, shape in weights.items()
+    )
+    return model
+
+
+def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def made(name: str | Target, **choices: Any) -> onnx.ModelProto:
+    choices = {"mode": "static" if name != "coreml" else "auto", "measure": False, "rounding": "nearest", **choices}
+    if target.load(name).place.rule == "cut":
+        choices["include"] = ["*"]  # the network is too small for integers to pay
+    return edgeopt.quantize(network(), feeds(), target=name, **choices).proto
+
+
+def problems(model: onnx.ModelProto, name: str | Target) -> list[str]:
+    return list(broken_rules(graph.canonical(graph.load(model)), target.load(name)))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_made_for_a_target_breaks_none_of_its_rules(name: str) -> None:
+    assert problems(made(name), name) == []
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_real_network_for_a_target_breaks_none_of_its_rules_and_is_near_to_float(name: str, tmp_path: Path) -> None:
+    found = edgeopt.quantize(
+        DIGITS / "digits.onnx", DIGITS / "calib", target=name, measure=False, output=tmp_path / "q.onnx"
+    )
+    assert found.report.worst_sqnr_db > 15
+    checked = edgeopt.check(tmp_path / "q.onnx", target=name)
+    assert checked.problems == () and checked.ok
+
+
+def changed(name: str, **tables: Any) -> Target:
+    """The target with other values in its tables."""
+    base = target.load(name)
+    return base.model_copy(
+        update={table: getattr(base, table).model_copy(update=values) for table, values in tables.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("by", "strict", "says"),
+    [
+        ("cpu-x86-vnni", "nnapi", "inputs without fixed shapes: x"),
+        ("cpu-x86-vnni", "rknn", "no zero point"),
+        ("cpu-x86-vnni", "tensorrt", "activations in uint8, and int8 is taken"),
+        ("cpu-x86-vnni", "tensorrt", "biases in integers"),
+        ("xnnpack", "tensorrt", "activations whose zero point is not 0"),
+        ("tensorrt", "ryzen-ai", "scales that are no powers of two"),
+        ("tensorrt", "ryzen-ai", "weights with a scale for each channel"),
+        ("qnn-htp:a16", "qnn-htp", "activations in uint16, and uint8 is taken"),
+    ],
+)
+def test_each_rule_has_a_file_that_breaks_it(by: str, strict: str, says: str) -> None:
+    assert any(problem.startswith(says) for problem in problems(made(by), strict))
+
+
+def test_a_file_with_scales_found_at_run_time_breaks_the_rule_of_fixed_ones() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17]> g (float[8,64] x) => (float[8,64] y) <float[64,64] w>
+        { y = MatMul(x, w) }"""
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal((64, 64)).astype(np.float32), "w"))
+    data = [{"x": rng.standard_normal((8, 64)).astype(np.float32)} for _ in range(12)]
+    found = edgeopt.quantize(model, data, mode="dynamic", measure=False)
+    assert any("finds its scale at run time" in p for p in problems(found.proto, "openvino"))
+    with pytest.raises(UsageError, match=r"--mode dynamic: openvino runs no products"):
+        edgeopt.quantize(model, data, mode="dynamic", target="openvino", measure=False)
+
+
+def test_a_product_without_a_grid_on_its_output_breaks_the_rule_where_that_is_needed() -> None:
+    floats = made(changed("qnn-htp", place={"float_output": True}))
+    assert any(p.startswith("MatMul gives floats") for p in problems(floats, "qnn-htp"))
+
+
+def test_sixteen_bits_raise_the_opset_and_fix_the_grid_of_a_sigmoid() -> None:
+    model = made("qnn-htp:a16")
+    assert next(o.version for o in model.opset_import if o.domain == "") == 21
+    constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
+    sigmoid = next(n for n in model.graph.node if n.op_type == "Sigmoid").output[0]
+    q = next(n for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == sigmoid)
+    assert constants[q.input[1]] == np.float32(2**-16) and constants[q.input[2]] == 0
+    assert constants[q.input[2]].dtype == np.uint16
+
+
+def test_a_symmetric_grid_stands_behind_the_activation_that_it_cannot_replace() -> None:
+    kept, absorbed = made("tensorrt"), made("xnnpack")
+    assert "Relu" in {n.op_type for n in kept.graph.node} and "Relu" not in {n.op_type for n in absorbed.graph.node}
+    relu = next(n for n in kept.graph.node if n.op_type == "Relu")
+    assert [n.op_type for n in kept.graph.node if relu.output[0] in n.input] == ["QuantizeLinear"]
+    assert [n.op_type for n in kept.graph.node if n.output[0] == relu.input[0]] == ["Conv"]
+
+
+def test_a_model_above_the_highest_opset_of_a_target_is_lowered_and_refused_where_that_cannot_be() -> None:
+    found = edgeopt.quantize(
+        network(TEXT.replace('"" : 17', '"" : 20')), feeds(), target="rknn", mode="static", include=["*"], measure=False
+    )
+    assert next(o.version for o in found.proto.opset_import if o.domain == "") == 19
+    text = TEXT.replace('"" : 17', '"" : 20').replace("Sigmoid(r)", "Gelu(r)")  # which opset 19 has not
+    with pytest.raises(ModelError, match=r"opset 20 cannot become 19"):
+        edgeopt.quantize(network(text), feeds(), target="rknn", mode="static", include=["*"], measure=False)
+
+
+def test_free_dimensions_are_fixed_as_the_first_sample_has_them_and_that_is_told() -> None:
+    found = edgeopt.quantize(network(), feeds(), target="nnapi", mode="static", measure=False)
+    shape = [d.dim_value for d in found.proto.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == [1, 3, 8, 8]
+    assert any("nnapi takes fixed shapes only: x 1x3x8x8" in line for line in found.report.notes)
+
+
+def test_sizes_are_given_by_name_for_every_target_and_a_wrong_name_is_refused() -> None:
+    two = [{"x": np.concatenate([a["x"], b["x"]])} for a, b in zip(feeds(), feeds()[::-1], strict=True)]
+    found = edgeopt.quantize(network(), two, dims={"N": 2}, mode="static", include=["*"], measure=False)
+    assert [d.dim_value for d in found.proto.graph.input[0].type.tensor_type.shape.dim] == [2, 3, 8, 8]
+    with pytest.raises(UsageError, match=r"M"):
+        edgeopt.quantize(network(), two, dims={"M": 2}, mode="static", measure=False)
+
+
+def test_the_target_without_integers_gets_half_precision() -> None:
+    found = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", target="coreml", measure=False)
+    assert found.report.mode == "fp16"
+    assert not {n.op_type for n in found.proto.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+
+
+def test_the_command_ends_with_1_where_a_rule_is_broken_and_says_how_it_was_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(made("cpu-x86-vnni"), tmp_path / "q.onnx")
+    with pytest.raises(SystemExit) as end:
+        main(["check", str(tmp_path / "q.onnx"), "--target", "tensorrt"])
+    told = capsys.readouterr().out
+    assert end.value.code == 1 and "by rules only" in told and "WRONG    activations in uint8" in told
+    onnx.save(made("tensorrt"), tmp_path / "t.onnx")
+    with pytest.raises(SystemExit) as end:
+        main(["check", str(tmp_path / "t.onnx"), "--target", "tensorrt"])
+    assert end.value.code == 0 and capsys.readouterr().out.endswith("right\n")
