@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from edgeopt.options.declare import PYTHON_ONLY, Options, called, flag_of, known_names
 from edgeopt.options.distill import Distill
-from edgeopt.options.models import Export, Inspect, PreviewOptions, Shrink, Simplify
+from edgeopt.options.models import CheckFile, Export, Inspect, PreviewOptions, Shrink, Simplify
 from edgeopt.options.profile import Profile
 from edgeopt.options.quantize import Quantize, SensitivityOptions
 from edgeopt.options.reading import Reading
@@ -25,6 +25,7 @@ TABLES: Mapping[str, type[Options]] = {
     "distill": Distill,
     "shrink": Shrink,
     "simplify": Simplify,
+    "check": CheckFile,
     "export": Export,
     "inspect": Inspect,
     "data": PreviewOptions,

@@ -17,7 +17,7 @@ from edgeopt import graph
 from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
 from edgeopt.errors import UsageError, WorkerError
-from edgeopt.graph.ops import LAYERS, array, constant
+from edgeopt.graph.ops import LAYERS, array, constant, rule
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db
@@ -150,10 +150,10 @@ def broken_rules(model: ir.Model, target: Target) -> Iterator[str]:
         yield f"inputs without fixed shapes: {_first(free)}; --dim NAME=SIZE fixes them"
     broken: dict[str, list[str]] = defaultdict(list)
     for node in model.graph.all_nodes():
-        for rule in _broken(node, target):
-            broken[rule].append(str(node.name))
-    for rule, nodes in broken.items():
-        yield f"{rule}: {len(nodes)} ({_first(nodes)})"
+        for words in _broken(node, target):
+            broken[words].append(str(node.name))
+    for words, nodes in broken.items():
+        yield f"{words}: {len(nodes)} ({_first(nodes)})"
 
 
 def _broken(node: ir.Node, target: Target) -> Iterator[str]:
@@ -166,17 +166,16 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
         yield f"{node.op_type} gives floats, and needs a grid on its output"
     if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not all(constant(v) for v in node.inputs[1:3]):
         return
-    weight = constant(node.inputs[0])
+    stored = _stored(node)
     scale = array(node.inputs[1])
     zero = array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if zero is None and target.demands.zero_points:
         yield "no zero point"
     if grid.power_of_two and (np.frexp(scale)[0] != 0.5).any():
         yield "scales that are no powers of two"
-    stored = array(node.inputs[0]).dtype.name if weight else None
     if stored == "int32" and grid.bias == "float":
         yield "biases in integers"
-    if weight:
+    if stored:
         if stored not in ("int32", "int8", "int4"):
             yield f"weights in {stored}"
         if zero is not None and zero.any():
@@ -188,6 +187,18 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
             yield f"activations in {zero.dtype.name}, and {grid.activations} is taken"
         if grid.symmetric and zero.any():
             yield "activations whose zero point is not 0"
+
+
+def _stored(node: ir.Node) -> str:
+    """The type of the integers if `node` gives a weight or a bias; empty for activations, and for the constant operands
+    of other operators, which are on the grids of activations.
+    """
+    if node.op_type != "DequantizeLinear" or not constant(node.inputs[0]):
+        return ""
+    dtype: str = array(node.inputs[0]).dtype.name
+    readers = tuple(node.outputs[0].uses())
+    weight = any(i in (*rule(n).weights, rule(n).bias) for n, i in readers) or not readers
+    return dtype if weight or dtype == "int32" else ""
 
 
 def _dequantized(value: ir.Value | None) -> bool:
