@@ -13,6 +13,7 @@ from edgeopt.numbers.figure import Figure, Outputs
 
 _CHANNEL_DB = 10.0
 _SIGNAL_DB = 10.0
+_CHANGE_DB = 6.0
 _UNSEEN_DB = 0.0  # of classes that no sample shows: dead ones have less
 _FILLED, _TURN_ERROR = 0.98, 1e-3  # share of a turn that angles fill; radians that rounding goes beyond pi
 _RESULT_ERROR = 0.2  # radians that a result's angles go beyond pi
@@ -79,6 +80,18 @@ def signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * varies / noise)
     yield Figure("SI-SNR", db, _SIGNAL_DB, "dB")
     yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
+
+
+def change(reference: Outputs, result: Outputs, inputs: Outputs) -> Iterator[Figure]:
+    """SI-SNR of what float changes of an input, for an output that is that input but for little: the input itself would
+    be near to the whole. `inputs`: that input of each sample, at the gain that is nearest to the output.
+    """
+    apart, found = ([y - x for y, x in zip(ys, inputs, strict=True)] for ys in (reference, result))
+    power = sum(float((r.astype(np.float64) ** 2).sum()) for r in apart)
+    noise = sum(float(((r.astype(np.float64) - y) ** 2).sum()) for r, y in zip(apart, found, strict=True))
+    if power > 0:
+        db = math.inf if noise == 0 else 10 * math.log10(power / noise)
+        yield Figure("of what changes of the input", db, _CHANGE_DB, "dB")
 
 
 def _turned(reference: Outputs, result: Outputs) -> Outputs:

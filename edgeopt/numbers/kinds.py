@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.numbers.channels import CONSTANT, detections, signal
-from edgeopt.numbers.figure import TINY, Figure, Outputs, classes
+from edgeopt.numbers.figure import TINY, Figure, Outputs, as_probabilities, classes
 from edgeopt.numbers.pixels import mask
 
 Kind = Literal[
@@ -40,6 +40,7 @@ _MOST_ROWS = 512
 _VARIES_DB = 8.0
 _CORRELATION = 0.9
 _SAME = 0.99
+_UNSEEN_DB = 3.0  # of classes that no position shows; dead ones have 0
 
 
 def figures(kind: Kind, reference: Outputs, result: Outputs) -> tuple[Figure, ...]:
@@ -61,8 +62,18 @@ def vectors(kind: Kind, x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _tokens(reference: Outputs, result: Outputs) -> Iterator[Figure]:
-    """The classes at all positions, and the edit distance after greedy decoding (repeats are one)."""
+    """The classes at all positions, and the edit distance after greedy decoding (repeats are one). Where all positions
+    have one class, any other may be dead: their probabilities are compared.
+    """
     yield from classes(reference, result)
+    seen = np.unique(np.concatenate([r.argmax(-1).reshape(-1) for r in reference]))
+    if len(seen) == 1:
+        others = ([np.delete(as_probabilities(x), seen[0], -1) for x in xs] for xs in (reference, result))
+        r, y = (np.concatenate([x.reshape(-1) for x in xs]) for xs in others)
+        noise, power = float(((r - y) ** 2).sum()), float((r**2).sum())
+        if power > 0:
+            db = math.inf if noise == 0 else 10 * math.log10(power / noise)
+            yield Figure("classes that no sample shows", db, _UNSEEN_DB, "dB")
     errors = length = 0
     for r, y in zip(reference, result, strict=True):
         for before, after in zip(_sequences(r), _sequences(y), strict=True):

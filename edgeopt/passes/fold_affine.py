@@ -3,6 +3,7 @@ fusion does not handle.
 
     (W * x + b) c + d  =  (c W) * x + (c b + d)              Mul, Div, Add, Sub after a Conv; c, d: one number, or one
       for each output channel
+    max(W * x + b) c + d  =  max((c W) * x + (c b + d))      the same behind a MaxPool where c > 0; BatchNormalization
     W * (c x + d) + b  =  (c W) * x + (b + sum_k W_k d)      Mul, Div, Add, Sub before it; d only without zero padding
 
 They are frequent in exported networks: learned affine blocks (PP-OCR), input normalization, LayerScale.
@@ -72,22 +73,50 @@ def _operand(node: ir.Node, value: ir.Value, channels: int, rank: int) -> Array 
 
 
 def _fold_behind(model: ir.Model, names: Names, conv: ir.Node) -> bool:
-    out = conv.outputs[0]
-    uses = tuple(out.uses())
-    if len(uses) != 1 or out.is_graph_output() or uses[0].node.graph is not conv.graph or uses[0].node.domain:
+    out, w, b = conv.outputs[0], *_numbers(conv)
+    node = _only_reader(out)
+    pooled = node is not None and node.op_type == "MaxPool"
+    if node is not None and pooled:
+        out = node.outputs[0]
+        node = _only_reader(out)
+    if node is None:
         return False
-    node, w, b = uses[0].node, *_numbers(conv)
-    if node.op_type not in _SCALES + _SHIFTS:
+    c, d = _affine(node, out, w.shape[0], w.ndim)
+    if not (np.isfinite(c).all() and np.isfinite(d).all()) or c.size * d.size == 0 or (pooled and (c <= 0).any()):
         return False
-    c = _operand(node, out, w.shape[0], w.ndim)
-    if c is None or not np.isfinite(c).all():
-        return False
-    if node.op_type in _SCALES:
-        _set(model, names, conv, w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c)
-    else:
-        _set(model, names, conv, w, b + c)
+    if node.op_type not in _SHIFTS:
+        w, b = w * c.reshape(-1, *[1] * (w.ndim - 1)), b * c
+    _set(model, names, conv, w, b if node.op_type in _SCALES else b + d)
     take_over(model.graph, node, out)
     return True
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads `value`, in the same graph."""
+    uses, producer = tuple(value.uses()), value.producer()
+    if len(uses) != 1 or value.is_graph_output() or producer is None or len(producer.outputs) != 1:
+        return None
+    node = uses[0].node
+    return node if node.graph is producer.graph and not node.domain else None
+
+
+def _affine(node: ir.Node, value: ir.Value, channels: int, rank: int) -> tuple[Array, Array]:
+    """(c, d) of `node` = c `value` + d, each [1] or [channels]; empty if it is no such node."""
+    one, zero, nothing = np.ones(1, np.float32), np.zeros(1, np.float32), np.zeros(0, np.float32)
+    if node.op_type in _SCALES + _SHIFTS:
+        found = _operand(node, value, channels, rank)
+        if found is None:
+            return nothing, nothing
+        return (found, zero) if node.op_type in _SCALES else (one, found)
+    numbers = node.inputs[1:5]
+    if node.op_type != "BatchNormalization" or node.inputs[0] is not value or not all(map(constant, numbers)):
+        return nothing, nothing
+    training = node.attributes.get_int("training_mode", 0)
+    if len(node.outputs) > 1 or training:
+        return nothing, nothing
+    scale, shift, mean, variance = (array(v).astype(np.float64) for v in numbers)
+    c = scale / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+    return c.astype(np.float32), (shift - mean * c).astype(np.float32)
 
 
 def _fold_before(model: ir.Model, names: Names, conv: ir.Node) -> bool:

@@ -15,12 +15,13 @@ from edgeopt.errors import EdgeoptError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
-from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db, short_db
+from edgeopt.numbers.scores import OutputReport, Outputs, lowest_sqnr_db, short_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.quantization.looking import affordable
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
-from edgeopt.quantization.steps import Clip, Grids, Place, Refit, Round, Write
+from edgeopt.quantization.steps import Clip, Grids, Place, Refit, Round, Write, probed
 from edgeopt.runtime.measure import interleaved
 from edgeopt.runtime.session import open_session, run_all
 
@@ -79,7 +80,8 @@ class Sketches:
     def feeds(self) -> Sequence[tuple[str, Feed]]:
         """The calibration samples that are compared; none if none can be read."""
         samples = self.task.start.samples
-        return readable(samples[:_RULE_SAMPLES], total=len(samples))[0]
+        count = affordable(self.task.start.source, probed(self.task.start), _RULE_SAMPLES)
+        return readable(samples[:count], total=len(samples))[0]
 
     @cached_property
     def _reference(self) -> Sequence[Outputs]:
@@ -98,7 +100,7 @@ class Sketches:
         try:
             session = open_session(self.task.shown(made.model))
             outputs = run_all(session, self.feeds, workers=cores())
-            return compare(session.outputs, reference, outputs, self.task.kinds)
+            return self.task.compared(session.outputs, [f for _, f in self.feeds], reference, outputs)
         except EdgeoptError:  # lengths that depend on values cannot be compared
             return None
 

@@ -107,7 +107,8 @@ def _by_level(task: Task, names: Sequence[str], outputs: Sequence[Outputs]) -> l
     """The errors of all outputs; signals from which the model removes noise have the figures of the worst level too,
     since the whole shows that of the largest.
     """
-    found = compare(names, task.reference, outputs, task.kinds)
+    feeds = [feed for _, feed in task.held]
+    found = task.compared(names, feeds, task.reference, outputs)
     parts = [
         compare(names, [task.reference[i] for i in part], [outputs[i] for i in part], task.kinds)
         for part in task.levels

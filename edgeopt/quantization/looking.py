@@ -6,7 +6,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import onnx_ir as ir
+
 from edgeopt.data import oddities
+from edgeopt.graph.ops import macs_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import free_bytes
 from edgeopt.numbers.observers import Statistics
@@ -17,12 +20,23 @@ from edgeopt.runtime import calibrate
 from edgeopt.runtime.probe import Probe
 
 _BESIDE = 6  # times the moments of a part are in memory: sums, those of new samples, and what layers read of these
+_MUCH = 2_000_000_000  # multiply-accumulate operations for one sample
+_FEWEST = 6
 _LARGEST = 8 << 30  # bytes for one layer without --max-ram
 
 
 def widened(p: Probe, statistics: Statistics) -> Probe:
     """`p` with the extremes over all samples: the first sample may not contain a mask."""
     return replace(p, lo=min(p.lo, statistics.minmax.lo), hi=max(p.hi, statistics.minmax.hi))
+
+
+def affordable(model: ir.Model, probes: Mapping[str, Probe], samples: int) -> int:
+    """How many of `samples` are looked at more than once: fewer of a model with much work for each. By its work and not
+    by the clock, so that results do not depend on the machine.
+    """
+    shapes = {name: p.shape for name, p in probes.items()}
+    work = sum(macs_of(node, shapes) for node in model.graph)
+    return max(min(samples, _FEWEST), min(samples, samples * _MUCH // max(work, 1)))
 
 
 def sources(plans: Iterable[Plan | None]) -> frozenset[str]:
@@ -88,7 +102,7 @@ def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMome
                 gather(
                     state.model,
                     missing,
-                    state.samples[:samples],
+                    state.samples[: affordable(state.source, state.probes, samples)],
                     lambda done, total: resources.listener.progress("looking at what layers read", done, total),
                 )
                 if missing

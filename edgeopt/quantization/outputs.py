@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, UsageError, suggestion
 from edgeopt.graph.selection import origin
+from edgeopt.numbers.channels import change
 from edgeopt.numbers.figure import are_probabilities, as_probabilities
 from edgeopt.numbers.kinds import KINDS, Kind, figures, vectors
 from edgeopt.numbers.pixels import class_axis
-from edgeopt.numbers.scores import Outputs
+from edgeopt.numbers.scores import OutputReport, Outputs
 from edgeopt.runtime.session import Feed, Session
 
 _LEVELS = 3  # of noise
@@ -28,6 +30,7 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"logit|class|label|score|prob", "classes"),
 )
 _STATES = re.compile(r"(?i)\b[hc](x|n|t|\d|_|\b)|state|hidden|cell|cache|mem|past|present|carry|rnn|lstm|gru|prev|next")
+_EXPLAINED = 0.9  # of the power of an output by an input
 _ALIKE = 3  # letters that names have in common
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
 _SURE = 0.2  # smallest mean of the largest probability for class logits
@@ -123,6 +126,45 @@ def levels(feeds: Sequence[Feed], reference: Sequence[Outputs], kinds: Sequence[
         return ()
     order = sorted(range(len(feeds)), key=lambda i: float(feeds[i][numbers[0]].item()))
     return tuple(tuple(int(i) for i in part) for part in np.array_split(order, count))
+
+
+def changed(
+    names: Sequence[str], feeds: Sequence[Feed], reference: Sequence[Outputs], kinds: Mapping[str, Kind]
+) -> dict[str, tuple[str, float]]:
+    """Each output that is an input but for little (a residual network adds a mark, or takes noise away) -> (that input,
+    its gain): signals of the same shape, of whose power the input explains all but a tenth.
+    """
+    found: dict[str, tuple[str, float]] = {}
+    for i, output in enumerate(names):
+        for name in feeds[0] if kinds[output] == "signal" else ():
+            pairs = [(r[i].astype(np.float64), feed[name]) for feed, r in zip(feeds, reference, strict=True)]
+            if any(r.shape != x.shape or not np.issubdtype(x.dtype, np.floating) or r.size < _PLANE for r, x in pairs):
+                continue
+            power, crossed = sum(float((x**2).sum()) for _, x in pairs), sum(float((r * x).sum()) for r, x in pairs)
+            whole = sum(float((r**2).sum()) for r, _ in pairs)
+            if power * whole > 0 and crossed > 0 and crossed**2 > _EXPLAINED * power * whole:
+                found[output] = name, crossed / power
+    return found
+
+
+def with_changes(
+    reports: Sequence[OutputReport],
+    names: Sequence[str],
+    feeds: Sequence[Feed],
+    reference: Sequence[Outputs],
+    outputs: Sequence[Outputs],
+    of: Mapping[str, tuple[str, float]],
+) -> list[OutputReport]:
+    """The reports, those of outputs that are an input but for little with a figure of what changes (see `changed`)."""
+    found = []
+    for report in reports:
+        if report.output in of:
+            (name, gain), i = of[report.output], names.index(report.output)
+            inputs = [gain * feed[name] for feed in feeds]
+            figures = tuple(change([r[i] for r in reference], [y[i] for y in outputs], inputs))
+            report = replace(report, figures=(*report.figures, *figures))
+        found.append(report)
+    return found
 
 
 def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = STEPS) -> Outputs:

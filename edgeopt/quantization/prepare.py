@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
-from edgeopt.data.made_up import shapes
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import constant
@@ -25,15 +24,16 @@ from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import Target
 from edgeopt.listener import Listener
 from edgeopt.numbers.kinds import Kind
-from edgeopt.numbers.scores import Outputs, compare
+from edgeopt.numbers.scores import OutputReport, Outputs, compare
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.activations import fast_activations
 from edgeopt.passes.gated import fuse_gelu
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
+from edgeopt.quantization.fixing import at_fixed_shapes
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.outputs import fed_back, kinds, levels, steps_on
+from edgeopt.quantization.outputs import changed, fed_back, kinds, levels, steps_on, with_changes
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
@@ -100,6 +100,8 @@ class Task:
     """Positions of the held-out samples by the level of noise that the model removes; empty if it removes none."""
     chance_db: Mapping[str, float]
     """Outputs that differ between two runs of the float model on one sample -> SQNR between the two runs."""
+    changed: Mapping[str, tuple[str, float]]
+    """Outputs that are an input but for little -> (that input, its gain)."""
     preprocess: str
     """How images were turned into inputs, in words."""
     notes: Notes
@@ -128,6 +130,13 @@ class Task:
         """
         return model if self.selection is None else self.selection.shown(model)
 
+    def compared(
+        self, names: Sequence[str], feeds: Sequence[Feed], reference: Sequence[Outputs], outputs: Sequence[Outputs]
+    ) -> list[OutputReport]:
+        """The errors of the outputs called `names`, in what counts of their kinds."""
+        found = compare(names, reference, outputs, self.kinds)
+        return with_changes(found, names, feeds, reference, outputs, self.changed)
+
     def note(self, line: str) -> None:
         """Send a line to the user and add it to the report."""
         self.notes.note(line)
@@ -146,47 +155,12 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
         if options.mode == "auto" and target.demands.mode != "auto":
             options = options.model_copy(update={"mode": target.demands.mode})
         if options.dims or target.demands.shapes == "fixed":
-            source, data = _fixed(source, data, options, notes)
-        return _prepared(source, data, options, target, cache, notes)
+            source, data = at_fixed_shapes(source, data, options, notes.note)
+        return _prepared(source, data, options, cache, notes)
 
 
-def _fixed(source: ir.Model, data: Data, options: Quantize, notes: Notes) -> tuple[ir.Model, Data]:
-    """(the model with a size for every dimension of its inputs: as `dims` say, else as the first sample has it; the
-    data, to be read again).
-    """
-    model = graph.canonical(source)
-    shapes(model, options.dims, guess=True)  # refuses names that no input has
-    source = graph.at_shapes(source, _sizes(model, options.dims, {}))
-    model = graph.canonical(source)
-    if graph.fixed(model) or targets.load(options.target).demands.shapes == "any":
-        return source, data
-    samples = read(data, specs(model), options, as_given(source, model).run, norm_distance(model)).samples
-    if not isinstance(data, str | Path):  # which may be read once only
-        data = [reader() for _, reader in samples]
-    found = _sizes(model, {}, samples[0][1]() if samples else {})
-    sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.items())
-    notes.note(f"{options.target} takes fixed shapes only: {sizes}, as in the first sample; --dim gives others")
-    return graph.at_shapes(source, found), data
-
-
-def _sizes(model: ir.Model, dims: Mapping[str, int], feed: Feed) -> dict[str, list[int | ir.SymbolicDim]]:
-    """The shape of every input whose rank is known: each dimension by `dims`, else as in `feed`, else as it is."""
-    found = {}
-    for value in model.graph.inputs:
-        name, shape = str(value.name), list(value.shape or ())
-        for i, d in enumerate(shape):
-            if not isinstance(d, int):
-                seen = feed[name].shape[i] if name in feed else d
-                shape[i] = dims.get(f"{name}.{i}", dims.get(str(d.value), seen))
-        if shape:
-            found[name] = shape
-    return found
-
-
-def _prepared(
-    source: ir.Model, data: Data, options: Quantize, target: Target, cache: SharedResults, notes: Notes
-) -> Task:
-    model = graph.canonical(source)
+def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
+    model, target = graph.canonical(source), targets.load(options.target)
     _check(model)
     single = unfolded(widened(model))
     simplified = _simplified(single, model, options, target)
@@ -206,7 +180,6 @@ def _prepared(
     chance_db = _chance(judging, feeds, reference)
     resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
-    alike = len({look.digest for look in looks.values()}) == 1
     for line in (
         *given.notes,
         *notices.of_samples(calibration, feeds, problems),
@@ -216,7 +189,7 @@ def _prepared(
         *notices.of_lengths(simplified, lengths),
         *notices.of_few(options, len(feeds)),
         *notices.of_selection(model, seen),
-        *notices.of_outputs(seen, found, chance_db, () if alike else reference),
+        *notices.of_outputs(seen, found, chance_db, () if len({x.digest for x in looks.values()}) == 1 else reference),
     ):
         notes.note(line)
     return Task(
@@ -239,6 +212,7 @@ def _prepared(
         reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
         levels=levels([feed for _, feed in feeds], reference, [found[name] for name in judging.outputs]),
         chance_db=chance_db,
+        changed=changed(judging.outputs, [feed for _, feed in feeds], reference, found),
     )
 
 

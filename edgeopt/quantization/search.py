@@ -20,7 +20,7 @@ from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError
 from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
-from edgeopt.numbers.scores import Outputs, compare, lowest_agreement, lowest_sqnr_db, short_db
+from edgeopt.numbers.scores import Outputs, lowest_agreement, lowest_sqnr_db, short_db
 from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.journal import Journal, Verdict, journal
@@ -126,7 +126,7 @@ class Search:
         session, shown = open_session(made.model), self.task.shown(made.model)
         judging = session if shown is made.model else open_session(shown)
         outputs = run_all(judging, self.feeds, workers=cores())
-        errors = compare(judging.outputs, self.reference, outputs, self.task.kinds)
+        errors = self.task.compared(judging.outputs, [f for _, f in self.feeds], self.reference, outputs)
         metric, speed = self.task.metric, 1.0
         score = 0.0 if metric is None else metric(session, self.reference, outputs)
         if made is not self.first and self._timed:

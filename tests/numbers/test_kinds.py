@@ -359,3 +359,16 @@ def test_angles_may_be_whole_turns_apart_and_other_signals_may_not() -> None:
     assert not all(f.close for f in figures("signal", [r], [far]))
     (wrong,) = figures("signal", [r], [np.float32(rng.uniform(-np.pi, np.pi, r.shape))])
     assert wrong.value < 3
+
+
+def test_where_all_positions_have_one_class_the_others_may_not_be_dead() -> None:
+    rng = np.random.default_rng(0)
+    logits = [rng.standard_normal((1, 50, 3)) + np.array([9.0, 0, 0]) for _ in range(6)]
+    p = [np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in logits]
+    dead = [np.broadcast_to(np.array([1.0, 0, 0]), x.shape) for x in p]
+    found = {f.name: f for f in figures("tokens", p, dead)}
+    assert found["decoded alike"].close and not found["classes that no sample shows"].close
+    near = [x + 1e-5 * rng.random(x.shape) for x in p]
+    assert {f.name: f for f in figures("tokens", p, near)}["classes that no sample shows"].close
+    both = [x if i else x[..., [1, 0, 2]] for i, x in enumerate(p)]
+    assert "classes that no sample shows" not in {f.name for f in figures("tokens", both, both)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgeopt.passes.fold_affine import fold_affine
@@ -110,3 +111,41 @@ def test_an_output_between_stays_an_output() -> None:
     text = f"g ({IN}) => (float[2,8,6,6] a, float[2,8,6,6] y) {{ a = {PADDED} (x, w)  y = Mul(a, c) }}"
     model = tiny.model(text, w=W, c=COUT)
     assert tiny.frozen(fold_affine(model)) == tiny.frozen(model)
+
+
+NORM = {"scale": np.abs(normal(8)) + 0.5, "shift": normal(8), "mean": normal(8), "variance": np.abs(normal(8)) + 0.1}
+POOL = "MaxPool <kernel_shape = [2,2], strides = [2,2], pads = [1,1,1,1]>"
+
+
+def pooled(after: str, **constants: np.ndarray) -> ir.Model:
+    text = f"g (float[2,4,6,6] x) => (float[2,8,4,4] y) {{ a = {PADDED} (x, w, b)  p = {POOL} (a)  {after} }}"
+    return tiny.model(text, w=W, b=B, **constants)
+
+
+@pytest.mark.parametrize(
+    ("after", "constants"),
+    [
+        ("y = BatchNormalization (p, scale, shift, mean, variance)", NORM),
+        ("m = Mul(p, c)  y = Add(m, c)", {"c": COUT}),
+        ("y = Sub(p, c)", {"c": -COUT}),
+    ],
+)
+def test_an_increasing_step_behind_a_pool_of_maxima_goes_into_the_convolution(
+    after: str, constants: dict[str, np.ndarray]
+) -> None:
+    model = pooled(after, **constants)
+    folded = fold_affine(model)
+    assert tiny.operators(folded) == ["Conv", "MaxPool"] and [v.name for v in folded.graph.outputs] == ["y"]
+    feed = {"x": normal(2, 4, 6, 6)}
+    np.testing.assert_allclose(tiny.run(folded, feed)[0], tiny.run(model, feed)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_step_that_turns_maxima_round_stays_behind_the_pool() -> None:
+    scale = NORM["scale"].copy()
+    scale[3] = -0.5
+    for model in (
+        pooled("y = BatchNormalization (p, scale, shift, mean, variance)", **{**NORM, "scale": scale}),
+        pooled("y = Mul(p, c)", c=-COUT),
+        pooled("m = Mul(p, c)  y = Add(m, p)", c=COUT),
+    ):
+        assert tiny.frozen(fold_affine(model)) == tiny.frozen(model)

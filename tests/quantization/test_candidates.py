@@ -13,6 +13,7 @@ import pytest
 from edgeopt.hardware.target import load
 from edgeopt.quantization.candidates import placements, whole
 from edgeopt.quantization.judge import may_gain, pays
+from edgeopt.quantization.looking import affordable
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.quantize import quantize
 from edgeopt.quantization.recipe import Recipe
@@ -20,6 +21,7 @@ from edgeopt.quantization.report import Report
 from edgeopt.quantization.steps import Clip, Place, Refit, Round, Step, Write
 from edgeopt.quantization.trials import Trials, _by_constants, _try_placements
 from edgeopt.runtime.measure import PairedLatency
+from edgeopt.runtime.probe import Probe
 from tests import tiny
 from tests.models import normal
 from tests.quantization.tasks import task_of
@@ -242,3 +244,17 @@ def test_stored_weights_are_tried_without_the_layer_that_loses_all() -> None:
     weights = next(c for c in report.candidates if c.mode == "weights")
     assert weights.worst_sqnr_db is not None and weights.worst_sqnr_db < 10
     assert report.output_bytes < report.input_bytes / 1.5
+
+
+def test_a_model_with_much_work_is_looked_at_on_fewer_samples_but_on_some() -> None:
+    def count(side: int, samples: int) -> int:
+        image = f"float[1,64,{side},{side}]"
+        model = tiny.model(
+            f"g ({image} x) => ({image} y) {{ y = Conv <pads = [1,1,1,1]> (x, w) }}",
+            w=np.zeros((64, 64, 3, 3), np.float32),
+        )
+        shape = Probe((1, 64, side, side), 0.0, 1.0)
+        return affordable(model, {"x": shape, "y": shape}, samples)
+
+    assert [count(side, 16) for side in (28, 240, 2000)] == [16, 15, 6]
+    assert [count(2000, samples) for samples in (2, 6, 16)] == [2, 6, 6]

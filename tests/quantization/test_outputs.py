@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,9 @@ import edgeopt
 from edgeopt import graph
 from edgeopt.errors import DataError, UsageError, ValidityError
 from edgeopt.numbers.kinds import Kind, figures
-from edgeopt.numbers.scores import compare
-from edgeopt.quantization.outputs import fed_back, kinds, levels, steps_on
-from edgeopt.runtime.session import open_session
+from edgeopt.numbers.scores import OutputReport, Outputs, compare
+from edgeopt.quantization.outputs import changed, fed_back, kinds, levels, steps_on, with_changes
+from edgeopt.runtime.session import Feed, open_session
 from tests import tiny
 from tests.models import normal
 
@@ -372,3 +373,44 @@ def test_one_column_is_no_classes() -> None:
     text = "g (float[N,8] x) => (float[N,1] y) { m = MatMul(x, w)  y = Sigmoid(m) }"
     with pytest.raises(DataError, match="--kind y=probabilities"):
         seen(tiny.model(text, w=normal(8, 1)), given={"y": "probabilities"}, x=(1, 8))
+
+
+def marked(samples: int = 8, size: float = 0.05) -> tuple[list[Feed], list[Outputs]]:
+    """Inputs, and what a network that adds a faint mark to them gives."""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(samples)]
+    mark = [size * rng.standard_normal((1, 3, 16, 16)).astype(np.float32) for _ in range(samples)]
+    return feeds, [[2 * f["x"] + m] for f, m in zip(feeds, mark, strict=True)]
+
+
+def reported(outputs: list[Outputs], feeds: list[Feed], reference: list[Outputs]) -> OutputReport:
+    of = changed(["y"], feeds, reference, {"y": "signal"})
+    plain = compare(["y"], reference, outputs, {"y": "signal"})
+    return with_changes(plain, ["y"], feeds, reference, outputs, of)[0]
+
+
+def test_the_input_itself_is_not_near_to_what_a_residual_network_gives() -> None:
+    feeds, reference = marked()
+    found = reported([[2 * f["x"]] for f in feeds], feeds, reference)
+    whole, change = found.figures[0], found.figures[-1]
+    assert whole.close and change.name == "of what changes of the input" and change.value < 1 and not change.close
+
+
+def test_what_changes_is_near_where_the_mark_is_and_exact_for_the_same_outputs() -> None:
+    feeds, reference = marked()
+    near = [[2 * f["x"] + 0.9 * (r[0] - 2 * f["x"])] for f, r in zip(feeds, reference, strict=True)]
+    assert reported(near, feeds, reference).figures[-1].value == pytest.approx(20, abs=0.2)
+    assert reported(reference, feeds, reference).figures[-1].value == math.inf
+
+
+@pytest.mark.parametrize("case", ["another shape", "independent", "the opposite", "no signal"])
+def test_an_output_that_is_no_input_with_little_more_has_no_such_figure(case: str) -> None:
+    feeds, reference = marked()
+    kinds: dict[str, Kind] = {"y": "mask" if case == "no signal" else "signal"}
+    if case == "another shape":
+        feeds = [{"x": f["x"][:, :2]} for f in feeds]
+    if case == "independent":
+        feeds = feeds[::-1]
+    if case == "the opposite":
+        reference = [[-r[0]] for r in reference]
+    assert changed(["y"], feeds, reference, kinds) == {}

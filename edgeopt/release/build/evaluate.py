@@ -23,7 +23,7 @@ from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import packed_bytes
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.intervals import wilson
-from edgeopt.numbers.scores import Outputs, class_scores, compare, lowest_agreement, lowest_sqnr_db
+from edgeopt.numbers.scores import Outputs, class_scores, lowest_agreement, lowest_sqnr_db
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.qdq import dequantized_names
 from edgeopt.profiling.results import Range
@@ -118,7 +118,7 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     session = open_session(path)
     judging = session if j.task.selection is None else open_session(j.task.shown(graph.canonical(model)))
     outputs = run_all(judging, j.feeds, workers=cores())
-    seen = compare(judging.outputs, j.reference, outputs, j.task.kinds)
+    seen = j.task.compared(judging.outputs, [feed for _, feed in j.feeds], j.reference, outputs)
     errors = [against_chance(o, j.task.chance_db) for o in seen]
     far = {o.output: too_far(o) for o in errors}
     far |= {f"{o.output} after {STEPS} steps": too_far(o) for o in later_of(j.task, judging)}

@@ -1,0 +1,54 @@
+"""Sizes for the free dimensions of a model, for targets that take fixed shapes only, or where the user gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgeopt import graph
+from edgeopt.data import Data, Feed, read, specs
+from edgeopt.data.made_up import shapes
+from edgeopt.hardware import target as targets
+from edgeopt.options.quantize import Quantize
+from edgeopt.runtime.norm import norm_distance
+from edgeopt.runtime.session import as_given
+
+
+def at_fixed_shapes(
+    source: ir.Model, data: Data, options: Quantize, note: Callable[[str], None]
+) -> tuple[ir.Model, Data]:
+    """(the model with a size for every dimension of its inputs: as `dims` say, else as the first sample has it; the
+    data, to be read again).
+    """
+    model = graph.canonical(source)
+    shapes(model, options.dims, guess=True)  # refuses names that no input has
+    source = graph.at_shapes(source, _sizes(model, options.dims, {}))
+    model = graph.canonical(source)
+    if graph.fixed(model) or targets.load(options.target).demands.shapes == "any":
+        return source, data
+    samples = read(data, specs(model), options, as_given(source, model).run, norm_distance(model)).samples
+    if not isinstance(data, str | Path):  # which may be read once only
+        data = [reader() for _, reader in samples]
+    found = _sizes(model, {}, samples[0][1]() if samples else {})
+    sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.items())
+    note(
+        f"{targets.load(options.target).name} takes fixed shapes only: {sizes}, as in the first sample; "
+        "--dim gives others"
+    )
+    return graph.at_shapes(source, found), data
+
+
+def _sizes(model: ir.Model, dims: Mapping[str, int], feed: Feed) -> dict[str, list[int | ir.SymbolicDim]]:
+    """The shape of every input whose rank is known: each dimension by `dims`, else as in `feed`, else as it is."""
+    found = {}
+    for value in model.graph.inputs:
+        name, shape = str(value.name), list(value.shape or ())
+        for i, d in enumerate(shape):
+            if not isinstance(d, int):
+                seen = feed[name].shape[i] if name in feed else d
+                shape[i] = dims.get(f"{name}.{i}", dims.get(str(d.value), seen))
+        if shape:
+            found[name] = shape
+    return found
