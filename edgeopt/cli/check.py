@@ -6,17 +6,12 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.hardware import target as targets
-from edgeopt.numbers.words import decibels
 from edgeopt.options.models import CheckFile
-
-if TYPE_CHECKING:
-    from edgeopt.quantization.on_target import Checked
 
 
 @click.command()
@@ -38,30 +33,9 @@ def check(model: Path, form: str, **given: object) -> None:
         plain = replace(found, ran=None if found.ran is None else replace(found.ran, outputs=()))
         click.echo(json.dumps({"ok": found.ok, **asdict(plain)}, indent=2, default=str))
     else:
-        click.echo("\n".join(lines(found)))
+        wrong = [f"WRONG    {problem}" for problem in found.problems]
+        click.echo("\n".join([f"target   {found.target}", *found.lines, *(wrong or ["right"])]))
     sys.exit(0 if found.ok else 1)
-
-
-def lines(found: Checked) -> list[str]:
-    """What was found, in words."""
-    shown = [f"target   {found.target}"]
-    ran = found.ran
-    if ran is None:
-        shown.append(f"checked  by rules only: {found.why_not}")
-    else:
-        shown.append(f"checked  in {ran.runtime}, {found.samples} samples")
-        if ran.nodes:
-            parts = "" if ran.partitions is None else f"; {ran.partitions} partition{'s' * (ran.partitions != 1)}"
-            shown.append("nodes    " + ", ".join(f"{n} on {name}" for name, n in ran.nodes.items()) + parts)
-        if ran.layers is not None:
-            shown.append(f"layers   {ran.layers[0]} of {ran.layers[1]} in integers")
-        for there in found.outputs:
-            here = next((o for o in found.on_cpu if o.output == there.output), None)
-            against = "the CPU provider with the same file"
-            if here is not None:
-                against = f"float ({decibels(here.sqnr_db)} on the CPU provider)"
-            shown.append(f"output   {there.output}: SQNR {decibels(there.sqnr_db)} against {against}")
-    return [*shown, *(f"WRONG    {problem}" for problem in found.problems)] + ([] if found.problems else ["right"])
 
 
 @click.command()

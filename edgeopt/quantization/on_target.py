@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,14 @@ from edgeopt.errors import UsageError, WorkerError
 from edgeopt.graph.ops import LAYERS, array, constant, rule
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
+from edgeopt.numbers.kinds import Kind
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db
+from edgeopt.numbers.words import decibels
 from edgeopt.options import takes
 from edgeopt.options.models import CheckFile
 from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.outputs import kinds
+from edgeopt.quantization.prepare import Task
 from edgeopt.runtime.elsewhere import Ran, run_elsewhere
 from edgeopt.runtime.environments import python_of
 from edgeopt.runtime.feeds import feeds_of
@@ -52,6 +55,26 @@ class Checked:
     samples: int
 
     @property
+    def lines(self) -> list[str]:
+        """What was found, in words: how it was checked, where it ran, and how near its outputs are there."""
+        ran = self.ran
+        if ran is None:
+            return [f"checked  by rules only: {self.why_not}"]
+        found = [f"checked  in {ran.runtime}, {self.samples} sample{'s' * (self.samples > 1)}"]
+        if ran.nodes:
+            parts = "" if ran.partitions is None else f"; {ran.partitions} partition{'s' * (ran.partitions != 1)}"
+            found.append("nodes    " + ", ".join(f"{n} on {name}" for name, n in ran.nodes.items()) + parts)
+        if ran.layers is not None:
+            found.append(f"layers   {ran.layers[0]} of {ran.layers[1]} in integers")
+        for there in self.outputs:
+            here = next((o for o in self.on_cpu if o.output == there.output), None)
+            against = "the CPU provider with the same file"
+            if here is not None:
+                against = f"float ({decibels(here.sqnr_db)} on the CPU provider)"
+            found.append(f"output   {there.output}: SQNR {decibels(there.sqnr_db)} against {against}")
+        return found
+
+    @property
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
@@ -67,22 +90,57 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     target, path = targets.load(options.target), Path(model)
     source = graph.canonical(graph.load(path))
     problems = list(broken_rules(source, target))
-    python = options.python or python_of(target)
-    if target.check.kind in ("cpu", "rules") or python is None:
-        why = {"cpu": "its runtime is ONNX Runtime's CPU provider", "rules": "nothing here runs it"}.get(
-            target.check.kind, f"its runtime is not installed: edgeopt env {target.name}"
-        )
+    python, why = _runtime(target, options.python)
+    if python is None:
         return Checked(target.name, tuple(problems), None, why, (), (), 0)
     feeds = _feeds(source, target, options)
     expected, seen = _reference(source, path, feeds, options)
+    found = kinds(seen, feeds[0], expected, {})
+    return _run(path, source, target, python, feeds, expected, found, against_float=options.float_model is not None)
+
+
+def checked_result(path: Path, task: Task) -> Checked:
+    """Check the file that was made by `task` for its target."""
+    target, source = task.target, graph.canonical(graph.load(path))
+    python, why = _runtime(target, None)
+    if python is None:
+        return Checked(target.name, tuple(broken_rules(source, target)), None, why, (), (), 0)
+    feeds = [feed for _, feed in task.held[: target.check.samples]]
+    task.listener.note(f"running it on {len(feeds)} samples in the runtime of {target.name}")
+    expected = run_all(task.float_session, _named(feeds))
+    found = kinds(task.source, feeds[0], expected, task.options.kinds) if task.selection is not None else task.kinds
+    return _run(path, source, target, python, feeds, expected, found, against_float=True)
+
+
+def _runtime(target: Target, python: str | None) -> tuple[str | None, str]:
+    """(the interpreter that has the target's runtime, why there is none)."""
+    if target.check.kind == "cpu":
+        return None, "its runtime is ONNX Runtime's CPU provider"
+    if target.check.kind == "rules":
+        return None, "nothing here runs it"
+    return python or python_of(target), f"its runtime is not installed: edgeopt env {target.name}"
+
+
+def _run(
+    path: Path,
+    source: ir.Model,
+    target: Target,
+    python: str,
+    feeds: Sequence[Feed],
+    expected: Sequence[Outputs],
+    found: Mapping[str, Kind],
+    *,
+    against_float: bool,
+) -> Checked:
+    """Run the file in the target's runtime; its outputs are compared with those `expected`, of kinds `found`."""
+    problems = list(broken_rules(source, target))
     try:
         ran = run_elsewhere(path, feeds, target, python)
     except WorkerError as e:
         return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, "it failed", (), (), len(feeds))
-    found = kinds(seen, feeds[0], expected, {})
     names = [str(v.name) for v in source.graph.outputs]
     there = compare(names, expected, ran.outputs, found)
-    here = compare(names, expected, run_all(open_session(path), _named(feeds)), found) if options.float_model else []
+    here = compare(names, expected, run_all(open_session(path), _named(feeds)), found) if against_float else []
     problems += [*_placed(source, ran, target), *_lost(there, here, target)]
     return Checked(target.name, tuple(problems), ran, "", tuple(there), tuple(here), len(feeds))
 

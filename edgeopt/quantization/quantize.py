@@ -11,7 +11,7 @@ import importlib.util
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -30,6 +30,7 @@ from edgeopt.quantization.check import Tried, measurable, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, missed, nearest, preferred, undecided, why_not
+from edgeopt.quantization.on_target import checked_result
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.state import State
@@ -63,7 +64,13 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
         check_place(path, options.force or resumed)  # a resumed search may replace its own file
     input_bytes = _input_bytes(model, task.source)
     with temporary_folder() as folder:
-        done = _done(task, path or folder / "model.onnx", path, resumed)
+        place = path or folder / "model.onnx"
+        done = _done(task, place, path, resumed)
+        if task.target.check.kind != "cpu":
+            checked = checked_result(place, task)
+            for line in checked.lines:
+                task.note(line)
+            done = replace(done, ended=(*done.ended, *(f"{task.target.name}: {p}" for p in checked.problems)))
     return Result(done.kept.draft.model, path, _report(task, done, input_bytes, start))
 
 
