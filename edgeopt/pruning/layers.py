@@ -43,8 +43,9 @@ def conv(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """Conv, and ConvTranspose of one group, whose weights are [in, out, ...]."""
     w, b = node.inputs[1], input_of(node, 2)
     group, inside, turned = node.attributes.get_int("group", 1), t.of(x)[1], node.op_type == "ConvTranspose"
-    if w is None or w not in t.constants or (turned and group != 1):
+    if w is None or (turned and group != 1):
         raise Untracked
+    _refuse_computed(t, node)
     t.units.freeze(*t.of(x)[2:])  # spatial axes
     out_axis, name = int(turned), str(node.name)
     out, per_group = t.shape(w)[out_axis], t.shape(w)[1 - out_axis]
@@ -65,6 +66,12 @@ def conv(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     t.units.label(w, out_axis, made)
     t.units.label(b, 0, made)
     t.axes[node.outputs[0]] = [t.of(x)[0], made, *[None] * (len(t.shape(x)) - 2)]
+
+
+def _refuse_computed(t: Tracker, node: ir.Node) -> None:
+    """Parameters that are computed are followed by no rule."""
+    if any(v is not None and v not in t.constants for v in node.inputs[1:]):
+        raise Untracked
 
 
 def gemm(t: Tracker, node: ir.Node, x: ir.Value) -> None:
@@ -112,6 +119,7 @@ def matmul(t: Tracker, node: ir.Node, x: ir.Value) -> None:
 
 def per_channel(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     """BatchNormalization and InstanceNormalization: parameters with one element a channel."""
+    _refuse_computed(t, node)
     for v in node.inputs[1:]:
         t.units.label(v, 0, t.of(x)[1])
     same(t, node, x)
@@ -119,6 +127,7 @@ def per_channel(t: Tracker, node: ir.Node, x: ir.Value) -> None:
 
 def layer_norm(t: Tracker, node: ir.Node, x: ir.Value) -> None:
     axis = node.attributes.get_int("axis", -1) % len(t.shape(x))
+    _refuse_computed(t, node)
     for v in node.inputs[1:]:
         if v is not None:
             for i, labels in enumerate(t.of(x)[axis:]):

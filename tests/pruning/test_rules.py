@@ -38,6 +38,12 @@ CASES = {
         {**CONVS, "sizes": np.int64([1, 8, 12, 12])},
         True,
     ),
+    "a scale that is computed": (
+        "g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  n = LayerNormalization(a, a)  y = MatMul(n, w1) }",
+        ROW,
+        LAYERS,
+        False,
+    ),
     "a layer used twice": (
         "g (float[N,8] x) => (float[N,4] y) { a = MatMul(x, w0)  b = MatMul(a, w0)  y = MatMul(b, w1) }",
         ROW,
