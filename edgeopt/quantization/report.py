@@ -140,6 +140,8 @@ class Report:
             yield f"output {shortened(o.output)}", f"{_nearness(o)} ({self.samples['held_out']} held-out samples)"
         for o in self.later:
             yield f"{shortened(o.output)}, fed back", f"after {STEPS} steps: {_nearness(o)}"
+        if self.integer_nodes and not self.kernels["integer"]:  # 16 bits
+            yield "in integers", f"{len(self.integer_nodes)} nodes, which this CPU runs in floats"
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
         yield "float", counts(self.kernels["floating"])

@@ -28,6 +28,7 @@ from edgeopt.numbers.grid import (
     dequantize,
     fake_quantize,
     quantize,
+    weight_params,
 )
 from tests import tiny
 
@@ -294,3 +295,18 @@ def test_agrees_exactly_with_onnx_runtime_on_blocks_of_four_bits(dtype: str) -> 
         made.graph.initializer.append(onnx.helper.make_tensor(name, kind, a.shape, a.reshape(-1).tolist()))
     (y,) = tiny.run(tiny.graph.canonical(tiny.graph.load(made)), {"unused": np.zeros(1, np.float32)})
     assert np.array_equal(dequantize(q, p), y)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_a_scale_that_is_a_power_of_two_is_the_smallest_that_covers_the_range(low: float, high: float) -> None:
+    free, pow2 = (QType("int8", -127, 127, symmetric=True, power_of_two=p) for p in (False, True))
+    exact, found = choose(-low, high, free), choose(-low, high, pow2)
+    assert np.frexp(found.scale)[0] == 0.5 and found.zero_point == 0
+    assert exact.scale <= found.scale < 2 * exact.scale or np.isclose(found.scale, exact.scale)
+
+
+def test_one_scale_for_all_of_a_weight_covers_its_largest_channel_and_its_floor() -> None:
+    w = np.float32([[1, -2], [30, 4]])
+    found = weight_params(w, 0, INT8_WEIGHT, per_channel=False)
+    assert found.scale.shape == () and found.axis is None and found.scale == pytest.approx(30 / 127)
+    assert weight_params(w, 0, INT8_WEIGHT, np.float32([0.1, 0.5]), per_channel=False).scale == pytest.approx(0.5)
