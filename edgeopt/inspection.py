@@ -141,10 +141,15 @@ def _draw(path: Path, feeds: list[Feed], inputs: list[InputSpec], found: Samples
 def _integer(model: ir.Model, probes: Mapping[str, Probe]) -> dict[str, dict[str, int]]:
     """How many nodes of each type each target would compute in integers."""
     found, refused = dict[str, dict[str, int]](), refusals(model, probes)
+    placed: dict[str, dict[str, int]] = {}
     for name in target.names():
         if name != "host":
-            plan = place(model, target.load(name), probes, refused=refused)
-            found[name] = dict(Counter(n.op_type for n in model.graph if n.name in plan.integer).most_common())
+            at = target.load(name)
+            alike = repr((at.place, at.cost, at.quantize_ps, at.dequantize_ps, at.layout_ps))
+            if alike not in placed:
+                integer = place(model, at, probes, refused=refused).integer
+                placed[alike] = dict(Counter(n.op_type for n in model.graph if n.name in integer).most_common())
+            found[name] = placed[alike]
     return found
 
 
