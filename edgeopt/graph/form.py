@@ -164,18 +164,24 @@ def _at_opset(model: ir.Model, version: int) -> ir.Model:
 
 
 def at_shapes(model: ir.Model, shapes: Mapping[str, Sequence[int | ir.SymbolicDim]]) -> ir.Model:
-    """A clone whose inputs have these shapes; a dimension with a name gets its size wherever the name stands."""
+    """A clone whose inputs have these shapes; a dimension with a name gets its size wherever the name stands, unless
+    inputs have several sizes for it.
+    """
     copy = model.clone()
-    sizes: dict[str, int | ir.SymbolicDim] = {}
+    sizes: dict[str, set[int]] = {}
     for value in copy.graph.inputs:
         found = shapes.get(str(value.name))
         if found is not None:
             free = ((d, n) for d, n in zip(value.shape or (), found, strict=False) if not isinstance(d, int))
-            sizes |= {str(d.value): n for d, n in free if isinstance(n, int)}
+            for d, n in free:
+                if d.value is not None and isinstance(n, int):
+                    sizes.setdefault(d.value, set()).add(n)
             value.shape = ir.Shape(found)
+    known = {name: next(iter(found)) for name, found in sizes.items() if len(found) == 1}
     for value in (*copy.graph.outputs, *(v for n in copy.graph.all_nodes() for v in n.outputs)):
         if value.shape is not None:
-            value.shape = ir.Shape([d if isinstance(d, int) else sizes.get(str(d.value), d) for d in value.shape])
+            dims = (d if isinstance(d, int) or d.value is None else known.get(d.value, d) for d in value.shape)
+            value.shape = ir.Shape(list(dims))
     return copy
 
 

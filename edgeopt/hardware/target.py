@@ -33,6 +33,8 @@ _Type = Literal["uint8", "int8", "uint16", "int16"]
 class Grid(_Facts):
     """What integers the kernels take."""
 
+    weights: tuple[str, ...] = Field(default=("int8", "int4"), description="types of weights that a file may have")
+
     activations: _Type
     symmetric: bool = Field(default=False, description="activations with a zero point of 0")
     power_of_two: bool = Field(default=False, description="scales that are powers of two")
@@ -205,6 +207,8 @@ def _parsed(name: str, text: str, place: str, variant: str = "") -> Target:
     try:
         found = _complete({"name": name, **tomllib.loads(text)})
         variants = found.pop("variants", {})
+        if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+            raise UsageError(f"{place}: variants: a table for each variant, as [variants.NAME]")
         if variant and variant not in variants:
             raise UsageError(f"{place}: no variant {variant!r}{suggestion(variant, variants)}")
         if variant:
@@ -221,15 +225,17 @@ def _complete(found: Mapping[str, Any]) -> dict[str, Any]:
     like = found.get("like")
     if like is None:
         return dict(found)
-    texts = _folder()
-    if like not in texts:
-        raise UsageError(f"like = {like!r}: no target{suggestion(str(like), texts)}")
-    return _merged(tomllib.loads(texts[like]), {k: v for k, v in found.items() if k != "like"})
+    if like not in names():
+        raise UsageError(f"like = {like!r}: no target{suggestion(str(like), names())}")
+    base = _named(str(like)).model_dump(by_alias=True, exclude_unset=True)
+    return _merged(base, {k: v for k, v in found.items() if k != "like"})
 
 
 def _merged(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """`found` with the values of `more`, table by table."""
-    tables = {k: _merged(found[k], v) for k, v in more.items() if isinstance(v, Mapping) and k in found}
+    tables = {
+        k: _merged(found[k], v) for k, v in more.items() if isinstance(v, Mapping) and isinstance(found.get(k), Mapping)
+    }
     return {**found, **more, **tables}
 
 

@@ -76,6 +76,10 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
         return "an attention mask or infinity would set its range"
     if any(not np.isfinite(array(c)).all() for _, c in constants(node)):
         return "a constant is not finite"
+    if any(_masked(v) for _, v in operands):
+        return "an attention mask or infinity would set its range"
+    if op.inputs == (0, 1) and (len(node.inputs) > 2 or (node.op_type == "Pow" and constant(node.inputs[0]))):
+        return "no integer kernel for these inputs"
     if node.op_type == "Concat":
         return _crushed([probes[str(v.name)] for _, v in operands], probes[str(node.outputs[0].name)])
     return None
@@ -84,6 +88,14 @@ def refusal(node: ir.Node, probes: Mapping[str, Probe]) -> str | None:
 def refusals(model: ir.Model, probes: Mapping[str, Probe]) -> dict[str, str | None]:
     """The `refusal` of every node of the main graph by its name, which depends on no target."""
     return {str(node.name): refusal(node, probes) for node in model.graph}
+
+
+def _masked(value: ir.Value) -> bool:
+    """Whether a mask puts infinities into `value` on some sample."""
+    node = value.producer()
+    if node is None or node.op_type != "Where":
+        return False
+    return any(constant(v) and not np.isfinite(array(v)).all() for v in node.inputs[1:3])
 
 
 def _crushed(operands: Sequence[Probe], output: Probe) -> str | None:

@@ -263,6 +263,8 @@ def of_mode(task: Task) -> Draft:
     mode = task.options.mode
     if mode == "dynamic" and not task.target.demands.dynamic:
         raise UsageError(f"--mode dynamic: {task.target.name} runs no products whose scales are found at run time")
+    if mode == "weights" and not task.target.demands.stored:
+        raise UsageError(f"--mode weights: {task.target.name} does not read weights that are only stored as integers")
     found = draft(task, task.recipe, mode)
     if found is None:
         raise UsageError(nothing_to_do(mode))

@@ -10,10 +10,13 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data import Data, Feed, read, specs
 from edgeopt.data.made_up import shapes
+from edgeopt.errors import DataError
 from edgeopt.hardware import target as targets
 from edgeopt.options.quantize import Quantize
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import as_given
+
+_TRIED = 50  # samples
 
 
 def at_fixed_shapes(
@@ -31,13 +34,23 @@ def at_fixed_shapes(
     samples = read(data, specs(model), options, as_given(source, model).run, norm_distance(model)).samples
     if not isinstance(data, str | Path):  # which may be read once only
         data = [reader() for _, reader in samples]
-    found = _sizes(model, {}, samples[0][1]() if samples else {})
+    found = _sizes(model, {}, next((x for s in samples[:_TRIED] if (x := _fitting(s[1], model)) is not None), {}))
     sizes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.items())
     note(
         f"{targets.load(options.target).name} takes fixed shapes only: {sizes}, as in the first sample; "
         "--dim gives others"
     )
     return graph.at_shapes(source, found), data
+
+
+def _fitting(reader: Callable[[], Feed], model: ir.Model) -> Feed | None:
+    """A sample that can be read and has the ranks of the inputs."""
+    try:
+        feed = reader()
+    except DataError:
+        return None
+    ranks = {str(v.name): len(v.shape) for v in model.graph.inputs if v.shape is not None}
+    return feed if all(feed[n].ndim == rank for n, rank in ranks.items() if n in feed) else None
 
 
 def _sizes(model: ir.Model, dims: Mapping[str, int], feed: Feed) -> dict[str, list[int | ir.SymbolicDim]]:

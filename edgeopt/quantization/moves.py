@@ -88,7 +88,7 @@ def ranges(state: State, recipe: Recipe) -> Moves:
 def mixtures(state: State, recipe: Recipe) -> Moves:
     """Recipes with dynamic quantization of matrix products: first those that lose most accuracy, then all."""
     place = recipe.find(Place)
-    if place is None or state.plan is None:
+    if place is None or state.plan is None or not state.target.demands.dynamic:
         return
     products = frozenset(str(n.name) for n in dynamic_nodes(state.source) if n.name in state.plan.integer)
     if not products:

@@ -25,10 +25,11 @@ from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_d
 from edgeopt.numbers.words import decibels
 from edgeopt.options import takes
 from edgeopt.options.models import CheckFile
+from edgeopt.ptq.guard import unguarded
 from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.outputs import kinds
 from edgeopt.quantization.prepare import Task
-from edgeopt.runtime.elsewhere import Ran, run_elsewhere
+from edgeopt.runtime.elsewhere import Ran, run_elsewhere, run_here
 from edgeopt.runtime.environments import python_of
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.session import open_session, run_all
@@ -90,7 +91,7 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     target, path = targets.load(options.target), Path(model)
     source = graph.canonical(graph.load(path))
     problems = list(broken_rules(source, target))
-    python, why = _runtime(target, options.python)
+    python, why = _runtime(target, options.python, str(options.target))
     if python is None:
         return Checked(target.name, tuple(problems), None, why, (), (), 0)
     feeds = _feeds(source, target, options)
@@ -102,23 +103,26 @@ def check(model: str | Path, options: CheckFile) -> Checked:
 def checked_result(path: Path, task: Task) -> Checked:
     """Check the file that was made by `task` for its target."""
     target, source = task.target, graph.canonical(graph.load(path))
-    python, why = _runtime(target, None)
+    python, why = _runtime(target, None, str(task.options.target))
     if python is None:
         return Checked(target.name, tuple(broken_rules(source, target)), None, why, (), (), 0)
     feeds = [feed for _, feed in task.held[: target.check.samples]]
     task.listener.note(f"running it on {len(feeds)} samples in the runtime of {target.name}")
     expected = run_all(task.float_session, _named(feeds))
     found = kinds(task.source, feeds[0], expected, task.options.kinds) if task.selection is not None else task.kinds
-    return _run(path, source, target, python, feeds, expected, found, against_float=True)
+    try:
+        return _run(path, source, target, python, feeds, expected, found, against_float=True)
+    except UsageError as e:
+        return Checked(target.name, tuple(broken_rules(source, target)), None, str(e), (), (), 0)
 
 
-def _runtime(target: Target, python: str | None) -> tuple[str | None, str]:
-    """(the interpreter that has the target's runtime, why there is none)."""
+def _runtime(target: Target, python: str | None, named: str) -> tuple[str | None, str]:
+    """(the interpreter that has the target's runtime, empty for this one; why there is none)."""
     if target.check.kind == "cpu":
-        return None, "its runtime is ONNX Runtime's CPU provider"
+        return "", ""
     if target.check.kind == "rules":
         return None, "nothing here runs it"
-    return python or python_of(target), f"its runtime is not installed: edgeopt env {target.name}"
+    return python or python_of(target), f"its runtime is not installed: edgeopt env {named}"
 
 
 def _run(
@@ -135,7 +139,7 @@ def _run(
     """Run the file in the target's runtime; its outputs are compared with those `expected`, of kinds `found`."""
     problems = list(broken_rules(source, target))
     try:
-        ran = run_elsewhere(path, feeds, target, python)
+        ran = run_elsewhere(path, feeds, target, python) if python else run_here(path, feeds)
     except WorkerError as e:
         return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, "it failed", (), (), len(feeds))
     names = [str(v.name) for v in source.graph.outputs]
@@ -182,7 +186,7 @@ def _placed(model: ir.Model, ran: Ran, target: Target) -> Iterator[str]:
     most = target.check.partitions
     if most is not None and ran.partitions is not None and ran.partitions > most:
         yield f"{ran.partitions} partitions, and {most} at most are wanted: each crossing between them costs time"
-    planned = sum(1 for n in model.graph if n.op_type in LAYERS and _dequantized(n.inputs[0]))
+    planned = sum(n.op_type in LAYERS and all(map(_dequantized, n.inputs[:2])) for n in model.graph)
     if ran.layers is not None and ran.layers[0] < planned:
         yield f"{ran.layers[0]} of {planned} layers that are quantized compute in integers"
 
@@ -207,6 +211,8 @@ def broken_rules(model: ir.Model, target: Target) -> Iterator[str]:
     if demands.shapes == "fixed" and free:
         yield f"inputs without fixed shapes: {_first(free)}; --dim NAME=SIZE fixes them"
     broken: dict[str, list[str]] = defaultdict(list)
+    if target.grid.saturates and (pairs := unguarded(model)):
+        broken["pairs of products that can saturate"] = pairs
     for node in model.graph.all_nodes():
         for words in _broken(node, target):
             broken[words].append(str(node.name))
@@ -219,10 +225,16 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
     grid = target.grid
     if node.op_type in _DYNAMIC and not target.demands.dynamic:
         yield f"{node.op_type} finds its scale at run time"
+    if demands_floats := node.op_type in ("QuantizeLinear", "DequantizeLinear") and target.demands.mode == "fp16":
+        yield f"{node.op_type}, which it has not"
+    alone = node.op_type in LAYERS and not _dequantized(node.inputs[0]) and any(map(_unpacked, node.inputs[1:2]))
+    if alone and not target.demands.stored:
+        yield f"weights that are only stored as integers, of {node.op_type}"
     lone = node.op_type in ("Gemm", "MatMul") and not target.place.float_output
     if lone and _dequantized(node.inputs[0]) and not _quantized(node.outputs[0]):
         yield f"{node.op_type} gives floats, and needs a grid on its output"
-    if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or not all(constant(v) for v in node.inputs[1:3]):
+    scaled = node.op_type in ("QuantizeLinear", "DequantizeLinear") and all(constant(v) for v in node.inputs[1:3])
+    if demands_floats or not scaled or _operand(node):
         return
     stored = _stored(node)
     scale = array(node.inputs[1])
@@ -234,29 +246,43 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
     if stored == "int32" and grid.bias == "float":
         yield "biases in integers"
     if stored:
-        if stored not in ("int32", "int8", "int4"):
+        if stored not in ("int32", *grid.weights):
             yield f"weights in {stored}"
-        if zero is not None and zero.any():
+        if zero is not None and zero.any() and (scale.size > 1 or stored != "uint8"):
             yield "weights whose zero point is not 0"
         if scale.size > 1 and not grid.per_channel and stored != "int32":
             yield "weights with a scale for each channel"
-    elif zero is not None:
-        if zero.dtype.name != grid.activations:
-            yield f"activations in {zero.dtype.name}, and {grid.activations} is taken"
-        if grid.symmetric and zero.any():
+    elif zero is not None or node.op_type == "QuantizeLinear":
+        found = "uint8" if zero is None else zero.dtype.name
+        if found != grid.activations:
+            yield f"activations in {found}, and {grid.activations} is taken"
+        if grid.symmetric and zero is not None and zero.any():
             yield "activations whose zero point is not 0"
 
 
 def _stored(node: ir.Node) -> str:
-    """The type of the integers if `node` gives a weight or a bias; empty for activations, and for the constant operands
-    of other operators, which are on the grids of activations.
-    """
-    if node.op_type != "DequantizeLinear" or not constant(node.inputs[0]):
+    """The type of the integers if `node` gives a weight or a bias, else empty."""
+    if node.op_type != "DequantizeLinear" or not constant(node.inputs[0]) or _operand(node):
         return ""
-    dtype: str = array(node.inputs[0]).dtype.name
+    return str(array(node.inputs[0]).dtype.name)
+
+
+def _operand(node: ir.Node) -> bool:
+    """Whether `node` gives a constant that is no weight and no bias of a layer: whose form is up to its reader."""
+    if node.op_type != "DequantizeLinear" or not constant(node.inputs[0]):
+        return False
     readers = tuple(node.outputs[0].uses())
-    weight = any(i in (*rule(n).weights, rule(n).bias) for n, i in readers) or not readers
-    return dtype if weight or dtype == "int32" else ""
+    return bool(readers) and not any(i in (*rule(n).weights, rule(n).bias) for n, i in readers)
+
+
+def _unpacked(value: ir.Value | None) -> bool:
+    """Whether a weight is made of stored integers."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Mul", "Cast", "Sub", "Transpose", "Reshape"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None and not constant(node.inputs[0]) else None
+        if node is None:
+            return True
+    return node is not None and node.op_type == "DequantizeLinear"
 
 
 def _dequantized(value: ir.Value | None) -> bool:

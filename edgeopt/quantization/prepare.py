@@ -154,6 +154,8 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
         target = targets.load(options.target)
         if options.mode == "auto" and target.demands.mode != "auto":
             options = options.model_copy(update={"mode": target.demands.mode})
+        if target.demands.highest_opset is not None:
+            source = graph.lower_opset(source, target.demands.highest_opset)
         if options.dims or target.demands.shapes == "fixed":
             source, data = at_fixed_shapes(source, data, options, notes.note)
         return _prepared(source, data, options, cache, notes)

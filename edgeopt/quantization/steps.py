@@ -48,7 +48,7 @@ _MOMENT_SAMPLES = 32
 _FITTED = 256
 _PEAKS = 32
 _PEAK_SAMPLES = 4
-_INT4_OPSET = 21
+_INT4_OPSET, _INT16_OPSET = 21, 21
 _WORTH_STORING = 0.001  # share of the model's bytes below which a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
 BLAMED_REASON = "integers lose most of the accuracy here"
@@ -315,9 +315,8 @@ def _readable(model: ir.Model, target: Target) -> ir.Model:
     Raises:
         ModelError: it cannot be converted.
     """
-    highest = target.demands.highest_opset
-    raised = graph.raise_opset(model, target.demands.lowest_opset)
-    return raised if highest is None else graph.lower_opset(raised, highest)
+    wide = _INT16_OPSET if target.grid.activations in ("uint16", "int16") else 1
+    return graph.raise_opset(model, max(wide, target.demands.lowest_opset))
 
 
 class Own(Step):

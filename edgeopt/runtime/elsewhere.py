@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.errors import WorkerError
+from edgeopt.errors import UsageError, WorkerError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.process import WORKER, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
-from edgeopt.runtime.session import Feed
+from edgeopt.runtime.session import Feed, open_session, run_all
 
 RUN_S = 600.0
 _OPENVINO = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
@@ -44,7 +44,8 @@ def run_elsewhere(model: Path, feeds: Sequence[Feed], target: Target, python: st
     """Run `model` on `feeds` in the runtime of `target`, with the interpreter `python`.
 
     Raises:
-        WorkerError: the runtime is missing, refuses the model, dies or takes too long.
+        UsageError: the interpreter has no such runtime. WorkerError: the runtime refuses the model, dies or takes too
+          long.
     """
     run = _openvino if target.check.kind == "openvino" else _provider
     script = WORKER / "with_openvino.py" if target.check.kind == "openvino" else WORKER
@@ -54,9 +55,23 @@ def run_elsewhere(model: Path, feeds: Sequence[Feed], target: Target, python: st
         return run(w, model, folder, target, len(feeds))
 
 
+def run_here(model: Path, feeds: Sequence[Feed]) -> Ran:
+    """Run `model` on ONNX Runtime's CPU provider in this process.
+
+    Raises:
+        ModelError: it is refused. DataError: it fails on a feed.
+    """
+    outputs = run_all(open_session(model), [(str(i), feed) for i, feed in enumerate(feeds)])
+    return Ran("ONNX Runtime's CPU provider, here", outputs, {}, {}, None, None)
+
+
 def _provider(w: Worker, model: Path, folder: Path, target: Target, count: int) -> Ran:
-    wanted, hello = parse(target.check.provider), w.greet()
-    plugin = make_present(w, wanted, hello["providers"])
+    wanted = parse(target.check.provider)
+    try:
+        hello = w.greet()
+        plugin = make_present(w, wanted, hello["providers"])
+    except WorkerError as e:
+        raise UsageError(f"the runtime of {target.name} is not there: {e}") from e
     opened = w.ask(
         "open", model=str(model), providers=[[wanted.name, dict(wanted.options)]], plugin=plugin, assignment=True
     )
@@ -77,7 +92,10 @@ def _provider(w: Worker, model: Path, folder: Path, target: Target, count: int) 
 
 
 def _openvino(w: Worker, model: Path, folder: Path, target: Target, count: int) -> Ran:
-    version = w.greet()["openvino"]
+    try:
+        version = w.greet()["openvino"]
+    except WorkerError as e:
+        raise UsageError(f"the runtime of {target.name} is not there: {e}") from e
     opened = w.ask("open", model=str(model), config=_OPENVINO)
     layers = len(opened["integer"]), len(opened["layers"])
     return Ran(f"OpenVINO {version}", _outputs(w, folder, count), {}, {}, None, layers)

@@ -21,7 +21,7 @@ _LAST_LINES = 3
 
 
 def folder_of(target: Target) -> Path:
-    """Where the environment of `target` is, or would be; targets with the same packages share it.
+    """Where the environment of `target` is, or would be; its variants share it.
 
     Raises:
         UsageError: the target needs none, or the user has no folder for caches.

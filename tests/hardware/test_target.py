@@ -153,6 +153,8 @@ activations = "int8"
 @pytest.mark.parametrize(
     ("line", "says"),
     [
+        ('like = ["a"]', r"like = \['a'\]: no target"),
+        ("variants = 3", r"mine\.toml: variants: a table for each variant"),
         ('like = "cpu-arm65"', r"like = 'cpu-arm65': no target; did you mean 'cpu-arm64'"),
         ('[grid]\nactivations = "uint4"', r"mine\.toml:4: grid\.activations"),
         ('[grid]\nactivation = "uint8"', r"mine\.toml:4: grid\.activation: no such key; did you mean 'activations'"),
@@ -165,3 +167,12 @@ def test_a_slip_in_a_table_is_told_with_its_line(line: str, says: str, tmp_path:
     text = f'title = "mine"\nsources = ["nowhere at all, to be refused"]\n{line}\n'
     with pytest.raises(UsageError, match=says):
         target.load(written(tmp_path, text))
+
+
+def test_a_file_may_be_like_one_that_is_like_another_and_like_a_variant(tmp_path: Path) -> None:
+    for name in ("rknn", "qnn-htp:a16"):
+        mine = target.load(
+            written(tmp_path, f'title = "mine"\nlike = "{name}"\nsources = ["my own board, measured"]\n')
+        )
+        known = target.load(name)
+        assert (mine.grid, mine.place, mine.demands, mine.cost) == (known.grid, known.place, known.demands, known.cost)
