@@ -15,7 +15,7 @@ from edgeopt.quantization.check import FASTER, SLOWER, Tried
 from edgeopt.quantization.outputs import STEPS
 from edgeopt.quantization.prepare import Task
 
-_LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given
+_LOSS_DB = 0.5  # SQNR that a faster result may lose if no threshold was given, and that a search has to gain
 _SMALLER = 1.25  # a result must reach this, or be faster
 _LEAST_WORK = 0.05  # of all; integers are four times as fast at most, and little else becomes faster with them
 _NO_LARGER = 0.99  # scales of weights that were already integers may make it slightly larger
@@ -94,11 +94,14 @@ def _apart(task: Task, f: Figures, than: Figures) -> bool:
 
 def by_chance(task: Task, t: Tried, than: Tried) -> bool:
     """Whether `t`, which is nearer than another result by SQNR alone, may be so by chance: where the other one meets
-    what the user asked for, it must be nearer on all samples, or on more than half by the 95 % interval of their share.
+    what the user asked for, it must be nearer by what other samples can take back, and on all samples, or on more than
+    half by the 95 % interval of their share.
     """
     ours, theirs = Figures.of(t), Figures.of(than)
     if task.metric is not None or meets(task, theirs) is False or _apart(task, ours, theirs):
         return False
+    if ours.sqnr_db < theirs.sqnr_db + _LOSS_DB:
+        return True
     pairs = [(a, b) for a, b in zip(t.by_sample, than.by_sample, strict=True) if a != b]
     wins = sum(a > b for a, b in pairs)
     return wins < len(pairs) and wilson(wins / len(pairs), len(pairs)).low <= _HALF

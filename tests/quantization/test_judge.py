@@ -326,3 +326,9 @@ def test_what_is_nearer_on_hardly_more_than_half_of_the_samples_may_be_so_by_cha
     after = replace(tried(21.0, None, 1.5), by_sample=(22.0,) * wins + (19.0,) * (of - wins) + (20.0,) * 2)
     assert by_chance(bench(), after, before) == chance
     assert not by_chance(bench(min_sqnr=30.0), after, before)  # which was asked for, and not met
+
+
+def test_what_is_nearer_by_less_than_half_a_decibel_may_be_so_by_chance_on_all_samples() -> None:
+    before = replace(tried(20.0, None, 1.5), by_sample=(20.0,) * 40)
+    found = [replace(tried(db, None, 1.5), by_sample=(db,) * 40) for db in (20.3, 20.7)]
+    assert [by_chance(bench(), after, before) for after in found] == [True, False]
