@@ -156,7 +156,7 @@ def _named(feeds: Sequence[Feed]) -> list[tuple[str, Feed]]:
 def _feeds(model: ir.Model, target: Target, options: CheckFile) -> list[Feed]:
     if options.data is None:
         return [feed_for(model, options.dims)]
-    found, _ = feeds_of(model, options.data, options, target.check.samples)
+    found, _ = feeds_of(model, options.data, options, min(options.samples, target.check.samples))
     return [feed for _, feed in found]
 
 

@@ -18,6 +18,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 import numpy as np
 import openvino
 
+_TOLD = ("layerType", "runtimePrecision")
 _LAYERS = ("Convolution", "FullyConnected", "MatMul")
 _INTEGERS = ("u8", "i8")
 
@@ -61,9 +62,6 @@ class Server:
             found |= {f"{i}/{name}": given[o] for name, o in zip(names, self.model.outputs, strict=True)}
         np.savez(path, **found)
         return {"outputs": names}
-
-
-_TOLD = ("layerType", "runtimePrecision")
 
 
 def serve() -> None:
