@@ -53,7 +53,7 @@ def env(target: str | None, remove: bool, listed: bool) -> None:
     if listed:
         for known in (targets.load(name) for name in targets.names()):
             if known.check.packages:
-                place = environments.python_of(known) or f"not made; {', '.join(known.check.packages)}"
+                place = environments.home_of(known) or f"not made; {', '.join(known.check.packages)}"
                 click.echo(f"{known.name}: {place}")
         return
     if target is None:

@@ -11,7 +11,14 @@ from edgeopt.cli.show import print_table
 from edgeopt.hardware import target
 from edgeopt.hardware.target import Demands, Target
 
-_HOW = {"cpu": "run here", "rules": "by rules"}
+_HOW = {
+    "cpu": "run here",
+    "rules": "by rules",
+    "emulated": "in qemu",
+    "openvino": "in OpenVINO",
+    "node": "in Node",
+    "chromium": "in Chromium",
+}
 
 
 @click.command()
@@ -37,17 +44,22 @@ def targets(name: str | None, form: str) -> None:
 def _activations(t: Target) -> str:
     if t.demands.mode == "fp16":
         return "float16"
+    if not t.demands.grids:
+        return "float"
     return t.grid.activations + " symmetric" * t.grid.symmetric + ", 2^n" * t.grid.power_of_two
 
 
 def _weights(t: Target) -> str:
     if t.demands.mode == "fp16":
         return "float16"
+    if not t.demands.grids:
+        return "int8, stored only"
     return f"int8 per {'channel' if t.grid.per_channel else 'tensor'}" + " (guarded)" * t.grid.saturates
 
 
 def _checked(t: Target) -> str:
-    return _HOW.get(t.check.kind) or next(p.partition("==")[0] for p in reversed(t.check.packages) if "==" in p)
+    packages = [p.partition("==")[0] for p in t.check.packages if p.startswith("onnxruntime-")]
+    return _HOW.get(t.check.kind) or f"in {packages[0] if packages else t.check.provider}"
 
 
 def _demands(d: Demands) -> Iterator[str]:
@@ -59,6 +71,8 @@ def _demands(d: Demands) -> Iterator[str]:
         yield f"opset {d.highest_opset} at most"
     if not d.dynamic:
         yield "no scales found at run time"
+    if not d.grids:
+        yield "no QuantizeLinear or DequantizeLinear"
     if not d.stored:
         yield "no weights that are only stored as integers"
     if d.gelu:

@@ -75,6 +75,7 @@ class Demands(_Facts):
     highest_opset: int | None = None
     dynamic: bool = Field(default=True, description="products whose inputs get their scale at run time run well")
     stored: bool = Field(default=True, description="weights that are only stored in integers are folded at load")
+    grids: bool = Field(default=True, description="QuantizeLinear and DequantizeLinear are computed, and rightly")
     gelu: bool = Field(default=False, description="Erf is taken as a part of Gelu only, which is fused before")
     zero_points: bool = Field(default=False, description="every DequantizeLinear has a third input")
     rewritten: bool = Field(
@@ -85,9 +86,13 @@ class Demands(_Facts):
 class Check(_Facts):
     """How a file is checked in the target's own runtime."""
 
-    kind: Literal["cpu", "provider", "openvino", "rules"] = "cpu"
-    packages: tuple[str, ...] = Field(default=(), description="what is installed for it, as pip takes it")
+    kind: Literal["cpu", "provider", "openvino", "node", "chromium", "emulated", "rules"] = Field(
+        default="cpu", description="cpu: here; emulated: here too, where this machine is the target"
+    )
+    packages: tuple[str, ...] = Field(default=(), description="what is installed for it, as pip or npm takes it")
     provider: str = Field(default="", description="of ONNX Runtime, with the options that are always given")
+    threads: Annotated[int, Field(ge=1)] = Field(default=1, description="of onnxruntime-web")
+    timed: bool = Field(default=False, description="times there tell those of devices: what is slower is not kept")
     cpu_operators: tuple[str, ...] = Field(default=(), description="operators that may stay on the CPU")
     partitions: int | None = Field(default=None, description="parts of the graph on the device, at most")
     samples: Annotated[int, Field(ge=1)] = 8

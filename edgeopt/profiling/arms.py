@@ -10,7 +10,8 @@ from pathlib import Path
 
 from edgeopt.graph.serialization import external_files, load
 from edgeopt.options.profile import Profile
-from edgeopt.runtime.providers import CPU, Requested, parse
+from edgeopt.runtime.environments import python_with
+from edgeopt.runtime.providers import CPU, Requested, installed, parse
 
 
 @dataclass(frozen=True)
@@ -118,5 +119,6 @@ def wanted(options: Profile, models: Sequence[Path]) -> list[Arm]:
         varying += [f"{k}={sizes[k]}" for k in dims if len(dims[k]) > 1]
         label = " ".join(varying) or names[model]
         arm = Arm(model, provider, n, batch, sizes, options.session, options.level, rate=options.rate, label=label)
-        found.append(replace(arm, python=options.python, timeout_s=options.timeout_s))
+        python = options.python or (None if installed(provider) else python_with(provider.name))
+        found.append(replace(arm, python=python, timeout_s=options.timeout_s))
     return _unique(found)

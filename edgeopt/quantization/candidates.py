@@ -227,6 +227,8 @@ def whole(task: Task, form: Form, *, lstm: bool = False, spared: frozenset[str] 
     demands = task.target.demands
     if not (demands.dynamic if form == "int8 dynamic" else demands.stored):
         return None
+    if form == "int4 stored" and not demands.grids:
+        return None
     place = task.recipe.find(Place)
     exclude, include = (place.exclude, place.include) if place is not None else (frozenset[str](), frozenset[str]())
     if lstm:
@@ -263,6 +265,8 @@ def of_mode(task: Task) -> Draft:
     mode = task.options.mode
     if mode == "dynamic" and not task.target.demands.dynamic:
         raise UsageError(f"--mode dynamic: {task.target.name} runs no products whose scales are found at run time")
+    if mode == "weights" and task.options.bits == 4 and not task.target.demands.grids:
+        raise UsageError(f"--bits 4: {task.target.name} computes no DequantizeLinear of blocks; --bits 8")
     if mode == "weights" and not task.target.demands.stored:
         raise UsageError(f"--mode weights: {task.target.name} does not read weights that are only stored as integers")
     found = draft(task, task.recipe, mode)

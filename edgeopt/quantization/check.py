@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import EdgeoptError, ValidityError
+from edgeopt.errors import EdgeoptError, ValidityError, WorkerError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
@@ -24,6 +24,8 @@ from edgeopt.quantization.candidates import Draft
 from edgeopt.quantization.outputs import steps_on
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
+from edgeopt.runtime.elsewhere import timed_elsewhere
+from edgeopt.runtime.environments import home_of
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
@@ -90,17 +92,31 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
         later = later_of(task, judging)
         pairs = zip(task.reference, outputs, strict=True)
         by_sample = tuple(lowest_sqnr_db(compare(judging.outputs, [r], [y])) for r, y in pairs)
-    latency = None
-    if task.options.measure and measurable(task):
-        with task.cache.timed("measure"):
-            sessions = {"float": task.float_session, "result": session}
-            feeds = dict.fromkeys(sessions, task.held[0][1])
-            asked = task.options.min_speedup
-            levels = (SLOWER, FASTER, *(() if asked is None else (asked,)))
-            latency = interleaved(sessions, "float", feeds, seconds=SECONDS, levels=levels)["result"]
+    with task.cache.timed("measure"):
+        latency = _latency(task, draft.mode, session, path) if task.options.measure else None
     score = None if task.metric is None else task.metric(session, task.reference, outputs)
     smaller = graph.size_bytes(task.source) / max(graph.size_bytes(draft.model), 1)
     return Tried(draft, path, errors, latency, made_of, smaller, score, later, by_sample)
+
+
+def _latency(task: Task, mode: str, session: Session, path: Path) -> PairedLatency | None:
+    """The latency beside float: here if this machine is the target, else in the target's runtime where its times tell
+    those of devices; None if neither can be.
+    """
+    feed, asked = task.held[0][1], task.options.min_speedup
+    levels = (SLOWER, FASTER, *(() if asked is None else (asked,)))
+    if measurable(task):
+        sessions = {"float": task.float_session, "result": session}
+        return interleaved(sessions, "float", dict.fromkeys(sessions, feed), seconds=SECONDS, levels=levels)["result"]
+    home = home_of(task.target) if task.target.check.timed else None
+    if home is None:
+        return None
+    with temporary_folder() as folder:
+        graph.write(task.given, folder / "float.onnx")
+        try:
+            return timed_elsewhere(folder / "float.onnx", path, feed, task.target, home, seconds=SECONDS, levels=levels)
+        except WorkerError as e:
+            raise ValidityError(f"{mode}: {task.target.name}: {e}") from e
 
 
 def _by_level(task: Task, names: Sequence[str], outputs: Sequence[Outputs]) -> list[OutputReport]:

@@ -5,6 +5,7 @@ same samples as on ONNX Runtime's CPU provider.
 from __future__ import annotations
 
 import math
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.outputs import kinds
 from edgeopt.quantization.prepare import Task
 from edgeopt.runtime.elsewhere import Ran, run_elsewhere, run_here
-from edgeopt.runtime.environments import python_of
+from edgeopt.runtime.environments import home_of
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.session import open_session, run_all
 
@@ -91,45 +92,58 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     target, path = targets.load(options.target), Path(model)
     source = graph.canonical(graph.load(path))
     problems = list(broken_rules(source, target))
-    python, why = _runtime(target, options.python, str(options.target))
-    if python is None:
-        return Checked(target.name, tuple(problems), None, why, (), (), 0)
+    home = _home(target, options.python)
+    if home is None and not here(target):
+        return Checked(target.name, tuple(problems), None, _why_not(target), (), (), 0)
     feeds = _feeds(source, target, options)
     expected, seen = _reference(source, path, feeds, options)
     found = kinds(seen, feeds[0], expected, {})
-    return _run(path, source, target, python, feeds, expected, found, against_float=options.float_model is not None)
+    return _run(path, source, target, home, feeds, expected, found, against_float=options.float_model is not None)
 
 
 def checked_result(path: Path, task: Task) -> Checked:
     """Check the file that was made by `task` for its target."""
     target, source = task.target, graph.canonical(graph.load(path))
-    python, why = _runtime(target, None, str(task.options.target))
-    if python is None:
-        return Checked(target.name, tuple(broken_rules(source, target)), None, why, (), (), 0)
+    home = home_of(target)
+    if home is None and not here(target):
+        return Checked(target.name, tuple(broken_rules(source, target)), None, _why_not(target), (), (), 0)
     feeds = [feed for _, feed in task.held[: target.check.samples]]
     task.listener.note(f"running it on {len(feeds)} samples in the runtime of {target.name}")
     expected = run_all(task.float_session, _named(feeds))
     found = kinds(task.source, feeds[0], expected, task.options.kinds) if task.selection is not None else task.kinds
     try:
-        return _run(path, source, target, python, feeds, expected, found, against_float=True)
+        return _run(path, source, target, home, feeds, expected, found, against_float=True)
     except UsageError as e:
         return Checked(target.name, tuple(broken_rules(source, target)), None, str(e), (), (), 0)
 
 
-def _runtime(target: Target, python: str | None, named: str) -> tuple[str | None, str]:
-    """(the interpreter that has the target's runtime, empty for this one; why there is none)."""
-    if target.check.kind == "cpu":
-        return "", ""
+def here(target: Target) -> bool:
+    """Whether files run on ONNX Runtime's CPU provider in this process as they do on the target."""
+    return target.check.kind == "cpu" or (target.check.kind == "emulated" and target.name == targets.host())
+
+
+def _home(target: Target, python: str | None) -> Path | None:
+    """The environment with the target's runtime, or the user's interpreter that has it; None if there is none."""
+    if python is None:
+        return home_of(target)
+    if target.check.kind not in ("provider", "openvino", "emulated"):
+        raise UsageError(f"--python {python}: files for {target.name} are not run by a Python of yours")
+    if (found := shutil.which(python)) is None:
+        raise UsageError(f"--python {python}: no such program")
+    return Path(found)
+
+
+def _why_not(target: Target) -> str:
     if target.check.kind == "rules":
-        return None, "nothing here runs it"
-    return python or python_of(target), f"its runtime is not installed: edgeopt env {named}"
+        return "nothing here runs it"
+    return f"its runtime is not installed: edgeopt env {target.name}"
 
 
 def _run(
     path: Path,
     source: ir.Model,
     target: Target,
-    python: str,
+    home: Path | None,
     feeds: Sequence[Feed],
     expected: Sequence[Outputs],
     found: Mapping[str, Kind],
@@ -139,7 +153,7 @@ def _run(
     """Run the file in the target's runtime; its outputs are compared with those `expected`, of kinds `found`."""
     problems = list(broken_rules(source, target))
     try:
-        ran = run_elsewhere(path, feeds, target, python) if python else run_here(path, feeds)
+        ran = run_here(path, feeds) if home is None else run_elsewhere(path, feeds, target, home)
     except WorkerError as e:
         return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, "it failed", (), (), len(feeds))
     names = [str(v.name) for v in source.graph.outputs]
@@ -225,8 +239,8 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
     grid = target.grid
     if node.op_type in _DYNAMIC and not target.demands.dynamic:
         yield f"{node.op_type} finds its scale at run time"
-    if demands_floats := node.op_type in ("QuantizeLinear", "DequantizeLinear") and target.demands.mode == "fp16":
-        yield f"{node.op_type}, which it has not"
+    if no_grids := node.op_type in ("QuantizeLinear", "DequantizeLinear") and not target.demands.grids:
+        yield f"{node.op_type}, which it does not compute, or not rightly"
     alone = node.op_type in LAYERS and not _dequantized(node.inputs[0]) and any(map(_unpacked, node.inputs[1:2]))
     if alone and not target.demands.stored:
         yield f"weights that are only stored as integers, of {node.op_type}"
@@ -234,7 +248,7 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
     if lone and _dequantized(node.inputs[0]) and not _quantized(node.outputs[0]):
         yield f"{node.op_type} gives floats, and needs a grid on its output"
     scaled = node.op_type in ("QuantizeLinear", "DequantizeLinear") and all(constant(v) for v in node.inputs[1:3])
-    if demands_floats or not scaled or _operand(node):
+    if no_grids or not scaled or _operand(node):
         return
     stored = _stored(node)
     scale = array(node.inputs[1])

@@ -26,7 +26,7 @@ from edgeopt.options import takes
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.tie import tied
 from edgeopt.quantization.candidates import Draft, of_mode
-from edgeopt.quantization.check import Tried, measurable, verify
+from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, missed, nearest, preferred, undecided, why_not
@@ -187,9 +187,10 @@ def _why(task: Task, kept: Tried, tried: Sequence[Tried]) -> str:
 
 def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report:
     kept = done.kept
-    if task.options.measure and not measurable(task):
-        task.note(f"speed not measured: this machine is {target.host()}, the target is {task.target.name}")
     latency = None
+    if task.options.measure and kept.latency is None:
+        installed = f"; edgeopt env {task.target.name} makes its runtime" if task.target.check.timed else ""
+        task.note(f"speed not measured: this machine is {target.host()}, the target is {task.target.name}{installed}")
     if kept.latency is not None:
         latency = LatencyReport(float_ms=kept.latency.reference_ms, **asdict(kept.latency), threads=1)
     state, seconds = kept.draft.state, task.cache.seconds

@@ -74,6 +74,8 @@ class Trials:
 
 def try_static(task: Task, trials: Trials) -> None:
     """Try the static model, and repaired versions while it is too far from float."""
+    if not task.target.demands.grids:
+        raise UsageError(f"--mode static: {task.target.name} computes no QuantizeLinear; --mode auto, weights or fp16")
     first = draft(task, settled(task)[0], "static")
     if first is None or not first.static:
         raise UsageError(nothing_to_do("static"))

@@ -37,6 +37,7 @@ def basic(model: ir.Model) -> ir.Model:
             raise ModelError("nothing is computed from the inputs: the outputs are constants")
         result = canonical(embedded(optimized), defaults.names(model), copy=False)
     _share(result, model)
+    _rename(result, model)
     _unfold(result, model)
     result.metadata_props.update(model.metadata_props)
     for domain in set(result.opset_imports) - set(model.opset_imports):
@@ -44,6 +45,17 @@ def basic(model: ir.Model) -> ir.Model:
             result.opset_imports.pop(domain, None)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     return result
+
+
+def _rename(result: ir.Model, model: ir.Model) -> None:
+    """Give constants that ONNX Runtime made names of ours: when it loads the file and fuses once more, it takes the
+    same names again, and fails ("Attempt to replace the existing tensor").
+    """
+    known = {str(v.name) for graph in model.graphs() for n in graph for v in n.outputs} | {*model.graph.initializers}
+    names = Names(result)
+    for name, value in tuple(result.graph.initializers.items()):
+        if name not in known and not value.is_graph_output():
+            value.name = names.value(f"{name}_made")
 
 
 def _unfold(result: ir.Model, model: ir.Model) -> None:

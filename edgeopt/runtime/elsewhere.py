@@ -1,24 +1,38 @@
-"""Run a file in the runtime of its target, in another interpreter: which nodes run where, and what they give."""
+"""Run a file in the runtime of its target, in a process of its own: which nodes run where, what they give, how long it
+takes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgeopt.errors import UsageError, WorkerError
+from edgeopt.errors import DataError, UsageError, WorkerError
 from edgeopt.files import temporary_folder
+from edgeopt.graph.serialization import external_files
+from edgeopt.graph.serialization import load as load_model
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.scores import Outputs
+from edgeopt.runtime import tensor_file
+from edgeopt.runtime.measure import PairedLatency, paired
 from edgeopt.runtime.process import WORKER, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
 from edgeopt.runtime.session import Feed, open_session, run_all
 
 RUN_S = 600.0
+_QUIET_S, _WARM_UP_S, _FASTER = 1.0, 10.0, 0.95
+_PYTHON = "bin/python"
 _OPENVINO = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 
 
@@ -40,19 +54,81 @@ class Ran:
     """(layers in integers, all layers) as the runtime tells; None if it does not."""
 
 
-def run_elsewhere(model: Path, feeds: Sequence[Feed], target: Target, python: str | None) -> Ran:
-    """Run `model` on `feeds` in the runtime of `target`, with the interpreter `python`.
+def run_elsewhere(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> Ran:
+    """Run `model` on `feeds` in the runtime of `target`, whose environment is `home`.
 
     Raises:
-        UsageError: the interpreter has no such runtime. WorkerError: the runtime refuses the model, dies or takes too
-          long.
+        UsageError: there is no such runtime. WorkerError: the runtime refuses the model, dies or takes too long.
+        DataError: feeds that cannot be handed over.
     """
-    run = _openvino if target.check.kind == "openvino" else _provider
-    script = WORKER / "with_openvino.py" if target.check.kind == "openvino" else WORKER
-    with temporary_folder() as folder, worker(python, RUN_S, script) as w:
-        arrays = {f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()}
-        np.savez(folder / "feeds.npz", **arrays)  # type: ignore[arg-type]
-        return run(w, model, folder, target, len(feeds))
+    with opened(model, feeds, target, home) as there:
+        return replace(there.ran, outputs=there.outputs(len(feeds)))
+
+
+def timed_elsewhere(
+    reference: Path, model: Path, feed: Feed, target: Target, home: Path, *, seconds: float, levels: Sequence[float]
+) -> PairedLatency:
+    """Latency of `model` beside that of `reference` in the runtime of `target`, each in its own process.
+
+    Raises:
+        as `run_elsewhere`.
+    """
+    with opened(reference, [feed], target, home) as before, opened(model, [feed], target, home) as after:
+        return paired({"before": before.warm(), "after": after.warm()}, "before", seconds, levels)["after"]
+
+
+@dataclass(frozen=True)
+class There:
+    """A model that is open in the runtime of a target."""
+
+    ran: Ran
+    """How it runs, without outputs."""
+    worker: Worker
+    folder: Path
+    kind: _Runtime
+
+    def block(self, runs: int) -> float:
+        """The median time of `runs` inferences in seconds."""
+        return float(median(self.worker.ask("block", runs=runs)["times"])) / 1e9
+
+    def warm(self) -> Callable[[int], float]:
+        """`block`, after runs until none has been faster by 5 % for a second, ten seconds at the most: WebAssembly is
+        compiled once more while it runs, and is three times as fast then.
+        """
+        best, start = math.inf, time.monotonic()
+        last = start
+        while (now := time.monotonic()) - last < _QUIET_S and now - start < _WARM_UP_S:
+            took = self.block(1)
+            if took < _FASTER * best:
+                best, last = took, time.monotonic()
+        return self.block
+
+    def outputs(self, count: int) -> list[Outputs]:
+        """The outputs for each of its `count` feeds."""
+        file = self.folder / f"outputs{self.kind.suffix}"
+        names = self.worker.ask("outputs", path=str(file))["outputs"]
+        found = self.kind.read(file)
+        try:
+            return [[found[f"{i}/{name}"] for name in names] for i in range(count)]
+        except KeyError as e:
+            raise DataError(f"output {e}: its values cannot be taken over from {self.ran.runtime}") from e
+
+
+@contextlib.contextmanager
+def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> Iterator[There]:
+    """The model, opened by a worker that has the feeds; the worker ends with the block."""
+    kind = _RUNTIMES[target.check.kind]
+    program = kind.program or sys.executable
+    if kind.program == _PYTHON:
+        program = str(home if home.is_file() else home / kind.program)
+    with temporary_folder() as folder:
+        environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
+        with worker(program, RUN_S, kind.script, environment) as w:
+            file = folder / f"feeds{kind.suffix}"
+            kind.save(file, {f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})
+            ran = kind.open(w, model, target)
+            w.ask("feed", path=str(file))
+            yield There(ran, w, folder, kind)
 
 
 def run_here(model: Path, feeds: Sequence[Feed]) -> Ran:
@@ -65,10 +141,10 @@ def run_here(model: Path, feeds: Sequence[Feed]) -> Ran:
     return Ran("ONNX Runtime's CPU provider, here", outputs, {}, {}, None, None)
 
 
-def _provider(w: Worker, model: Path, folder: Path, target: Target, count: int) -> Ran:
+def _provider(w: Worker, model: Path, target: Target) -> Ran:
     wanted = parse(target.check.provider)
+    hello = _greeted(w, target)
     try:
-        hello = w.greet()
         plugin = make_present(w, wanted, hello["providers"])
     except WorkerError as e:
         raise UsageError(f"the runtime of {target.name} is not there: {e}") from e
@@ -83,29 +159,69 @@ def _provider(w: Worker, model: Path, folder: Path, target: Target, count: int) 
         nodes[str(name)] += len(members)
     return Ran(
         f"onnxruntime {hello['onnxruntime']}, {wanted.label}",
-        _outputs(w, folder, count),
+        [],
         dict(nodes),
-        {str(n): str(op) for name, members in assignment if name == CPU for n, op in members},
+        {str(n): str(op) for name, members in assignment if name == CPU != wanted.name for n, op in members},
         partitions(wanted.name, assignment) if assignment else None,
         None,
     )
 
 
-def _openvino(w: Worker, model: Path, folder: Path, target: Target, count: int) -> Ran:
+def _openvino(w: Worker, model: Path, target: Target) -> Ran:
+    version = _greeted(w, target)["openvino"]
+    opened = w.ask("open", model=str(model), config=_OPENVINO)
+    return Ran(f"OpenVINO {version}", [], {}, {}, None, (len(opened["integer"]), len(opened["layers"])))
+
+
+def _web(w: Worker, model: Path, target: Target) -> Ran:
+    hello, check = _greeted(w, target), target.check
+    external = {f.relative_to(model.parent).as_posix(): str(f) for f in external_files(load_model(model))}
+    w.ask("open", model=str(model), provider=check.provider, threads=check.threads, external=external)
+    threads = f", {check.threads} threads" if check.threads > 1 else ""
+    where = hello.get("node") or hello["browser"].rpartition("Headless")[2].partition(" ")[0]
+    name = "Node" if "node" in hello else "headless"
+    return Ran(
+        f"onnxruntime-web {hello['onnxruntime']}, {check.provider}{threads}, {name} {where}", [], {}, {}, None, None
+    )
+
+
+def _greeted(w: Worker, target: Target) -> dict[str, Any]:
     try:
-        version = w.greet()["openvino"]
+        return w.greet()
     except WorkerError as e:
         raise UsageError(f"the runtime of {target.name} is not there: {e}") from e
-    opened = w.ask("open", model=str(model), config=_OPENVINO)
-    layers = len(opened["integer"]), len(opened["layers"])
-    return Ran(f"OpenVINO {version}", _outputs(w, folder, count), {}, {}, None, layers)
 
 
-def _outputs(w: Worker, folder: Path, count: int) -> list[Outputs]:
-    w.ask("feed", path=str(folder / "feeds.npz"))
-    names = w.ask("outputs", path=str(folder / "outputs.npz"))["outputs"]
-    with np.load(folder / "outputs.npz", allow_pickle=False) as found:
-        return [[found[f"{i}/{name}"] for name in names] for i in range(count)]
+def _save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as found:
+        return dict(found)
+
+
+@dataclass(frozen=True)
+class _Runtime:
+    """How the worker of a kind of check is started and spoken to."""
+
+    program: str
+    """Its interpreter: in the target's environment, on the PATH, or this one if it is empty."""
+    script: Path
+    open: Callable[[Worker, Path, Target], Ran]
+    suffix: str = ".npz"
+    save: Callable[[Path, Mapping[str, NDArray[Any]]], None] = _save_npz
+    read: Callable[[Path], Mapping[str, NDArray[Any]]] = _read_npz
+
+
+_TENSORS: dict[str, Any] = {"suffix": ".safetensors", "save": tensor_file.save, "read": tensor_file.load}
+_RUNTIMES = {
+    "provider": _Runtime(_PYTHON, WORKER, _provider),
+    "emulated": _Runtime(_PYTHON, WORKER, _provider),
+    "openvino": _Runtime(_PYTHON, WORKER / "with_openvino.py", _openvino),
+    "node": _Runtime("node", WORKER / "with_node.mjs", _web, **_TENSORS),
+    "chromium": _Runtime("", WORKER / "with_chromium.py", _web, **_TENSORS),
+}
 
 
 def partitions(requested: str, assignment: Sequence[Sequence[Any]]) -> int:

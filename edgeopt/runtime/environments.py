@@ -1,23 +1,28 @@
-"""Python environments in which files are checked in their targets' runtimes: each in the user's cache, with the
-versions that the target names.
+"""What files are checked with in their targets' runtimes: a Python environment, npm packages, or the build for another
+processor under an emulator; each in the user's cache, with the versions that the target names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgeopt.errors import UsageError, WorkerError
-from edgeopt.files import cache_folder
+from edgeopt.files import cache_folder, temporary_folder
+from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
+from edgeopt.runtime import emulated
+from edgeopt.runtime.providers import parse
 
 _INSTALL_S = 1800.0
 _LAST_LINES = 3
+_INSTALLED = "complete"  # the file that says so, and what is in it
 
 
 def folder_of(target: Target) -> Path:
@@ -36,35 +41,64 @@ def folder_of(target: Target) -> Path:
     return cache / "environments" / f"{target.name.partition(':')[0]}-{key}"
 
 
-def python_of(target: Target) -> str | None:
-    """The interpreter of the target's environment; None if it was not made yet or none is needed."""
+def home_of(target: Target) -> Path | None:
+    """The folder of the target's environment; None if it was not made yet or none is needed."""
     if not target.check.packages or cache_folder() is None:
         return None
-    python = _python(folder_of(target))
-    return str(python) if python.is_file() and (folder_of(target) / "complete").is_file() else None
+    folder = folder_of(target)
+    return folder if (folder / _INSTALLED).is_file() else None
+
+
+def python_with(provider: str) -> str | None:
+    """The interpreter of an environment that was made for a target with this provider of ONNX Runtime."""
+    for target in map(targets.load, targets.names()):
+        home = home_of(target) if target.check.kind in ("provider", "openvino") else None
+        if home is not None and target.check.provider and parse(target.check.provider).name == provider:
+            return str(_python(home))
+    return None
 
 
 def make(target: Target, told: Callable[[str], None] = lambda line: None) -> Path:
-    """Make the environment of `target`, or find it; returns its interpreter.
+    """Make the environment of `target`, or find it; returns its folder.
 
     Raises:
-        UsageError: the target needs none. WorkerError: it cannot be made; nothing is left of it.
+        UsageError: the target needs none, or a program that makes it is missing. WorkerError: it cannot be made;
+          nothing is left of it.
     """
-    folder = folder_of(target)
-    known = python_of(target)
-    if known is not None:
-        return Path(known)
-    told(f"making {folder} with {', '.join(target.check.packages)}")
+    folder, packages = folder_of(target), target.check.packages
+    if home_of(target) is not None:
+        return folder
+    told(f"making {folder} with {', '.join(packages)}")
     shutil.rmtree(folder, ignore_errors=True)
-    install = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    try:
-        _run([sys.executable, "-m", "venv", str(folder)])
-        _run([*install, *target.check.packages])
-        (folder / "complete").write_text("\n".join(target.check.packages), encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return _python(folder)
+    with _nothing_left(folder):
+        installed = _MAKERS.get(target.check.kind, _venv)(folder, packages)
+        (folder / _INSTALLED).write_text(installed, encoding="utf-8")
+    return folder
+
+
+def _venv(folder: Path, packages: tuple[str, ...]) -> str:
+    run([sys.executable, "-m", "venv", str(folder)])
+    pip = [str(_python(folder)), "-m", "pip"]
+    run([*pip, "install", "--quiet", "--disable-pip-version-check", *packages])
+    return run([*pip, "freeze"])
+
+
+def _npm(folder: Path, packages: tuple[str, ...]) -> str:
+    _needed("npm", "node")
+    folder.mkdir(parents=True)
+    quiet = ("--no-audit", "--no-fund", "--silent", "--ignore-scripts")
+    run(["npm", "install", *quiet, "--prefix", str(folder), *packages])
+    return (folder / "package-lock.json").read_text(encoding="utf-8")
+
+
+def _emulated(folder: Path, packages: tuple[str, ...]) -> str:
+    _needed(emulated.EMULATOR, "apt-get", "dpkg-deb")
+    with temporary_folder() as work:
+        emulated.make(folder, packages, work, run)
+    return "\n".join(sorted(p.name for p in (folder / emulated.SITE).glob("*.dist-info")))
+
+
+_MAKERS = {"node": _npm, "chromium": _npm, "emulated": _emulated}
 
 
 def remove(target: Target) -> bool:
@@ -75,15 +109,39 @@ def remove(target: Target) -> bool:
     return there
 
 
+@contextlib.contextmanager
+def _nothing_left(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _needed(*programs: str) -> None:
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        raise UsageError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} needed for that, and not there"
+        )
+
+
 def _python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if platform.system() == "Windows" else "bin/python")
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str]) -> str:
+    """Run a program that installs; returns what it printed.
+
+    Raises:
+        WorkerError: it fails or takes too long.
+    """
+    words = " ".join([Path(command[0]).name, *command[1:4]])
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as e:
-        raise WorkerError(f"{' '.join(command[1:4])}: {e}") from e
+        raise WorkerError(f"{words}: {e}") from e
     if done.returncode:
-        words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:])
-        raise WorkerError(f"{' '.join(command[1:4])} ended with {done.returncode}: {words}")
+        last = " | ".join((done.stderr or done.stdout).strip().splitlines()[-_LAST_LINES:])
+        raise WorkerError(f"{words} ended with {done.returncode}: {last}")
+    return done.stdout

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from edgeopt.numbers.intervals import median_interval
 from edgeopt.runtime.session import Feed, Session
+
+Block = Callable[[int], float]  # runs a model so often and returns the median time in seconds
 
 _BLOCK_S = 0.02
 _WARM_UP_S = 0.1
@@ -47,11 +50,11 @@ def _block(session: Session, feed: Feed, runs: int) -> float:
     return float(np.median(times))
 
 
-def _runs(session: Session, feed: Feed) -> int:
+def _runs(block: Block) -> int:
     """The number of runs in a block, found during a warm-up."""
     start, count = time.perf_counter(), 0
     while count < 2 or time.perf_counter() - start < _WARM_UP_S:
-        session.run(feed)
+        block(1)
         count += 1
         if time.perf_counter() - start > 1.0:
             break
@@ -66,20 +69,27 @@ def interleaved(
     seconds: float = 2.0,
     levels: Sequence[float] = (),
 ) -> dict[str, PairedLatency]:
-    """Latency of each session on its feed and its speed-up over the session called `reference`.
+    """Latency of each session on its feed and its speed-up over the session called `reference`; see `paired`."""
+    return paired({n: partial(_block, s, feeds[n]) for n, s in sessions.items()}, reference, seconds, levels)
+
+
+def paired(
+    models: Mapping[str, Block], reference: str, seconds: float, levels: Sequence[float] = ()
+) -> dict[str, PairedLatency]:
+    """Latency of each model and its speed-up over the one called `reference`.
 
     It takes about `seconds` for each model after the warm-up, and usually at least 7 rounds; up to four times as long
     while an interval wider than 3 % contains one of `levels`, so that a busy machine does not change what they decide.
     """
     rng = np.random.default_rng(0)
-    names = list(sessions)
-    runs = {name: _runs(sessions[name], feeds[name]) for name in names}
+    names = list(models)
+    runs = {name: _runs(models[name]) for name in names}
     blocks: dict[str, list[float]] = {name: [] for name in names}
     start = time.perf_counter()
     limit = seconds * len(names)
     while len(blocks[reference]) < 7 or time.perf_counter() - start < limit:
         for i in rng.permutation(len(names)):
-            blocks[names[i]].append(_block(sessions[names[i]], feeds[names[i]], runs[names[i]]))
+            blocks[names[i]].append(models[names[i]](runs[names[i]]))
         spent = time.perf_counter() - start
         if len(blocks[reference]) >= 3 and spent > _LONGER * seconds * len(names):
             break

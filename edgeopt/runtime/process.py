@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,18 @@ TIMEOUT_S = 300.0
 class Worker:
     """A worker process in which models are measured; see `edgeopt/runtime/worker`."""
 
-    def __init__(self, python: str | None = None, timeout_s: float = TIMEOUT_S, script: Path = WORKER) -> None:
+    def __init__(
+        self,
+        python: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        script: Path = WORKER,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.timeout_s = timeout_s
         self._python = python
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
         command = [python or sys.executable, str(script)]
-        environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"}
+        variables = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1", **(environment or {})}
         try:
             self._process = subprocess.Popen(
                 command,
@@ -46,7 +52,7 @@ class Worker:
                 stderr=self._said,
                 text=True,
                 encoding="utf-8",
-                env=environment,
+                env=variables,
                 start_new_session=True,
             )
         except OSError as e:
@@ -144,11 +150,16 @@ def _plain(message: str) -> str:
 
 
 @contextlib.contextmanager
-def worker(python: str | None = None, timeout_s: float = TIMEOUT_S, script: Path = WORKER) -> Iterator[Worker]:
+def worker(
+    python: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+    script: Path = WORKER,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Worker]:
     """A worker that is stopped at the end of the block."""
     if python is not None and shutil.which(python) is None:
         raise UsageError(f"--python {python}: no such program")
-    started = Worker(python, timeout_s, script)
+    started = Worker(python, timeout_s, script, environment)
     try:
         yield started
     finally:

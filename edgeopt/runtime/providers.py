@@ -6,6 +6,7 @@ Sources: onnxruntime.ai/docs/execution-providers and the packages' own pages on 
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 
 from edgeopt.errors import UsageError, WorkerError, suggestion
 from edgeopt.files import temporary_folder
@@ -144,6 +146,13 @@ def make_present(w: Worker, wanted: Requested, have: Sequence[str]) -> str | Non
             if "No module named" not in str(e):
                 raise
     raise WorkerError(f"{wanted.name} is not in this interpreter's onnxruntime: {_missing(row)}")
+
+
+def installed(wanted: Requested) -> bool:
+    """Whether this interpreter's ONNX Runtime has the provider, or has it as a plugin."""
+    row = _BY_NAME.get(wanted.name.lower())
+    plugin = row is not None and row.module is not None and importlib.util.find_spec(row.module) is not None
+    return wanted.library is not None or plugin or wanted.name in ort.get_available_providers()
 
 
 def _missing(row: Provider) -> str:

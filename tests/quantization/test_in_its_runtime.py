@@ -1,9 +1,11 @@
-"""Files in their targets' own runtimes: OpenVINO, and Qualcomm's simulator. Skipped where `edgeopt env NAME` was not
-run.
+"""Files in their targets' own runtimes: OpenVINO, Qualcomm's simulator, Node, Chromium, and an emulated ARM. Skipped
+where `edgeopt env NAME` was not run.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import onnx
@@ -11,16 +13,27 @@ import pytest
 
 import edgeopt
 from edgeopt.hardware import target
-from edgeopt.runtime.environments import python_of
+from edgeopt.runtime.environments import home_of
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 
 
-PYTHON = {name: python_of(target.load(name)) for name in ("openvino", "qnn-htp", "qnn-htp:a16")}  # of the user's cache
+NAMES = ("openvino", "qnn-htp", "qnn-htp:a16", "wasm", "wasm:threads", "wasm:chromium", "webgpu", "cpu-arm64")
+CACHE = os.environ.get("XDG_CACHE_HOME")  # of the user
+THERE = {name: home_of(target.load(name)) is not None for name in NAMES}
+
+
+@pytest.fixture(autouse=True)
+def users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    if CACHE is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", CACHE)
 
 
 def needs(name: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(PYTHON[name] is None, reason=f"needs edgeopt env {name}")
+    browser = name in ("wasm:chromium", "webgpu") and not any(map(shutil.which, ("chromium", "google-chrome")))
+    return pytest.mark.skipif(not THERE[name] or browser, reason=f"needs edgeopt env {name}, and a browser for some")
 
 
 def made(name: str, folder: Path, by: str = "") -> edgeopt.Checked:
@@ -29,10 +42,11 @@ def made(name: str, folder: Path, by: str = "") -> edgeopt.Checked:
     choices = {"include": ["*"], "mode": "static"} if by else {}
     edgeopt.quantize(
         DIGITS / "digits.onnx", DIGITS / "calib", target=by or name, output=file, measure=False, dims={"batch": 1},
+        force=True,
         **choices,
     )  # fmt: skip
     model = DIGITS / "digits.onnx"
-    return edgeopt.check(file, target=name, data=DIGITS / "calib", float_model=model, python=PYTHON[name])
+    return edgeopt.check(file, target=name, data=DIGITS / "calib", float_model=model)
 
 
 @needs("openvino")
@@ -67,4 +81,62 @@ def test_a_file_that_the_runtime_refuses_is_wrong_and_the_reason_is_told(tmp_pat
     )
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(edgeopt.EdgeoptError, match="Nothing"):  # the CPU provider does not run it either
-        edgeopt.check(tmp_path / "m.onnx", target="openvino", python=PYTHON["openvino"])
+        edgeopt.check(tmp_path / "m.onnx", target="openvino")
+
+
+WEB = [pytest.param(n, marks=needs(n)) for n in ("wasm", "wasm:threads", "wasm:chromium")]
+
+
+@pytest.mark.parametrize("name", WEB)
+def test_the_browser_answers_as_the_cpu_provider(name: str, tmp_path: Path) -> None:
+    found = made(name, tmp_path, by="cpu-x86-vnni")  # all of it in integers
+    assert found.problems == () and found.ran is not None and found.ran.runtime.startswith("onnxruntime-web 1.")
+    assert ("headless Chrome" in found.ran.runtime) == (name == "wasm:chromium")
+    assert ("2 threads" in found.ran.runtime) == (name == "wasm:threads")
+    (there,), (here,) = found.outputs, found.on_cpu
+    assert there.sqnr_db > 20 and abs(there.sqnr_db - here.sqnr_db) < 1
+
+
+@needs("webgpu")
+def test_the_browsers_gpu_unfolds_stored_weights_and_computes_no_grids_rightly(tmp_path: Path) -> None:
+    found = made("webgpu", tmp_path)
+    assert found.ok and found.ran is not None and "webgpu, headless Chrome" in found.ran.runtime
+    assert (tmp_path / "q.onnx").stat().st_size < 0.4 * (DIGITS / "digits.onnx").stat().st_size
+    wrong = made("webgpu", tmp_path, by="cpu-x86-vnni")
+    assert any("which it does not compute" in problem for problem in wrong.problems)
+
+
+@needs("wasm")
+def test_speed_for_the_browser_is_measured_there_and_what_is_slower_is_not_kept(tmp_path: Path) -> None:
+    calib, file = DIGITS / "calib", tmp_path / "q.onnx"
+    found = edgeopt.quantize(DIGITS / "digits.onnx", calib, target="wasm", output=file).report
+    assert found.latency is not None and found.latency.speedup_high >= 0.97
+    assert not any("speed not measured" in note for note in found.notes)
+
+
+@needs("wasm")
+def test_a_file_with_data_beside_it_runs_in_the_browser(tmp_path: Path) -> None:
+    onnx.save(onnx.load(DIGITS / "digits.onnx"), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=64)
+    found = edgeopt.check(tmp_path / "m.onnx", target="wasm")
+    assert found.ok and found.outputs[0].sqnr_db > 80
+
+
+@needs("wasm")
+def test_a_file_that_the_browser_refuses_is_wrong_and_nothing_else_happens(tmp_path: Path) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (string[1,2] x) => (string[1,2] y) { y = Identity(x) }'
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    with pytest.raises(edgeopt.EdgeoptError, match="input 'x' is a STRING"):
+        edgeopt.check(tmp_path / "m.onnx", target="wasm")
+
+
+def test_a_python_of_the_users_runs_no_file_for_the_browser() -> None:
+    with pytest.raises(edgeopt.UsageError, match="--python python3: files for wasm"):
+        edgeopt.check(DIGITS / "digits.onnx", target="wasm", python="python3")
+
+
+@pytest.mark.slow
+@needs("cpu-arm64")
+def test_an_emulated_arm_answers_as_the_cpu_provider(tmp_path: Path) -> None:
+    found = made("cpu-arm64", tmp_path)
+    assert found.problems == () and found.ran is not None and set(found.ran.nodes) == {"CPUExecutionProvider"}
+    assert found.outputs[0].sqnr_db > 20 and abs(found.outputs[0].sqnr_db - found.on_cpu[0].sqnr_db) < 1

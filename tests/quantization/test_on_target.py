@@ -44,7 +44,12 @@ def feeds(count: int = 24) -> list[dict[str, np.ndarray]]:
 
 
 def made(name: str | Target, **choices: Any) -> onnx.ModelProto:
-    choices = {"mode": "static" if name != "coreml" else "auto", "measure": False, "rounding": "nearest", **choices}
+    choices = {
+        "mode": "static" if target.load(name).demands.grids else "auto",
+        "measure": False,
+        "rounding": "nearest",
+        **choices,
+    }
     if target.load(name).place.rule == "cut":
         choices["include"] = ["*"]  # the network is too small for integers to pay
     return edgeopt.quantize(network(), feeds(), target=name, **choices).proto
@@ -202,7 +207,7 @@ def test_stored_weights_a_missing_zero_point_and_pairs_that_saturate_break_rules
     wide = edgeopt.quantize(model, data, mode="static", include=["*"], target="cpu-x86-vnni", measure=False).proto
     assert any(p.startswith("pairs of products that can saturate") for p in problems(wide, "cpu-x86-avx2"))
     assert problems(wide, "cpu-x86-vnni") == []
-    assert any("which it has not" in p for p in problems(wide, "coreml"))
+    assert any("which it does not compute" in p for p in problems(wide, "coreml"))
     plain = """<ir_version: 9, opset_import: ["" : 17]> g (float[4] x) => (float[4] y) <float s = {0.1}>
         { q = QuantizeLinear(x, s)  y = DequantizeLinear(q, s) }"""
     assert any(p.startswith("activations in uint8") for p in problems(onnx.parser.parse_model(plain), "xnnpack"))
@@ -261,3 +266,9 @@ def test_a_first_sample_of_another_rank_is_passed_over_for_the_shapes() -> None:
     told = list[str]()
     fixed, _ = at_fixed_shapes(graph.load(network()), data, edgeopt.Quantize(target="nnapi"), told.append)
     assert list(fixed.graph.inputs[0].shape or ()) == [1, 3, 8, 8] and len(told) == 1
+
+
+def test_a_target_that_computes_no_grids_is_given_none() -> None:
+    for choices, says in (({"mode": "static"}, "computes no QuantizeLinear"), ({"bits": 4}, "--bits 8")):
+        with pytest.raises(edgeopt.UsageError, match=says):
+            edgeopt.quantize(network(), feeds(), target="webgpu", **{"mode": "weights", "measure": False, **choices})

@@ -157,3 +157,12 @@ def test_bodies_of_if_survive() -> None:
     for flag in (True, False):
         feed = {"c": np.array(flag), "x": normal(4)}
         np.testing.assert_allclose(tiny.run(result, feed)[0], tiny.run(model, feed)[0], rtol=1e-6)
+
+
+def test_constants_that_it_makes_have_names_that_it_does_not_make_again() -> None:
+    text = "g (float[1,3,8] x) => (float[1,3,4] y) { h = MatMul(x, w)  y = Add(h, b) }"
+    result = basic(tiny.model(text, w=normal(8, 4), b=normal(4)))
+    assert [n.op_type for n in result.graph] == ["Reshape", "Gemm", "Reshape"]
+    made = set(result.graph.initializers) - {"w", "b"}
+    assert len(made) == 2 and all(name.endswith("_made") for name in made)
+    assert set(basic(result).graph.initializers) == set(result.graph.initializers)

@@ -36,7 +36,7 @@ def test_an_environment_that_cannot_be_made_leaves_nothing(cache: Path, monkeypa
     wanted = with_packages("edgeopt-no-such-package==0.0.1")
     with pytest.raises(WorkerError, match=r"-m pip install.*edgeopt-no-such-package"):
         environments.make(wanted)
-    assert environments.python_of(wanted) is None and list(cache.iterdir()) == []
+    assert environments.home_of(wanted) is None and list(cache.iterdir()) == []
 
 
 def test_a_made_one_is_found_again_and_one_that_was_interrupted_is_not(
@@ -44,21 +44,40 @@ def test_a_made_one_is_found_again_and_one_that_was_interrupted_is_not(
 ) -> None:
     wanted, told = with_packages("nothing"), list[str]()
 
-    def run(command: list[str]) -> None:
+    def run(command: list[str]) -> str:
         if "venv" in command:
             (Path(command[-1]) / "bin").mkdir(parents=True)
             (Path(command[-1]) / "bin" / "python").symlink_to(sys.executable)
+        return "nothing==1.2\n" if "freeze" in command else ""
 
-    monkeypatch.setattr(environments, "_run", run)
-    python = environments.make(wanted, told.append)
-    assert environments.python_of(wanted) == str(python) and "nothing" in told[0]
-    assert environments.make(wanted, told.append) == python and len(told) == 1
+    monkeypatch.setattr(environments, "run", run)
+    home = environments.make(wanted, told.append)
+    assert environments.home_of(wanted) == home and "nothing" in told[0]
+    assert (home / "complete").read_text() == "nothing==1.2\n"  # what is in it
+    assert environments.make(wanted, told.append) == home and len(told) == 1
     (environments.folder_of(wanted) / "complete").unlink()
-    assert environments.python_of(wanted) is None
+    assert environments.home_of(wanted) is None
     assert environments.remove(wanted) and not environments.remove(wanted) and list(cache.iterdir()) == []
 
 
 def test_a_target_that_is_checked_here_needs_none() -> None:
     with pytest.raises(UsageError, match="needs no environment"):
-        environments.make(target.load("cpu-arm64"))
-    assert environments.python_of(target.load("cpu-arm64")) is None
+        environments.make(target.load("cpu-portable"))
+    assert environments.home_of(target.load("cpu-portable")) is None
+
+
+def test_a_program_that_an_environment_needs_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name, program in (("wasm", "npm and node are needed"), ("cpu-arm64", "qemu-aarch64-static")):
+        with pytest.raises(UsageError, match=program):
+            environments.make(target.load(name))
+    assert not cache.is_dir()
+
+
+def test_the_interpreter_with_a_provider_is_that_of_the_target_which_names_it(cache: Path) -> None:
+    assert environments.python_with("QNNExecutionProvider") is None
+    folder = environments.folder_of(target.load("qnn-htp"))
+    folder.mkdir(parents=True)
+    (folder / "complete").write_text("")
+    assert environments.python_with("QNNExecutionProvider") == str(folder / "bin" / "python")
+    assert environments.python_with("CUDAExecutionProvider") is None

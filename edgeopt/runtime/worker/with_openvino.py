@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Server:
 
     model: Any = None
     feeds: list[dict[str, Any]]
+    turn = 0
 
     def hello(self) -> dict[str, Any]:
         """Versions and devices of this interpreter."""
@@ -52,6 +54,17 @@ class Server:
                 found.setdefault(int(index), {})[name] = archive[entry]
         self.feeds = [found[i] for i in sorted(found)]
         return {"feeds": len(self.feeds)}
+
+    def block(self, runs: int = 1) -> dict[str, Any]:
+        """Time `runs` inferences back to back, in nanoseconds."""
+        times = []
+        for _ in range(runs):
+            feed = self.feeds[self.turn % len(self.feeds)]
+            self.turn += 1
+            before = time.perf_counter_ns()
+            self.model(feed)
+            times.append(time.perf_counter_ns() - before)
+        return {"times": times}
 
     def outputs(self, path: str) -> dict[str, Any]:
         """Write the outputs for every feed to an .npz with entries `index/output`."""
