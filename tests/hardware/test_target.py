@@ -60,9 +60,8 @@ def test_every_operator_with_a_kernel_has_a_row_with_inputs(name: str) -> None:
 @every_file
 def test_what_a_target_is_checked_in_is_named_with_its_version(name: str) -> None:
     check = target.load(name).check
-    pinned = [package for package in check.packages if "==" in package]
-    assert bool(pinned) == (check.kind in ("provider", "openvino"))
-    assert bool(check.provider) == (check.kind == "provider")
+    pinned = [package for package in check.packages if "==" in package or package.rpartition("@")[0]]
+    assert bool(pinned) == bool(check.provider) == (check.kind not in ("cpu", "rules"))
 
 
 @every_file
