@@ -101,13 +101,15 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     return _run(path, source, target, home, feeds, expected, found, against_float=options.float_model is not None)
 
 
-def checked_result(path: Path, task: Task) -> Checked:
-    """Check the file that was made by `task` for its target."""
-    target, source = task.target, graph.canonical(graph.load(path))
+def checked_result(
+    path: Path, task: Task, target: Target | None = None, held: Sequence[tuple[str, Feed]] | None = None
+) -> Checked:
+    """Check the file at `path` for `target` (that of the task) on samples that calibrated nothing."""
+    target, source = target or task.target, graph.canonical(graph.load(path))
     home = home_of(target)
     if home is None and not here(target):
         return Checked(target.name, tuple(broken_rules(source, target)), None, _why_not(target), (), (), 0)
-    feeds = [feed for _, feed in task.held[: target.check.samples]]
+    feeds = [feed for _, feed in (task.held if held is None else held)[: target.check.samples]]
     task.listener.note(f"running it on {len(feeds)} samples in the runtime of {target.name}")
     expected = run_all(task.float_session, _named(feeds))
     found = kinds(task.source, feeds[0], expected, task.options.kinds) if task.selection is not None else task.kinds

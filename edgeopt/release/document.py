@@ -65,6 +65,7 @@ class Evaluation(_DocumentPart):
     )
     layers: tuple[Layer, ...] = Field(default=(), description="worst first")
     far: tuple[str, ...] = Field(default=(), description="figures of outputs below the bar of their kind, in words")
+    on_target: tuple[str, ...] = Field(default=(), description="what its target makes of the file, if a gate asks")
     opset: int = 0
     answers: tuple[Mapping[str, Any], ...] = Field(default=(), description="to made-up inputs, in a few numbers")
 

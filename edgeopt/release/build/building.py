@@ -13,7 +13,8 @@ from typing import Any
 
 from edgeopt.data.listing import exists
 from edgeopt.errors import EdgeoptError
-from edgeopt.release.build import actions, sources
+from edgeopt.hardware.target import Target
+from edgeopt.release.build import actions, sources, targets
 from edgeopt.release.build.actions import Context
 from edgeopt.release.build.cache import Cache, Entry, key
 from edgeopt.release.document import Evaluation, StepResult, VariantResult
@@ -165,9 +166,10 @@ def evaluated(
         if v.file is None or v.error is not None:
             found.append(v)
             continue
-        file = Path(v.file)
+        file, target = Path(v.file), targets.target_of(context.project, v.name, context.root)
+        name = key("evaluation/5", v.sha256, about, *targets.about(target))
         try:
-            value, _ = cache.remembered(key("evaluation/5", v.sha256, about), lambda f=file: _look(context, shared, f))  # type: ignore[misc]
+            value, _ = cache.remembered(name, lambda f=file, t=target: _look(context, shared, f, t))  # type: ignore[misc]
         except EdgeoptError as e:
             context.listener.note(f"{v.name}: evaluation failed: {e}")
             if v.name == FLOAT:
@@ -189,14 +191,16 @@ def _judged_by(context: Context, cache: Cache, known: Digests) -> str:
     return key(known.model, known.data, known.reading, known.versions, others, code, *chosen)
 
 
-def _look(context: Context, shared: list[Any], path: Path) -> Any:
+def _look(context: Context, shared: list[Any], path: Path, target: Target | None) -> Any:
     """The evaluation of the model at `path` as plain values; `shared` holds the jury once it is loaded."""
     from edgeopt.release.build.evaluate import answers, evaluate, jury
 
     if not shared:
         shared.append(jury(context))
-    task = shared[0].task
-    return evaluate(shared[0], path).model_dump(mode="json") | {
+    task, found = shared[0].task, evaluate(shared[0], path)
+    if target is not None:
+        found = targets.with_target(found, path, shared[0], target)
+    return found.model_dump(mode="json") | {
         "answers": answers(path, context.project.profile.dims),
         "samples": {"calibration": len(task.start.samples), "evaluation": len(shared[0].feeds)},
         "notes": list(task.notes.lines),

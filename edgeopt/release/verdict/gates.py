@@ -99,6 +99,8 @@ def _outcome(
     row, value = METRICS[name], variant.metrics.get(name)
     if value is None:
         why = "" if variant.error is None else f" ({variant.error})"
+        if name.startswith("target."):
+            why = f" ({'; '.join(variant.on_target[:2]) or 'no step of it names a target'})"
         return ("warn" if bound == "warn" else "not measured"), f"{row.title}: not measured{why}"
     interval = variant.intervals.get(name) or Range(value=value, low=value, high=value)
     if bound == "max_regression":
@@ -112,6 +114,8 @@ def _outcome(
     text = f"{row.title} {_with_interval(value, interval, row)}, {wish} {sign} {shown(limit, row.kind)}"
     if name == "accuracy.close" and outcome != "pass":
         text += f" ({'; '.join(variant.far[:2])})" if variant.far else ""
+    if name.startswith("target.") and outcome != "pass":
+        text += f" ({'; '.join(variant.on_target[:3])})"
     if bound == "warn":
         return ("pass" if outcome == "pass" else "warn"), text
     return outcome, text
