@@ -189,6 +189,14 @@ def bias_of(node: ir.Node) -> ir.Value | None:
     return value if constant(value) else None
 
 
+def pixels(node: ir.Node) -> bool:
+    """Whether `node` makes floats of the pixels of an image: an input of 8 bits without a sign."""
+    given = node.inputs[0] if node.op_type == "Cast" else None
+    while given is not None and (maker := given.producer()) is not None and maker.op_type in ("Transpose", "Gather"):
+        given = maker.inputs[0]
+    return given is not None and given.is_graph_input() and given.dtype == ir.DataType.UINT8
+
+
 def scaled(node: ir.Node) -> bool:
     """Whether a Gemm multiplies its product or its bias by another number than 1."""
     return node.op_type == "Gemm" and any(node.attributes.get_float(n, 1.0) != 1.0 for n in ("alpha", "beta"))

@@ -97,6 +97,14 @@ class Quantize(Placing):
     keep: Nodes = Field(default=(), description="Nodes that stay float32 in fp16 mode.")
     bits: Annotated[Bits, Flag(text=Text("[4|8]", whole))] = Field(default=8, description="Of --mode weights.")
     io_types: Literal["keep", "fp16"] = Field(default="keep", description="Inputs and outputs of --mode fp16.")
+    io: Literal["float", "quantized"] = Field(
+        default="float",
+        description="Inputs and outputs; quantized: integers where they are on a grid, which the file's metadata tell.",
+    )
+    input_image: Literal["uint8"] | None = Field(
+        default=None,
+        description="The file takes an image's pixels, [N, H, W, C], red first, and prepares them itself.",
+    )
     max_ram: Annotated[int | None, Flag(text=SIZE, step=False)] = Field(
         default=None, ge=1, description="For calibration, e.g. 2G. [default: half of the free memory]"
     )

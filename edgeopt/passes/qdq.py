@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.graph.edit import DTYPES, Names, drop_unused, initializer, node, take_over
-from edgeopt.graph.ops import array, constant, kernel
+from edgeopt.graph.ops import array, constant, kernel, pixels
 from edgeopt.graph.plan import Plan
 from edgeopt.numbers.grid import STORAGE, QParams, QType, quantize
 
@@ -172,6 +172,26 @@ def dequantized_names(model: ir.Model) -> dict[str, str]:
         if q is not None and q.op_type == "QuantizeLinear" and q.inputs[0] is not None:
             found[str(q.inputs[0].name)] = str(dq.outputs[0].name)
     return found
+
+
+def without_casts(model: ir.Model) -> ir.Model:
+    """A clone in which pixels of 8 bits are not made floats to become the same integers again: a Cast that is
+    quantized with a scale of 1 and a zero point of 0 only.
+    """
+    copy = model.clone()
+    for q in tuple(copy.graph):
+        cast = q.inputs[0].producer() if q.op_type == "QuantizeLinear" and q.inputs[0] is not None else None
+        if cast is None or not pixels(cast) or not all(map(constant, q.inputs[1:3])):
+            continue
+        p, given = params_of(q), cast.inputs[0]
+        assert given is not None
+        if p.qtype.dtype == "uint8" and p.scale.size == 1 and p.scale == 1 and p.zero_point == 0:
+            q.outputs[0].replace_all_uses_with(given)
+            copy.graph.remove(q, safe=True)
+            if not cast.outputs[0].uses() and not cast.outputs[0].is_graph_output():
+                copy.graph.remove(cast, safe=True)
+    drop_unused(copy)
+    return copy
 
 
 def fold_weights(model: ir.Model) -> ir.Model:

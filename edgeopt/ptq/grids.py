@@ -20,7 +20,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.graph.edit import Names, initializer
-from edgeopt.graph.ops import activations, array, bias_of, channel_axis, constants, cost_class, rule, scaled, weight_of
+from edgeopt.graph.ops import (
+    activations,
+    array,
+    bias_of,
+    channel_axis,
+    constants,
+    cost_class,
+    pixels,
+    rule,
+    scaled,
+    weight_of,
+)
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import BIAS, Array, QParams, choose, largest_pair, weight_params
@@ -127,7 +138,9 @@ def activation_params(
 
 
 def fixed_grids(model: ir.Model, plan: Plan, target: Target) -> dict[str, QParams]:
-    """The grids that `target` demands for outputs of some operators, by value: a Sigmoid gives 0 to 1."""
+    """The grids that `target` demands for outputs of some operators, by value: a Sigmoid gives 0 to 1; and that of the
+    pixels of an image, which are integers already.
+    """
     found = {}
     for node in model.graph:
         scale, zero_point = target.grid.fixed.get(node.op_type, {}).get(target.grid.activations, (0.0, 0))
@@ -135,6 +148,9 @@ def fixed_grids(model: ir.Model, plan: Plan, target: Target) -> dict[str, QParam
             qtype = target.activation_type
             zero = np.asarray(zero_point, qtype.numpy_dtype)
             found[str(node.outputs[0].name)] = QParams(np.asarray(scale, np.float32), zero, qtype)
+        if pixels(node) and not target.activation_type.symmetric and target.grid.activations == "uint8":
+            one = np.asarray(1, np.float32)
+            found[str(node.outputs[0].name)] = QParams(one, np.asarray(0, np.uint8), target.activation_type)
     return found
 
 

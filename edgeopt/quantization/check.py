@@ -25,6 +25,7 @@ from edgeopt.quantization.outputs import steps_on
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
 from edgeopt.runtime.elsewhere import timed_elsewhere
+from edgeopt.runtime.ends import Ends
 from edgeopt.runtime.environments import home_of
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import PairedLatency, interleaved
@@ -106,8 +107,9 @@ def _latency(task: Task, mode: str, session: Session, path: Path) -> PairedLaten
     feed, asked = task.held[0][1], task.options.min_speedup
     levels = (SLOWER, FASTER, *(() if asked is None else (asked,)))
     if measurable(task):
-        sessions = {"float": task.float_session, "result": session}
-        return interleaved(sessions, "float", dict.fromkeys(sessions, feed), seconds=SECONDS, levels=levels)["result"]
+        sessions = {"float": task.float_session, "result": replace(session, ends=Ends())}
+        feeds = {"float": feed, "result": session.ends.feed(feed)}
+        return interleaved(sessions, "float", feeds, seconds=SECONDS, levels=levels)["result"]
     home = home_of(task.target) if task.target.check.timed else None
     if home is None:
         return None

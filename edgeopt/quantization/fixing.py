@@ -1,18 +1,23 @@
-"""Sizes for the free dimensions of a model, for targets that take fixed shapes only, or where the user gives them."""
+"""A model's inputs as they will be: sizes for free dimensions, for targets that take fixed shapes only or where the
+user gives them; pixels for a prepared image.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import onnx_ir as ir
 
 from edgeopt import graph
 from edgeopt.data import Data, Feed, read, specs
 from edgeopt.data.made_up import shapes
-from edgeopt.errors import DataError
+from edgeopt.data.spec import needed
+from edgeopt.errors import DataError, UsageError
 from edgeopt.hardware import target as targets
 from edgeopt.options.quantize import Quantize
+from edgeopt.passes.from_image import from_image
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import as_given
 
@@ -41,6 +46,28 @@ def at_fixed_shapes(
         "--dim gives others"
     )
     return graph.at_shapes(source, found), data
+
+
+def of_pixels(
+    source: ir.Model, data: Data, options: Quantize, note: Callable[[str], None]
+) -> tuple[ir.Model, Data, Quantize]:
+    """(the model with the pixels of an image as its input, the data, to be read again, the options, by which images are
+    read as their pixels).
+
+    Raises:
+        UsageError: the samples are no images.
+    """
+    model = graph.canonical(source)
+    given = read(data, specs(model), options, as_given(source, model).run, norm_distance(model))
+    recipe = given.resolved
+    if recipe is None:
+        raise UsageError("--input-image: the samples are no images, so nothing tells how an image was prepared")
+    (spec,) = needed(specs(model))
+    color: Literal["gray", "rgb"] = "gray" if recipe.color == "gray" else "rgb"
+    raw = recipe.model_copy(update={"scale": 1.0, "mean": (0.0,), "std": (1.0,), "layout": "NHWC", "color": color})
+    note(f"the file takes pixels, uint8 [N, H, W, C], {color}, and prepares them as images were: {recipe.describe()}")
+    fields: dict[str, object] = {"preprocess": raw, **raw.image_fields()}
+    return from_image(model, spec.name, recipe), data, options.model_copy(update=fields)
 
 
 def _fitting(reader: Callable[[], Feed], model: ir.Model) -> Feed | None:

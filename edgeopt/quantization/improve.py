@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
-from edgeopt.files import empty, packed_bytes, temporary_folder
+from edgeopt.files import empty, packed_bytes, staged, temporary_folder
+from edgeopt.passes.integer_ends import integer_ends
 from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.front import write_front
@@ -21,6 +22,7 @@ from edgeopt.quantization.report import Candidate
 from edgeopt.quantization.search import FASTER, Search
 from edgeopt.quantization.search import start as start_search
 from edgeopt.quantization.steps import Refit, Round
+from edgeopt.runtime.ends import Ends
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,22 @@ def trained(task: Task, before: Outcome, path: Path) -> Outcome:
     if kept.recipe in (None, plain):
         return found
     return replace(found, candidates=(*found.candidates, _untimed(task, plain, path.name)))
+
+
+def with_integer_ends(task: Task, before: Outcome, place: Path) -> Outcome:
+    """The outcome with integers as inputs and outputs, where they are on a grid; checked like any result."""
+    model, inputs, outputs = integer_ends(before.kept.draft.model)
+    ends = Ends(inputs, outputs)
+    if not ends.metadata():
+        task.note(f"--io quantized: no input or output of {before.kept.mode} is on a grid; all are as they were")
+        return before
+    model.metadata_props.update(ends.metadata())
+    for what, grids in (("input", inputs), ("output", outputs)):
+        for name, p in grids.items():
+            task.note(f"{what} {name}: {p.qtype.dtype}, {float(p.scale):.6g} (q - {int(p.zero_point)})")
+    made = replace(before.kept.draft, state=replace(before.kept.draft.state, model=model))
+    with staged(place) as stage:
+        return replace(before, kept=verify(task, made, stage / place.name), sizes=_sizes(stage))
 
 
 def _untimed(task: Task, recipe: Recipe, name: str) -> Candidate:

@@ -27,7 +27,7 @@ from edgeopt.options.quantize import Quantize
 from edgeopt.passes.tie import tied
 from edgeopt.quantization.candidates import Draft, of_mode
 from edgeopt.quantization.check import Tried, verify
-from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained
+from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained, with_integer_ends
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, missed, nearest, preferred, undecided, why_not
 from edgeopt.quantization.on_target import checked_result
@@ -66,12 +66,14 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
     with temporary_folder() as folder:
         place = path or folder / "model.onnx"
         done = _done(task, place, path, resumed)
+        if options.io == "quantized":
+            done = with_integer_ends(task, done, place)
         if task.target.check.kind != "cpu":
             checked = checked_result(place, task)
             for line in checked.lines:
                 task.note(line)
             done = replace(done, ended=(*done.ended, *(f"{task.target.name}: {p}" for p in checked.problems)))
-    return Result(done.kept.draft.model, path, _report(task, done, input_bytes, start))
+    return Result(done.kept.draft.model, path, _report(task, options, done, input_bytes, start))
 
 
 def _done(task: Task, place: Path, output: Path | None, resumed: bool) -> Outcome:
@@ -185,7 +187,7 @@ def _why(task: Task, kept: Tried, tried: Sequence[Tried]) -> str:
     return f"{kept.mode}: asked for" + (f"; the nearest of what was tried ({others})" if others else "")
 
 
-def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report:
+def _report(task: Task, options: Quantize, done: Outcome, input_bytes: int, start: float) -> Report:
     kept = done.kept
     latency = None
     if task.options.measure and kept.latency is None:
@@ -223,7 +225,7 @@ def _report(task: Task, done: Outcome, input_bytes: int, start: float) -> Report
         missed=(*missed(task, kept), *done.ended),
         undecided=tuple(undecided(task, kept)),
         interrupted=done.interrupted,
-        choices=task.options.changed(),
+        choices=options.changed(),
         recipe=tuple(kept.draft.recipe.to_json()) if kept.draft.recipe is not None else (),
     )
 

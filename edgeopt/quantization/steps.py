@@ -27,7 +27,7 @@ from edgeopt.passes.dynamic import dynamic
 from edgeopt.passes.embedding import embeddings, quantize_embeddings
 from edgeopt.passes.fp16 import fp16
 from edgeopt.passes.narrow import own_pads, padded
-from edgeopt.passes.qdq import fold_weights, insert_qdq, zero_points
+from edgeopt.passes.qdq import fold_weights, insert_qdq, without_casts, zero_points
 from edgeopt.passes.shield import shield
 from edgeopt.passes.tie import of_tables, tied
 from edgeopt.passes.weights import spread, storable, stored_grids, weight_only
@@ -275,7 +275,7 @@ class Write(Step):
         if plan.having("fp16"):
             return replace(state, model=tied(self._half(state, plan)), written=True)
         if plan.integer:
-            model = fold_weights(insert_qdq(_readable(model, state.target), plan, state.params))
+            model = without_casts(fold_weights(insert_qdq(_readable(model, state.target), plan, state.params)))
             model = zero_points(model) if state.target.demands.zero_points else model
         dynamics = plan.having("int8 dynamic")
         if dynamics:

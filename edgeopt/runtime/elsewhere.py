@@ -25,6 +25,7 @@ from edgeopt.graph.serialization import load as load_model
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime import tensor_file
+from edgeopt.runtime.ends import Ends, ends_of
 from edgeopt.runtime.measure import PairedLatency, paired
 from edgeopt.runtime.process import WORKER, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
@@ -86,6 +87,7 @@ class There:
     worker: Worker
     folder: Path
     kind: _Runtime
+    ends: Ends
 
     def block(self, runs: int) -> float:
         """The median time of `runs` inferences in seconds."""
@@ -109,9 +111,10 @@ class There:
         names = self.worker.ask("outputs", path=str(file))["outputs"]
         found = self.kind.read(file)
         try:
-            return [[found[f"{i}/{name}"] for name in names] for i in range(count)]
+            given = [[found[f"{i}/{name}"] for name in names] for i in range(count)]
         except KeyError as e:
             raise DataError(f"output {e}: its values cannot be taken over from {self.ran.runtime}") from e
+        return [self.ends.floats(names, outputs) for outputs in given]
 
 
 @contextlib.contextmanager
@@ -125,10 +128,12 @@ def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> It
         environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
         with worker(program, RUN_S, kind.script, environment) as w:
             file = folder / f"feeds{kind.suffix}"
-            kind.save(file, {f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})
+            ends = ends_of(load_model(model).metadata_props)
+            own = [ends.feed(feed) for feed in feeds]
+            kind.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
             ran = kind.open(w, model, target)
             w.ask("feed", path=str(file))
-            yield There(ran, w, folder, kind)
+            yield There(ran, w, folder, kind, ends)
 
 
 def run_here(model: Path, feeds: Sequence[Feed]) -> Ran:

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from edgeopt.graph.facts import size_bytes
 from edgeopt.graph.serialization import write
 from edgeopt.hardware.host import at_most, threads
 from edgeopt.numbers.scores import Outputs
+from edgeopt.runtime.ends import Ends, ends_of
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (
@@ -53,6 +54,8 @@ class Session:
     """Output names in the order of the results of `run`."""
     halves: frozenset[str] = frozenset()
     """Float16 inputs, for which float32 arrays are accepted too."""
+    ends: Ends = field(default_factory=Ends)
+    """Integers for which floats are accepted, and that come back as floats."""
 
     def run(self, feed: Feed, limit_s: float | None = None) -> list[NDArray[Any]]:
         """The outputs for one feed; `limit_s`: seconds after which the run is terminated.
@@ -65,7 +68,7 @@ class Session:
         if limit_s is not None:
             timer.start()
         try:
-            return list(self.raw.run(list(self.outputs), self._fitting(feed), options))
+            return self.ends.floats(self.outputs, self.raw.run(list(self.outputs), self._fitting(feed), options))
         except ERRORS as e:
             shapes = ", ".join(f"{k}: {v.dtype}{list(v.shape)}" for k, v in feed.items())
             raise DataError(f"the model failed on a sample ({shapes}): {e}") from e
@@ -73,8 +76,9 @@ class Session:
             timer.cancel()
 
     def _fitting(self, feed: Feed) -> dict[str, NDArray[Any]]:
+        feed = self.ends.feed(feed)
         if not self.halves:
-            return dict(feed)
+            return feed
         return {k: x.astype(np.float16) if k in self.halves and x.dtype == np.float32 else x for k, x in feed.items()}
 
 
@@ -124,7 +128,8 @@ def open_session(
         raise ModelError(f"ONNX Runtime refuses the model: {e}") from e
     taken = (*raw.get_inputs(), *raw.get_overridable_initializers())
     halves = frozenset(i.name for i in taken if i.type == "tensor(float16)")
-    return Session(raw, tuple(o.name for o in raw.get_outputs()), halves)
+    ends = ends_of(raw.get_modelmeta().custom_metadata_map)
+    return Session(raw, tuple(o.name for o in raw.get_outputs()), halves, ends)
 
 
 def _load(model: ir.Model | Path, settings: ort.SessionOptions) -> ort.InferenceSession:

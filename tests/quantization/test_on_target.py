@@ -272,3 +272,19 @@ def test_a_target_that_computes_no_grids_is_given_none() -> None:
     for choices, says in (({"mode": "static"}, "computes no QuantizeLinear"), ({"bits": 4}, "--bits 8")):
         with pytest.raises(edgeopt.UsageError, match=says):
             edgeopt.quantize(network(), feeds(), target="webgpu", **{"mode": "weights", "measure": False, **choices})
+
+
+def test_pixels_go_into_the_network_without_becoming_floats(tmp_path: Path) -> None:
+    found = edgeopt.quantize(
+        DIGITS / "digits.onnx", DIGITS / "calib", target="qnn-htp", input_image="uint8", output=tmp_path / "q.onnx"
+    )
+    (image,) = found.proto.graph.input
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in image.type.tensor_type.shape.dim] == [1, 28, 28, 1]
+    assert "Cast" not in {n.op_type for n in found.proto.graph.node} and found.report.worst_sqnr_db > 25
+    assert set(found.report.choices) == {"target", "input_image", "output"}
+
+
+def test_pixels_are_asked_for_where_there_are_no_images() -> None:
+    with pytest.raises(edgeopt.UsageError, match="--input-image: the samples are no images"):
+        edgeopt.quantize(network(), feeds(), input_image="uint8")

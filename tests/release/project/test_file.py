@@ -122,6 +122,8 @@ qat_epochs = 2
 bits = 8
 keep = ["Softmax"]
 io_types = "keep"
+io = "quantized"
+input_image = "uint8"
 
 [profile]
 measure = false
