@@ -67,7 +67,8 @@ def of_pixels(
     raw = recipe.model_copy(update={"scale": 1.0, "mean": (0.0,), "std": (1.0,), "layout": "NHWC", "color": color})
     note(f"the file takes pixels, uint8 [N, H, W, C], {color}, and prepares them as images were: {recipe.describe()}")
     fields: dict[str, object] = {"preprocess": raw, **raw.image_fields()}
-    return from_image(model, spec.name, recipe), data, options.model_copy(update=fields)
+    prepared = recipe.model_dump(include={"layout", "color", "scale", "mean", "std"})
+    return from_image(model, spec.name, **prepared), data, options.model_copy(update=fields)
 
 
 def _fitting(reader: Callable[[], Feed], model: ir.Model) -> Feed | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -24,6 +26,10 @@ def model(layout: str) -> ir.Model:
     return tiny.model(NCHW if layout == "NCHW" else NHWC, w=weight)
 
 
+def prepared(recipe: Preprocess) -> dict[str, Any]:
+    return recipe.model_dump(include={"layout", "color", "scale", "mean", "std"})
+
+
 numbers = st.lists(st.floats(-2, 2, width=32), min_size=3, max_size=3).map(tuple)
 spreads = st.lists(st.floats(0.125, 2, width=32), min_size=3, max_size=3).map(tuple)
 
@@ -37,27 +43,27 @@ def test_pixels_give_what_the_prepared_image_gives(
     before = model(layout)
     image = RNG.integers(0, 256, (6, 5, 3)).astype(np.uint8)
     (expected,) = tiny.run(before, {"x": tensor(image.astype(np.float32), recipe, np.dtype(np.float32))})
-    after = from_image(before, "x", recipe)
+    after = from_image(before, "x", **prepared(recipe))
     assert before.graph.inputs[0].dtype == ir.DataType.FLOAT  # its argument is left alone
     (found,) = tiny.run(after, {"x": image[None]})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * max(1.0, float(np.abs(expected).max())))
 
 
 def test_the_input_keeps_its_name_and_takes_bytes_with_the_channels_last() -> None:
-    (image,) = from_image(model("NCHW"), "x", Preprocess(layout="NCHW", color="rgb")).graph.inputs
+    (image,) = from_image(model("NCHW"), "x", **prepared(Preprocess(layout="NCHW", color="rgb"))).graph.inputs
     assert (image.name, image.dtype) == ("x", ir.DataType.UINT8) and list(image.shape or ())[1:] == [6, 5, 3]
 
 
 @pytest.mark.parametrize(("mean", "left"), [(0.0, set()), (0.5, {"Add"})])
 def test_scales_go_into_the_convolution(mean: float, left: set[str]) -> None:
     recipe = Preprocess(layout="NCHW", color="rgb", mean=(mean,), std=(0.2, 0.3, 0.4))
-    folded = fold_affine(from_image(model("NCHW"), "x", recipe))
+    folded = fold_affine(from_image(model("NCHW"), "x", **prepared(recipe)))
     assert {n.op_type for n in folded.graph} == {"Transpose", "Cast", "Conv", *left}
 
 
 def test_a_grey_image_has_one_channel() -> None:
     grey = tiny.model("g (float[1,1,4,4] x) => (float[1,1,4,4] y) { y = Relu(x) }")
-    after = from_image(grey, "x", Preprocess(layout="NCHW", color="gray", scale=1.0))
+    after = from_image(grey, "x", **prepared(Preprocess(layout="NCHW", color="gray", scale=1.0)))
     assert [n.op_type for n in after.graph] == ["Transpose", "Cast", "Relu"]
     (found,) = tiny.run(after, {"x": np.full((1, 4, 4, 1), 7, np.uint8)})
     assert (found == 7).all()
