@@ -46,7 +46,8 @@ def _activations(t: Target) -> str:
         return "float16"
     if not t.demands.grids:
         return "float"
-    return t.grid.activations + " symmetric" * t.grid.symmetric + ", 2^n" * t.grid.power_of_two
+    wider = "" if t.wide_type is None else f", {t.wide_type.dtype}"
+    return t.grid.activations + wider + " symmetric" * t.grid.symmetric + ", 2^n" * t.grid.power_of_two
 
 
 def _weights(t: Target) -> str:

@@ -36,6 +36,9 @@ class Grid(_Facts):
     weights: tuple[str, ...] = Field(default=("int8", "int4"), description="types of weights that a file may have")
 
     activations: _Type
+    wide: _Type | None = Field(
+        default=None, description="a wider type in which it computes too, for activations that lose most"
+    )
     symmetric: bool = Field(default=False, description="activations with a zero point of 0")
     power_of_two: bool = Field(default=False, description="scales that are powers of two")
     per_channel: bool = Field(default=True, description="weights with a scale for each output channel")
@@ -132,8 +135,16 @@ class Target(_Facts):
     @property
     def activation_type(self) -> QType:
         """The grid of activations."""
-        low, high = STORAGE[self.grid.activations]
-        return QType(self.grid.activations, low, high, self.grid.symmetric, self.grid.power_of_two)
+        return self._type(self.grid.activations)
+
+    @property
+    def wide_type(self) -> QType | None:
+        """The wider grid of activations, None if there is none."""
+        known = self.grid.wide in (None, self.grid.activations)
+        return None if known or self.grid.wide is None else self._type(self.grid.wide)
+
+    def _type(self, name: str) -> QType:
+        return QType(name, *STORAGE[name], self.grid.symmetric, self.grid.power_of_two)
 
     @property
     def weight_type(self) -> QType:

@@ -13,7 +13,7 @@ which keeps 8 bits in most channels, while "reduced range" would leave 7 bits in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +34,7 @@ from edgeopt.graph.ops import (
 )
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.target import Target
-from edgeopt.numbers.grid import BIAS, Array, QParams, choose, largest_pair, weight_params
+from edgeopt.numbers.grid import BIAS, Array, QParams, QType, choose, largest_pair, weight_params
 from edgeopt.numbers.observers import MinMax, Statistics
 from edgeopt.numbers.ranges import RANGES
 
@@ -123,34 +123,36 @@ def activation_params(
     rule: str,
     rules: Mapping[str, str] | None = None,
     fixed: Mapping[str, QParams] | None = None,
+    wide: Container[str] = (),
 ) -> dict[str, QParams]:
     """The grid of every value in the plan by the range rule `rule`; rules: exceptions, by the value that determines the
-    grid; fixed: grids that are known.
+    grid; fixed: grids that are known; wide: values that determine a grid of the target's wider type.
     """
-    own, known = rules or {}, fixed or {}
-    of_source = {
-        source: choose(
-            *RANGES[own.get(source, rule)](statistics[source], target.activation_type), target.activation_type
-        )
-        for source in set(plan.grids.values())
-    }
+    own, known, of_source = rules or {}, fixed or {}, {}
+    for source in set(plan.grids.values()):
+        kind = activation_type(source, target, wide)
+        of_source[source] = choose(*RANGES[own.get(source, rule)](statistics[source], kind), kind)
     return {value: known.get(source, of_source[source]) for value, source in plan.grids.items()}
 
 
-def fixed_grids(model: ir.Model, plan: Plan, target: Target) -> dict[str, QParams]:
+def activation_type(source: str, target: Target, wide: Container[str]) -> QType:
+    """The type of the grid that the value `source` determines."""
+    return (target.wide_type if source in wide else None) or target.activation_type
+
+
+def fixed_grids(model: ir.Model, plan: Plan, target: Target, wide: Container[str] = ()) -> dict[str, QParams]:
     """The grids that `target` demands for outputs of some operators, by value: a Sigmoid gives 0 to 1; and that of the
     pixels of an image, which are integers already.
     """
     found = {}
     for node in model.graph:
-        scale, zero_point = target.grid.fixed.get(node.op_type, {}).get(target.grid.activations, (0.0, 0))
+        qtype = activation_type(str(node.outputs[0].name), target, wide)
+        scale, zero_point = target.grid.fixed.get(node.op_type, {}).get(qtype.dtype, (0.0, 0))  # type: ignore[call-overload]
         if node.name in plan.integer and scale:
-            qtype = target.activation_type
             zero = np.asarray(zero_point, qtype.numpy_dtype)
             found[str(node.outputs[0].name)] = QParams(np.asarray(scale, np.float32), zero, qtype)
-        if pixels(node) and not target.activation_type.symmetric and target.grid.activations == "uint8":
-            one = np.asarray(1, np.float32)
-            found[str(node.outputs[0].name)] = QParams(one, np.asarray(0, np.uint8), target.activation_type)
+        if pixels(node) and not qtype.symmetric and qtype.dtype == "uint8":
+            found[str(node.outputs[0].name)] = QParams(np.asarray(1, np.float32), np.asarray(0, np.uint8), qtype)
     return found
 
 
@@ -245,9 +247,10 @@ def quantization_params(
     for node in model.graph:
         if node.name not in plan.integer:
             continue
-        for _, value in constants(node):
+        others = [params[str(v.name)].qtype for _, v in activations(node) if str(v.name) in params]
+        for _, value in constants(node):  # of the type that the node computes in
             extremes = MinMax().update(array(value))
-            params[str(value.name)] = choose(extremes.lo, extremes.hi, target.activation_type)
+            params[str(value.name)] = choose(extremes.lo, extremes.hi, (others or [target.activation_type])[0])
         weight = weight_of(node)
         readers = layers[str(weight.name)] if weight is not None else ()
         if weight is not None and readers[0] is node:

@@ -5,6 +5,7 @@ A move gets the best state so far, with its quantized model, and the recipe that
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -83,6 +84,26 @@ def ranges(state: State, recipe: Recipe) -> Moves:
             rules = frozenset((v, r) for v, r in own.items() if r != grids.rule)
             if rules != grids.rules:
                 yield f"ranges at {what} by {rule}", recipe.having(grids.model_copy(update={"rules": rules}))
+
+
+def wider(state: State, recipe: Recipe) -> Moves:
+    """Recipes with more and more of the nodes that lose most accuracy on the target's wider grid, and those that read
+    them, which would make their values narrow again.
+    """
+    grids, plan = recipe.find(Grids), state.plan
+    if grids is None or plan is None or state.target.wide_type is None:
+        return
+    nodes = {str(n.name): n for n in state.source.graph}
+    readers = defaultdict[str, list[ir.Node]](list)
+    for n in nodes.values():
+        for value in _read(n) if n.name in plan.integer else ():
+            readers[value].append(n)
+    for _, worst in _worst(state, _SHARES):
+        both = {*worst, *(str(r.name) for n in worst for r in readers[result(nodes[n], plan)])}
+        wide = grids.wide | {plan.grids[v] for v in (result(nodes[n], plan) for n in both) if v in plan.grids}
+        if wide != grids.wide:
+            words = f"{len(wide)} of {len(plan.integer)} nodes in {state.target.grid.wide}"
+            yield words, recipe.having(grids.model_copy(update={"wide": wide}))
 
 
 def mixtures(state: State, recipe: Recipe) -> Moves:
@@ -177,6 +198,7 @@ MOVES: tuple[Move, ...] = (
     Move("smooth", _changed("inputs of layers smoothed", Smooth(alpha=0.5))),
     Move("equalize", _changed("layers equalized", Equalize())),
     Move("ranges", ranges),
+    Move("wider", wider),
     Move("mixtures", mixtures),
     Move("fronts", fronts),
     Move("islands", islands),
@@ -187,5 +209,9 @@ MOVES: tuple[Move, ...] = (
     ),
 )
 FASTER = tuple(m for m in MOVES if m.faster)
-NEARER = tuple(sorted((m for m in MOVES if not m.faster), key=lambda m: m.name not in ("fronts", "islands")))
-"""Moves for a result far from float: usually a few nodes cause most of the loss, so these are kept in float first."""
+_FIRST = ("wider", "fronts", "islands")
+NEARER = tuple(sorted((m for m in MOVES if not m.faster), key=lambda m: (*_FIRST, m.name).index(m.name)))
+"""Moves for a result far from float: usually a few nodes cause most of the loss, so these are made wider, or kept in
+float, first.
+"""
+WIDER = tuple(m for m in MOVES if m.name == "wider")

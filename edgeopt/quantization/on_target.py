@@ -271,7 +271,7 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
             yield "weights with a scale for each channel"
     elif zero is not None or node.op_type == "QuantizeLinear":
         found = "uint8" if zero is None else zero.dtype.name
-        if found != grid.activations:
+        if found not in (grid.activations, grid.wide):
             yield f"activations in {found}, and {grid.activations} is taken"
         if grid.symmetric and zero is not None and zero.any():
             yield "activations whose zero point is not 0"

@@ -37,6 +37,7 @@ from edgeopt.ptq.place import place
 from edgeopt.ptq.reconstruct import clipped, reconstructed
 from edgeopt.ptq.refit import refitted
 from edgeopt.ptq.smooth import smoothed
+from edgeopt.ptq.widths import converted, without_identities
 from edgeopt.quantization.costing import costed
 from edgeopt.quantization.looking import layer_moments, layer_parts, observe, sources, widened
 from edgeopt.quantization.state import State
@@ -193,13 +194,17 @@ class Grids(Step):
     rules: Annotated[frozenset[tuple[str, str]], PlainSerializer(sorted, when_used="json")] = Field(
         default=frozenset(), description="(value, rule) where it is another one."
     )
+    wide: Annotated[frozenset[str], PlainSerializer(sorted, when_used="json")] = Field(
+        default=frozenset(), description="Values on a grid of the target's wider type."
+    )
 
     def __call__(self, state: State) -> State:
         assert state.plan is not None
         plan, target, rules = state.plan, state.target, dict(self.rules)
-        fixed = fixed_grids(state.source, plan, target)
-        activation = activation_params(plan, state.statistics, target, self.rule, rules, fixed)
-        model = untie(state.source, state.plan)
+        fixed = fixed_grids(state.source, plan, target, self.wide)
+        found = activation_params(plan, state.statistics, target, self.rule, rules, fixed, self.wide)
+        untied = untie(state.source, plan)
+        model, activation = converted(untied, plan, found) if self.wide else (untied, found)
         return replace(state, model=model, params=quantization_params(model, state.plan, activation, state.target))
 
 
@@ -275,7 +280,8 @@ class Write(Step):
         if plan.having("fp16"):
             return replace(state, model=tied(self._half(state, plan)), written=True)
         if plan.integer:
-            model = without_casts(fold_weights(insert_qdq(_readable(model, state.target), plan, state.params)))
+            model = _readable(model, state.params, state.target)
+            model = without_identities(without_casts(fold_weights(insert_qdq(model, plan, state.params))))
             model = zero_points(model) if state.target.demands.zero_points else model
         dynamics = plan.having("int8 dynamic")
         if dynamics:
@@ -309,13 +315,13 @@ class Write(Step):
         return fp16(model, keep=keep, io_keep=self.io_types == "keep", peaks=peaks)
 
 
-def _readable(model: ir.Model, target: Target) -> ir.Model:
-    """The model at an opset that `target` reads.
+def _readable(model: ir.Model, params: Mapping[str, QParams], target: Target) -> ir.Model:
+    """The model at an opset that `target` reads, and that has the types of its grids.
 
     Raises:
         ModelError: it cannot be converted.
     """
-    wide = _INT16_OPSET if target.grid.activations in ("uint16", "int16") else 1
+    wide = _INT16_OPSET if any(p.qtype.dtype in ("uint16", "int16") for p in params.values()) else 1
     return graph.raise_opset(model, max(wide, target.demands.lowest_opset))
 
 

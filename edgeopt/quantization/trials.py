@@ -19,13 +19,14 @@ from edgeopt.quantization.candidates import Draft, Placement, Sketches, draft, n
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.judge import close, good, line, may_gain, pays, plenty, promising, too_far
 from edgeopt.quantization.looking import observe, sources
-from edgeopt.quantization.moves import FASTER, NEARER
+from edgeopt.quantization.moves import FASTER, NEARER, WIDER
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
 from edgeopt.quantization.search import start as start_search
 
 _MOST_ALONE = 32  # layers that are stored one by one to see which of them loses most
 _SPARED = (1, 2, 4)
+_NEAR_DB = 20.0  # from which on no wider grids are needed
 
 
 @dataclass
@@ -79,7 +80,7 @@ def try_static(task: Task, trials: Trials) -> None:
     first = draft(task, settled(task)[0], "static")
     if first is None or not first.static:
         raise UsageError(nothing_to_do("static"))
-    found = trials.add(first)
+    found = _widened(task, trials, trials.add(first))
     if found is not None and not close(task, found):
         _repair(task, trials, found)
 
@@ -90,7 +91,7 @@ def try_auto(task: Task, trials: Trials) -> None:
     """
     found = placements(task)
     paying = [p for p in found if pays(task, p)]
-    static = _try_placements(task, trials, paying)
+    static = _widened(task, trials, _try_placements(task, trials, paying))
     if trials.enough:
         return
     _try_whole(task, trials, "int8 dynamic")
@@ -203,6 +204,23 @@ def _by_constants(model: ir.Model, nodes: AbstractSet[str]) -> set[frozenset[str
             )
             found.setdefault(tuple(sorted(str(v.name) for v in large)), set()).add(str(node.name))
     return {frozenset(part) for part in found.values()}
+
+
+def _widened(task: Task, trials: Trials, first: Tried | None) -> Tried | None:
+    """The static result after what loses most was put on the target's wider grid, where it has one, until the result is
+    near to float; `first` if that does not help.
+    """
+    near = first is None or first.worst_sqnr_db >= _NEAR_DB or (task.options.judged_by_user and close(task, first))
+    if first is None or near or task.target.wide_type is None or task.options.effort == "fast":
+        return first
+    search, best = start_search(task, first.draft), first
+    if search is None:
+        return first
+    for made in search.kept(WIDER):
+        best = trials.add(replace(made, mode=f"static, {search.best.what}")) or best
+        if close(task, best):  # wider grids take longer, so no more of them than that
+            break
+    return best
 
 
 def _repair(task: Task, trials: Trials, first: Tried) -> None:

@@ -92,7 +92,7 @@ def changed(name: str, **tables: Any) -> Target:
         ("xnnpack", "tensorrt", "activations whose zero point is not 0"),
         ("tensorrt", "ryzen-ai", "scales that are no powers of two"),
         ("tensorrt", "ryzen-ai", "weights with a scale for each channel"),
-        ("qnn-htp:a16", "qnn-htp", "activations in uint16, and uint8 is taken"),
+        ("qnn-htp:a16", "nnapi", "activations in uint16, and uint8 is taken"),
     ],
 )
 def test_each_rule_has_a_file_that_breaks_it(by: str, strict: str, says: str) -> None:
