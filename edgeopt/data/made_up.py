@@ -139,6 +139,8 @@ def _values(
         return rng.standard_normal(shape).astype(spec.dtype), "random, normal"
     if spec.dtype == np.bool_:
         return np.ones(shape, np.bool_), "true"
+    if spec.pixels:
+        return rng.integers(0, 256, shape).astype(spec.dtype), "random pixels"
     if re.search("mask", spec.name, re.IGNORECASE):
         return np.ones(shape, spec.dtype), "ones (a mask)"
     if bound is not None:

@@ -77,7 +77,8 @@ def _read(
     spec = image_input(needed(inputs))
     if spec is None or not _has_images(Path(data), inputs, reading):
         return open_data(data, inputs, reading)
-    recipe, told = _recipe(Path(data), reading, lambda: _guess(Path(data), inputs, reading, run, distance), judged)
+    guessed = partial(_guess, Path(data), inputs, reading, run, distance)
+    recipe, told = _recipe(Path(data), reading, guessed, spec, judged)
     resolved = resolve(recipe, spec)
     found = open_data(data, inputs, reading.model_copy(update={"preprocess": resolved}))
     notes = (*told, f"images: {resolved.describe()}", *found.notes)
@@ -88,15 +89,20 @@ def _has_images(path: Path, inputs: Sequence[InputSpec], reading: Reading) -> bo
     return exists(path) and kind_of(files_of(path, reading.data_option)[0], needed(inputs)) == "images"
 
 
-def _recipe(path: Path, reading: Reading, guessed: Callable[[], Guess], judged: bool) -> tuple[Preprocess, list[str]]:
+def _recipe(
+    path: Path, reading: Reading, guessed: Callable[[], Guess], spec: InputSpec, judged: bool
+) -> tuple[Preprocess, list[str]]:
     """(recipe, notes for the user); fields given by the user take precedence over the preset, this over
-    `preprocess.toml`, and this over a guess with the float model.
+    `preprocess.toml`, and this over a guess with the float model. Of pixels only the size is told.
     """
     said = reading.preprocess
     base, notes = PRESETS[said] if isinstance(said, str) else said, list[str]()
     beside = next((f for f in (path / "preprocess.toml", path.parent / "preprocess.toml") if f.is_file()), None)
     if base is None and beside is not None:
         base, notes = load_toml(beside), [f"preprocessing: from {beside}"]
+    if spec.pixels:
+        raw = {"scale": 1.0, "mean": (0.0,), "std": (1.0,), "layout": "NHWC", "color": spec.pixels}
+        return Preprocess.model_validate({**_merged(base or Preprocess(), reading).image_fields(), **raw}), notes
     if base is None and not {"scale", "mean", "std"} & reading.model_fields_set:
         found = guessed()
         if not found.clear and judged:

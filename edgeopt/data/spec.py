@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
 from edgeopt.graph.defaults import default_of
+from edgeopt.graph.ends import ends
 from edgeopt.options.reading import Preprocess
 
 Feed = Mapping[str, NDArray[Any]]
@@ -43,6 +44,8 @@ class InputSpec:
     """None as a dimension: dynamic; None: unknown."""
     default: NDArray[Any] | None = field(default=None, compare=False)
     """Its value if a feed omits it."""
+    pixels: str = ""
+    """The colour, "rgb" or "gray", of an image whose pixels it takes [N, H, W, C]; empty for others."""
 
     def fixed(self, axis: int) -> int | None:
         """The size of dimension `axis` if it is fixed, else None."""
@@ -50,16 +53,25 @@ class InputSpec:
 
 
 def specs(model: ir.Model) -> list[InputSpec]:
-    """The inputs of `model` (canonical)."""
+    """The inputs of `model` (canonical); those on a grid are given as floats."""
+    own = ends(model)
     return [
         InputSpec(
             str(v.name),
-            np.dtype(v.dtype.numpy()) if v.dtype is not None else np.dtype(np.float32),
+            np.dtype(v.dtype.numpy() if v.dtype is not None and v.name not in own.inputs else np.float32),
             None if v.shape is None else tuple(d if isinstance(d, int) else None for d in v.shape),
             default_of(v),
+            own.images.get(str(v.name), ""),
         )
         for v in model.graph.inputs
     ]
+
+
+def alike(a: ir.Model, b: ir.Model) -> bool:
+    """Whether the same feeds go into both (canonical) models, apart from sizes; float32 is taken as float16 too."""
+    half, single = np.dtype(np.float16), np.dtype(np.float32)
+    ours, theirs = ([(s.name, single if s.dtype == half else s.dtype, s.pixels) for s in specs(m)] for m in (a, b))
+    return ours == theirs
 
 
 def needed(inputs: Sequence[InputSpec]) -> list[InputSpec]:
@@ -89,7 +101,7 @@ def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
         raise DataError(
             f"{sample}: is empty: its arrays have shape {', '.join(str(list(x.shape)) for x in feed.values())}"
         )
-    inputs = {str(v.name): v for v in model.graph.inputs}
+    inputs, own = {str(v.name): v for v in model.graph.inputs}, ends(model)
     needed = {name for name, value in inputs.items() if default_of(value) is None}
     missing, unknown = sorted(needed - feed.keys()), sorted(feed.keys() - inputs.keys())
     if missing or unknown:
@@ -100,7 +112,8 @@ def check_feed(feed: Feed, model: ir.Model, sample: str) -> None:
         )
     for name, array in feed.items():
         value = inputs[name]
-        if value.dtype is not None and array.dtype != value.dtype.numpy():
+        as_floats = name in own.inputs and array.dtype == np.float32
+        if value.dtype is not None and array.dtype != value.dtype.numpy() and not as_floats:
             raise DataError(f"{sample}: input {name!r} wants {value.dtype.name.lower()}, the sample has {array.dtype}")
         if value.shape is None:
             continue

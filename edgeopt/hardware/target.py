@@ -184,6 +184,12 @@ def is_file(target: TargetLike) -> bool:
     return isinstance(target, Path) or (isinstance(target, str) and ".toml" in target)
 
 
+def file_of(target: TargetLike) -> Path:
+    """The user's file, without the name of a variant behind it."""
+    path, found, _ = str(target).partition(".toml:")
+    return Path(f"{path}.toml") if found else Path(path)
+
+
 def load(target: TargetLike) -> Target:
     """The target with that name or in that TOML file, or `target` itself if it is a `Target`; `host` is chosen by the
     features of this machine's CPU.
@@ -194,8 +200,7 @@ def load(target: TargetLike) -> Target:
     if isinstance(target, Target):
         return target
     if is_file(target):
-        path, _, variant = str(target).partition(".toml:")
-        return _read(Path(f"{path}.toml") if variant else Path(path), variant)
+        return _read(file_of(target), str(target).partition(".toml:")[2])
     return _named(str(target))
 
 

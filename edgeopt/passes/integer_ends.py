@@ -58,27 +58,21 @@ def integer_ends(model: ir.Model) -> tuple[ir.Model, Mapping[str, QParams], Mapp
 
 
 def _into(value: ir.Value) -> QParams | None:
-    """The one grid onto which all readers of an input quantize it; None if there is none."""
+    """The one grid onto which all readers of an input quantize it; None if there is none, or it has a default."""
     readers = [u.node for u in value.uses()]
-    if (
-        value.is_graph_output()
-        or not readers
-        or not all(n.op_type == "QuantizeLinear" and _readable(n) for n in readers)
-    ):
+    inside = all(n.graph is value.graph and n.op_type == "QuantizeLinear" and _readable(n) for n in readers)
+    if value.is_graph_output() or value.const_value is not None or not readers or not inside:
         return None
-    grids = [params_of(n) for n in readers]
-    same = all(
-        (g.scale, g.zero_point, g.qtype.dtype) == (grids[0].scale, grids[0].zero_point, grids[0].qtype.dtype)
-        for g in grids
-    )
-    return grids[0] if same and not any(n.outputs[0].is_graph_output() for n in readers) else None
+    first, *others = [params_of(n) for n in readers]
+    same = all((g.scale, g.zero_point, g.qtype) == (first.scale, first.zero_point, first.qtype) for g in others)
+    return first if same and not any(n.outputs[0].is_graph_output() for n in readers) else None
 
 
 def _readable(node: ir.Node) -> bool:
     """Whether the grid of a QuantizeLinear or DequantizeLinear is told by constants, and is one for all values."""
     grid = node.inputs[1:3]
-    return len(grid) == 2 and all(constant(v) for v in grid) and grid[0] is not None and _scalar(grid[0])
+    return len(grid) == 2 and all(constant(v) and v is not None and _scalar(v) for v in grid)
 
 
 def _scalar(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.size == 1
+    return value.const_value is not None and len(value.const_value.shape) == 0

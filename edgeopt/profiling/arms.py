@@ -119,6 +119,9 @@ def wanted(options: Profile, models: Sequence[Path]) -> list[Arm]:
         varying += [f"{k}={sizes[k]}" for k in dims if len(dims[k]) > 1]
         label = " ".join(varying) or names[model]
         arm = Arm(model, provider, n, batch, sizes, options.session, options.level, rate=options.rate, label=label)
-        python = options.python or (None if installed(provider) else python_with(provider.name))
+        python, known = options.python, None if installed(provider) else python_with(provider.name)
+        if python is None and known is not None:  # with its options, if the user gives none
+            python = known[0]
+            arm = replace(arm, provider=provider if provider.options else known[1])
         found.append(replace(arm, python=python, timeout_s=options.timeout_s))
     return _unique(found)

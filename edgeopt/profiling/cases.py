@@ -18,6 +18,7 @@ from edgeopt.data import Feed, made_up, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import EdgeoptError, ModelError, WorkerError
 from edgeopt.files import is_text, sha256
+from edgeopt.graph.ends import ends
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
 from edgeopt.profiling import inputs
@@ -40,8 +41,8 @@ class Case:
     """The latency measurement of the arm."""
     model: ir.Model
     sha256: str
-    shapes: Mapping[str, tuple[int, ...]]
-    """Input shapes of the first feed."""
+    feeds: Sequence[Feed]
+    """What goes in, in floats where the file takes integers on a grid."""
     told: str
     """Where the inputs came from, in words."""
     placement: Placement | None = None
@@ -51,6 +52,11 @@ class Case:
     outputs: list[list[NDArray[Any]]] | None = None
     """Values by feed and output, if they are kept."""
     deterministic: bool = True
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Input shapes of the first feed."""
+        return {k: x.shape for k, x in self.feeds[0].items()}
 
     @property
     def arm(self) -> Arm:
@@ -69,9 +75,9 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
     models = {arm.model: graph.canonical(graph.load(arm.model)) for arm in wanted}
     digests = {path: sha256(path, *graph.external_files(model)) for path, model in models.items()}
     found = []
-    read: dict[object, tuple[list[Feed], str, Path]] = {}
+    read: dict[object, tuple[list[Feed], str]] = {}
     for i, arm in enumerate(wanted):
-        model = models[arm.model]
+        model, path = models[arm.model], folder / f"feeds{i}.npz"
         # models with the same inputs get the same values, even if preprocessing is guessed from the model
         key = tuple(map(repr, specs(model))), tuple(arm.dims.items()), arm.batch
         if key not in read:
@@ -82,13 +88,13 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
             if not finite(x for feed in feeds for x in feed.values()):
                 told += "; some values are not finite"
             try_loops(model, feeds[0])
-            read[key] = feeds, told, folder / f"feeds{i}.npz"
-            inputs.write_feeds(read[key][0], read[key][2])
-            listener.note(f"{arm.label}: {read[key][1]}")
-        feeds, told, path = read[key]
+            read[key] = feeds, told
+            listener.note(f"{arm.label}: {told}")
+        feeds, told = read[key]
+        inputs.write_feeds([ends(model).feed(feed) for feed in feeds], path)
         fixed = _fixed(model, feeds[0]) if options.freeze_dims else {}
         timing = Timing(replace(arm, fixed=fixed), path)
-        found.append(Case(timing, model, digests[arm.model], {k: x.shape for k, x in feeds[0].items()}, told))
+        found.append(Case(timing, model, digests[arm.model], feeds, told))
     return found
 
 
@@ -154,4 +160,5 @@ def _outputs(case: Case, started: Live, path: Path) -> None:
         count = 1 + max((int(k.split("/", 1)[0]) for k in archive.files), default=-1)
         names = [n for n in case.output_names if f"0/{n}" in archive.files]
         case.output_names = tuple(names)
-        case.outputs = [[archive[f"{i}/{n}"] for n in names] for i in range(count)]
+        own = ends(case.model)
+        case.outputs = [own.floats(names, [archive[f"{i}/{n}"] for n in names]) for i in range(count)]

@@ -17,6 +17,7 @@ from edgeopt.errors import EdgeoptError, ValidityError, WorkerError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
+from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.figure import Figure
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.ptq.guard import unguarded
@@ -25,8 +26,7 @@ from edgeopt.quantization.outputs import steps_on
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
 from edgeopt.runtime.elsewhere import timed_elsewhere
-from edgeopt.runtime.ends import Ends
-from edgeopt.runtime.environments import home_of
+from edgeopt.runtime.environments import home_of, lacking
 from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
@@ -111,7 +111,7 @@ def _latency(task: Task, mode: str, session: Session, path: Path) -> PairedLaten
         feeds = {"float": feed, "result": session.ends.feed(feed)}
         return interleaved(sessions, "float", feeds, seconds=SECONDS, levels=levels)["result"]
     home = home_of(task.target) if task.target.check.timed else None
-    if home is None:
+    if home is None or lacking(task.target):
         return None
     with temporary_folder() as folder:
         graph.write(task.given, folder / "float.onnx")

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeopt import graph
@@ -16,6 +16,7 @@ from edgeopt.data.made_up import shapes
 from edgeopt.data.spec import needed
 from edgeopt.errors import DataError, UsageError
 from edgeopt.hardware import target as targets
+from edgeopt.numbers.ends import IMAGE
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.from_image import from_image
 from edgeopt.runtime.norm import norm_distance
@@ -48,14 +49,11 @@ def at_fixed_shapes(
     return graph.at_shapes(source, found), data
 
 
-def of_pixels(
-    source: ir.Model, data: Data, options: Quantize, note: Callable[[str], None]
-) -> tuple[ir.Model, Data, Quantize]:
-    """(the model with the pixels of an image as its input, the data, to be read again, the options, by which images are
-    read as their pixels).
+def of_pixels(source: ir.Model, data: Data, options: Quantize, note: Callable[[str], None]) -> ir.Model:
+    """The model with the pixels of an image as its input, which its metadata tell to whoever reads samples for it.
 
     Raises:
-        UsageError: the samples are no images.
+        UsageError: the samples are no images, or the input takes none that are prepared.
     """
     model = graph.canonical(source)
     given = read(data, specs(model), options, as_given(source, model).run, norm_distance(model))
@@ -63,12 +61,15 @@ def of_pixels(
     if recipe is None:
         raise UsageError("--input-image: the samples are no images, so nothing tells how an image was prepared")
     (spec,) = needed(specs(model))
-    color: Literal["gray", "rgb"] = "gray" if recipe.color == "gray" else "rgb"
-    raw = recipe.model_copy(update={"scale": 1.0, "mean": (0.0,), "std": (1.0,), "layout": "NHWC", "color": color})
+    if not np.issubdtype(spec.dtype, np.floating):
+        raise UsageError(f"--input-image: input {spec.name!r} is {spec.dtype} already")
+    if any(v.name == spec.name for v in model.graph.outputs):
+        raise UsageError(f"--input-image: input {spec.name!r} is an output too, and would become another")
+    color = "gray" if recipe.color == "gray" else "rgb"
     note(f"the file takes pixels, uint8 [N, H, W, C], {color}, and prepares them as images were: {recipe.describe()}")
-    fields: dict[str, object] = {"preprocess": raw, **raw.image_fields()}
-    prepared = recipe.model_dump(include={"layout", "color", "scale", "mean", "std"})
-    return from_image(model, spec.name, **prepared), data, options.model_copy(update=fields)
+    found = from_image(model, spec.name, **recipe.model_dump(include={"layout", "color", "scale", "mean", "std"}))
+    found.metadata_props[f"{IMAGE}{spec.name}"] = color
+    return found
 
 
 def _fitting(reader: Callable[[], Feed], model: ir.Model) -> Feed | None:

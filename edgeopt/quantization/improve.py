@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgeopt.errors import DataError, EdgeoptError, ValidityError
 from edgeopt.files import empty, packed_bytes, staged, temporary_folder
+from edgeopt.numbers.ends import Ends
 from edgeopt.passes.integer_ends import integer_ends
 from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import Tried, verify
@@ -22,7 +23,6 @@ from edgeopt.quantization.report import Candidate
 from edgeopt.quantization.search import FASTER, Search
 from edgeopt.quantization.search import start as start_search
 from edgeopt.quantization.steps import Refit, Round
-from edgeopt.runtime.ends import Ends
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.data import Feed
+from edgeopt.data import Feed, specs
 from edgeopt.data.made_up import feed_for
-from edgeopt.errors import UsageError, WorkerError
+from edgeopt.data.spec import alike, needed
+from edgeopt.errors import DataError, UsageError, WorkerError
 from edgeopt.graph.ops import LAYERS, array, constant, rule
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
@@ -31,7 +32,7 @@ from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.outputs import kinds
 from edgeopt.quantization.prepare import Task
 from edgeopt.runtime.elsewhere import Ran, run_elsewhere, run_here
-from edgeopt.runtime.environments import home_of
+from edgeopt.runtime.environments import home_of, lacking
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.session import open_session, run_all
 
@@ -94,29 +95,41 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     source = graph.canonical(graph.load(path))
     problems = list(broken_rules(source, target))
     home = _home(target, options.python)
-    if home is None and not here(target):
-        return Checked(target.name, tuple(problems), None, _why_not(target), (), (), 0)
+    why = "" if here(target) else _why_not(target, home, str(options.target))
+    if why:
+        return Checked(target.name, tuple(problems), None, why, (), (), 0)
     feeds = _feeds(source, target, options)
-    expected, seen = _reference(source, path, feeds, options)
+    expected, seen = _reference(source, path, feeds, target, options)
     found = kinds(seen, feeds[0], expected, {})
     return _run(path, source, target, home, feeds, expected, found, against_float=options.float_model is not None)
 
 
 def checked_result(
-    path: Path, task: Task, target: Target | None = None, held: Sequence[tuple[str, Feed]] | None = None
+    path: Path,
+    task: Task,
+    target: Target | None = None,
+    held: Sequence[tuple[str, Feed]] | None = None,
+    own: Sequence[tuple[str, Feed]] | None = None,
+    named: str = "",
 ) -> Checked:
-    """Check the file at `path` for `target` (that of the task) on samples that calibrated nothing."""
+    """Check the file at `path` for `target` (that of the task) on samples that calibrated nothing.
+
+    own: the same samples as the file takes them, where its inputs are not those of the task; named: how the user calls
+    the target.
+    """
     target, source = target or task.target, graph.canonical(graph.load(path))
     home = home_of(target)
-    if home is None and not here(target):
-        return Checked(target.name, tuple(broken_rules(source, target)), None, _why_not(target), (), (), 0)
+    why = "" if here(target) else _why_not(target, home, named or str(task.options.target))
+    if why:
+        return Checked(target.name, tuple(broken_rules(source, target)), None, why, (), (), 0)
     feeds = [feed for _, feed in (task.held if held is None else held)[: target.check.samples]]
     task.listener.note(f"running it on {len(feeds)} samples in the runtime of {target.name}")
     expected = run_all(task.float_session, _named(feeds))
     found = kinds(task.source, feeds[0], expected, task.options.kinds) if task.selection is not None else task.kinds
     try:
-        return _run(path, source, target, home, feeds, expected, found, against_float=True)
-    except UsageError as e:
+        taken = feeds if own is None else [feed for _, feed in own[: target.check.samples]]
+        return _run(path, source, target, home, taken, expected, found, against_float=True)
+    except (UsageError, DataError) as e:
         return Checked(target.name, tuple(broken_rules(source, target)), None, str(e), (), (), 0)
 
 
@@ -136,10 +149,17 @@ def _home(target: Target, python: str | None) -> Path | None:
     return Path(found)
 
 
-def _why_not(target: Target) -> str:
+def _why_not(target: Target, home: Path | None, named: str) -> str:
+    """Why files for the target, which the user calls `named`, cannot be run; empty if they can."""
     if target.check.kind == "rules":
         return "nothing here runs it"
-    return f"its runtime is not installed: edgeopt env {target.name}"
+    if missing := lacking(target):
+        return missing
+    if home is not None:
+        return ""
+    if not target.check.packages:
+        return f"{named} names no packages of a runtime"
+    return f"its runtime is not installed: edgeopt env {named}"
 
 
 def _run(
@@ -172,13 +192,14 @@ def _named(feeds: Sequence[Feed]) -> list[tuple[str, Feed]]:
 
 def _feeds(model: ir.Model, target: Target, options: CheckFile) -> list[Feed]:
     if options.data is None:
-        return [feed_for(model, options.dims)]
+        given = {s.name for s in needed(specs(model))}
+        return [{name: x for name, x in feed_for(model, options.dims).items() if name in given}]
     found, _ = feeds_of(model, options.data, options, min(options.samples, target.check.samples))
     return [feed for _, feed in found]
 
 
 def _reference(
-    model: ir.Model, path: Path, feeds: Sequence[Feed], options: CheckFile
+    model: ir.Model, path: Path, feeds: Sequence[Feed], target: Target, options: CheckFile
 ) -> tuple[list[Outputs], ir.Model]:
     """(what the outputs are compared with, the model that gives it): the float model, else the file itself, both on the
     CPU provider.
@@ -189,6 +210,10 @@ def _reference(
     ours, theirs = ([str(v.name) for v in m.graph.outputs] for m in (model, source))
     if ours != theirs:
         raise UsageError(f"--float {options.float_model}: its outputs are {', '.join(theirs)}, not {', '.join(ours)}")
+    if not alike(source, model):  # the same samples, as the float model takes them
+        if options.data is None:
+            raise UsageError(f"--float {options.float_model}: its inputs are others, so --calib has to give samples")
+        feeds = _feeds(source, target, options)
     return run_all(open_session(options.float_model), _named(feeds)), source
 
 

@@ -159,7 +159,7 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
         if options.dims or target.demands.shapes == "fixed":
             source, data = at_fixed_shapes(source, data, options, notes.note)
         if options.input_image is not None:
-            source, data, options = of_pixels(source, data, options, notes.note)
+            source = of_pixels(source, data, options, notes.note)
         return _prepared(source, data, options, cache, notes)
 
 

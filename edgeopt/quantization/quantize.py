@@ -191,7 +191,7 @@ def _report(task: Task, options: Quantize, done: Outcome, input_bytes: int, star
     kept = done.kept
     latency = None
     if task.options.measure and kept.latency is None:
-        installed = f"; edgeopt env {task.target.name} makes its runtime" if task.target.check.timed else ""
+        installed = f"; edgeopt env {options.target} makes its runtime" if task.target.check.timed else ""
         task.note(f"speed not measured: this machine is {target.host()}, the target is {task.target.name}{installed}")
     if kept.latency is not None:
         latency = LatencyReport(float_ms=kept.latency.reference_ms, **asdict(kept.latency), threads=1)

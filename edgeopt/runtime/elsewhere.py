@@ -16,16 +16,18 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, UsageError, WorkerError
 from edgeopt.files import temporary_folder
+from edgeopt.graph.ends import ends
 from edgeopt.graph.serialization import external_files
 from edgeopt.graph.serialization import load as load_model
 from edgeopt.hardware.target import Target
+from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime import tensor_file
-from edgeopt.runtime.ends import Ends, ends_of
 from edgeopt.runtime.measure import PairedLatency, paired
 from edgeopt.runtime.process import WORKER, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
@@ -128,12 +130,26 @@ def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> It
         environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
         with worker(program, RUN_S, kind.script, environment) as w:
             file = folder / f"feeds{kind.suffix}"
-            ends = ends_of(load_model(model).metadata_props)
-            own = [ends.feed(feed) for feed in feeds]
+            own_ends, own = _handed(load_model(model), feeds)
             kind.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
             ran = kind.open(w, model, target)
             w.ask("feed", path=str(file))
-            yield There(ran, w, folder, kind, ends)
+            yield There(ran, w, folder, kind, own_ends)
+
+
+def _handed(model: ir.Model, feeds: Sequence[Feed]) -> tuple[Ends, list[Feed]]:
+    """(the grids at the ends of a file, the feeds as the file takes them: integers or half precision where floats are
+    given, without what is the default anyway, which not every runtime can be told).
+    """
+    own, given = ends(model), {str(v.name): v for v in model.graph.inputs}
+
+    def handed(name: str, x: NDArray[Any]) -> NDArray[Any]:
+        half = name in given and given[name].dtype == ir.DataType.FLOAT16 and x.dtype == np.float32
+        return x.astype(np.float16) if half else x
+
+    known = {name: v.const_value.numpy() for name, v in given.items() if v.const_value is not None}
+    left = [{k: x for k, x in f.items() if k not in known or not np.array_equal(x, known[k])} for f in feeds]
+    return own, [{k: handed(k, x) for k, x in own.feed(feed).items()} for feed in left]
 
 
 def run_here(model: Path, feeds: Sequence[Feed]) -> Ran:
@@ -181,13 +197,20 @@ def _openvino(w: Worker, model: Path, target: Target) -> Ran:
 def _web(w: Worker, model: Path, target: Target) -> Ran:
     hello, check = _greeted(w, target), target.check
     external = {f.relative_to(model.parent).as_posix(): str(f) for f in external_files(load_model(model))}
-    w.ask("open", model=str(model), provider=check.provider, threads=check.threads, external=external)
     threads = f", {check.threads} threads" if check.threads > 1 else ""
+    if check.provider == "webgpu" and not hello["f16"] and _halves(load_model(model)):
+        raise UsageError("this machine's adapter has no shader-f16, without which half precision cannot be checked")
     where = hello.get("node") or hello["browser"].rpartition("Headless")[2].partition(" ")[0]
     name = "Node" if "node" in hello else "headless"
+    w.ask("open", model=str(model), provider=check.provider, threads=check.threads, external=external)
     return Ran(
         f"onnxruntime-web {hello['onnxruntime']}, {check.provider}{threads}, {name} {where}", [], {}, {}, None, None
     )
+
+
+def _halves(model: ir.Model) -> bool:
+    values = (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values())
+    return any(v.dtype == ir.DataType.FLOAT16 for v in values)
 
 
 def _greeted(w: Worker, target: Target) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from edgeopt.files import cache_folder, temporary_folder
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
 from edgeopt.runtime import emulated
-from edgeopt.runtime.providers import parse
+from edgeopt.runtime.providers import Requested, parse
+from edgeopt.runtime.worker.with_chromium import BROWSERS
 
 _INSTALL_S = 1800.0
 _LAST_LINES = 3
@@ -49,12 +50,24 @@ def home_of(target: Target) -> Path | None:
     return folder if (folder / _INSTALLED).is_file() else None
 
 
-def python_with(provider: str) -> str | None:
-    """The interpreter of an environment that was made for a target with this provider of ONNX Runtime."""
+def lacking(target: Target) -> str:
+    """The program that files for `target` need and that is not there, in words; empty if none is missing."""
+    wanted = {"node": ("node",), "chromium": BROWSERS, "emulated": (emulated.EMULATOR,)}.get(target.check.kind, ())
+    if not wanted or any(map(shutil.which, wanted)):
+        return ""
+    return f"{wanted[0]} is needed to run it, and not there"
+
+
+def python_with(provider: str) -> tuple[str, Requested] | None:
+    """(the interpreter of an environment that was made for a target with this provider of ONNX Runtime, the provider
+    with the options that the target always gives).
+    """
     for target in map(targets.load, targets.names()):
         home = home_of(target) if target.check.kind in ("provider", "openvino") else None
-        if home is not None and target.check.provider and parse(target.check.provider).name == provider:
-            return str(_python(home))
+        if home is not None and target.check.provider:
+            known = parse(target.check.provider)
+            if known.name == provider:
+                return str(_python(home)), known
     return None
 
 

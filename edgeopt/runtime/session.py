@@ -25,8 +25,8 @@ from edgeopt.files import is_text, temporary_folder
 from edgeopt.graph.facts import size_bytes
 from edgeopt.graph.serialization import write
 from edgeopt.hardware.host import at_most, threads
+from edgeopt.numbers.ends import Ends, ends_of
 from edgeopt.numbers.scores import Outputs
-from edgeopt.runtime.ends import Ends, ends_of
 
 Feed = Mapping[str, NDArray[Any]]
 ERRORS: tuple[type[Exception], ...] = (
@@ -128,7 +128,8 @@ def open_session(
         raise ModelError(f"ONNX Runtime refuses the model: {e}") from e
     taken = (*raw.get_inputs(), *raw.get_overridable_initializers())
     halves = frozenset(i.name for i in taken if i.type == "tensor(float16)")
-    ends = ends_of(raw.get_modelmeta().custom_metadata_map)
+    types = {v.name: v.type.removeprefix("tensor(").removesuffix(")") for v in (*taken, *raw.get_outputs())}
+    ends = ends_of(raw.get_modelmeta().custom_metadata_map, types)
     return Session(raw, tuple(o.name for o in raw.get_outputs()), halves, ends)
 
 

@@ -10,9 +10,9 @@ import pytest
 
 import edgeopt
 from edgeopt import graph
+from edgeopt.numbers.ends import Ends, ends_of
 from edgeopt.numbers.grid import dequantize, quantize
 from edgeopt.passes.integer_ends import integer_ends
-from edgeopt.runtime.ends import Ends, ends_of
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -53,8 +53,15 @@ def test_an_end_that_is_not_on_one_grid_stays(text: str) -> None:
 def test_the_metadata_tell_the_grids_and_broken_ones_count_for_none() -> None:
     _, inputs, outputs = integer_ends(tiny.model(TWO, **GRIDS))
     told = Ends(inputs, outputs).metadata()
-    again = ends_of({**told, "edgeopt.grid.input.b": "uint8 x 0", "edgeopt.grid.output.c": "float 1 0", "other": "1"})
+    types = {"x": "uint8", "y": "uint8", "b": "uint8", "c": "float", "d": "float"}
+    broken = {
+        f"edgeopt.grid.input.{name}": text
+        for name, text in (("b", "uint8 x 0"), ("c", "float 1 0"), ("d", "uint8 1 0"), ("e", "uint8 1 0"))
+    }
+    again = ends_of({**told, **broken, "other": "1"}, types)
     assert again.metadata() == told
+    for grid in ("uint8 nan 0", "uint8 0 0", "uint8 -1 0", "uint8 inf 0", "uint8 1 256", "uint8 1e-60 0"):
+        assert not ends_of({"edgeopt.grid.input.b": grid}, types).inputs
     assert (again.inputs["x"].scale, again.inputs["x"].zero_point) == (np.float32(0.1), 3)
 
 
@@ -90,3 +97,12 @@ def test_a_result_without_a_grid_at_its_ends_is_left_as_it_is(tmp_path: Path) ->
     feeds = [{"x": normal(4, 64, seed=i)} for i in range(40)]
     found = edgeopt.quantize(model, feeds, mode="weights", io="quantized", measure=False)
     assert any("no input or output of" in note for note in found.report.notes)
+
+
+def test_an_input_with_a_default_keeps_it() -> None:
+    text = "g (float[1,4] x) => (float[1,4] y) { q = QuantizeLinear(x, s, o)  y = DequantizeLinear(q, s, o) }"
+    model = tiny.model(text, **GRIDS)
+    model.graph.inputs[0].const_value = ir.Tensor(np.zeros((1, 4), np.float32), name="x")
+    model.graph.register_initializer(model.graph.inputs[0])
+    after, inputs, _ = integer_ends(model)
+    assert not inputs and [v.dtype for v in after.graph.inputs] == [ir.DataType.FLOAT]

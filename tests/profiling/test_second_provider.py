@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DIGITS = ROOT / "calibration_data" / "digits" / "digits.onnx"
 CACHE = os.environ.get("XDG_CACHE_HOME")  # of the user
 PROVIDERS = {"openvino": "OpenVINOExecutionProvider", "qnn-htp": "QNNExecutionProvider"}
-PYTHON = {name: python_with(provider) for name, provider in PROVIDERS.items()}
+FOUND = {name: python_with(provider) for name, provider in PROVIDERS.items()}
+PYTHON = {name: found and found[0] for name, found in FOUND.items()}
 OPENVINO, QNN = PROVIDERS.values()
 NODES = 21
 
@@ -107,6 +108,6 @@ def test_the_environment_of_a_target_is_found_where_this_interpreter_lacks_the_p
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", CACHE)
     results = edgeopt.profile(DIGITS, providers=("cpu", "openvino:device_type=CPU"), seconds=0.2, processes=1)
-    assert not results.failed and python_with(OPENVINO) == found
+    assert not results.failed and (python_with(OPENVINO) or ("",))[0] == found
     cpu, openvino = (m.setting.provider for m in results.measured)
     assert (cpu, openvino) == ("CPUExecutionProvider", OPENVINO)

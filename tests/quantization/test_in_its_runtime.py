@@ -4,16 +4,24 @@ where `edgeopt env NAME` was not run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import edgeopt
 from edgeopt.hardware import target
 from edgeopt.runtime.environments import home_of
+from tests import tiny
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 
@@ -140,3 +148,51 @@ def test_an_emulated_arm_answers_as_the_cpu_provider(tmp_path: Path) -> None:
     found = made("cpu-arm64", tmp_path)
     assert found.problems == () and found.ran is not None and set(found.ran.nodes) == {"CPUExecutionProvider"}
     assert found.outputs[0].sqnr_db > 20 and abs(found.outputs[0].sqnr_db - found.on_cpu[0].sqnr_db) < 1
+
+
+@needs("wasm:chromium")
+def test_a_page_that_dies_is_told_and_nothing_is_left_when_the_asker_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "big.onnx").write_bytes(heavy())
+    with asked(tmp_path / "big.onnx") as (process, mine):
+        process.kill()
+        process.wait()
+        time.sleep(2)
+        assert not mine & browsers().keys()
+    with asked(tmp_path / "big.onnx") as (process, mine):
+        for pid in mine:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode == 1 and "the page died" in said
+
+
+@contextlib.contextmanager
+def asked(model: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
+    """A check in a browser whose page has begun; the processes of its pages."""
+    before = browsers().keys()
+    command = [sys.executable, "-m", "edgeopt", "check", str(model), "--target", "wasm:chromium"]
+    deadline = time.monotonic() + 60
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not browsers().keys() - before:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(3)  # the page that waits, behind the one that leads to it
+        yield process, set(browsers().keys() - before)
+
+
+def browsers() -> dict[int, str]:
+    """Command lines of the pages of browsers, by process."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            line = place.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if "chrom" in line.split(" ")[0] and "type=renderer" in line:
+                found[int(place.parent.name)] = line
+    return found
+
+
+def heavy() -> bytes:
+    """A model that takes a browser seconds."""
+    nodes = "".join(f"v{i + 1} = MatMul(v{i}, w) " for i in range(60))
+    text = f"g (float[1024,1024] v0) => (float[1024,1024] v60) {{ {nodes} }}"
+    return tiny.proto(text, w=np.eye(1024, dtype=np.float32)).SerializeToString()

@@ -288,3 +288,31 @@ def test_pixels_go_into_the_network_without_becoming_floats(tmp_path: Path) -> N
 def test_pixels_are_asked_for_where_there_are_no_images() -> None:
     with pytest.raises(edgeopt.UsageError, match="--input-image: the samples are no images"):
         edgeopt.quantize(network(), feeds(), input_image="uint8")
+
+
+def test_a_file_that_takes_pixels_is_checked_on_pictures_as_it_and_as_float_takes_them(tmp_path: Path) -> None:
+    file, float_file = tmp_path / "q.onnx", DIGITS / "digits.onnx"
+    edgeopt.quantize(float_file, DIGITS / "calib", input_image="uint8", io="quantized", output=file, measure=False)
+    found = edgeopt.check(file, data=DIGITS / "calib", float_model=float_file)
+    assert found.ok and found.outputs[0].sqnr_db > 25
+    with pytest.raises(edgeopt.UsageError, match="--calib has to give samples"):
+        edgeopt.check(file, float_model=float_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("g (uint8[N,1,28,28] x) => (float[N,1,28,28] y) { y = Cast <to = 1> (x) }", "is uint8 already"),
+        ("g (float[N,1,28,28] x) => (float[N,1,28,28] y, float[N,1,28,28] x) { y = Relu(x) }", "is an output too"),
+    ],
+)
+def test_an_input_that_cannot_become_pixels_is_refused(text: str, says: str) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    with pytest.raises(edgeopt.EdgeoptError, match=says):
+        edgeopt.quantize(model, DIGITS / "calib", input_image="uint8", preprocess="unit", measure=False)
+
+
+def test_a_target_file_without_a_runtime_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('like = "wasm"\n[check]\npackages = ["other@1"]\n')
+    found = edgeopt.check(DIGITS / "digits.onnx", target=tmp_path / "mine.toml")
+    assert found.ran is None and found.why_not.endswith(("mine.toml", "not there"))

@@ -79,5 +79,14 @@ def test_the_interpreter_with_a_provider_is_that_of_the_target_which_names_it(ca
     folder = environments.folder_of(target.load("qnn-htp"))
     folder.mkdir(parents=True)
     (folder / "complete").write_text("")
-    assert environments.python_with("QNNExecutionProvider") == str(folder / "bin" / "python")
+    found = environments.python_with("QNNExecutionProvider")
+    assert found is not None and found[0] == str(folder / "bin" / "python")
+    assert found[1].options["backend_type"] == "htp"  # as the target always gives it
     assert environments.python_with("CUDAExecutionProvider") is None
+
+
+def test_a_program_that_running_a_file_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name, program in (("wasm", "node"), ("webgpu", "chromium"), ("cpu-arm64", "qemu-aarch64-static")):
+        assert environments.lacking(target.load(name)).startswith(program)
+    assert environments.lacking(target.load("openvino")) == environments.lacking(target.load("host")) == ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeopt.data.listing import exists
 from edgeopt.errors import EdgeoptError
-from edgeopt.hardware.target import Target
+from edgeopt.hardware.target import Target, file_of
 from edgeopt.release.build import actions, sources, targets
 from edgeopt.release.build.actions import Context
 from edgeopt.release.build.cache import Cache, Entry, key
@@ -138,7 +138,7 @@ def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterabl
     """All inputs besides the model that determine the output of `step`."""
     teacher, call = actions.teacher(step, context), getattr(step, "call", None)
     read = [] if teacher is None else [sources.model_digest(cache, teacher)]
-    read += [cache.digest(f) for f in actions.files(step, context).values()]
+    read += [cache.digest(file_of(f)) for f in actions.files(step, context).values()]
     read += [] if call is None else [sources.module_digest(cache, call, context.root)]
     samples = (known.data, known.reading) if actions.reads_data(step) else ()
     return (actions.settings(step, context), read, samples, known.versions)

@@ -6,8 +6,9 @@ All variants are evaluated on the same samples: those of `data.eval`, or those o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,9 +17,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt import graph
-from edgeopt.data import Feed, read, readable, specs
+from edgeopt.data import Data, Feed, Sample, read, readable, specs
 from edgeopt.data.made_up import feed_for
-from edgeopt.data.spec import check_feed, without_label
+from edgeopt.data.spec import alike, check_feed, without_label
 from edgeopt.errors import DataError, EdgeoptError
 from edgeopt.files import packed_bytes
 from edgeopt.hardware.host import cores
@@ -57,6 +58,22 @@ class Jury:
     """The float model's outputs for each sample."""
     labels: Sequence[int] | None
     """Class of each sample, [samples]."""
+    read: Callable[[ir.Model], Sequence[Sample]]
+    """All samples of the source, as another model takes them."""
+
+    def feeds_of(self, model: ir.Model) -> Sequence[tuple[str, Feed]]:
+        """The evaluation samples as `model` (canonical) takes them, whose inputs may be pixels by now.
+
+        Raises:
+            DataError: one of them cannot be read so.
+        """
+        if alike(model, self.task.source):
+            return self.feeds
+        readers = dict(self.read(model))
+        missing = [name for name, _ in self.feeds if name not in readers]
+        if missing:
+            raise DataError(f"{missing[0]}: is no sample for a file whose inputs are others")
+        return [(name, without_label(readers[name](), model)) for name, _ in self.feeds]
 
 
 def jury(context: Context) -> Jury:
@@ -73,6 +90,7 @@ def jury(context: Context) -> Jury:
     task = prepare(graph.load(context.model), context.data, options)
     feeds, reference = task.held, task.reference
     names = [name for name, _ in (*task.held, *task.start.samples, *task.rest)]
+    where = context.data
     if data.eval is not None:
         where = data.eval if ":" in data.eval else str(context.root / data.eval)
         samples = read(where, specs(task.source), options, task.float_session.run, norm_distance(task.source)).samples
@@ -83,7 +101,11 @@ def jury(context: Context) -> Jury:
         feeds = tuple((name, without_label(feed, task.source)) for name, feed in found)
         reference = tuple(run_all(task.judging, feeds, workers=cores()))
     labels = _labels([name for name, _ in feeds], names, reference[0][0]) if accuracy.labels else None
-    return Jury(task, feeds, reference, labels)
+    return Jury(task, feeds, reference, labels, partial(_read_again, where, options))
+
+
+def _read_again(where: Data, options: Quantize, model: ir.Model) -> Sequence[Sample]:
+    return read(where, specs(model), options, open_session(model).run, norm_distance(model)).samples
 
 
 def _labels(names: Sequence[str], everyone: Sequence[str], scores: NDArray[Any]) -> list[int]:
@@ -115,9 +137,9 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
         EdgeoptError: it does not run, or gives outputs of other shapes.
     """
     model = graph.load(path)
-    session = open_session(path)
+    session, feeds = open_session(path), j.feeds_of(graph.canonical(model))
     judging = session if j.task.selection is None else open_session(j.task.shown(graph.canonical(model)))
-    outputs = run_all(judging, j.feeds, workers=cores())
+    outputs = run_all(judging, feeds, workers=cores())
     seen = j.task.compared(judging.outputs, [feed for _, feed in j.feeds], j.reference, outputs)
     errors = [against_chance(o, j.task.chance_db) for o in seen]
     far = {o.output: too_far(o) for o in errors}
@@ -133,7 +155,7 @@ def evaluate(j: Jury, path: Path) -> Evaluation:
     shares, drops = _shares(j, outputs, lowest_agreement(errors))
     if j.task.metric is not None:
         found["accuracy.eval"] = j.task.metric(session, j.reference, outputs)
-    layers = _layers(j, model)
+    layers = _layers(j, model) if feeds is j.feeds else []
     if layers:
         found["quant.min_layer_sqnr"] = layers[0].sqnr_db
     why = tuple(f"output {name}: {text}" for name, texts in far.items() for text in texts)

@@ -21,7 +21,7 @@ _EXACT_DB = 200.0  # reported for zero error
 
 
 def target_of(project: Project, variant: str, root: Path) -> Target | None:
-    """The target that the last step of `variant`, or of what it is made from, is for, if a gate asks what it makes of
+    """The target of the last `quantize` step of `variant`, or of what it is made from, if a gate asks what it makes of
     the file; None if there is none.
     """
     gates = {**project.gates.get("*", {}), **project.gates.get(variant, {})}
@@ -31,7 +31,7 @@ def target_of(project: Project, variant: str, root: Path) -> Target | None:
         row = project.variants[variant]
         for step in reversed(row.steps):
             named = getattr(step, "target", None)
-            if named is not None and "target" in step.model_fields_set:
+            if named is not None:
                 return targets.load(root / named if targets.is_file(named) else named)
         variant = row.parent
     return None
@@ -41,16 +41,17 @@ def about(target: Target | None) -> Sequence[object]:
     """All besides the file that the figures depend on."""
     if target is None:
         return ()
-    from edgeopt.runtime.environments import home_of
+    from edgeopt.runtime.environments import home_of, lacking
 
-    return target.model_dump(mode="json"), str(home_of(target))
+    return target.model_dump(mode="json"), str(home_of(target)), lacking(target)
 
 
 def with_target(found: Evaluation, path: Path, j: Jury, target: Target) -> Evaluation:
     """`found` with what `target` makes of the file at `path`, on the samples of `j`."""
+    from edgeopt import graph
     from edgeopt.quantization.on_target import checked_result
 
-    checked = checked_result(path, j.task, target, j.feeds)
+    checked = checked_result(path, j.task, target, j.feeds, j.feeds_of(graph.canonical(graph.load(path))))
     metrics = {**found.metrics, **{f"{PREFIX}{name}": x for name, x in _figures(checked).items()}}
     return found.model_copy(update={"metrics": metrics, "on_target": (*checked.problems, *checked.lines)})
 

@@ -99,7 +99,7 @@ def _outcome(
     row, value = METRICS[name], variant.metrics.get(name)
     if value is None:
         why = "" if variant.error is None else f" ({variant.error})"
-        if name.startswith("target."):
+        if name.startswith("target.") and variant.error is None:
             why = f" ({'; '.join(variant.on_target[:2]) or 'no step of it names a target'})"
         return ("warn" if bound == "warn" else "not measured"), f"{row.title}: not measured{why}"
     interval = variant.intervals.get(name) or Range(value=value, low=value, high=value)

@@ -1,8 +1,10 @@
 """The worker process for onnxruntime-web in headless Chromium: it hands requests from stdin to a page, and the page's
 answers to stdout. It needs the standard library only, and the folder of the npm packages in EDGEOPT_MODULES.
 
-The page is served on a loopback port behind a random token. It gets the package's files, the worker `web.mjs`, and the
-files that a request names, and nothing else; it writes only the file that a request for outputs names.
+The page is served on a loopback port behind a random token, which the browser reads in a file of its own folder, since
+command lines are public. It gets the package's files, the worker `web.mjs`, and the files that a request names, and
+nothing else; it writes only the file that a request for outputs names. A connection that it keeps open tells when it
+dies.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import queue
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -30,7 +34,8 @@ FLAGS = (
 )  # fmt: skip
 _POLL_S = 20.0
 _START_S = 60.0
-_MOST_ANSWER = 64_000_000  # bytes
+_MOST_ANSWER, _MOST_FILE = 64_000_000, 4_000_000_000  # bytes
+_ALIVE_S = 1.0
 _ASSET = re.compile(r"[\w.-]+\.(mjs|wasm)")
 PAGE = """<!doctype html><meta charset="utf-8"><title>edgeopt worker</title><script type="module">
 import * as ort from "./ort/ort.all.min.mjs";
@@ -48,7 +53,9 @@ const files = {
   },
   write: (file, bytes) => sent(named(file), bytes),
 };
-const about = { browser: navigator.userAgent, isolated: crossOriginIsolated, webgpu: "gpu" in navigator };
+const f16 = (await navigator.gpu?.requestAdapter())?.features.has("shader-f16") ?? false;
+const about = { browser: navigator.userAgent, isolated: crossOriginIsolated, webgpu: "gpu" in navigator, f16 };
+fetch("alive");
 const server = new Server(ort, files, about);
 await sent("answer", "");
 for (;;) {
@@ -83,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
 
     bridge: Bridge
     protocol_version = "HTTP/1.1"
+    timeout = 60.0  # seconds that a connection may say nothing
 
     def do_GET(self) -> None:
         name, file = self._asked()
@@ -93,6 +101,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._give(200, self.bridge.requests.get(timeout=_POLL_S).encode(), "application/json")
                 return
             self._give(204)
+        elif name == "alive":
+            self._wait_for_its_death()
         elif name == "web.mjs":
             self._file(Path(__file__).with_name(name))
         elif name is not None and name.startswith("ort/") and _ASSET.fullmatch(name[4:]):
@@ -104,17 +114,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         name, file = self._asked()
-        length = int(self.headers.get("Content-Length") or 0)
+        said = self.headers.get("Content-Length") or "0"
+        length = int(said) if said.isdecimal() else _MOST_FILE + 1
         if name == "answer" and length <= _MOST_ANSWER:
             self.bridge.answers.put(self.rfile.read(length).decode())
             self._give(204)
-        elif name == "file" and file == self.bridge.writable:
+        elif name == "file" and file and file == self.bridge.writable and length <= _MOST_FILE:
             with Path(file).open("wb") as out:
                 shutil.copyfileobj(_Part(self.rfile, length), out)
             self._give(204)
         else:
             self.close_connection = True
             self._give(404)
+
+    def _wait_for_its_death(self) -> None:
+        """Answer without an end; once nobody reads, the page is gone, and so is what it was asked."""
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b".")
+                self.wfile.flush()
+                time.sleep(_ALIVE_S)
+        self.bridge.answers.put(json.dumps({"error": "the page died (out of memory?)", "type": "WorkerError"}))
 
     def _asked(self) -> tuple[str | None, str]:
         """(what is asked for, None with a wrong token; the file that it names)."""
@@ -176,16 +199,36 @@ def serve() -> None:
     home = tempfile.mkdtemp(prefix="chromium-")
     alone = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     url = f"http://127.0.0.1:{server.server_address[1]}/{bridge.token}/"
-    chromium = subprocess.Popen([browser, *FLAGS, *alone, f"--user-data-dir={home}", url], stdout=2)
+    start = Path(home) / "start.html"  # in a folder that only this user reads
+    start.write_text(f'<meta http-equiv="refresh" content="0; url={url}">', encoding="utf-8")
+    chromium = subprocess.Popen([browser, *FLAGS, *alone, f"--user-data-dir={home}", start.as_uri()], stdout=2)
     threading.Thread(target=_until_it_ends, args=(chromium,), daemon=True).start()
     try:
         bridge.answers.get(timeout=_START_S)
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_listen, args=(lines, chromium), daemon=True).start()
+        while True:
+            answers.write(f"{bridge.ask(lines.get())}\n")
+            answers.flush()
     except queue.Empty:
-        sys.exit(f"{browser}: the page did not start within {_START_S:.0f} s")
+        print(f"{browser}: the page did not start within {_START_S:.0f} s", file=sys.stderr)
+    finally:
+        _end(chromium)
+
+
+def _listen(lines: queue.Queue[str], chromium: subprocess.Popen[bytes]) -> None:
+    """Take requests; when nobody is left who asks, all ends, whatever is going on."""
     for line in sys.stdin:
-        answers.write(f"{bridge.ask(line)}\n")
-        answers.flush()
+        lines.put(line)
+    _end(chromium)
+
+
+def _end(chromium: subprocess.Popen[bytes]) -> None:
+    """End this process and those of the browser, which are in its group where it leads one."""
     chromium.kill()
+    if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def _until_it_ends(chromium: subprocess.Popen[bytes]) -> None:
