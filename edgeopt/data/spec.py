@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeopt.data.ends import ends
 from edgeopt.errors import DataError
 from edgeopt.graph.defaults import default_of
-from edgeopt.graph.ends import ends
 from edgeopt.options.reading import Preprocess
 
 Feed = Mapping[str, NDArray[Any]]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from edgeopt import graph
 from edgeopt.data import Feed, made_up, specs
+from edgeopt.data.ends import ends
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import EdgeoptError, ModelError, WorkerError
 from edgeopt.files import is_text, sha256
-from edgeopt.graph.ends import ends
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
 from edgeopt.profiling import inputs

@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from edgeopt.data.ends import ends
 from edgeopt.errors import DataError, UsageError, WorkerError
 from edgeopt.files import temporary_folder
-from edgeopt.graph.ends import ends
 from edgeopt.graph.serialization import external_files
 from edgeopt.graph.serialization import load as load_model
 from edgeopt.hardware.target import Target
@@ -130,7 +130,8 @@ def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> It
         environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
         with worker(program, RUN_S, kind.script, environment) as w:
             file = folder / f"feeds{kind.suffix}"
-            own_ends, own = _handed(load_model(model), feeds)
+            foreign = model.suffix == ".xml"  # OpenVINO's own files
+            own_ends, own = (Ends(), list(feeds)) if foreign else _handed(load_model(model), feeds)
             kind.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
             ran = kind.open(w, model, target)
             w.ask("feed", path=str(file))
