@@ -16,6 +16,7 @@ _HOW = {
     "rules": "by rules",
     "emulated": "in qemu",
     "openvino": "in OpenVINO",
+    "rknn": "in its simulator",
     "node": "in Node",
     "chromium": "in Chromium",
 }

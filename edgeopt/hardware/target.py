@@ -89,7 +89,7 @@ class Demands(_Facts):
 class Check(_Facts):
     """How a file is checked in the target's own runtime."""
 
-    kind: Literal["cpu", "provider", "openvino", "node", "chromium", "emulated", "rules"] = Field(
+    kind: Literal["cpu", "provider", "openvino", "rknn", "node", "chromium", "emulated", "rules"] = Field(
         default="cpu", description="cpu: here; emulated: here too, where this machine is the target"
     )
     packages: tuple[str, ...] = Field(default=(), description="what is installed for it, as pip or npm takes it")

@@ -142,7 +142,7 @@ def _home(target: Target, python: str | None) -> Path | None:
     """The environment with the target's runtime, or the user's interpreter that has it; None if there is none."""
     if python is None:
         return home_of(target)
-    if target.check.kind not in ("provider", "openvino", "emulated"):
+    if target.check.kind not in ("provider", "openvino", "rknn", "emulated"):
         raise UsageError(f"--python {python}: files for {target.name} are not run by a Python of yours")
     if (found := shutil.which(python)) is None:
         raise UsageError(f"--python {python}: no such program")

@@ -195,6 +195,13 @@ def _openvino(w: Worker, model: Path, target: Target) -> Ran:
     return Ran(f"OpenVINO {version}", [], {}, {}, None, (len(opened["integer"]), len(opened["layers"])))
 
 
+def _rknn(w: Worker, model: Path, target: Target) -> Ran:
+    version, graph = _greeted(w, target)["rknn"], load_model(model).graph
+    inputs = [str(v.name) for v in graph.inputs if v.const_value is None]
+    w.ask("open", model=str(model), inputs=inputs, outputs=[str(v.name) for v in graph.outputs])
+    return Ran(f"rknn-toolkit2 {version}, simulated", [], {}, {}, None, None)
+
+
 def _web(w: Worker, model: Path, target: Target) -> Ran:
     hello, check = _greeted(w, target), target.check
     external = {f.relative_to(model.parent).as_posix(): str(f) for f in external_files(load_model(model))}
@@ -248,6 +255,7 @@ _RUNTIMES = {
     "provider": _Runtime(_PYTHON, WORKER, _provider),
     "emulated": _Runtime(_PYTHON, WORKER, _provider),
     "openvino": _Runtime(_PYTHON, WORKER / "with_openvino.py", _openvino),
+    "rknn": _Runtime(_PYTHON, WORKER / "with_rknn.py", _rknn),
     "node": _Runtime("node", WORKER / "with_node.mjs", _web, **_TENSORS),
     "chromium": _Runtime("", WORKER / "with_chromium.py", _web, **_TENSORS),
 }

@@ -26,7 +26,7 @@ from tests import tiny
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 
 
-NAMES = ("openvino", "qnn-htp", "qnn-htp:a16", "wasm", "wasm:threads", "wasm:chromium", "webgpu", "cpu-arm64")
+NAMES = ("openvino", "qnn-htp", "qnn-htp:a16", "wasm", "wasm:threads", "wasm:chromium", "webgpu", "cpu-arm64", "rknn")
 CACHE = os.environ.get("XDG_CACHE_HOME")  # of the user
 THERE = {name: home_of(target.load(name)) is not None for name in NAMES}
 
@@ -140,6 +140,14 @@ def test_a_file_that_the_browser_refuses_is_wrong_and_nothing_else_happens(tmp_p
 def test_a_python_of_the_users_runs_no_file_for_the_browser() -> None:
     with pytest.raises(edgeopt.UsageError, match="--python python3: files for wasm"):
         edgeopt.check(DIGITS / "digits.onnx", target="wasm", python="python3")
+
+
+@pytest.mark.slow
+@needs("rknn")
+def test_rockchips_simulator_takes_the_file_as_it_is(tmp_path: Path) -> None:
+    found = made("rknn", tmp_path, by="rknn")  # all of it in integers
+    assert found.problems == () and found.ran is not None and found.ran.runtime.startswith("rknn-toolkit2 2.5")
+    assert found.outputs[0].sqnr_db > 20
 
 
 @pytest.mark.slow
