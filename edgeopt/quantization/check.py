@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +32,9 @@ from edgeopt.runtime.kernels import Kernels, kernels
 from edgeopt.runtime.measure import PairedLatency, interleaved
 from edgeopt.runtime.session import Session, open_session, run_all
 
+if TYPE_CHECKING:
+    from edgeopt.quantization.on_target import Checked
+
 SECONDS = 0.6
 _CHANCE_DB = -1.0
 SLOWER = 0.97  # speed-ups down to this do not count as slower
@@ -53,6 +57,8 @@ class Tried:
     """The outputs after states were fed back, where there are states."""
     by_sample: tuple[float, ...] = ()
     """The lowest SQNR of all outputs on each held-out sample, in dB."""
+    there: Checked | None = None
+    """What the target's own runtime makes of it, if that was looked at."""
 
     @property
     def mode(self) -> str:

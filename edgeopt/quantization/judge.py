@@ -145,7 +145,7 @@ def gains(t: Tried) -> bool:
 def plenty(task: Task, t: Tried) -> bool:
     """Whether a result is close to float and both smaller and faster, so that no other has to be tried."""
     faster = t.draft.static if t.latency is None else t.latency.speedup_low >= FASTER
-    return close(task, t) and t.smaller >= _SMALLER and faster
+    return good(task, t) and t.smaller >= _SMALLER and faster
 
 
 def pays(task: Task, place: Placement) -> bool:
@@ -205,8 +205,10 @@ def preferred(task: Task, found: Sequence[Tried]) -> Tried:
 
 
 def good(task: Task, t: Tried) -> bool:
-    """Whether a result is close enough to float, not slower, and has enough gains."""
-    return close(task, t) and not t.slower and gains(t)
+    """Whether a result is close enough to float, not slower, has enough gains, and is right on its target as far as
+    that was looked at.
+    """
+    return close(task, t) and not t.slower and gains(t) and (t.there is None or t.there.usable)
 
 
 def nearest(task: Task, tried: Sequence[Tried]) -> Tried:
@@ -223,6 +225,8 @@ def why_not(task: Task, t: Tried) -> str:
     if close(task, t):
         if t.slower:
             return "slower than float"
+        if t.there is not None and not t.there.usable:
+            return f"wrong on {t.there.target} ({'; '.join(t.there.problems[:2])})"
         return _BEHIND[task.options.prefer] if gains(t) else _no_gain(t)
     lacking = lacks(task, Figures.of(t))
     return f"too far from float ({'; '.join(far(t)[:3] if lacking is None else lacking)})"

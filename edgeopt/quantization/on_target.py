@@ -38,6 +38,7 @@ from edgeopt.runtime.session import open_session, run_all
 
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger", "ConvInteger"})
 _NAMED = 3
+_FAILED = "it failed"
 _PLENTY_DB = 30.0  # above it what is lost is how a device rounds
 
 
@@ -82,6 +83,11 @@ class Checked:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+    @property
+    def usable(self) -> bool:
+        """Whether it runs there, if that was tried, and its outputs are close to float there, each by its kind."""
+        return self.why_not != _FAILED and not any(map(too_far, self.outputs))
 
 
 @takes(CheckFile)
@@ -178,7 +184,7 @@ def _run(
     try:
         ran = run_here(path, feeds) if home is None else run_elsewhere(path, feeds, target, home)
     except WorkerError as e:
-        return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, "it failed", (), (), len(feeds))
+        return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, _FAILED, (), (), len(feeds))
     names = [str(v.name) for v in source.graph.outputs]
     there = compare(names, expected, ran.outputs, found)
     here = compare(names, expected, run_all(open_session(path), _named(feeds)), found) if against_float else []

@@ -69,7 +69,7 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
         if options.io == "quantized":
             done = with_integer_ends(task, done, place)
         if task.target.check.kind != "cpu":
-            checked = checked_result(place, task)
+            checked = done.kept.there or checked_result(place, task)
             for line in checked.lines:
                 task.note(line)
             done = replace(done, ended=(*done.ended, *(f"{task.target.name}: {p}" for p in checked.problems)))

@@ -20,13 +20,14 @@ from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.judge import close, good, line, may_gain, pays, plenty, promising, too_far
 from edgeopt.quantization.looking import observe, sources
 from edgeopt.quantization.moves import FASTER, NEARER, WIDER
+from edgeopt.quantization.on_target import checked_result
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.report import Candidate
 from edgeopt.quantization.search import start as start_search
 
 _MOST_ALONE = 32  # layers that are stored one by one to see which of them loses most
 _SPARED = (1, 2, 4)
-_NEAR_DB = 20.0  # from which on no wider grids are needed
+_NEAR_DB, _ENOUGH_DB = 20.0, 17.0  # from which on no wider grids are looked for, and where looking for them ends
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Trials:
             self.refused.append(Candidate(made.mode, None, None, str(e)))
             self.task.note(f"{made.mode}: {e}")
             return None
+        if good(self.task, found) and self.task.target.check.kind not in ("cpu", "rules"):
+            found = replace(found, there=checked_result(found.path, self.task))
         self.tried.append(found)
         if self.task.options.mode == "auto" or len(self.tried) > 1:
             self.task.note(line(self.task, found))
@@ -211,6 +214,7 @@ def _widened(task: Task, trials: Trials, first: Tried | None) -> Tried | None:
     near to float; `first` if that does not help.
     """
     near = first is None or first.worst_sqnr_db >= _NEAR_DB or (task.options.judged_by_user and close(task, first))
+    near = near and (first is None or first.there is None or first.there.usable)
     if first is None or near or task.target.wide_type is None or task.options.effort == "fast":
         return first
     search, best = start_search(task, first.draft), first
@@ -218,7 +222,7 @@ def _widened(task: Task, trials: Trials, first: Tried | None) -> Tried | None:
         return first
     for made in search.kept(WIDER):
         best = trials.add(replace(made, mode=f"static, {search.best.what}")) or best
-        if close(task, best):  # wider grids take longer, so no more of them than that
+        if good(task, best) and best.worst_sqnr_db >= _ENOUGH_DB:  # wider grids take longer, so no more of them
             break
     return best
 

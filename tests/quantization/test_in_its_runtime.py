@@ -12,14 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 import edgeopt
 from edgeopt.hardware import target
+from edgeopt.numbers.figure import Figure
+from edgeopt.quantization import on_target
 from edgeopt.runtime.environments import home_of
 from tests import tiny
 
@@ -165,7 +170,7 @@ def test_a_page_that_dies_is_told_and_nothing_is_left_when_the_asker_is_killed(t
         process.kill()
         process.wait()
         time.sleep(2)
-        assert not mine & browsers().keys()
+        assert not [pid for pid in mine if Path(f"/proc/{pid}").exists()]
     with asked(tmp_path / "big.onnx") as (process, mine):
         for pid in mine:
             with contextlib.suppress(ProcessLookupError):
@@ -177,26 +182,30 @@ def test_a_page_that_dies_is_told_and_nothing_is_left_when_the_asker_is_killed(t
 @contextlib.contextmanager
 def asked(model: Path) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
     """A check in a browser whose page has begun; the processes of its pages."""
-    before = browsers().keys()
     command = [sys.executable, "-m", "edgeopt", "check", str(model), "--target", "wasm:chromium"]
     deadline = time.monotonic() + 60
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        while not browsers().keys() - before:
+        while not pages(process.pid):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         time.sleep(3)  # the page that waits, behind the one that leads to it
-        yield process, set(browsers().keys() - before)
+        yield process, pages(process.pid)
 
 
-def browsers() -> dict[int, str]:
-    """Command lines of the pages of browsers, by process."""
-    found = {}
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
+def pages(asker: int) -> set[int]:
+    """The processes of browsers' pages that descend from `asker`."""
+    parents, found = dict[int, int](), set[int]()
+    for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            line = place.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-            if "chrom" in line.split(" ")[0] and "type=renderer" in line:
-                found[int(place.parent.name)] = line
-    return found
+            pid = int(place.name)
+            parents[pid] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"type=renderer" in (place / "cmdline").read_bytes():
+                found.add(pid)
+
+    def descends(pid: int) -> bool:
+        return pid == asker or (pid in parents and descends(parents[pid]))
+
+    return {pid for pid in found if descends(pid)}
 
 
 def heavy() -> bytes:
@@ -204,3 +213,21 @@ def heavy() -> bytes:
     nodes = "".join(f"v{i + 1} = MatMul(v{i}, w) " for i in range(60))
     text = f"g (float[1024,1024] v0) => (float[1024,1024] v60) {{ {nodes} }}"
     return tiny.proto(text, w=np.eye(1024, dtype=np.float32)).SerializeToString()
+
+
+@needs("wasm")
+def test_what_is_too_far_from_float_in_the_targets_runtime_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = on_target._run
+
+    def wrong(path: Path, source: ir.Model, *args: Any, **more: Any) -> edgeopt.Checked:
+        found = run(path, source, *args, **more)
+        static = any(n.op_type == "QuantizeLinear" for n in source.graph)
+        far = [replace(o, figures=(Figure("top-1", 0.1, 0.98),)) for o in found.outputs]
+        return replace(found, outputs=tuple(far), problems=("output logits: top-1 0.1",)) if static else found
+
+    monkeypatch.setattr(on_target, "_run", wrong)
+    found = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", target="wasm", output=tmp_path / "q.onnx")
+    assert not found.report.mode.startswith("static")
+    assert any("wrong on wasm (output logits: top-1" in c.verdict for c in found.report.candidates), found.report
