@@ -95,6 +95,9 @@ class Check(_Facts):
     packages: tuple[str, ...] = Field(default=(), description="what is installed for it, as pip or npm takes it")
     provider: str = Field(default="", description="of ONNX Runtime, with the options that are always given")
     threads: Annotated[int, Field(ge=1)] = Field(default=1, description="of onnxruntime-web")
+    table: Literal["nnapi", "coreml"] | None = Field(
+        default=None, description="of operators in ONNX Runtime's package, for what is checked by rules"
+    )
     timed: bool = Field(default=False, description="times there tell those of devices: what is slower is not kept")
     cpu_operators: tuple[str, ...] = Field(default=(), description="operators that may stay on the CPU")
     partitions: int | None = Field(default=None, description="parts of the graph on the device, at most")

@@ -34,6 +34,7 @@ from edgeopt.quantization.prepare import Task
 from edgeopt.runtime.elsewhere import Ran, run_elsewhere, run_here
 from edgeopt.runtime.environments import home_of, lacking
 from edgeopt.runtime.feeds import feeds_of
+from edgeopt.runtime.mobile import mobile_nodes
 from edgeopt.runtime.session import open_session, run_all
 
 _DYNAMIC = frozenset({"DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulInteger", "ConvInteger"})
@@ -58,13 +59,16 @@ class Checked:
     on_cpu: tuple[OutputReport, ...]
     """On the CPU provider, against the float model; empty without one."""
     samples: int
+    by_table: str = ""
+    """How many nodes it takes by the table of operators that ONNX Runtime has for it; empty without one."""
 
     @property
     def lines(self) -> list[str]:
         """What was found, in words: how it was checked, where it ran, and how near its outputs are there."""
         ran = self.ran
         if ran is None:
-            return [f"checked  by rules only: {self.why_not}"]
+            by_table = [f"nodes    {self.by_table}"] if self.by_table else []
+            return [f"checked  by rules only: {self.why_not}", *by_table]
         found = [f"checked  in {ran.runtime}, {self.samples} sample{'s' * (self.samples > 1)}"]
         if ran.nodes:
             parts = "" if ran.partitions is None else f"; {ran.partitions} partition{'s' * (ran.partitions != 1)}"
@@ -99,11 +103,10 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     """
     target, path = targets.load(options.target), Path(model)
     source = graph.canonical(graph.load(path))
-    problems = list(broken_rules(source, target))
     home = _home(target, options.python)
     why = "" if here(target) else _why_not(target, home, str(options.target))
     if why:
-        return Checked(target.name, tuple(problems), None, why, (), (), 0)
+        return _by_rules(path, source, target, why)
     feeds = _feeds(source, target, options)
     expected, seen = _reference(source, path, feeds, target, options)
     found = kinds(seen, feeds[0], expected, {})
@@ -127,7 +130,7 @@ def checked_result(
     home = home_of(target)
     why = "" if here(target) else _why_not(target, home, named or str(task.options.target))
     if why:
-        return Checked(target.name, tuple(broken_rules(source, target)), None, why, (), (), 0)
+        return _by_rules(path, source, target, why)
     feeds = [feed for _, feed in (task.held if held is None else held)[: target.check.samples]]
     task.listener.note(f"running it on {len(feeds)} samples in the runtime of {target.name}")
     expected = run_all(task.float_session, _named(feeds))
@@ -136,7 +139,14 @@ def checked_result(
         taken = feeds if own is None else [feed for _, feed in own[: target.check.samples]]
         return _run(path, source, target, home, taken, expected, found, against_float=True)
     except (UsageError, DataError) as e:
-        return Checked(target.name, tuple(broken_rules(source, target)), None, str(e), (), (), 0)
+        return _by_rules(path, source, target, str(e))
+
+
+def _by_rules(path: Path, source: ir.Model, target: Target, why: str) -> Checked:
+    """What the rules of the target say of a file that is not run there, for the reason `why`."""
+    table, problems = target.check.table, tuple(broken_rules(source, target))
+    taken = "" if table is None else mobile_nodes(path, table)
+    return Checked(target.name, problems, None, why, (), (), 0, taken)
 
 
 def here(target: Target) -> bool:

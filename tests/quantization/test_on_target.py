@@ -18,6 +18,7 @@ from edgeopt.hardware import target
 from edgeopt.hardware.target import Target
 from edgeopt.quantization.fixing import at_fixed_shapes
 from edgeopt.quantization.on_target import broken_rules
+from tests import tiny
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 TARGETS = [n for n in target.names() if n != "host" and not n.startswith("cpu-")]
@@ -316,3 +317,15 @@ def test_a_target_file_without_a_runtime_is_told_by_its_name(tmp_path: Path) -> 
     (tmp_path / "mine.toml").write_text('like = "wasm"\n[check]\npackages = ["other@1"]\n')
     found = edgeopt.check(DIGITS / "digits.onnx", target=tmp_path / "mine.toml")
     assert found.ran is None and found.why_not.endswith(("mine.toml", "not there"))
+
+
+@pytest.mark.parametrize("name", ["nnapi", "coreml"])
+def test_how_many_nodes_a_phone_takes_is_told_by_onnx_runtimes_tables(name: str, tmp_path: Path) -> None:
+    model, file = DIGITS / "digits.onnx", tmp_path / "q.onnx"
+    edgeopt.quantize(model, DIGITS / "calib", target=name, dims={"batch": 1}, output=file)
+    found = edgeopt.check(file, target=name)
+    assert found.ok and found.by_table.endswith("in 1 partition") and found.by_table in found.lines[1]
+    text = "g (float[4] x) => (float[4] y) { a = Relu(x)  b = Bernoulli(a)  y = Relu(b) }"
+    onnx.save(tiny.proto(text), tmp_path / "odd.onnx")
+    told = edgeopt.check(tmp_path / "odd.onnx", target=name).by_table
+    assert told.startswith("2 of 3") and told.endswith("in 2 partitions; without Bernoulli")
