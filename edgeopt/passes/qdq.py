@@ -13,19 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgeopt.graph import raise_opset
 from edgeopt.graph.edit import DTYPES, Names, drop_unused, initializer, node, take_over
 from edgeopt.graph.ops import array, constant, kernel, pixels
 from edgeopt.graph.plan import Plan
 from edgeopt.numbers.grid import STORAGE, QParams, QType, quantize
 
+_WIDE_OPSET = 21
 Use = tuple[ir.Node, int]  # a reader and the position of its input
 
 
 def insert_qdq(model: ir.Model, plan: Plan, params: Mapping[str, QParams]) -> ir.Model:
     """A clone of `model` with a Q/DQ pair on every value of `params` where integer nodes of the plan need it; clamps
-    that a grid replaces are removed, unless the plan says that they stay.
+    that a grid replaces are removed, unless the plan says that they stay. Grids of 16 bits need opset 21, to which an
+    older model is raised.
+
+    Raises:
+        ModelError: it cannot be raised.
     """
-    copy = model.clone()
+    wide = any(p.qtype.dtype in ("uint16", "int16") for p in params.values())
+    copy = (raise_opset(model, _WIDE_OPSET) if wide else model).clone()
     nodes = {str(n.name): n for n in copy.graph}
     for name in () if plan.clamps_stay else plan.clamps:
         before = nodes[name].inputs[0]

@@ -19,7 +19,6 @@ from edgeopt import graph
 from edgeopt.data.foreign import foreign, named
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.graph.plan import Form, Plan
-from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import INT8_WEIGHT, QParams
 from edgeopt.options.declare import ChoiceTable, Options
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
@@ -49,7 +48,7 @@ _MOMENT_SAMPLES = 32
 _FITTED = 256
 _PEAKS = 32
 _PEAK_SAMPLES = 4
-_INT4_OPSET, _INT16_OPSET = 21, 21
+_INT4_OPSET = 21
 _WORTH_STORING = 0.001  # share of the model's bytes below which a node's weights stay float
 DYNAMIC_REASON = "in integers whose scale is found at run time"
 BLAMED_REASON = "integers lose most of the accuracy here"
@@ -280,7 +279,7 @@ class Write(Step):
         if plan.having("fp16"):
             return replace(state, model=tied(self._half(state, plan)), written=True)
         if plan.integer:
-            model = _readable(model, state.params, state.target)
+            model = graph.raise_opset(model, state.target.demands.lowest_opset)
             model = without_identities(without_casts(fold_weights(insert_qdq(model, plan, state.params))))
             model = zero_points(model) if state.target.demands.zero_points else model
         dynamics = plan.having("int8 dynamic")
@@ -313,16 +312,6 @@ class Write(Step):
             if str(value.name) in types:
                 value.type = ir.TensorType(types[str(value.name)])
         return fp16(model, keep=keep, io_keep=self.io_types == "keep", peaks=peaks)
-
-
-def _readable(model: ir.Model, params: Mapping[str, QParams], target: Target) -> ir.Model:
-    """The model at an opset that `target` reads, and that has the types of its grids.
-
-    Raises:
-        ModelError: it cannot be converted.
-    """
-    wide = _INT16_OPSET if any(p.qtype.dtype in ("uint16", "int16") for p in params.values()) else 1
-    return graph.raise_opset(model, max(wide, target.demands.lowest_opset))
 
 
 class Own(Step):

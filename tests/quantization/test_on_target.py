@@ -329,3 +329,11 @@ def test_how_many_nodes_a_phone_takes_is_told_by_onnx_runtimes_tables(name: str,
     onnx.save(tiny.proto(text), tmp_path / "odd.onnx")
     told = edgeopt.check(tmp_path / "odd.onnx", target=name).by_table
     assert told.startswith("2 of 3") and told.endswith("in 2 partitions; without Bernoulli")
+
+
+def test_grids_of_16_bits_in_an_older_model_can_be_fitted_and_looked_into() -> None:
+    assert network().opset_import[0].version < 21
+    choices = {"target": "qnn-htp:a16", "mode": "static", "measure": False}
+    found = edgeopt.quantize(network(), feeds(), refit=True, **choices)
+    assert found.proto.opset_import[0].version == 21 and found.report.worst_sqnr_db > 15
+    assert edgeopt.sensitivity(network(), feeds(), target="qnn-htp:a16").nodes
