@@ -8,18 +8,12 @@ from pathlib import Path
 
 import onnx
 
-from edgeopt.errors import ModelError
-
 _COREML = "coreml_supported_mlprogram_ops.md"
 _SHOWN = 5
 
 
 def mobile_nodes(path: Path, provider: str) -> str:
-    """What `provider` ("nnapi" or "coreml") takes of the file at `path`, in words.
-
-    Raises:
-        ModelError: shapes cannot be inferred.
-    """
+    """What `provider` ("nnapi" or "coreml") takes of the file at `path`, in words."""
     from onnxruntime.tools.mobile_helpers import usability_checker  # which takes a while, and few targets need
 
     try:
@@ -28,8 +22,8 @@ def mobile_nodes(path: Path, provider: str) -> str:
             found = usability_checker.check_coreml_partitions(model, False, _COREML)
         else:
             found = usability_checker.check_nnapi_partitions(model, False)
-    except (ValueError, RuntimeError, LookupError) as e:
-        raise ModelError(f"{path}: {e}") from e
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, LookupError, ZeroDivisionError) as e:
+        return f"not told by ONNX Runtime's table of operators: {str(e).splitlines()[0]}"
     missing, pieces = sorted(found.unsupported_ops), found.num_partitions
     more = " ..." if len(missing) > _SHOWN else ""
     without = f"; without {', '.join(op.rpartition(':')[2] for op in missing[:_SHOWN])}{more}" if missing else ""

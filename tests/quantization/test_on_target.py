@@ -16,6 +16,7 @@ from edgeopt.cli import main
 from edgeopt.errors import ModelError, UsageError
 from edgeopt.hardware import target
 from edgeopt.hardware.target import Target
+from edgeopt.quantization import on_target
 from edgeopt.quantization.fixing import at_fixed_shapes
 from edgeopt.quantization.on_target import broken_rules
 from tests import tiny
@@ -337,3 +338,13 @@ def test_grids_of_16_bits_in_an_older_model_can_be_fitted_and_looked_into() -> N
     found = edgeopt.quantize(network(), feeds(), refit=True, **choices)
     assert found.proto.opset_import[0].version == 21 and found.report.worst_sqnr_db > 15
     assert edgeopt.sensitivity(network(), feeds(), target="qnn-htp:a16").nodes
+
+
+def test_a_model_whose_shapes_cannot_be_inferred_is_checked_without_the_table(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["" : 17, "ai.onnx.ml" : 3]> g (float[4] x) => (float[4] y) { y = Relu(x) }'
+    model = onnx.parser.parse_model(text)
+    del model.opset_import[1]
+    model.graph.node[0].domain = "ai.onnx.ml"
+    onnx.save(model, tmp_path / "m.onnx")
+    told = on_target.mobile_nodes(tmp_path / "m.onnx", "coreml")
+    assert told.startswith("not told by ONNX Runtime's table of operators: ")
