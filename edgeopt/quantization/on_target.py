@@ -272,7 +272,7 @@ def broken_rules(model: ir.Model, target: Target) -> Iterator[str]:
     if target.grid.saturates and (pairs := unguarded(model)):
         broken["pairs of products that can saturate"] = pairs
     for node in model.graph.all_nodes():
-        for words in _broken(node, target):
+        for words in _broken(node, target) if node.inputs else ():  # a broken file may have a layer without any
             broken[words].append(str(node.name))
     for words, nodes in broken.items():
         yield f"{words}: {len(nodes)} ({_first(nodes)})"
@@ -291,7 +291,8 @@ def _broken(node: ir.Node, target: Target) -> Iterator[str]:
     lone = node.op_type in ("Gemm", "MatMul") and not target.place.float_output
     if lone and _dequantized(node.inputs[0]) and not _quantized(node.outputs[0]):
         yield f"{node.op_type} gives floats, and needs a grid on its output"
-    scaled = node.op_type in ("QuantizeLinear", "DequantizeLinear") and all(constant(v) for v in node.inputs[1:3])
+    grids = node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.inputs) > 1
+    scaled = grids and all(constant(v) for v in node.inputs[1:3])
     if no_grids or not scaled or _operand(node):
         return
     stored = _stored(node)

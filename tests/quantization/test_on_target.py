@@ -348,3 +348,15 @@ def test_a_model_whose_shapes_cannot_be_inferred_is_checked_without_the_table(tm
     onnx.save(model, tmp_path / "m.onnx")
     told = on_target.mobile_nodes(tmp_path / "m.onnx", "coreml")
     assert told.startswith("not told by ONNX Runtime's table of operators: ")
+
+
+def test_nodes_without_the_inputs_that_they_need_end_in_no_traceback(tmp_path: Path) -> None:
+    text = "g (float[4] x) => (float[4] y) { a = Relu(x)  q = Relu(x)  y = Relu(a) }"
+    model = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 17]> {text}')
+    for node, op in zip(model.graph.node, ("Conv", "QuantizeLinear"), strict=False):
+        node.op_type = op
+    del model.graph.node[0].input[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    for name in TARGETS:
+        if target.load(name).check.kind == "rules":
+            assert edgeopt.check(tmp_path / "m.onnx", target=name).target == name
