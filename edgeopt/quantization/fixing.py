@@ -25,6 +25,15 @@ from edgeopt.runtime.session import as_given
 _TRIED = 50  # samples
 
 
+def with_inputs(source: ir.Model, data: Data, options: Quantize, note: Callable[[str], None]) -> tuple[ir.Model, Data]:
+    """(the model with the inputs that the file will have, by options and target; the data, to be read again)."""
+    if options.dims or targets.load(options.target).demands.shapes == "fixed":
+        source, data = at_fixed_shapes(source, data, options, note)
+    if options.input_image is not None:
+        source = of_pixels(source, data, options, note)
+    return source, data
+
+
 def at_fixed_shapes(
     source: ir.Model, data: Data, options: Quantize, note: Callable[[str], None]
 ) -> tuple[ir.Model, Data]:

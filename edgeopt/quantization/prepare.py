@@ -31,7 +31,7 @@ from edgeopt.passes.gated import fuse_gelu
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
-from edgeopt.quantization.fixing import at_fixed_shapes, of_pixels
+from edgeopt.quantization.fixing import with_inputs
 from edgeopt.quantization.metric import Metric, metric
 from edgeopt.quantization.outputs import changed, fed_back, kinds, levels, steps_on, with_changes
 from edgeopt.quantization.recipe import Recipe, load, own_step
@@ -156,10 +156,7 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
             options = options.model_copy(update={"mode": target.demands.mode})
         if target.demands.highest_opset is not None:
             source = graph.lower_opset(source, target.demands.highest_opset)
-        if options.dims or target.demands.shapes == "fixed":
-            source, data = at_fixed_shapes(source, data, options, notes.note)
-        if options.input_image is not None:
-            source = of_pixels(source, data, options, notes.note)
+        source, data = with_inputs(source, data, options, notes.note)
         return _prepared(source, data, options, cache, notes)
 
 
