@@ -100,7 +100,7 @@ def wilson(share: float, count: int) -> Interval:
     z = 1.959964
     centre, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     low, high = (min(1.0, max(0.0, (centre + s * spread) / (1 + z * z / count))) for s in (-1, 1))
-    return Interval(share, low, high)
+    return Interval(share, min(low, share), max(high, share))  # rounding may leave the ends 2e-16 inside
 
 
 def verdict(ratio: Interval, margin: float) -> Verdict:

@@ -293,6 +293,11 @@ def test_answers_are_the_same_twice_and_tell_shape_and_first_values(tmp_path: Pa
     assert [(a["output"], a["shape"], len(a["first"])) for a in first] == [("y", [1, 6], 6)]
 
 
+def test_the_opset_is_that_of_the_file(judge: Judge) -> None:
+    j, context = judge(network(), normal(40, 4))
+    assert evaluate(j, context.model).opset == 17
+
+
 @pytest.mark.parametrize(
     "text",
     [
