@@ -8,6 +8,7 @@
     ├── ValidityError                     the result failed a check and was not written
     ├── UnchangedError      exit code 1   there was nothing to do, and nothing was written
     ├── WorkerError                       the measured process returned an error, died or did not answer
+    │   └── LostError                     its device cannot be reached, or not any more
     ├── ComparabilityError  exit code 5   two stored measurements cannot be compared
     └── UntoldError         exit code 6   the result is written, but stdout or a report cannot be
 
@@ -59,6 +60,10 @@ class UnchangedError(EdgeoptError):
 
 class WorkerError(EdgeoptError):
     """The measured process returned an error, died, or did not answer in time."""
+
+
+class LostError(WorkerError):
+    """A device cannot be reached, or the connection to it ended."""
 
 
 class ComparabilityError(EdgeoptError):

@@ -55,17 +55,8 @@ def cores() -> int:
 
 def free_bytes() -> int:
     """Memory in bytes that is available without swapping; 4 GB if unknown."""
-    return _memory("MemAvailable") or _UNKNOWN_BYTES
-
-
-def memory_bytes() -> int | None:
-    """Total memory of the machine in bytes, None if unknown."""
-    return _memory("MemTotal")
-
-
-def _memory(name: str) -> int | None:
-    kilobytes = proc_field(proc("meminfo"), name).partition(" ")[0]
-    return int(kilobytes) * 1024 if kilobytes.isdigit() else None
+    kilobytes = proc_field(proc("meminfo"), "MemAvailable").partition(" ")[0]
+    return int(kilobytes) * 1024 if kilobytes.isdigit() else _UNKNOWN_BYTES
 
 
 @contextlib.contextmanager

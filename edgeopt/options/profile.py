@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from edgeopt.listener import Listener
-from edgeopt.options.declare import Callbacks, Flag
+from edgeopt.options.declare import PYTHON_ONLY, Callbacks, Flag
+from edgeopt.options.devices import DeviceTable
 from edgeopt.options.reading import Reading
 from edgeopt.options.texts import COUNTS, RATE, SHARE, TIME, Text
 
@@ -59,6 +60,14 @@ class Profile(Reading):
     )
     level: Literal["all", "extended", "basic", "none"] = Field(default="all", description="Graph optimization.")
     freeze_dims: bool = Field(default=False, description="Tell the runtime the sizes of the dimensions that vary.")
+    devices: Annotated[tuple[str, ...], Flag("--device", Text("NAME|ADDRESS", str))] = Field(
+        default=("local",),
+        min_length=1,
+        description="ssh://user@board, exec:COMMAND, or a name in edgeopt.toml.",
+    )
+    known: Annotated[Mapping[str, DeviceTable] | None, PYTHON_ONLY] = Field(
+        default=None, description="Devices by name. [default: those of edgeopt.toml here]"
+    )
     python: str | None = Field(default=None, description="Interpreter with the onnxruntime to measure.")
     plugins: Annotated[Mapping[str, str], Flag("--plugin", example="MyExecutionProvider=libmine.so")] = Field(
         default={}, description="A provider's shared library."

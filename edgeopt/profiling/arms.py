@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from edgeopt.graph.serialization import external_files, load
+from edgeopt.options.devices import DeviceTable, tables
 from edgeopt.options.profile import Profile
+from edgeopt.runtime.devices import written
 from edgeopt.runtime.environments import python_with
+from edgeopt.runtime.process import Here, Place
 from edgeopt.runtime.providers import CPU, Requested, installed, parse
 
 
@@ -56,8 +59,8 @@ class Arm:
     """Named dimensions that are fixed in the session."""
     rate: float = 0.0
     """Inferences per second; 0: back to back."""
-    python: str | None = None
-    """The interpreter that runs it; None: this one."""
+    place: Place = field(default_factory=Here)
+    """Where it runs, and with which interpreter."""
     timeout_s: float = 120.0
     """Limit for one answer of the worker."""
     label: str = ""
@@ -103,25 +106,46 @@ def files_read(options: Profile, models: Sequence[Path]) -> tuple[Path, ...]:
     return (*models, *beside, *options.inputs.values(), *data, *tokenizer)
 
 
-def wanted(options: Profile, models: Sequence[Path]) -> list[Arm]:
-    """The arms of every combination that `options` ask for, labelled by the settings in which they differ."""
-    providers = list({repr(p): p for p in (parse(text, options.plugins) for text in options.providers)}.values())
-    threads, batches = tuple(dict.fromkeys(options.threads)), tuple(dict.fromkeys(options.batch)) or (None,)
-    dims = options.dims
+def described(options: Profile) -> Mapping[str, DeviceTable]:
+    """The devices that a project file describes, by name."""
+    file, found = written(options.devices) if options.known is None else ("", {})
+    return tables(found, file) if options.known is None else options.known
+
+
+def wanted(options: Profile, models: Sequence[Path], places: Mapping[str, Place] | None = None) -> list[Arm]:
+    """The arms of every combination that `options` ask for, labelled by the settings in which they differ; places: by
+    the names of `options.devices`.
+    """
+    places = {options.devices[0]: Here(options.python)} if places is None else places
+    batches, dims = tuple(dict.fromkeys(options.batch)) or (None,), options.dims
+    own = described(options)
+    settings = [(place, *how) for name, place in places.items() for how in _settings(options, own.get(name))]
+    providers, threads = {p.label for _, p, _ in settings}, {n for _, _, n in settings}
     sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
     names = _names(models)
     found = []
-    for model, provider, n, batch, sizes in itertools.product(models, providers, threads, batches, sized):
+    for model, (place, provider, n), batch, sizes in itertools.product(models, settings, batches, sized):
         varying = [names[model]] if len(models) > 1 else []
+        varying += [place.name] if len(places) > 1 else []
         varying += [provider.label] if len(providers) > 1 else []
         varying += [f"threads={n}"] if len(threads) > 1 else []
         varying += [f"batch={batch}"] if len(batches) > 1 else []
         varying += [f"{k}={sizes[k]}" for k in dims if len(dims[k]) > 1]
         label = " ".join(varying) or names[model]
         arm = Arm(model, provider, n, batch, sizes, options.session, options.level, rate=options.rate, label=label)
-        python, known = options.python, None if installed(provider) else python_with(provider.name)
-        if python is None and known is not None:  # with its options, if the user gives none
-            python = known[0]
-            arm = replace(arm, provider=provider if provider.options else known[1])
-        found.append(replace(arm, python=python, timeout_s=options.timeout_s))
+        if place == Here():
+            known = None if installed(provider) else python_with(provider.name)
+            if known is not None:  # with its options, if the user gives none
+                place = Here(known[0])
+                arm = replace(arm, provider=provider if provider.options else known[1])
+        found.append(replace(arm, place=place, timeout_s=options.timeout_s))
     return _unique(found)
+
+
+def _settings(options: Profile, own: DeviceTable | None) -> Iterator[tuple[Requested, int]]:
+    """(provider, threads) of every combination on a device; what the project file says of it comes before defaults."""
+    given = options.model_fields_set
+    providers = (own.provider,) if own and own.provider and "providers" not in given else options.providers
+    threads = (own.threads,) if own and own.threads and "threads" not in given else options.threads
+    parsed = {repr(p): p for p in (parse(text, options.plugins) for text in providers)}
+    return itertools.product(parsed.values(), dict.fromkeys(threads))

@@ -17,7 +17,7 @@ from edgeopt import graph
 from edgeopt.data import Feed, made_up, specs
 from edgeopt.data.ends import ends
 from edgeopt.data.spec import check_feed
-from edgeopt.errors import EdgeoptError, ModelError, WorkerError
+from edgeopt.errors import EdgeoptError, LostError, ModelError, WorkerError
 from edgeopt.files import is_text, sha256
 from edgeopt.listener import Listener
 from edgeopt.options.profile import Profile
@@ -120,20 +120,37 @@ def _fixed(model: ir.Model, feed: Feed) -> dict[str, int]:
 
 def first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool) -> None:
     """Load and run `case` once with assignment and trace enabled, in a process of its own that may crash; a failure
-    becomes the case's error.
+    becomes the case's error. Where its device is lost, and back in time, it is tried once more.
     """
+    try:
+        _first_run(case, options, folder, keep_outputs=keep_outputs)
+    except LostError as e:
+        case.timing.dropped.append(str(e))
+        if not case.arm.place.back():
+            case.timing.error = str(e)
+            return
+        try:
+            _first_run(case, options, folder, keep_outputs=keep_outputs)
+        except LostError as again:
+            case.timing.error = str(again)
+
+
+def _first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool) -> None:
     t = case.timing
     try:
-        with live(t.arm, assignment=True, profile=str(folder / "trace")) as started:
-            started.worker.ask("feed", path=str(t.feeds))
+        place = t.arm.place
+        with live(t.arm, assignment=True, profile=place.named(folder / "trace")) as started:
+            started.worker.ask("feed", path=place.given(t.feeds))
             t.hello = started.hello
             case.output_names = tuple(started.opened["outputs"])
-            _trace(case, started)
+            _trace(case, started, folder / "trace.json")
             case.deterministic = started.worker.ask("repeats")["deterministic"]
             if keep_outputs:
                 _outputs(case, started, folder / "outputs.npz")
         if not options.allow_fallback and case.placement is not None:
             refuse_fallback(case.placement)
+    except LostError:
+        raise
     except WorkerError as e:
         made_up = (
             options.data is None
@@ -144,18 +161,21 @@ def first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool)
         t.error = f"{e}" + ("; its inputs were made up: give real ones with --input or --data" if made_up else "")
 
 
-def _trace(case: Case, started: Live) -> None:
+def _trace(case: Case, started: Live, file: Path) -> None:
     first = started.worker.ask("block", runs=2)["times"]
     runs = int(min(TRACED_RUNS, max(1, _TRACE_S * 1e9 / first[1])))
     started.worker.ask("block", runs=runs)
-    trace = read_trace(Path(started.worker.ask("trace")["path"]))
+    started.worker.place.taken(started.worker.ask("trace")["path"], file)
+    trace = read_trace(file)
     case.trace = trace
     case.ops = ops(trace)
     case.placement = placement(case.arm.provider.name, started.opened["assignment"], trace)
 
 
 def _outputs(case: Case, started: Live, path: Path) -> None:
-    started.worker.ask("outputs", path=str(path))
+    place = started.worker.place
+    started.worker.ask("outputs", path=place.named(path))
+    place.taken(place.named(path), path)
     with np.load(path, allow_pickle=False) as archive:
         count = 1 + max((int(k.split("/", 1)[0]) for k in archive.files), default=-1)
         names = [n for n in case.output_names if f"0/{n}" in archive.files]

@@ -27,10 +27,13 @@ def refuse_different(a: Results, b: Results, pairs: list[tuple[Measured, Measure
 
 
 def _differences(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> Iterator[str]:
-    for name in _ENVIRONMENT:
-        x, y = getattr(a.environment, name), getattr(b.environment, name)
-        if x != y:
-            yield f"{name} {_short(x)} and {_short(y)}"
+    devices = {(m.setting.device, n.setting.device) for m, n in pairs}
+    for p, q in sorted(devices):
+        here, there = a.devices.get(p, a.environment), b.devices.get(q, b.environment)
+        for name in _ENVIRONMENT:
+            x, y = getattr(here, name), getattr(there, name)
+            if x != y:
+                yield f"{name} {_short(x)} and {_short(y)}"
     for m, n in pairs:
         for name in _SETTING:
             x, y = getattr(m.setting, name), getattr(n.setting, name)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import WorkerError
+from edgeopt.errors import LostError, WorkerError
 from edgeopt.numbers.intervals import median_absolute_deviation, median_interval, outliers, percentile, ratio_interval
 from edgeopt.profiling.arms import Arm, Preset
 from edgeopt.profiling.live import Live, live
@@ -48,7 +49,11 @@ class Timing:
     steady: bool = True
     """Whether every warm-up reached a steady state in time."""
     hello: dict[str, object] = field(default_factory=dict)
+    states: list[Mapping[str, Any]] = field(default_factory=list)
+    """What the machine told of itself in each stretch of a sustained run."""
     error: str | None = None
+    dropped: list[str] = field(default_factory=list)
+    """Why its device could not be reached, for each process in which it was lost."""
 
     def medians(self) -> list[NDArray[np.float64]]:
         """Block medians in ms, one array for each process."""
@@ -67,12 +72,23 @@ def measure(
     """Fill `timings`; an arm that fails keeps its measurements and its error."""
     rng = np.random.default_rng(seed)
     for process in range(preset.processes):
+        for t in timings:
+            if t.dropped and t.error is None and not t.arm.place.back():
+                t.error = t.dropped[-1]
         alive = [t for t in timings if t.error is None]
         if not alive or (process >= min(_ENOUGH_PROCESSES, preset.processes) and precise(alive, preset)):
             break
         _process(alive, process, preset, rng, allow_fallback)
         progress("measuring", process + 1, preset.processes)
+    for t in timings:
+        _told_lost(t)
     progress("measuring", preset.processes, preset.processes)
+
+
+def _told_lost(t: Timing) -> None:
+    """A device that was lost before anything was measured there is the arm's error."""
+    if t.error is None and t.dropped and not t.blocks:
+        t.error = t.dropped[-1]
 
 
 def _process(
@@ -95,18 +111,23 @@ def _process(
         while running and (turn < _FEW_ROUNDS or time.monotonic() - start < share):
             for i in rng.permutation(sorted(running)):
                 t = timings[i]
+                lost = len(t.dropped)
                 with failing(t):
                     _block(t, *running[int(i)], process, turn)
-                if t.error is not None:
+                if t.error is not None or len(t.dropped) > lost:
                     del running[int(i)]
             turn += 1
 
 
 @contextlib.contextmanager
 def failing(t: Timing) -> Iterator[None]:
-    """Store a worker's failure as the arm's error, and continue with the others."""
+    """Store a worker's failure as the arm's error, and continue with the others; a device that is lost may be back for
+    the next process.
+    """
     try:
         yield
+    except LostError as e:
+        t.dropped.append(str(e))
     except WorkerError as e:
         t.error = str(e)
 
@@ -168,22 +189,37 @@ def sustained(t: Timing, preset: Preset, *, allow_fallback: bool, progress: Prog
         t.hello = started.hello
         t.cold_ns.append(started.cold_ns)
         runs = _runs(started, t.arm, preset)
-        start, turn = time.monotonic(), 0
+        start, turn, width = time.monotonic(), 0, _stretch(preset.sustained_s)
         while (spent := time.monotonic() - start) < preset.sustained_s or turn < _FEW_ROUNDS:
             _block(t, started, runs, 0, turn)
             turn += 1
+            if (t.starts_s[-1] - t.starts_s[0]) // width >= len(t.states):
+                t.states.append(t.arm.place.state())
             progress(f"sustained {t.arm.label}", round(min(spent, preset.sustained_s)), round(preset.sustained_s))
+    if t.dropped and t.error is None:
+        t.error = t.dropped[-1]
+
+
+def _stretch(seconds: float) -> float:
+    """Length of the stretches of a sustained run, in seconds."""
+    return min(10.0, seconds / 10)
 
 
 def series(t: Timing, seconds: float) -> tuple[Point, ...]:
-    """p50 over time of a sustained run, in stretches of 10 s or a tenth of a shorter run."""
-    width = min(10.0, seconds / 10)
+    """p50 over time of a sustained run, with what the machine told of itself in each stretch."""
+    width = _stretch(seconds)
     found: dict[int, list[NDArray[np.int64]]] = {}
     for at, times in zip(t.starts_s, t.times, strict=True):
         found.setdefault(int((at - t.starts_s[0]) / width), []).append(times)
     joined = {i: np.concatenate(times) for i, times in found.items()}
     return tuple(
-        Point(at_s=i * width, p50_ms=float(np.median(x)) / 1e6, runs=len(x)) for i, x in sorted(joined.items())
+        Point(
+            at_s=i * width,
+            p50_ms=float(np.median(x)) / 1e6,
+            runs=len(x),
+            **(t.states[i] if i < len(t.states) else {}),
+        )
+        for i, x in sorted(joined.items())
     )
 
 

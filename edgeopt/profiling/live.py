@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from edgeopt.errors import WorkerError
+from edgeopt.graph.serialization import external_files, load
 from edgeopt.numbers.intervals import steady
 from edgeopt.profiling.arms import Arm
 from edgeopt.runtime.process import Worker, worker
@@ -35,7 +36,7 @@ class Live:
 
     def first_runs(self, feeds: Path) -> None:
         """Send the feeds and run two inferences."""
-        self.worker.ask("feed", path=str(feeds))
+        self.worker.ask("feed", path=self.worker.place.given(feeds))
         first, second = (self.worker.ask("block", runs=1)["times"][0] for _ in range(2))
         self.cold_ns = (self.opened["create_ns"], first, second)
 
@@ -56,7 +57,7 @@ def live(arm: Arm, *, allow_fallback: bool = True, **how: Any) -> Iterator[Live]
     Raises:
         WorkerError: the provider is missing, or the session cannot be created.
     """
-    with worker(arm.python, arm.timeout_s) as w:
+    with worker(arm.place, arm.timeout_s) as w:
         yield open_in(w, w.greet(), arm, allow_fallback=allow_fallback, **how)
 
 
@@ -67,7 +68,7 @@ def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool,
     strict = {_NO_FALLBACK: "1"} if wanted.name != CPU and not allow_fallback else {}
     opened = w.ask(
         "open",
-        model=str(arm.model),
+        model=w.place.given(arm.model, lambda: external_files(load(arm.model))),
         providers=[[wanted.name, dict(wanted.options)]],
         plugin=plugin,
         threads=arm.threads,

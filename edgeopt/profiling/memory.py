@@ -25,12 +25,12 @@ def memory(arm: Arm, feeds: Path, *, allow_fallback: bool) -> Memory:
 
 def _phases(arm: Arm, feeds: Path, arena: bool, allow_fallback: bool) -> tuple[tuple[Phase, ...], bool]:
     found: list[Phase] = []
-    with worker(arm.python, arm.timeout_s) as w:
+    with worker(arm.place, arm.timeout_s) as w:
         hello = w.greet()
         reset = _note(w, "onnxruntime loaded", found)
         open_in(w, hello, arm, allow_fallback=allow_fallback, arena=arena)
         _note(w, "session created", found)
-        w.ask("feed", path=str(feeds))
+        w.ask("feed", path=arm.place.given(feeds))
         w.ask("block", runs=1)
         _note(w, "first inference", found)
         w.ask("block", runs=_RUNS)

@@ -4,17 +4,18 @@ differences to the first.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from edgeopt.errors import UsageError, ValidityError
+from edgeopt.errors import UsageError, ValidityError, WorkerError
 from edgeopt.files import temporary_folder
 from edgeopt.listener import Listener
 from edgeopt.numbers.intervals import ratio_interval, unpaired_ratio_interval, verdict
@@ -22,7 +23,7 @@ from edgeopt.numbers.scores import compare as output_errors
 from edgeopt.options import takes
 from edgeopt.options.profile import Profile, ProfileOne
 from edgeopt.profiling import latency
-from edgeopt.profiling.arms import Arm, files_read, looking, wanted
+from edgeopt.profiling.arms import Arm, described, files_read, looking, wanted
 from edgeopt.profiling.cases import Case, cases, first_run
 from edgeopt.profiling.environment import environment
 from edgeopt.profiling.latency import failing
@@ -40,6 +41,7 @@ from edgeopt.profiling.results import (
 )
 from edgeopt.profiling.saving import Files, write_trace
 from edgeopt.profiling.size import size
+from edgeopt.runtime.devices import LOCAL, visited
 
 _BUSY = 0.1
 Kind = Literal["profile", "compare", "self-check"]
@@ -73,15 +75,16 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
     start, listener = time.perf_counter(), options.listener
     if not models:
         raise UsageError("no model; e.g. edgeopt profile model.onnx --provider cpu")
-    asked = wanted(options, models)
-    if kind == "compare" and len(asked) < 2:
-        raise UsageError(
-            "compare needs two models or more, or one model under two settings, e.g. edgeopt compare a.onnx b.onnx"
-        )
     here = environment()
-    with temporary_folder() as folder:
+    with visited(options.devices, described(options), options.python) as places, temporary_folder() as folder:
+        asked = wanted(options, models, places)
+        if kind == "compare" and len(asked) < 2:
+            raise UsageError(
+                "compare needs two models or more, or one model under two settings, e.g. edgeopt compare a.onnx b.onnx"
+            )
         found = cases(asked, options, folder, listener)
-        notes = _oddities(here, asked)
+        devices = _environments(found)
+        notes = _oddities({LOCAL: here, **devices}, asked)
         for line in notes:
             listener.note(line)
         for i, case in enumerate(found):
@@ -95,6 +98,9 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
                 listener.note(notes[-1])
             listener.progress("first run", i + 1, len(found))
         _time(found, options, listener)
+        for line in (told for case in found for told in _lost(case)):
+            notes.append(line)
+            listener.note(line)
         sizes: dict[object, Size] = {}
         measured = tuple(_measured(case, options, listener, sizes) for case in found)
     comparisons = _comparisons(found, measured, options) if kind == "compare" else ()
@@ -102,6 +108,7 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
         kind=kind,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment=here,
+        devices=devices,
         preset=options.preset if options.sustained_s is None else "sustained",
         measured=measured,
         comparisons=comparisons,
@@ -113,19 +120,37 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
     return files.written(document, latency.raw({c.arm.label: c.timing for c in found}))
 
 
-def _oddities(here: Environment, asked: Sequence[Arm]) -> list[str]:
+def _environments(found: Sequence[Case]) -> dict[str, Environment]:
+    """The devices by name, without those that cannot be reached, which their first run tells."""
+    environments = {}
+    for place in {c.arm.place.name: c.arm.place for c in found if c.arm.place.name != LOCAL}.values():
+        with contextlib.suppress(WorkerError):
+            environments[place.name] = environment(place)
+    return environments
+
+
+def _lost(case: Case) -> list[str]:
+    dropped = case.timing.dropped
+    return [f"{case.arm.label}: its device was lost, {len(dropped)} in all; last: {dropped[-1]}"] if dropped else []
+
+
+def _oddities(machines: Mapping[str, Environment], asked: Sequence[Arm]) -> list[str]:
     """Conditions that make the times less reliable, in words."""
     found = [
         f"{a.label}: the hardware is simulated here; its times say nothing of a device"
         for a in asked
         if a.provider.simulated
     ]
-    if here.pressure is not None and here.pressure > _BUSY:
-        found.append(
-            f"this machine is busy: tasks waited for a CPU {here.pressure:.0%} of the last 10 s; intervals will be wide"
-        )
-    if here.governor not in (None, "performance"):
-        found.append(f"the CPU governor is {here.governor!r}: clocks move with the load; 'performance' is steadier")
+    for name, m in machines.items():
+        of = "" if name == LOCAL else f"{name}: "
+        if m.pressure is not None and m.pressure > _BUSY:
+            found.append(
+                f"{of or 'this machine '}is busy: tasks waited for a CPU {m.pressure:.0%} of the last 10 s; intervals"
+                " will be wide"
+            )
+        if m.governor not in (None, "performance"):
+            told = f"the CPU governor is {m.governor!r}: clocks move with the load; 'performance' is steadier"
+            found.append(of + told)
     return found
 
 
@@ -168,6 +193,7 @@ def _measured(case: Case, options: Profile, listener: Listener, sizes: dict[obje
         python=str(t.hello.get("python", "")),
         onnxruntime=str(t.hello.get("onnxruntime", "")),
         numpy=str(t.hello.get("numpy", "")),
+        device=arm.place.name,
     )
     return Measured(
         setting=setting,
@@ -280,15 +306,16 @@ def self_check(model: str | Path, options: ProfileOne) -> Results:
     """
     start, ears = time.perf_counter(), options.listener
     files = Files(options.report, None, files_read(options, [Path(model)]))
-    arm, *others = wanted(options, [Path(model)])
-    if others or options.sustained_s is not None:
-        raise UsageError(
-            "--self-check takes one setting: no sweep of --threads, --batch, --dim or --provider, and no --sustained"
-        )
     how = looking(options)
     ratios = []
     here = environment()
-    with temporary_folder() as folder:
+    with visited(options.devices, described(options), options.python) as places, temporary_folder() as folder:
+        arm, *others = wanted(options, [Path(model)], places)
+        if others or options.sustained_s is not None:
+            raise UsageError(
+                "--self-check takes one setting: no sweep of --threads, --batch, --dim, --provider or --device, and no"
+                " --sustained"
+            )
         case = cases([arm], options, folder, ears)[0]
         first_run(case, options, folder, keep_outputs=False)
         ears.note(f"self-check: the model against itself, {options.trials} times, one after the other")

@@ -74,6 +74,7 @@ class Setting(_Model):
     python: str = ""
     onnxruntime: str = ""
     numpy: str = ""
+    device: str = Field(default="local", description="where it ran, by the name that was given")
 
 
 class Block(_Model):
@@ -92,6 +93,9 @@ class Point(_Model):
     at_s: float
     p50_ms: float
     runs: int
+    celsius: float | None = Field(default=None, description="the highest temperature, where the system tells")
+    mhz: float | None = None
+    throttled: bool | None = Field(default=None, description="whether the board says that it holds itself back")
 
 
 class Latency(_Model):
@@ -276,6 +280,9 @@ class Results(_Model):
     kind: Literal["profile", "compare", "self-check"]
     created: str
     environment: Environment
+    devices: Mapping[str, Environment] = Field(
+        default={}, description="other devices by name, where they could be asked"
+    )
     preset: str
     measured: tuple[Measured, ...]
     comparisons: tuple[Comparison, ...] = ()

@@ -29,7 +29,7 @@ from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime import tensor_file
 from edgeopt.runtime.measure import PairedLatency, paired
-from edgeopt.runtime.process import WORKER, Worker, worker
+from edgeopt.runtime.process import WORKER, Here, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
 from edgeopt.runtime.session import Feed, open_session, run_all
 
@@ -128,7 +128,7 @@ def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> It
         program = str(home if home.is_file() else home / kind.program)
     with temporary_folder() as folder:
         environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
-        with worker(program, RUN_S, kind.script, environment) as w:
+        with worker(Here(program, kind.script, environment), RUN_S) as w:
             file = folder / f"feeds{kind.suffix}"
             foreign = model.suffix == ".xml"  # OpenVINO's own files
             own_ends, own = (Ends(), list(feeds)) if foreign else _handed(load_model(model), feeds)

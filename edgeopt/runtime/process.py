@@ -1,5 +1,5 @@
-"""The client side of a worker process: start it with any interpreter, send requests with a time limit, and report how
-it ended.
+"""The client side of a worker process: start it with any interpreter, here or on a device, send requests with a time
+limit, and report how it ended.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from edgeopt.errors import UsageError, WorkerError
+from edgeopt.errors import LostError, UsageError, WorkerError
+from edgeopt.runtime.worker import keeper
 
 WORKER = Path(__file__).parent / "worker"
 _LAST_WORDS = 2000
@@ -29,24 +31,127 @@ _SIGNATURE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ [^()]*\([^()]*\)(?: const)?(?: 
 TIMEOUT_S = 300.0
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a worker is started."""
+
+    command: Sequence[str]
+    of: str = ""
+    """What its errors are told of, e.g. `--python PATH`."""
+    first: str = ""
+    """What it is sent before the first request."""
+    hint: Callable[[str], str] = lambda words: ""
+    """What to do about what it printed before it ended."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    lost: Callable[[], bool] = lambda: False
+    """Whether, now that it ended, its device cannot be reached."""
+
+
+class Place(Protocol):
+    """Where workers run, and how files get there."""
+
+    @property
+    def name(self) -> str:
+        """As the user calls it."""
+        ...
+
+    def start(self) -> Start:
+        """How a worker is started there."""
+        ...
+
+    def greeted(self, pid: int) -> None:
+        """A worker with the process number `pid` runs."""
+        ...
+
+    def stopped(self, pid: int) -> None:
+        """The worker `pid` is not needed any more."""
+        ...
+
+    def given(self, file: Path, beside: Callable[[], Sequence[Path]] = tuple) -> str:
+        """The name of `file` over there, where it is sent to; beside: the files below its folder that it refers to."""
+        ...
+
+    def named(self, file: Path) -> str:
+        """The name over there of a file that a worker is to write."""
+        ...
+
+    def back(self) -> bool:
+        """Wait for a device that was lost; returns whether it can be reached again."""
+        ...
+
+    def machine(self) -> Mapping[str, Any]:
+        """What the machine tells of itself; see `edgeopt/runtime/worker/keeper.py`."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Its temperature, clock and throttling now."""
+        ...
+
+    def taken(self, named: str, file: Path) -> None:
+        """Bring what a worker wrote as `named` to `file`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """This machine: a worker reads and writes the files where they are."""
+
+    python: str | None = None
+    """The interpreter that runs it; None: this one."""
+    script: Path = WORKER
+    environment: Mapping[str, str] = field(default_factory=dict)
+    name: str = "local"
+
+    def start(self) -> Start:
+        """See `Place`."""
+        if self.python is not None and shutil.which(self.python) is None:
+            raise UsageError(f"--python {self.python}: no such program")
+        of = f"--python {self.python}" if self.python else ""
+        return Start([self.python or sys.executable, str(self.script)], of, environment=self.environment)
+
+    def greeted(self, pid: int) -> None:
+        """See `Place`."""
+
+    def stopped(self, pid: int) -> None:
+        """See `Place`."""
+
+    def given(self, file: Path, beside: Callable[[], Sequence[Path]] = tuple) -> str:
+        """See `Place`."""
+        return str(file)
+
+    def named(self, file: Path) -> str:
+        """See `Place`."""
+        return str(file)
+
+    def back(self) -> bool:
+        """See `Place`."""
+        return True
+
+    def machine(self) -> Mapping[str, Any]:
+        """See `Place`."""
+        return keeper.machine()
+
+    def state(self) -> Mapping[str, Any]:
+        """See `Place`."""
+        return keeper.state()
+
+    def taken(self, named: str, file: Path) -> None:
+        """See `Place`."""
+        if Path(named) != file:
+            shutil.move(named, file)
+
+
 class Worker:
     """A worker process in which models are measured; see `edgeopt/runtime/worker`."""
 
-    def __init__(
-        self,
-        python: str | None = None,
-        timeout_s: float = TIMEOUT_S,
-        script: Path = WORKER,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.timeout_s = timeout_s
-        self._python = python
+    def __init__(self, place: Place, start: Start, timeout_s: float = TIMEOUT_S) -> None:
+        self.timeout_s, self.place, self._start = timeout_s, place, start
+        self._pid: int | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  (closed in `stop`)
-        command = [python or sys.executable, str(script)]
-        variables = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1", **(environment or {})}
+        variables = {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1", **start.environment}
         try:
             self._process = subprocess.Popen(
-                command,
+                start.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
@@ -57,9 +162,10 @@ class Worker:
             )
         except OSError as e:
             self._said.close()
-            raise UsageError(f"--python {python}: cannot be started ({e})") from e
+            raise UsageError(f"{start.of}: cannot be started ({e})") from e
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
+        self._send(start.first)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -73,15 +179,18 @@ class Worker:
         Raises:
             WorkerError: the worker returned an error, died, or took longer than `timeout_s` (then it is killed).
         """
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # a dead worker: reported below
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
+        self._send(json.dumps({"do": do, **arguments}) + "\n")
         answer = self._answer(do, timeout_s or self.timeout_s)
         if "error" in answer:
             raise WorkerError(_plain(answer["error"]))
         found: dict[str, Any] = answer["ok"]
         return found
+
+    def _send(self, text: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a dead worker: reported with the answer
+            self._process.stdin.write(text)
+            self._process.stdin.flush()
 
     def greet(self) -> dict[str, Any]:
         """The answer to the request `hello`.
@@ -90,9 +199,13 @@ class Worker:
             WorkerError: the interpreter is not a Python with onnxruntime; the message names `--python`.
         """
         try:
-            return self.ask("hello")
+            hello = self.ask("hello")
         except WorkerError as e:
-            raise e if self._python is None else WorkerError(f"--python {self._python}: {e}") from e
+            raise type(e)(f"{self._start.of}: {e}") if self._start.of else e from e
+        if isinstance(pid := hello.get("pid"), int):
+            self._pid = pid
+            self.place.greeted(pid)
+        return hello
 
     def _answer(self, do: str, limit_s: float) -> dict[str, Any]:
         """The next line that is an answer; other output, from a library or a wrapper script, is ignored."""
@@ -105,7 +218,8 @@ class Worker:
                 raise WorkerError(f"no answer to {do!r} within {limit_s:.0f} s; the worker was killed") from None
             if not line:
                 self._answers.put("")  # later requests fail as well
-                raise WorkerError(self._death(do))
+                told = self._death(do)
+                raise LostError(told) if self._start.lost() else WorkerError(told)
             with contextlib.suppress(ValueError):
                 answer = json.loads(line)
                 if isinstance(answer, dict) and answer.keys() & {"ok", "error"}:
@@ -121,7 +235,8 @@ class Worker:
         code = self._process.wait()
         words = self.said()
         if code >= 0:
-            return f"the worker ended with exit code {code} at {do!r}" + (f": {words}" if words else "")
+            told = f"the worker ended with exit code {code} at {do!r}" + (f": {words}" if words else "")
+            return told + self._start.hint(words)
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = " (out of memory? see dmesg)" if name == "SIGKILL" else ""
         return f"the worker was killed by {name} at {do!r}{hint}" + (f": {words}" if words else "")
@@ -133,8 +248,18 @@ class Worker:
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         return " | ".join(lines[-3:])
 
+    def end(self, limit_s: float) -> None:
+        """Let the process end by itself, within `limit_s`, since nobody asks any more."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.stdin.close()
+            self._process.wait(limit_s)
+        self.stop()
+
     def stop(self) -> None:
         """End the process immediately."""
+        if self._pid is not None:
+            self.place.stopped(self._pid)
         self._kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
@@ -150,16 +275,13 @@ def _plain(message: str) -> str:
 
 
 @contextlib.contextmanager
-def worker(
-    python: str | None = None,
-    timeout_s: float = TIMEOUT_S,
-    script: Path = WORKER,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[Worker]:
-    """A worker that is stopped at the end of the block."""
-    if python is not None and shutil.which(python) is None:
-        raise UsageError(f"--python {python}: no such program")
-    started = Worker(python, timeout_s, script, environment)
+def worker(place: Place = Here(), timeout_s: float = TIMEOUT_S) -> Iterator[Worker]:
+    """A worker that is stopped at the end of the block.
+
+    Raises:
+        UsageError: it cannot be started there. WorkerError: its device cannot be reached.
+    """
+    started = Worker(place, place.start(), timeout_s)
     try:
         yield started
     finally:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from edgeopt.errors import UsageError, WorkerError, suggestion
 from edgeopt.files import temporary_folder
-from edgeopt.runtime.process import Worker, worker
+from edgeopt.runtime.process import Here, Worker, worker
 
 _PROBE_S = 60.0
 _TINY = '<ir_version: 8, opset_import: ["": 17]> tiny (float[1, 4] x) => (float[1, 4] y) { y = Add(x, x) }'
@@ -180,7 +180,7 @@ class Listed:
 
 def listed(python: str | None = None) -> tuple[list[Listed], str]:
     """(all providers of the table with their state in the interpreter, a description of its ONNX Runtime)."""
-    with worker(python, _PROBE_S) as w:
+    with worker(Here(python), _PROBE_S) as w:
         hello = w.greet()
     with temporary_folder() as folder:
         onnx.save(onnx.parser.parse_model(_TINY), folder / "tiny.onnx")
@@ -195,7 +195,7 @@ def _listed(row: Provider, hello: Mapping[str, Any], python: str | None, model: 
     state, why = "missing", _missing(row)
     devices = [d for d in hello["devices"] if d[0] == row.name]
     if row.name in hello["providers"] or row.module is not None:
-        with worker(python, _PROBE_S) as w:
+        with worker(Here(python), _PROBE_S) as w:
             try:
                 plugin = make_present(w, Requested(row.name), hello["providers"])
                 devices = [d for d in w.ask("hello")["devices"] if d[0] == row.name]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgeopt.options.profile import Profile
 from edgeopt.profiling.arms import PRESETS, Arm, wanted
+from edgeopt.runtime.process import Here
 from edgeopt.runtime.providers import CPU, Requested, parse
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
@@ -76,7 +77,7 @@ def test_one_setting_is_called_after_its_model() -> None:
     (arm,) = arms([Path("folder/m.onnx")], batches=(4,), threads=(2,), dims={"seq": (128,)})
     assert arm.label == "m"
     assert (arm.threads, arm.batch, arm.dims) == (2, 4, {"seq": 128})
-    assert (arm.provider, arm.level, arm.rate, arm.session, arm.python) == (Requested(CPU), "all", 0.0, {}, None)
+    assert (arm.provider, arm.level, arm.rate, arm.session, arm.place) == (Requested(CPU), "all", 0.0, {}, Here())
 
 
 def test_a_label_names_what_varies_and_nothing_else() -> None:

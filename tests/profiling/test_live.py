@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeopt.profiling.live import Live, median
-from edgeopt.runtime.process import Worker
+from edgeopt.runtime.process import Here, Worker
 
 LAW = settings(max_examples=60, deadline=None, derandomize=True)
 WINDOW_NS = 50_000_000
@@ -24,6 +24,7 @@ class Answers:
     def __init__(self, times: Sequence[Sequence[int]]) -> None:
         self.times: Iterator[Sequence[int]] = iter(times)
         self.log: list[tuple[str, dict[str, Any]]] = []
+        self.place = Here()
 
     def ask(self, op: str, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
         self.log.append((op, arguments))

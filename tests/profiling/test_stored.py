@@ -72,6 +72,7 @@ FREE_SETTING: dict[str, Any] = {
     "model": "other.onnx",
     "sha256": "1",
     "inputs": "x.npy",
+    "device": "pi5",
     "python": "3.13",
     "numpy": "2.1",
 }

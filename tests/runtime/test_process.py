@@ -17,7 +17,7 @@ import pytest
 
 from edgeopt.errors import UsageError, WorkerError
 from edgeopt.profiling.inputs import write_feeds
-from edgeopt.runtime.process import _plain, worker
+from edgeopt.runtime.process import Here, _plain, worker
 
 CPU = [["CPUExecutionProvider", {}]]
 
@@ -66,27 +66,30 @@ def test_a_dead_worker_tells_its_death_again_when_it_is_asked_again() -> None:
 
 def test_a_worker_that_ends_is_told_with_its_exit_code_and_its_last_three_lines(tmp_path: Path) -> None:
     python = stub(tmp_path, "#!/bin/sh\nfor i in one two three four; do echo $i >&2; done\nexit 7\n")
-    with worker(python) as w, pytest.raises(WorkerError) as caught:
+    with worker(Here(python)) as w, pytest.raises(WorkerError) as caught:
         w.ask("hello")
     assert str(caught.value) == "the worker ended with exit code 7 at 'hello': two | three | four"
 
 
 def test_an_interpreter_without_onnxruntime_says_what_it_lacks(tmp_path: Path) -> None:
     python = stub(tmp_path, f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
-    with worker(python) as w, pytest.raises(WorkerError, match=r"exit code 1 at 'hello'.*No module named 'numpy'"):
+    with (
+        worker(Here(python)) as w,
+        pytest.raises(WorkerError, match=r"exit code 1 at 'hello'.*No module named 'numpy'"),
+    ):
         w.ask("hello")
 
 
 def test_last_words_that_are_no_utf8_or_very_long_are_told_all_the_same(tmp_path: Path) -> None:
     python = stub(tmp_path, "#!/bin/sh\nprintf '%05000d' 0 >&2\nprintf '\\377 end' >&2\nexit 1\n")
-    with worker(python) as w, pytest.raises(WorkerError, match=r"end$") as caught:
+    with worker(Here(python)) as w, pytest.raises(WorkerError, match=r"end$") as caught:
         w.ask("hello")
     assert len(str(caught.value)) < 2100  # the last 2000 bytes, and the sentence about them
 
 
 def test_a_worker_that_hangs_is_killed_after_the_limit_and_named(tmp_path: Path) -> None:
     python = stub(tmp_path, f'#!/bin/sh\necho $$ >"{tmp_path}/pid"\nexec sleep 600\n')
-    with worker(python) as w:
+    with worker(Here(python)) as w:
         with pytest.raises(WorkerError, match=r"no answer to 'hello' within 1 s; the worker was killed"):
             w.ask("hello", 1.0)
         w._process.wait()  # dies, or this test hangs
@@ -94,7 +97,7 @@ def test_a_worker_that_hangs_is_killed_after_the_limit_and_named(tmp_path: Path)
 
 
 def test_the_limit_of_the_worker_holds_where_a_request_brings_none(tmp_path: Path) -> None:
-    with worker(stub(tmp_path, "#!/bin/sh\nexec sleep 600\n"), timeout_s=1.0) as w, pytest.raises(WorkerError):
+    with worker(Here(stub(tmp_path, "#!/bin/sh\nexec sleep 600\n")), timeout_s=1.0) as w, pytest.raises(WorkerError):
         w.ask("hello")
 
 
@@ -119,7 +122,7 @@ def test_the_process_is_gone_after_the_block_and_after_an_error_in_it() -> None:
 
 def test_a_script_that_starts_the_interpreter_as_its_child_will_do(tmp_path: Path) -> None:
     python = stub(tmp_path, f'#!/bin/sh\n"{sys.executable}" "$@"\n')
-    with worker(python) as w:
+    with worker(Here(python)) as w:
         hello = w.ask("hello")
         assert hello["executable"] == sys.executable and alive(hello["pid"])
     assert gone(hello["pid"])
@@ -127,7 +130,7 @@ def test_a_script_that_starts_the_interpreter_as_its_child_will_do(tmp_path: Pat
 
 def test_a_hanging_child_of_such_a_script_is_neither_waited_for_nor_left_behind(tmp_path: Path) -> None:
     text = f'#!/bin/sh\n(echo $$ >/dev/null; sleep 5; touch "{tmp_path}/ended") &\necho $! >"{tmp_path}/pid"\nwait\n'
-    with worker(stub(tmp_path, text)) as w, pytest.raises(WorkerError, match="no answer"):
+    with worker(Here(stub(tmp_path, text))) as w, pytest.raises(WorkerError, match="no answer"):
         w.ask("hello", 1.0)
     assert not (tmp_path / "ended").exists()
     assert gone(int((tmp_path / "pid").read_text()))
@@ -135,7 +138,7 @@ def test_a_hanging_child_of_such_a_script_is_neither_waited_for_nor_left_behind(
 
 def test_what_a_wrapper_prints_is_not_taken_for_an_answer(tmp_path: Path) -> None:
     python = stub(tmp_path, f'#!/bin/sh\necho "environment activated"\nexec "{sys.executable}" "$@"\n')
-    with worker(python) as w:
+    with worker(Here(python)) as w:
         assert w.ask("hello")["executable"] == sys.executable
 
 
@@ -145,26 +148,26 @@ def test_what_a_library_prints_while_it_loads_is_not_taken_for_an_answer(tmp_pat
         "del sys.modules['onnxruntime']; import onnxruntime\n"
     )
     python = stub(tmp_path, f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
-    with worker(python) as w:
+    with worker(Here(python)) as w:
         assert w.ask("hello")["executable"] == sys.executable
 
 
 def test_a_program_that_is_no_python_is_an_error_in_words(tmp_path: Path) -> None:
-    with worker(stub(tmp_path, '#!/bin/sh\necho "$@"\n')) as w, pytest.raises(WorkerError, match="'hello'"):
+    with worker(Here(stub(tmp_path, '#!/bin/sh\necho "$@"\n'))) as w, pytest.raises(WorkerError, match="'hello'"):
         w.ask("hello")
 
 
 @pytest.mark.parametrize("name", ["nowhere/python", "no-such-python-3", "."])
 def test_an_interpreter_that_is_not_there_is_a_usage_error(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"--python {name}: no such program"), worker(name):
+    with pytest.raises(UsageError, match=rf"--python {name}: no such program"), worker(Here(name)):
         pass
 
 
 def test_a_file_that_cannot_be_executed_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be started"), worker(stub(tmp_path, "\0garbage")):
+    with pytest.raises(UsageError, match="cannot be started"), worker(Here(stub(tmp_path, "\0garbage"))):
         pass
     (tmp_path / "python").chmod(0o644)
-    with pytest.raises(UsageError, match="no such program"), worker(str(tmp_path / "python")):
+    with pytest.raises(UsageError, match="no such program"), worker(Here(str(tmp_path / "python"))):
         pass
 
 

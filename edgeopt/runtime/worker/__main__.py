@@ -1,5 +1,6 @@
-"""The worker process in which models are measured. It needs only onnxruntime and numpy, not edgeopt, so that any
-interpreter can run it. It communicates by JSON lines: a request on stdin, an answer on stdout.
+"""The worker process in which models are measured. It needs only Python 3.8, onnxruntime and numpy, not edgeopt, so
+that any interpreter can run it. It communicates by JSON lines: a request on stdin, an answer on stdout; see
+docs/protocol.md.
 
     {"do": "open", "model": "m.onnx", "providers": [["CPUExecutionProvider", {}]], ...}
     ->  {"ok": {...}}  or  {"error": "...", "type": "..."}
@@ -15,14 +16,13 @@ import importlib
 import json
 import os
 import platform
-import resource
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+if "__file__" in globals() and sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 _BORN_NS = time.perf_counter_ns()
@@ -30,6 +30,11 @@ import numpy as np  # noqa: E402
 import onnxruntime as ort  # noqa: E402
 from onnxruntime.capi import onnxruntime_pybind11_state as state  # noqa: E402
 
+PROTOCOL = 1
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 _IMPORT_NS = time.perf_counter_ns() - _BORN_NS
 _LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -61,6 +66,7 @@ class Server:
     def hello(self) -> dict[str, Any]:
         """Versions, providers and devices of this interpreter."""
         return {
+            "protocol": PROTOCOL,
             "python": platform.python_version(),
             "executable": sys.executable,
             "onnxruntime": ort.__version__,
@@ -179,7 +185,7 @@ class Server:
         names = [o.name for o in self.session.get_outputs()]
         found: dict[str, Any] = {}
         for i, feed in enumerate(self.feeds):
-            for name, y in zip(names, self.session.run(None, feed), strict=True):
+            for name, y in zip(names, self.session.run(None, feed)):  # noqa: B905  (strict: from Python 3.10 on)
                 if isinstance(y, np.ndarray) and y.dtype != object:
                     found[f"{i}/{name}"] = y
         np.savez(path, **found)
@@ -227,11 +233,11 @@ def _run_queue_wait_ns() -> int | None:
 
 
 def _involuntary() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def _status() -> dict[str, Any]:
-    found: dict[str, Any] = {"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    found: dict[str, Any] = {"peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if resource else 0}
     keys = {
         "VmRSS": "rss",
         "VmHWM": "peak_rss",

@@ -1,0 +1,38 @@
+"""The devices that a project file names: `[devices.NAME]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from edgeopt.errors import UsageError
+
+
+class DeviceTable(BaseModel):
+    """A device by a name. at: its address; what else it is measured with, if the command does not say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    at: str = Field(min_length=1, description="local, ssh://user@board, exec:COMMAND.")
+    python: str | None = Field(default=None, description="Its Python with onnxruntime.")
+    provider: str | None = Field(default=None, description="Its execution provider.")
+    threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of an operator.")
+    push: str = Field(default="", description="Copies {local} to {remote} there; else through standard input.")
+    pull: str = Field(default="", description="Copies {remote} there to {local}.")
+
+
+_TABLES = TypeAdapter(Mapping[str, DeviceTable])
+
+
+def tables(given: object, file: str) -> Mapping[str, DeviceTable]:
+    """The table `[devices]` of a project file.
+
+    Raises:
+        UsageError: it holds what is no device.
+    """
+    try:
+        return _TABLES.validate_python(given)
+    except ValidationError as e:
+        first = e.errors()[0]
+        raise UsageError(f"{file}: devices.{'.'.join(map(str, first['loc']))}: {first['msg']}") from e
