@@ -37,6 +37,7 @@ _COMMANDS = {  # module and help of each command, which is a function of that na
     "report": ("run", "The page of stored results, with the trend of several."),
     "verify": ("run", "Check released files against their manifest."),
     "export": ("export", "A torch module as a checked ONNX file."),
+    "device": ("device", "Look at a device before models are measured there."),
     "targets": ("targets", "List the hardware targets."),
     "providers": ("providers", "List execution providers: present, plugins, what a package would add."),
     "schema": ("schema", "Print the JSON Schema of a file that edgeopt reads or writes."),

@@ -12,7 +12,7 @@ import click
 from edgeopt.cli.show import print_table
 from edgeopt.numbers.intervals import NEEDED
 from edgeopt.numbers.words import decibels, megabytes, printable
-from edgeopt.profiling.results import Comparison, Latency, Measured, Memory, Ops, Range, Results
+from edgeopt.profiling.results import Comparison, Latency, Measured, Memory, Ops, Point, Range, Results
 
 FORMATS = ("table", "json", "csv", "markdown")
 _NODES = 20
@@ -116,8 +116,23 @@ def _latency(x: Latency) -> dict[str, str]:
         found["sustained"] = f"last / first {x.last_to_first:.3f}; p50 ms: " + " ".join(
             f"{p.p50_ms:.3g}" for p in x.series
         )
+        found |= _held_back(x.series)
     if not x.precise:
         found["precision"] = "wider than asked for: measure longer (--seconds) or on a quieter machine"
+    return found
+
+
+def _held_back(series: Sequence[Point]) -> dict[str, str]:
+    """What the machine told of itself over a sustained run."""
+    found = {}
+    for name, unit in (("celsius", "°C"), ("mhz", "MHz")):
+        values = [x for p in series if (x := getattr(p, name)) is not None]
+        if values:
+            found[f"sustained, {unit}"] = " ".join(f"{x:.0f}" for x in values)
+    told = [p for p in series if p.throttled is not None]
+    first = next((p for p in told if p.throttled), None)
+    if told:
+        found["throttled"] = "no" if first is None else f"from {first.at_s:.0f} s on"
     return found
 
 

@@ -106,10 +106,12 @@ def files_read(options: Profile, models: Sequence[Path]) -> tuple[Path, ...]:
     return (*models, *beside, *options.inputs.values(), *data, *tokenizer)
 
 
-def described(options: Profile) -> Mapping[str, DeviceTable]:
-    """The devices that a project file describes, by name."""
-    file, found = written(options.devices) if options.known is None else ("", {})
-    return tables(found, file) if options.known is None else options.known
+def described(names: Sequence[str], known: Mapping[str, DeviceTable] | None = None) -> Mapping[str, DeviceTable]:
+    """The devices by name: `known` ones, else those of the project file in the current folder, if one is named."""
+    if known is not None:
+        return known
+    file, found = written(names)
+    return tables(found, file)
 
 
 def wanted(options: Profile, models: Sequence[Path], places: Mapping[str, Place] | None = None) -> list[Arm]:
@@ -118,7 +120,7 @@ def wanted(options: Profile, models: Sequence[Path], places: Mapping[str, Place]
     """
     places = {options.devices[0]: Here(options.python)} if places is None else places
     batches, dims = tuple(dict.fromkeys(options.batch)) or (None,), options.dims
-    own = described(options)
+    own = described(options.devices, options.known)
     settings = [(place, *how) for name, place in places.items() for how in _settings(options, own.get(name))]
     providers, threads = {p.label for _, p, _ in settings}, {n for _, _, n in settings}
     sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]

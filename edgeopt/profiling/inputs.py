@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeopt.data import Feed
 from edgeopt.data.arrays import BROKEN_ARRAY
 from edgeopt.errors import DataError, UsageError, suggestion
+from edgeopt.runtime.tensor_file import NPZ
 
 
 def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray[Any]]:
@@ -41,5 +42,5 @@ def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray
 
 
 def write_feeds(feeds: list[Feed], path: Path) -> None:
-    """Write the feeds as an .npz for the worker, with entries `index/input`."""
-    np.savez(path, **{f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})  # type: ignore[arg-type]
+    """Write the feeds for a worker, with entries `index/input`."""
+    NPZ.save(path, {f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})

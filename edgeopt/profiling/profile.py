@@ -42,6 +42,7 @@ from edgeopt.profiling.results import (
 from edgeopt.profiling.saving import Files, write_trace
 from edgeopt.profiling.size import size
 from edgeopt.runtime.devices import LOCAL, visited
+from edgeopt.runtime.process import Place
 
 _BUSY = 0.1
 Kind = Literal["profile", "compare", "self-check"]
@@ -76,7 +77,7 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
     if not models:
         raise UsageError("no model; e.g. edgeopt profile model.onnx --provider cpu")
     here = environment()
-    with visited(options.devices, described(options), options.python) as places, temporary_folder() as folder:
+    with _visited(options) as places, temporary_folder() as folder:
         asked = wanted(options, models, places)
         if kind == "compare" and len(asked) < 2:
             raise UsageError(
@@ -98,11 +99,11 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
                 listener.note(notes[-1])
             listener.progress("first run", i + 1, len(found))
         _time(found, options, listener)
+        sizes: dict[object, Size] = {}
+        measured = tuple(_measured(case, options, listener, sizes) for case in found)
         for line in (told for case in found for told in _lost(case)):
             notes.append(line)
             listener.note(line)
-        sizes: dict[object, Size] = {}
-        measured = tuple(_measured(case, options, listener, sizes) for case in found)
     comparisons = _comparisons(found, measured, options) if kind == "compare" else ()
     document = Results(
         kind=kind,
@@ -118,6 +119,10 @@ def _run(kind: Kind, models: list[Path], options: Profile, files: Files) -> Resu
     if files.trace is not None:
         write_trace({c.arm.label: c.trace.events for c in found if c.trace is not None}, files.trace)
     return files.written(document, latency.raw({c.arm.label: c.timing for c in found}))
+
+
+def _visited(options: Profile) -> contextlib.AbstractContextManager[Mapping[str, Place]]:
+    return visited(options.devices, described(options.devices, options.known), options.python)
 
 
 def _environments(found: Sequence[Case]) -> dict[str, Environment]:
@@ -309,7 +314,7 @@ def self_check(model: str | Path, options: ProfileOne) -> Results:
     how = looking(options)
     ratios = []
     here = environment()
-    with visited(options.devices, described(options), options.python) as places, temporary_folder() as folder:
+    with _visited(options) as places, temporary_folder() as folder:
         arm, *others = wanted(options, [Path(model)], places)
         if others or options.sustained_s is not None:
             raise UsageError(

@@ -28,7 +28,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from edgeopt.errors import LostError, UsageError, WorkerError, suggestion
 from edgeopt.files import sha256, text_of, toml_of
 from edgeopt.runtime.process import WORKER, Here, Place, Start, Worker
-from edgeopt.runtime.worker.keeper import PROTOCOL
 
 LOCAL = "local"
 _KEEPER = WORKER / "keeper.py"
@@ -229,9 +228,6 @@ class Board:
             keeper = Worker(Here(), self._start(_KEEPER, "", master=True), _CONNECT_S)
             try:
                 found = keeper.greet()
-                if found.get("protocol") != PROTOCOL:
-                    spoken = found.get("protocol")
-                    raise WorkerError(f"device {self.name}: speaks protocol {spoken!r}, this edgeopt {PROTOCOL}")
             except WorkerError:
                 keeper.stop()
                 raise

@@ -27,11 +27,11 @@ from edgeopt.graph.serialization import load as load_model
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.scores import Outputs
-from edgeopt.runtime import tensor_file
 from edgeopt.runtime.measure import PairedLatency, paired
 from edgeopt.runtime.process import WORKER, Here, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
 from edgeopt.runtime.session import Feed, open_session, run_all
+from edgeopt.runtime.tensor_file import NPZ, TENSORS, Wire
 
 RUN_S = 600.0
 _QUIET_S, _WARM_UP_S, _FASTER = 1.0, 10.0, 0.95
@@ -109,9 +109,9 @@ class There:
 
     def outputs(self, count: int) -> list[Outputs]:
         """The outputs for each of its `count` feeds."""
-        file = self.folder / f"outputs{self.kind.suffix}"
+        file = self.folder / f"outputs{self.kind.wire.suffix}"
         names = self.worker.ask("outputs", path=str(file))["outputs"]
-        found = self.kind.read(file)
+        found = self.kind.wire.read(file)
         try:
             given = [[found[f"{i}/{name}"] for name in names] for i in range(count)]
         except KeyError as e:
@@ -129,10 +129,10 @@ def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> It
     with temporary_folder() as folder:
         environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
         with worker(Here(program, kind.script, environment), RUN_S) as w:
-            file = folder / f"feeds{kind.suffix}"
+            file = folder / f"feeds{kind.wire.suffix}"
             foreign = model.suffix == ".xml"  # OpenVINO's own files
             own_ends, own = (Ends(), list(feeds)) if foreign else _handed(load_model(model), feeds)
-            kind.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
+            kind.wire.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
             ran = kind.open(w, model, target)
             w.ask("feed", path=str(file))
             yield There(ran, w, folder, kind, own_ends)
@@ -228,15 +228,6 @@ def _greeted(w: Worker, target: Target) -> dict[str, Any]:
         raise UsageError(f"the runtime of {target.name} is not there: {e}") from e
 
 
-def _save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as found:
-        return dict(found)
-
-
 @dataclass(frozen=True)
 class _Runtime:
     """How the worker of a kind of check is started and spoken to."""
@@ -245,19 +236,16 @@ class _Runtime:
     """Its interpreter: in the target's environment, on the PATH, or this one if it is empty."""
     script: Path
     open: Callable[[Worker, Path, Target], Ran]
-    suffix: str = ".npz"
-    save: Callable[[Path, Mapping[str, NDArray[Any]]], None] = _save_npz
-    read: Callable[[Path], Mapping[str, NDArray[Any]]] = _read_npz
+    wire: Wire = NPZ
 
 
-_TENSORS: dict[str, Any] = {"suffix": ".safetensors", "save": tensor_file.save, "read": tensor_file.load}
 _RUNTIMES = {
     "provider": _Runtime(_PYTHON, WORKER, _provider),
     "emulated": _Runtime(_PYTHON, WORKER, _provider),
     "openvino": _Runtime(_PYTHON, WORKER / "with_openvino.py", _openvino),
     "rknn": _Runtime(_PYTHON, WORKER / "with_rknn.py", _rknn),
-    "node": _Runtime("node", WORKER / "with_node.mjs", _web, **_TENSORS),
-    "chromium": _Runtime("", WORKER / "with_chromium.py", _web, **_TENSORS),
+    "node": _Runtime("node", WORKER / "with_node.mjs", _web, TENSORS),
+    "chromium": _Runtime("", WORKER / "with_chromium.py", _web, TENSORS),
 }
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgeopt.errors import LostError, UsageError, WorkerError
+from edgeopt.runtime.protocol import checked
 from edgeopt.runtime.worker import keeper
 
 WORKER = Path(__file__).parent / "worker"
@@ -183,8 +184,7 @@ class Worker:
         answer = self._answer(do, timeout_s or self.timeout_s)
         if "error" in answer:
             raise WorkerError(_plain(answer["error"]))
-        found: dict[str, Any] = answer["ok"]
-        return found
+        return checked(do, answer["ok"])
 
     def _send(self, text: str) -> None:
         assert self._process.stdin is not None
@@ -202,6 +202,9 @@ class Worker:
             hello = self.ask("hello")
         except WorkerError as e:
             raise type(e)(f"{self._start.of}: {e}") if self._start.of else e from e
+        if hello["protocol"] != keeper.PROTOCOL:
+            told = f"speaks protocol {hello['protocol']}, this edgeopt {keeper.PROTOCOL}"
+            raise WorkerError(f"{self._start.of or 'the worker'}: {told}")
         if isinstance(pid := hello.get("pid"), int):
             self._pid = pid
             self.place.greeted(pid)

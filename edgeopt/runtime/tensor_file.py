@@ -1,12 +1,14 @@
-"""Files of named arrays that any language reads in a few lines, in the format of safetensors: eight bytes with the
-length of a JSON header, the header, and the bytes of the arrays.
+"""Files of named arrays by which feeds and outputs are handed over: .npz for Python, and for any other language the
+format of safetensors, which it reads in a few lines: eight bytes with the length of a JSON header, the header, and the
+bytes of the arrays.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,25 @@ def load(path: Path) -> dict[str, NDArray[Any]]:
         return found
     except (struct.error, ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
         raise DataError(f"{path}: no file of tensors ({e})") from e
+
+
+def _save_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as found:
+        return dict(found)
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A format of files of arrays."""
+
+    suffix: str
+    save: Callable[[Path, Mapping[str, NDArray[Any]]], None]
+    read: Callable[[Path], Mapping[str, NDArray[Any]]]
+
+
+NPZ = Wire(".npz", _save_npz, _load_npz)
+TENSORS = Wire(".safetensors", save, load)

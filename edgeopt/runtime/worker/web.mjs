@@ -4,6 +4,7 @@
 // Feeds and outputs are files of tensors named `index/value`, in the format of safetensors: eight bytes with the length
 // of a JSON header, the header, and the bytes of the tensors.
 
+const PROTOCOL = 1;
 const TYPES = {
   float32: ["F32", Float32Array], float64: ["F64", Float64Array], float16: ["F16", Uint16Array],
   int64: ["I64", BigInt64Array], int32: ["I32", Int32Array], int16: ["I16", Int16Array], int8: ["I8", Int8Array],
@@ -50,7 +51,7 @@ export class Server {
   }
 
   async hello() {
-    return { onnxruntime: this.ort.env.versions.web, ...this.about };
+    return { protocol: PROTOCOL, onnxruntime: this.ort.env.versions.web, ...this.about };
   }
 
   async open({ model, provider = "wasm", threads = 1, external = {} }) {

@@ -19,6 +19,7 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 import numpy as np
 import openvino
 
+PROTOCOL = 1
 _TOLD = ("layerType", "runtimePrecision")
 _LAYERS = ("Convolution", "FullyConnected", "MatMul")
 _INTEGERS = ("u8", "i8")
@@ -33,7 +34,7 @@ class Server:
 
     def hello(self) -> dict[str, Any]:
         """Versions and devices of this interpreter."""
-        return {"openvino": openvino.__version__, "devices": openvino.Core().available_devices}
+        return {"protocol": PROTOCOL, "openvino": openvino.__version__, "devices": openvino.Core().available_devices}
 
     def open(self, model: str, device: str = "CPU", config: dict[str, str] | None = None) -> dict[str, Any]:
         """Compile a model. The answer lists its layers as [name, type, precision]."""

@@ -16,6 +16,8 @@ if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().p
 import numpy as np
 from rknn.api import RKNN
 
+PROTOCOL = 1
+
 
 class Server:
     """One loaded model and its feeds."""
@@ -25,7 +27,7 @@ class Server:
 
     def hello(self) -> dict[str, Any]:
         """Versions of this interpreter."""
-        return {"rknn": metadata.version("rknn-toolkit2"), "numpy": np.__version__}
+        return {"protocol": PROTOCOL, "rknn": metadata.version("rknn-toolkit2"), "numpy": np.__version__}
 
     def open(self, model: str, inputs: list[str], outputs: list[str], device: str = "rk3588") -> dict[str, Any]:
         """Load and build a model as it is; inputs, outputs: their names in order, which the toolkit does not tell."""
