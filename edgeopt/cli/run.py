@@ -72,12 +72,12 @@ def _tell(found: Run) -> None:
 
 def _print(found: Run) -> None:
     """Print the variants and the verdict."""
-    from edgeopt.release.evidence.told import COLUMNS, cell, lines
-    from edgeopt.release.project.metrics import METRICS
+    from edgeopt.release.evidence.told import cell, columns, lines
+    from edgeopt.release.project.metrics import metric
 
-    columns = [c for c in COLUMNS if any(c in v.metrics for v in found.variants)]
-    rows = [(v.name, *(cell(v, c) for c in columns)) for v in found.variants if v.error is None]
-    print_table(rows, ("variant", *(METRICS[c].title for c in columns)))
+    names = columns(found)
+    rows = [(v.name, *(cell(v, c) for c in names)) for v in found.variants if v.error is None]
+    print_table(rows, ("variant", *(metric(c).title for c in names)))
     for line in lines(found):
         click.echo(printable(line))
 

@@ -125,10 +125,10 @@ def first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool)
     try:
         _first_run(case, options, folder, keep_outputs=keep_outputs)
     except LostError as e:
-        case.timing.dropped.append(str(e))
         if not case.arm.place.back():
             case.timing.error = str(e)
             return
+        case.timing.dropped.append(str(e))
         try:
             _first_run(case, options, folder, keep_outputs=keep_outputs)
         except LostError as again:

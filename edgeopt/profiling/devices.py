@@ -1,4 +1,4 @@
-"""A device before it is measured: whether it is reached, what it lacks, and whether its worker keeps to the protocol."""
+"""A device before it is measured: is it reached, what does it lack, does its worker keep to the protocol."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def look(name: str, python: str | None = None) -> Looked:
     with visited([name], described([name]), python) as places:
         place = places[name]
         try:
-            return Looked(tuple(facts), _put_to_it(place, facts))
+            rules = _put_to_it(place, facts)
         except WorkerError as e:
             return Looked(tuple(facts), problem=str(e))
+        return Looked(tuple(facts), rules)
 
 
 def _put_to_it(place: Place, facts: list[tuple[str, str]]) -> tuple[Found, ...]:

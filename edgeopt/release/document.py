@@ -85,6 +85,7 @@ class VariantResult(Evaluation):
     sha256: str | None = None
     error: str | None = None
     steps: tuple[StepResult, ...] = ()
+    on_devices: Mapping[str, str] = Field(default={}, description="why it was not measured, by device")
 
 
 class GateResult(_DocumentPart):
@@ -123,6 +124,7 @@ class Run(_DocumentPart):
     samples: Mapping[str, int] = Field(default={}, description="that calibrate, and that variants are judged by")
     variants: tuple[VariantResult, ...]
     profile: Results | None = None
+    devices: Mapping[str, Results] = Field(default={}, description="the profile on each device of the project")
     baseline: str | None = None
     ratios: Mapping[str, Mapping[str, Range]] = Field(
         default={},

@@ -162,13 +162,16 @@ def _timed(document: Run, context: Context, stage: Path) -> Run:
     profile = context.project.profile
     if not profile.measure:
         return document
-    found = measured(document.variants, context, profile.preset or "quick", stage)
+    preset = profile.preset or "quick"
+    found = measured(document.variants, context, preset, stage)
+    variants, notes = [with_measured(v, found) for v in document.variants], [*document.notes, *found.notes]
+    devices = {}
+    for device in context.project.devices:
+        devices[device] = there = measured(variants, context, preset, stage, device)
+        variants = [with_measured(v, there, device) for v in variants]
+        notes += (f"{device}: {note}" for note in there.notes)
     return document.model_copy(
-        update={
-            "profile": found,
-            "variants": tuple(with_measured(v, found) for v in document.variants),
-            "notes": (*document.notes, *found.notes),
-        }
+        update={"profile": found, "devices": devices, "variants": tuple(variants), "notes": tuple(notes)}
     )
 
 
@@ -194,4 +197,5 @@ def _settled(document: Run, stage: Path, folder: Path) -> Run:
     places = {file: str(folder / Path(file).name) for file in staged}
     variants = tuple(v.model_copy(update={"file": places.get(v.file or "", v.file)}) for v in found)
     profile = None if document.profile is None else moved(document.profile, places)
-    return document.model_copy(update={"variants": variants, "profile": profile})
+    devices = {device: moved(found, places) for device, found in document.devices.items()}
+    return document.model_copy(update={"variants": variants, "profile": profile, "devices": devices})

@@ -385,6 +385,8 @@ def _through_a_shell(reach: tuple[str, ...]) -> bool:
         done = subprocess.run(
             [*reach, "echo", "$((1+1))"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as e:
+    except OSError as e:
         raise UsageError(f"device exec:{shlex.join(reach)}: {e}") from e
+    except subprocess.TimeoutExpired as e:
+        raise LostError(f"device exec:{shlex.join(reach)}: {e}") from e
     return done.stdout.strip() == b"2"

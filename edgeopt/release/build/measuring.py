@@ -33,9 +33,11 @@ def choices(project: Project, root: Path, preset: str) -> dict[str, Any]:
     }
 
 
-def measured(variants: Sequence[VariantResult], context: Context, preset: str, folder: Path) -> Results:
-    """Profile of float and all variants that have a file, interleaved; the document and raw times are written to
-    `folder`.
+def measured(
+    variants: Sequence[VariantResult], context: Context, preset: str, folder: Path, device: str = ""
+) -> Results:
+    """Profile of float and all variants that have a file, interleaved: here, with the document and raw times in
+    `folder`, or on a device of the project.
     """
     from edgeopt.profiling.profile import compare, profile
 
@@ -43,7 +45,18 @@ def measured(variants: Sequence[VariantResult], context: Context, preset: str, f
     paths = [v.file for v in variants if v.file is not None and v.error is None]
     function = compare if len(paths) > 1 else profile
     how = choices(context.project, context.root, preset)
-    return function(*paths, report=folder / REPORT, listener=context.listener, **how)
+    if device:
+        how |= there(context.project, device)
+    report = None if device else folder / REPORT
+    return function(*paths, report=report, listener=context.listener, **how)
+
+
+def there(project: Project, device: str) -> dict[str, Any]:
+    """Keyword arguments of `edgeopt.compare` by which it measures on a device of the project."""
+    table = project.devices[device]
+    how: dict[str, Any] = {"devices": (device,), "known": project.devices}
+    how |= {"providers": (table.provider,)} if table.provider else {}
+    return how | ({"threads": (table.threads,)} if table.threads else {})
 
 
 def moved(found: Results, places: Mapping[str, str]) -> Results:
@@ -59,18 +72,25 @@ def moved(found: Results, places: Mapping[str, str]) -> Results:
     return found.model_copy(update={"measured": tuple(rows)})
 
 
-def with_measured(v: VariantResult, found: Results) -> VariantResult:
-    """`v` with the metrics of its first setting, or with the error that prevented them."""
+def with_measured(v: VariantResult, found: Results, device: str = "") -> VariantResult:
+    """`v` with the metrics of its first setting, or with the error that prevented them, which on a device is none of
+    the variant's.
+    """
     m = next((m for m in found.measured if v.file is not None and m.setting.model == v.file), None)
     if m is None:
         return v
     if m.error is not None:
+        if device:
+            return v.model_copy(update={"on_devices": {**v.on_devices, device: m.error}})
         return v.model_copy(update={"error": f"profile: {m.error}"})
     metrics, intervals = figures(m)
     ratio = next((c.ratio for c in found.comparisons if c.other == m.setting.label), None)
     if ratio is not None:
         intervals["speedup"] = inverse(ratio)
         metrics["speedup"] = intervals["speedup"].value
+    if device:
+        metrics = {f"{device}.{name}": x for name, x in metrics.items()}
+        intervals = {f"{device}.{name}": x for name, x in intervals.items()}
     return v.model_copy(update={"metrics": {**v.metrics, **metrics}, "intervals": {**v.intervals, **intervals}})
 
 

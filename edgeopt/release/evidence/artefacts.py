@@ -14,9 +14,9 @@ from edgeopt.numbers.words import markdown, printable
 from edgeopt.release.document import GateResult, Run
 from edgeopt.release.evidence.manifest import ORT, SUMS, bom, holds, manifest, shipped
 from edgeopt.release.evidence.page import page
-from edgeopt.release.evidence.told import COLUMNS, cell
+from edgeopt.release.evidence.told import cell, columns
 from edgeopt.release.project.file import Project
-from edgeopt.release.project.metrics import METRICS
+from edgeopt.release.project.metrics import METRICS, metric
 
 _MOST_ANNOTATIONS = 8
 _MOST_SUMMARY = 1_000_000  # bytes; GitHub takes a MiB
@@ -141,16 +141,16 @@ def _result(g: GateResult) -> str | None:
 
 def summary(run: Run) -> str:
     """The verdict, the variants and the gates in Markdown."""
-    columns = [c for c in COLUMNS if any(c in v.metrics for v in run.variants)]
-    width = max(1, len(columns))
+    names = columns(run)
+    width = max(1, len(names))
     lines = [
         f"## {markdown(run.project)}: {run.verdict}",
         "",
-        _row("variant", *(METRICS[c].title for c in columns), width=width),
+        _row("variant", *(metric(c).title for c in names), width=width),
     ]
     lines.append("|---" * (width + 1) + "|")
     for v in run.variants:
-        cells = [cell(v, c) for c in columns] if v.error is None else [v.error]
+        cells = [cell(v, c) for c in names] if v.error is None else [v.error]
         lines.append(_row(v.name, *cells, width=width))
     if run.gates:
         lines += ["", "| gate | outcome | |", "|---|---|---|"]
@@ -199,7 +199,8 @@ def openmetrics(run: Run) -> str:
     """
     lines = []
     for name, row in METRICS.items():
-        having = [v for v in run.variants if name in v.metrics]
+        places = [("", name), *((device, f"{device}.{name}") for device in run.devices)]
+        having = [(v, device, whole) for device, whole in places for v in run.variants if whole in v.metrics]
         if not having:
             continue
         unit, scale = {"ms": ("_seconds", 1e-3), "bytes": ("_bytes", 1.0), "dB": ("_decibels", 1.0)}.get(
@@ -210,7 +211,9 @@ def openmetrics(run: Run) -> str:
         if unit:
             lines.append(f"# UNIT {family} {unit[1:]}")
         lines.append(f"# HELP {family} {row.title}.")
-        lines += [f"{family}{{{_labels(run, v.name)}}} {v.metrics[name] * scale:.9g}" for v in having]
+        for v, device, whole in having:
+            on = f',device="{device}"' if device else ""
+            lines.append(f"{family}{{{_labels(run, v.name)}{on}}} {v.metrics[whole] * scale:.9g}")
     if run.gates:
         lines += ["# TYPE edgeopt_gate_passed gauge", "# HELP edgeopt_gate_passed Whether the gate passed."]
         lines += [

@@ -19,7 +19,7 @@ from edgeopt.release.build.cache import key
 from edgeopt.release.build.sources import fingerprint
 from edgeopt.release.document import RESULTS, Run, VariantResult, load
 from edgeopt.release.project.file import FLOAT
-from edgeopt.release.project.metrics import METRICS
+from edgeopt.release.project.metrics import metric
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"  # hashes of the other artefacts in sha256sum's format: their timings differ in every run
@@ -307,7 +307,7 @@ def bom(run: Run, folder: Path) -> str:
 def _performance(v: VariantResult) -> list[dict[str, Any]]:
     found = []
     for name, value in sorted(v.metrics.items()):
-        row: dict[str, Any] = {"type": f"{name} ({METRICS[name].kind})", "value": f"{value:.6g}", "slice": v.name}
+        row: dict[str, Any] = {"type": f"{name} ({metric(name).kind})", "value": f"{value:.6g}", "slice": v.name}
         if name in v.intervals:
             x = v.intervals[name]
             row["confidenceInterval"] = {"lowerBound": f"{x.low:.6g}", "upperBound": f"{x.high:.6g}"}

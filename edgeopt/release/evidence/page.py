@@ -11,12 +11,12 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from edgeopt.profiling.results import Measured
+from edgeopt.profiling.results import Measured, Results
 from edgeopt.release.document import Run
 from edgeopt.release.evidence import charts
-from edgeopt.release.evidence.told import COLUMNS
+from edgeopt.release.evidence.told import COLUMNS, columns
 from edgeopt.release.project.file import FLOAT
-from edgeopt.release.project.metrics import METRICS
+from edgeopt.release.project.metrics import METRICS, metric
 from edgeopt.release.project.quantities import shown
 
 _COLUMNS = [m for m in METRICS if m in {*COLUMNS, "size.download", "latency.p90"}]
@@ -34,29 +34,39 @@ def page(runs: Sequence[Run]) -> str:
     )
     environment.filters["shown"] = shown
     run = runs[-1]
-    measured = _measured(run)
+    measured = _measured(run, run.profile)
     accuracy = next((m for m in _BY if sum(m in v.metrics for v in run.variants) > 1), "")
     return environment.get_template("report.html.j2").render(
         run=run,
         runs=len(runs),
         counts=Counter(g.outcome for g in run.gates),
-        metrics=METRICS,
-        columns=[c for c in _COLUMNS if any(c in v.metrics for v in run.variants)],
+        metric=metric,
+        columns=columns(run, _COLUMNS),
         charts=charts,
         tradeoff=charts.tradeoff(run, accuracy) if accuracy else "",
-        accuracy=METRICS[accuracy].title if accuracy else "",
+        accuracy=metric(accuracy).title if accuracy else "",
         measured=measured,
         ecdf=charts.ecdf(list(measured.items())),
         series=charts.series(list(measured.items())),
+        devices=[_on_device(run, name, found) for name, found in run.devices.items()],
         environment=_environment(run),
-        trends=[(METRICS[m].title, svg) for m in COLUMNS if (svg := charts.trend(runs, m))],
+        trends=[(metric(m).title, svg) for m in COLUMNS if (svg := charts.trend(runs, m))],
     )
 
 
-def _measured(run: Run) -> dict[str, Measured]:
+def _on_device(run: Run, name: str, found: Results) -> tuple[str, str, str, str]:
+    """(device, what it is, two charts of its times)."""
+    measured = list(_measured(run, found).items())
+    told = next((m.error for _, m in measured if m.error), "nothing was measured there")
+    if (there := next(iter(found.devices.values()), None)) is not None:
+        told = f"{there.cpu}, {there.cores} cores, {there.system}"
+    return name, told, charts.ecdf(measured), charts.series(measured)
+
+
+def _measured(run: Run, profile: Results | None) -> dict[str, Measured]:
     """The first setting of each variant."""
     found: dict[str, Measured] = {}
-    for m in run.profile.measured if run.profile is not None else ():
+    for m in profile.measured if profile is not None else ():
         name = Path(m.setting.model).stem if m.setting.model != run.model else FLOAT
         if run.variant(name) is not None and name not in found:
             found[name] = m

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgeopt.release.document import GateResult, Run, VariantResult
-from edgeopt.release.project.metrics import METRICS
+from edgeopt.release.project.metrics import metric, shown_columns
 from edgeopt.release.project.quantities import shown
 
 COLUMNS = (
@@ -18,10 +18,15 @@ def cell(v: VariantResult, name: str) -> str:
     """A metric of a variant with its interval, formatted with units."""
     if name not in v.metrics:
         return ""
-    kind, x = METRICS[name].kind, v.intervals.get(name)
+    kind, x = metric(name).kind, v.intervals.get(name)
     if x is None:
         return shown(v.metrics[name], kind)
     return f"{shown(v.metrics[name], kind)} [{shown(x.low, kind)}, {shown(x.high, kind)}]"
+
+
+def columns(run: Run, names: Sequence[str] = COLUMNS) -> list[str]:
+    """The metrics of `names` that are in `run`, and those of its devices."""
+    return shown_columns(names, run.devices, [v.metrics for v in run.variants])
 
 
 def lines(run: Run) -> Iterator[str]:

@@ -86,12 +86,20 @@ def _functions(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
 
 
 def _providers(project: Project) -> Iterator[tuple[Place, str]]:
-    if project.profile.providers == ("cpu",):
+    if project.profile.providers == ("cpu",) and not project.devices:
         return
+    from edgeopt.runtime.devices import parse as device
     from edgeopt.runtime.providers import parse
 
-    for name in project.profile.providers:
+    named: list[tuple[Place, str]] = [(("profile", "providers"), name) for name in project.profile.providers]
+    named += [(("devices", key, "provider"), d.provider) for key, d in project.devices.items() if d.provider]
+    for at, name in named:
         try:
             parse(name)
         except UsageError as e:
-            yield ("profile", "providers"), str(e).removeprefix("--provider ")
+            yield at, str(e).removeprefix("--provider ")
+    for key, d in project.devices.items():
+        try:
+            device(d.at, key, d.python, d.push, d.pull)
+        except UsageError as e:
+            yield ("devices", key, "at"), str(e)

@@ -7,7 +7,7 @@ which editors complete the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -24,11 +24,12 @@ from pydantic import (
 from edgeopt.errors import UsageError, suggestion
 from edgeopt.errors.lines import Rows, line_of
 from edgeopt.files import text_of, toml_of
+from edgeopt.options.devices import DeviceTable
 from edgeopt.options.models import Dtype
 from edgeopt.options.reading import Reading
 from edgeopt.release.document import Level
 from edgeopt.release.project.lines import prefix, rows_of
-from edgeopt.release.project.metrics import metric
+from edgeopt.release.project.metrics import METRICS, metric, on_device
 from edgeopt.release.project.quantities import quantity
 from edgeopt.release.project.recipes import STEPS, Count, Names, Numbers, Place, Step, Table, mistake, reading_fields
 
@@ -41,6 +42,8 @@ _NEEDS = {  # the key of [accuracy] that a metric needs
     "accuracy.top5": ("labels", "true"),
     "accuracy.eval": ("eval", '"package.module:function"'),
 }
+LOCAL = "local"
+_DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -121,6 +124,10 @@ class Gate(Table):
         return self
 
 
+_OneLevel = Gate | Mapping[str, Gate]  # size.file, or a table of a metric's second word
+_Nested = Mapping[str, Mapping[str, _OneLevel | Mapping[str, _OneLevel]]]  # and those of a device
+
+
 class Policy(Table):
     """What becomes of gates that cannot tell."""
 
@@ -154,13 +161,12 @@ class Project(Table):
     profile: ProfileTable = ProfileTable()
     accuracy: Accuracy = Accuracy()
     gates: Mapping[str, Mapping[str, Gate]] = {}
+    devices: Mapping[str, DeviceTable] = {}
     policy: Policy = Policy()
     baseline: Baseline = Baseline()
     output: Output = Output()
 
-    @field_validator(
-        "gates", mode="before", json_schema_input_type=Mapping[str, Mapping[str, Gate | Mapping[str, Gate]]]
-    )
+    @field_validator("gates", mode="before", json_schema_input_type=_Nested)
     @classmethod
     def _flat(cls, found: Any) -> Any:
         """Accepts `size.file = {...}` and `"size.file" = {...}` alike."""
@@ -184,6 +190,17 @@ class Project(Table):
         in_order(found)
         return found
 
+    @field_validator("devices")
+    @classmethod
+    def _devices_named(cls, found: Mapping[str, DeviceTable]) -> Mapping[str, DeviceTable]:
+        taken = {LOCAL, *(name.partition(".")[0] for name in METRICS)}
+        for name in found:
+            if not _DEVICE.fullmatch(name) or name in taken:
+                raise mistake(
+                    [name], f"{name!r} cannot be a device's name: letters, digits, - and _, and no metric's word"
+                )
+        return found
+
     @model_validator(mode="after")
     def _whole(self) -> Project:
         if (self.model is None) == (self.export is None):
@@ -193,6 +210,9 @@ class Project(Table):
             if variant not in known:
                 raise mistake(["gates", variant], f"no such variant{suggestion(variant, known)}")
             for name, gate in gates.items():
+                device, _ = on_device(name)
+                if device and device not in self.devices:
+                    raise mistake(["gates", variant, name], f"no device {device!r}{suggestion(device, self.devices)}")
                 _check_gate(["gates", variant, name], name, gate)
                 need = _NEEDS.get(name)
                 if need is not None and not getattr(self.accuracy, need[0]):
@@ -200,12 +220,20 @@ class Project(Table):
         return self
 
 
+def _flat(name: str, inner: Any) -> Iterator[tuple[str, Any]]:
+    """(metric, gate) of a table below `name`, however deep its gates lie."""
+    if isinstance(inner, dict) and inner and all(isinstance(v, dict) for v in inner.values()):
+        for key, value in inner.items():
+            yield from _flat(f"{name}.{key}", value)
+    else:
+        yield name, inner
+
+
 def _joined(variant: str, tables: Mapping[str, Any]) -> dict[str, Any]:
     """Gates by the full names of their metrics."""
     found: dict[str, Any] = {}
     for name, inner in tables.items():
-        nested = isinstance(inner, dict) and inner and all(isinstance(v, dict) for v in inner.values())
-        for whole, gate in {f"{name}.{k}": v for k, v in inner.items()}.items() if nested else ((name, inner),):
+        for whole, gate in _flat(name, inner):
             before = found.get(whole, {})
             if before and not (isinstance(gate, dict) and isinstance(before, dict) and before.keys().isdisjoint(gate)):
                 raise mistake([variant, whole], "is there twice")

@@ -1,9 +1,11 @@
-"""The metrics that can be gated, with unit and direction."""
+"""The metrics that can be gated, with unit and direction. `DEVICE.latency.p50` is that metric on a device of the
+project.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from edgeopt.errors import suggestion
 from edgeopt.release.project.quantities import Kind
@@ -49,12 +51,33 @@ METRICS: Mapping[str, MetricRow] = {
 }
 
 
+MEASURED = ("latency.", "cold.", "memory.", "speedup", "ep.")  # what is known of every device
+
+
+def on_device(name: str) -> tuple[str, str]:
+    """(device, metric) of `name`; the device is empty where it names none."""
+    device, dot, rest = name.partition(".")
+    return (device, rest) if dot and name not in METRICS and rest in METRICS else ("", name)
+
+
 def metric(name: str) -> MetricRow:
     """The row of metric `name`.
 
     Raises:
         ValueError: there is no such metric.
     """
-    if name not in METRICS:
+    device, own = on_device(name)
+    if own not in METRICS:
         raise ValueError(f"no metric {name!r}{suggestion(name, METRICS)} Known: {', '.join(METRICS)}")
-    return METRICS[name]
+    if device and not own.startswith(MEASURED):
+        raise ValueError(
+            f"{own} is no metric of a device; those are {', '.join(m for m in METRICS if m.startswith(MEASURED))}"
+        )
+    return replace(METRICS[own], title=f"{METRICS[own].title} on {device}") if device else METRICS[own]
+
+
+def shown_columns(columns: Sequence[str], devices: Iterable[str], having: Iterable[Collection[str]]) -> list[str]:
+    """Those of `columns` that some variant has, and after them those of each device; having: the metrics of each."""
+    known = {name for metrics in having for name in metrics}
+    every = [*columns, *(f"{device}.{column}" for device in devices for column in columns)]
+    return [name for name in every if name in known]

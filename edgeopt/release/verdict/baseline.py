@@ -22,6 +22,7 @@ from edgeopt.profiling.results import Range
 from edgeopt.release import document as documents
 from edgeopt.release.document import RESULTS, Run
 from edgeopt.release.project.file import FLOAT, Project
+from edgeopt.release.project.metrics import on_device
 from edgeopt.release.verdict.gates import Against, clocked
 
 if TYPE_CHECKING:
@@ -155,13 +156,15 @@ def against(
     (by variant).
     """
     ratios: dict[str, Mapping[str, Range]] = {}
-    for name in dict.fromkeys(variant for variant, _ in _asked(project, run)) if stand.run is not None else ():
+    pairs = dict.fromkeys((variant, on_device(metric)[0]) for variant, metric in _asked(project, run))
+    for name, device in pairs if stand.run is not None else ():
         model = home / project.baseline.folder / str(stand.name) / f"{name}.onnx"
         if model.is_file() and name in files:
-            found = dict(_again(project, model, files[name], run.preset, home, ears))
+            found = dict(_again(project, model, files[name], run.preset, home, ears, device))
             if stand.run is not None and stand.run.model_sha256 != run.model_sha256:
                 found.pop("speedup", None)  # the two runs have different float models
-            ratios |= {name: found} if found else {}
+            found = {f"{device}.{metric}" if device else metric: x for metric, x in found.items()}
+            ratios |= {name: {**ratios.get(name, {}), **found}} if found else {}
     return by(project, stand, run, ratios)
 
 
@@ -169,19 +172,22 @@ def by(project: Project, stand: KeptBaseline, run: Run, ratios: Mapping[str, Map
     """What regressions of `run` are judged against, given the `ratios` measured again."""
     if stand.run is None:
         return Against(problem=stand.problem)
-    stored = any(metric not in ratios.get(variant, {}) for variant, metric in _asked(project, run))
-    return Against(stand.run, ratios, refusal(stand.run, run) if stored else None)
+    asked = _asked(project, run)
+    stored = {on_device(metric)[0] for variant, metric in asked if metric not in ratios.get(variant, {})}
+    refused = {device: why for device in stored if (why := refusal(stand.run, run, device)) is not None}
+    return Against(stand.run, ratios, refused)
 
 
-def refusal(old: Run, new: Run) -> str | None:
-    """Why stored times of the two runs cannot be compared, or None."""
-    if old.profile is None or new.profile is None:
-        return None if new.profile is None else "the baseline was not measured"
+def refusal(old: Run, new: Run, device: str = "") -> str | None:
+    """Why stored times of the two runs, here or on a device, cannot be compared, or None."""
+    before, after = ((r.devices.get(device) if device else r.profile) for r in (old, new))
+    if before is None or after is None:
+        return None if after is None else "the baseline was not measured" + (f" on {device}" if device else "")
     # of several settings of a model the first one is judged
-    by_name = [{Path(m.setting.model).stem: m for m in r.profile.measured[::-1]} for r in (old, new) if r.profile]
+    by_name = [{Path(m.setting.model).stem: m for m in found.measured[::-1]} for found in (before, after)]
     pairs = [(by_name[0][k], by_name[1][k]) for k in by_name[0] if k in by_name[1]]
     try:
-        refuse_different(old.profile, new.profile, pairs)
+        refuse_different(before, after, pairs)
     except ComparabilityError as e:
         return str(e).removesuffix("; measure both models in one run: edgeopt compare a.onnx b.onnx")
     return None
@@ -196,11 +202,14 @@ def _asked(project: Project, run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def _again(project: Project, old: Path, new: Path, preset: str, home: Path, ears: Listener) -> Mapping[str, Range]:
-    from edgeopt.release.build.measuring import again, choices
+def _again(
+    project: Project, old: Path, new: Path, preset: str, home: Path, ears: Listener, device: str
+) -> Mapping[str, Range]:
+    from edgeopt.release.build.measuring import again, choices, there
 
     try:
-        return again(old, new, choices(project, home, preset), ears)
+        how = choices(project, home, preset)
+        return again(old, new, how | (there(project, device) if device else {}), ears)
     except EdgeoptError as e:
         ears.note(f"baseline: {old.name} cannot be measured again: {e}")
         return {}

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeopt.profiling.results import Range
 from edgeopt.release.document import GateResult, Level, Outcome, Run, VariantResult
 from edgeopt.release.project.file import FLOAT, Gate, Policy, Project
-from edgeopt.release.project.metrics import AGAINST_FLOAT, METRICS, MetricRow
+from edgeopt.release.project.metrics import AGAINST_FLOAT, MetricRow, metric, on_device
 from edgeopt.release.project.quantities import quantity, shown
 
 EXIT = {"pass": 0, "warn": 0, "fail": 1, "error": 3, "inconclusive": 4, "no baseline": 5}
@@ -39,15 +39,15 @@ class Against:
     """The baseline's run; None without a baseline."""
     ratios: Mapping[str, Mapping[str, Range]] | None = None
     """New over baseline, measured again, by variant and metric."""
-    refused: str | None = None
-    """Why stored times cannot be compared."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why stored times cannot be compared, by device; those of this machine by an empty name."""
     problem: str | None = None
     """Why there is no baseline."""
 
 
-def clocked(metric: str) -> bool:
+def clocked(name: str) -> bool:
     """Whether the metric depends on the machine."""
-    return metric.startswith(_CLOCKED)
+    return on_device(name)[1].startswith(_CLOCKED)
 
 
 def judge(project: Project, run: Run, against: Against, line: _LINE = lambda variant, metric, bound: 1) -> Run:
@@ -71,7 +71,7 @@ def _gates(project: Project, variant: str) -> Mapping[str, Gate]:
 def _judged(
     run: Run, variant: VariantResult, name: str, gate: Gate, against: Against, line: _LINE
 ) -> Iterator[GateResult]:
-    row, value = METRICS[name], variant.metrics.get(name)
+    row, value = metric(name), variant.metrics.get(name)
     interval = variant.intervals.get(name)
     for bound in ("min", "max", "warn", "max_drop", "max_regression"):
         given = getattr(gate, bound)
@@ -96,9 +96,12 @@ def _judged(
 def _outcome(
     run: Run, variant: VariantResult, name: str, bound: str, limit: float, against: Against
 ) -> tuple[Outcome, str]:
-    row, value = METRICS[name], variant.metrics.get(name)
+    row, value = metric(name), variant.metrics.get(name)
     if value is None:
         why = "" if variant.error is None else f" ({variant.error})"
+        device = on_device(name)[0]
+        if device and variant.error is None:
+            why = f" ({variant.on_devices.get(device, 'nothing was measured there')})"
         if name.startswith("target.") and variant.error is None:
             why = f" ({'; '.join(variant.on_target[:2]) or 'no step of it names a target'})"
         return ("warn" if bound == "warn" else "not measured"), f"{row.title}: not measured{why}"
@@ -138,7 +141,7 @@ def _points(x: float, row: MetricRow) -> str:
 
 
 def _drop(run: Run, variant: VariantResult, name: str, limit: float) -> tuple[Outcome, str]:
-    row, on_float = METRICS[name], run.variant(FLOAT)
+    row, on_float = metric(name), run.variant(FLOAT)
     before = on_float.metrics.get(name) if on_float else None
     before = 1.0 if before is None and name in AGAINST_FLOAT else before
     if before is None:
@@ -151,7 +154,7 @@ def _drop(run: Run, variant: VariantResult, name: str, limit: float) -> tuple[Ou
 
 
 def _regression(variant: VariantResult, name: str, limit: float, against: Against) -> tuple[Outcome, str]:
-    row = METRICS[name]
+    row = metric(name)
     if against.run is None:
         return "no baseline", f"{row.title}: no baseline; {against.problem or 'edgeopt baseline save makes one'}"
     old = against.run.variant(variant.name)
@@ -161,8 +164,8 @@ def _regression(variant: VariantResult, name: str, limit: float, against: Agains
         worse = Range(value=x.value - 1, low=x.low - 1, high=x.high - 1)
         if row.higher:
             worse = Range(value=-worse.value, low=-worse.high, high=-worse.low)
-    elif against.refused is not None and clocked(name):
-        return "not comparable", f"{row.title}: {against.refused}; {_REMEDIES[bool(ratios)]}"
+    elif (device := on_device(name)[0]) in against.refused and clocked(name):
+        return "not comparable", f"{row.title}: {against.refused[device]}; {_REMEDIES[bool(ratios)]}"
     elif old is None or name not in old.metrics:
         return "no baseline", f"{row.title}: the baseline has no {variant.name}"
     else:
@@ -177,7 +180,7 @@ def _regression(variant: VariantResult, name: str, limit: float, against: Agains
 def _worse(new: VariantResult, old: VariantResult, name: str) -> Range:
     """Relative change for the worse against the old value; negative: better."""
     a, b = old.metrics[name], new.metrics[name]
-    sign = -1.0 if METRICS[name].higher else 1.0
+    sign = -1.0 if metric(name).higher else 1.0
     value = sign * (b - a) / abs(a) if a else sign * math.copysign(math.inf, b) if b else 0.0
     # other metrics are on the same samples: their errors are not independent
     x, y = (v.intervals.get(name) if clocked(name) else None for v in (old, new))

@@ -260,7 +260,7 @@ def test_a_ratio_measured_side_by_side_goes_before_stored_figures_and_needs_no_s
     found = project('latency.p50 = { max_regression = "5 %" }')
     stored = run(variant(metrics={P50: 5.0}, intervals={P50: around(5.0, 0.01)}))
     for ratio, outcome in ((1.0, "pass"), (1.05, "inconclusive"), (1.2, "fail")):
-        for refused in (None, "another CPU"):
+        for refused in ({}, {"": "another CPU"}):
             gate = judged(found, latency(10), Against(stored, {"a": {P50: around(ratio, 0.02)}}, refused))
             assert gate.outcome == outcome and "side by side" in gate.message
 
@@ -276,7 +276,7 @@ def test_a_baseline_of_another_machine_matters_to_what_a_clock_or_the_machine_de
     name: str,
 ) -> None:
     found = project(f'"{name}" = {{ max_regression = "5 %" }}')
-    stand = Against(run(variant(metrics={name: 1.0})), None, "cpu x and y")
+    stand = Against(run(variant(metrics={name: 1.0})), None, {"": "cpu x and y"})
     gate = judged(found, run(variant(metrics={name: 1.0})), stand)
     clocked = name.split(".")[0] in ("latency", "cold", "memory", "speedup")
     assert gate.outcome == ("not comparable" if clocked else "pass")
@@ -295,7 +295,7 @@ OUTCOMES = {
     "not comparable": ('latency.p50 = { max_regression = "1 %" }', {}),
 }
 MADE = run(variant(metrics={"size.file": 5.0, P50: 10.0}, intervals={P50: around(10.0, 0.1)}))
-ELSEWHERE = Against(run(variant(metrics={P50: 10.0})), None, "another CPU")
+ELSEWHERE = Against(run(variant(metrics={P50: 10.0})), None, {"": "another CPU"})
 COUNTED = {
     "inconclusive": "inconclusive",
     "not measured": "not_measured",
