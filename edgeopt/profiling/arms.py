@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from edgeopt.errors import UsageError
 from edgeopt.graph.serialization import external_files, load
 from edgeopt.options.devices import DeviceTable, tables
 from edgeopt.options.profile import Profile
 from edgeopt.runtime.devices import written
 from edgeopt.runtime.environments import python_with
 from edgeopt.runtime.process import Here, Place
-from edgeopt.runtime.providers import CPU, Requested, installed, parse
+from edgeopt.runtime.providers import CPU, WEB_PROVIDERS, Requested, installed, parse
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def wanted(options: Profile, models: Sequence[Path], places: Mapping[str, Place]
     places = {options.devices[0]: Here(options.python)} if places is None else places
     batches, dims = tuple(dict.fromkeys(options.batch)) or (None,), options.dims
     own = described(options.devices, options.known)
-    settings = [(place, *how) for name, place in places.items() for how in _settings(options, own.get(name))]
+    settings = [(place, *how) for name, place in places.items() for how in _settings(options, place, own.get(name))]
     providers, threads = {p.label for _, p, _ in settings}, {n for _, _, n in settings}
     sized = [dict(zip(dims, sizes, strict=True)) for sizes in itertools.product(*dims.values())]
     names = _names(models)
@@ -144,10 +145,22 @@ def wanted(options: Profile, models: Sequence[Path], places: Mapping[str, Place]
     return _unique(found)
 
 
-def _settings(options: Profile, own: DeviceTable | None) -> Iterator[tuple[Requested, int]]:
+def _provider(text: str, place: Place, options: Profile) -> Requested:
+    if not place.web:
+        return parse(text, options.plugins)
+    if text not in WEB_PROVIDERS:
+        known = ", ".join(WEB_PROVIDERS)
+        raise UsageError(f"--provider {text}: {place.name} has onnxruntime-web, whose providers are {known}")
+    return Requested(text)
+
+
+def _settings(options: Profile, place: Place, own: DeviceTable | None) -> Iterator[tuple[Requested, int]]:
     """(provider, threads) of every combination on a device; what the project file says of it comes before defaults."""
     given = options.model_fields_set
     providers = (own.provider,) if own and own.provider and "providers" not in given else options.providers
     threads = (own.threads,) if own and own.threads and "threads" not in given else options.threads
-    parsed = {repr(p): p for p in (parse(text, options.plugins) for text in providers)}
+    if place.web:
+        every = tuple(name for text in providers for name in text.split(","))
+        providers = WEB_PROVIDERS[:1] if providers == ("cpu",) else every
+    parsed = {repr(p): p for p in (_provider(text, place, options) for text in providers)}
     return itertools.product(parsed.values(), dict.fromkeys(threads))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -29,6 +28,7 @@ from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read
 from edgeopt.profiling.results import Ops, Placement
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.session import finite, try_loops
+from edgeopt.runtime.tensor_file import NPZ
 
 _TRACE_S = 1.0
 
@@ -77,7 +77,7 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
     found = []
     read: dict[object, tuple[list[Feed], str]] = {}
     for i, arm in enumerate(wanted):
-        model, path = models[arm.model], folder / f"feeds{i}.npz"
+        model, path = models[arm.model], folder / f"feeds{i}{arm.place.wire.suffix}"
         # models with the same inputs get the same values, even if preprocessing is guessed from the model
         key = tuple(map(repr, specs(model))), tuple(arm.dims.items()), arm.batch
         if key not in read:
@@ -91,7 +91,9 @@ def cases(wanted: Sequence[Arm], options: Profile, folder: Path, listener: Liste
             read[key] = feeds, told
             listener.note(f"{arm.label}: {told}")
         feeds, told = read[key]
-        inputs.write_feeds([ends(model).feed(feed) for feed in feeds], path)
+        own = [ends(model).feed(feed) for feed in feeds]
+        for wire in {NPZ, arm.place.wire}:  # sizes are found on this machine
+            inputs.write_feeds(own, path.with_suffix(wire.suffix), wire)
         fixed = _fixed(model, feeds[0]) if options.freeze_dims else {}
         timing = Timing(replace(arm, fixed=fixed), path)
         found.append(Case(timing, model, digests[arm.model], feeds, told))
@@ -139,14 +141,16 @@ def _first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool
     t = case.timing
     try:
         place = t.arm.place
-        with live(t.arm, assignment=True, profile=place.named(folder / "trace")) as started:
+        how: dict[str, Any] = {} if place.web else {"assignment": True, "profile": place.named(folder / "trace")}
+        with live(t.arm, **how) as started:
             started.worker.ask("feed", path=place.given(t.feeds))
             t.hello = started.hello
             case.output_names = tuple(started.opened["outputs"])
-            _trace(case, started, folder / "trace.json")
+            if not place.web:
+                _trace(case, started, folder / "trace.json")
             case.deterministic = started.worker.ask("repeats")["deterministic"]
             if keep_outputs:
-                _outputs(case, started, folder / "outputs.npz")
+                _outputs(case, started, folder / f"outputs{place.wire.suffix}")
         if not options.allow_fallback and case.placement is not None:
             refuse_fallback(case.placement)
     except LostError:
@@ -176,9 +180,9 @@ def _outputs(case: Case, started: Live, path: Path) -> None:
     place = started.worker.place
     started.worker.ask("outputs", path=place.named(path))
     place.taken(place.named(path), path)
-    with np.load(path, allow_pickle=False) as archive:
-        count = 1 + max((int(k.split("/", 1)[0]) for k in archive.files), default=-1)
-        names = [n for n in case.output_names if f"0/{n}" in archive.files]
-        case.output_names = tuple(names)
-        own = ends(case.model)
-        case.outputs = [own.floats(names, [archive[f"{i}/{n}"] for n in names]) for i in range(count)]
+    found = place.wire.read(path)
+    count = 1 + max((int(k.split("/", 1)[0]) for k in found), default=-1)
+    names = [n for n in case.output_names if f"0/{n}" in found]
+    case.output_names = tuple(names)
+    own = ends(case.model)
+    case.outputs = [own.floats(names, [found[f"{i}/{n}"] for n in names]) for i in range(count)]

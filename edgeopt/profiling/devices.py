@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from edgeopt.errors import WorkerError
 from edgeopt.files import temporary_folder
@@ -13,7 +14,7 @@ from edgeopt.profiling.environment import environment
 from edgeopt.runtime.conformance import Found, conforms
 from edgeopt.runtime.devices import visited
 from edgeopt.runtime.process import Place, worker
-from edgeopt.runtime.providers import CPU
+from edgeopt.runtime.providers import CPU, WEB_PROVIDERS
 
 _LIMIT_S = 120.0
 _TURNS = 5
@@ -69,11 +70,12 @@ def _put_to_it(place: Place, facts: list[tuple[str, str]]) -> tuple[Found, ...]:
         facts.append(
             ("versions", ", ".join(f"{k} {hello[k]}" for k in ("onnxruntime", "numpy", "python") if k in hello))
         )
-        facts.append(("providers", ", ".join(hello.get("providers", ()))))
+        facts.append(("providers", ", ".join(hello.get("providers", WEB_PROVIDERS))))
         turns = []
         for _ in range(_TURNS):
             start = time.perf_counter()
             w.ask("hello")
             turns.append(time.perf_counter() - start)
         facts.append(("a question", f"{1e3 * median(turns):.1f} ms"))
-        return tuple(conforms(w, folder, providers=[(CPU, {})]))
+        how: dict[str, Any] = {"provider": WEB_PROVIDERS[0]} if place.web else {"providers": [(CPU, {})]}
+        return tuple(conforms(w, folder, place.wire, **how))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeopt.data import Feed
 from edgeopt.data.arrays import BROKEN_ARRAY
 from edgeopt.errors import DataError, UsageError, suggestion
-from edgeopt.runtime.tensor_file import NPZ
+from edgeopt.runtime.tensor_file import NPZ, Wire
 
 
 def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray[Any]]:
@@ -41,6 +41,6 @@ def read_arrays(given: Mapping[str, Path], model: ir.Model) -> dict[str, NDArray
     return found
 
 
-def write_feeds(feeds: list[Feed], path: Path) -> None:
+def write_feeds(feeds: Sequence[Feed], path: Path, wire: Wire = NPZ) -> None:
     """Write the feeds for a worker, with entries `index/input`."""
-    NPZ.save(path, {f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})
+    wire.save(path, {f"{i}/{name}": x for i, feed in enumerate(feeds) for name, x in feed.items()})

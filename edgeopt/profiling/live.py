@@ -13,6 +13,7 @@ from edgeopt.errors import WorkerError
 from edgeopt.graph.serialization import external_files, load
 from edgeopt.numbers.intervals import steady
 from edgeopt.profiling.arms import Arm
+from edgeopt.runtime.measure import settled
 from edgeopt.runtime.process import Worker, worker
 from edgeopt.runtime.providers import CPU, make_present
 
@@ -42,6 +43,8 @@ class Live:
 
     def warm_up(self, limit_s: float) -> bool:
         """Run windows until their times are steady or `limit_s` is over; returns whether they are steady."""
+        if self.worker.place.web:
+            settled(lambda runs: median(self.worker.ask("block", runs=runs)["times"]) / 1e9)
         spent = 0
         while spent < limit_s * 1e9 and not steady(self.windows):
             window = self.worker.ask("block", runs=1, seconds=WINDOW_S)
@@ -63,6 +66,8 @@ def live(arm: Arm, *, allow_fallback: bool = True, **how: Any) -> Iterator[Live]
 
 def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool, **how: Any) -> Live:
     """Open the session of `arm` in a running worker."""
+    if arm.place.web:
+        return Live(w, hello, _open_web(w, arm))
     wanted = arm.provider
     plugin = make_present(w, wanted, hello["providers"])
     strict = {_NO_FALLBACK: "1"} if wanted.name != CPU and not allow_fallback else {}
@@ -80,3 +85,10 @@ def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool,
     if wanted.name != CPU and wanted.name not in opened["providers"]:
         raise WorkerError(f"{wanted.name} was asked for, and the session runs on {', '.join(opened['providers'])}")
     return Live(w, hello, opened)
+
+
+def _open_web(w: Worker, arm: Arm) -> dict[str, Any]:
+    beside = {f.relative_to(arm.model.parent).as_posix(): str(f) for f in external_files(load(arm.model))}
+    return w.ask(
+        "open", model=w.place.given(arm.model), provider=arm.provider.name, threads=arm.threads, external=beside
+    )

@@ -43,6 +43,7 @@ from edgeopt.profiling.saving import Files, write_trace
 from edgeopt.profiling.size import size
 from edgeopt.runtime.devices import LOCAL, visited
 from edgeopt.runtime.process import Place
+from edgeopt.runtime.tensor_file import NPZ
 
 _BUSY = 0.1
 Kind = Literal["profile", "compare", "self-check"]
@@ -175,13 +176,15 @@ def _measured(case: Case, options: Profile, listener: Listener, sizes: dict[obje
     """
     t, arm = case.timing, case.arm
     used = None
-    if t.error is None:
+    if t.error is None and not arm.place.web:
         with failing(t):
             used = memory(arm, t.feeds, allow_fallback=options.allow_fallback)
         listener.progress(f"memory {arm.label}", 1, 1)
-    key = arm.model, t.feeds, case.placement is None
+    key = arm.model, t.feeds, t.error is None
     if key not in sizes:
-        sizes[key] = size(arm.model, case.model, t.feeds if case.placement else None, xz=options.preset != "quick")
+        runs = case.placement is not None or (arm.place.web and t.error is None)
+        feeds = t.feeds.with_suffix(NPZ.suffix) if runs else None
+        sizes[key] = size(arm.model, case.model, feeds, xz=options.preset != "quick")
     setting = Setting(
         label=arm.label,
         model=str(arm.model),

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgeopt.errors import LostError, WorkerError
+from edgeopt.errors import DataError, LostError, WorkerError
 from edgeopt.runtime.process import Worker
 from edgeopt.runtime.tensor_file import NPZ, Wire
 
@@ -58,7 +58,10 @@ def conforms(w: Worker, folder: Path, wire: Wire = NPZ, **how: Any) -> list[Foun
         file = folder / f"outputs{wire.suffix}"
         w.ask("outputs", path=w.place.named(file))
         w.place.taken(w.place.named(file), file)
-        return _wrong(wire.read(file))
+        try:
+            return _wrong(wire.read(file))
+        except (OSError, ValueError, DataError) as e:
+            return f"no file of outputs ({e})"
 
     def refuses() -> str:
         try:

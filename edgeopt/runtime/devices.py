@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from edgeopt.errors import LostError, UsageError, WorkerError, suggestion
 from edgeopt.files import sha256, text_of, toml_of
+from edgeopt.hardware import target as targets
+from edgeopt.runtime import serving
+from edgeopt.runtime.environments import home_of
 from edgeopt.runtime.process import WORKER, Here, Place, Start, Worker
+from edgeopt.runtime.tensor_file import NPZ, TENSORS, Wire
 
 LOCAL = "local"
 _KEEPER = WORKER / "keeper.py"
@@ -44,6 +49,7 @@ _SSH = (
 _CONNECT_S, _SEND_S, _PROBE_S, _LEAVE_S = 60.0, 120.0, 30.0, 10.0
 _BACK_S, _PAUSE_S = 60.0, 2.0
 _CHUNK = 3 << 20  # bytes of a file in one request
+_WEB = {"node:": ("node", WORKER / "with_node.mjs"), "chromium:": (None, WORKER / "with_chromium.py")}
 _IS_PYTHON = re.compile(r"(.*/)?python[\d.]*")
 _NAME = re.compile(r"[\w.%:-]+", re.ASCII)
 _HINTS = (  # what a program says -> what to do
@@ -83,7 +89,7 @@ def written(names: Sequence[str]) -> tuple[str, object]:
     Raises:
         UsageError: a file that cannot be read.
     """
-    if all(":" in name or name == LOCAL for name in names):
+    if all(":" in name or name == LOCAL or name.partition("-")[0] == serving.NAME for name in names):
         return "", {}
     for name, way in (("edgeopt.toml", ("devices",)), ("pyproject.toml", ("tool", "edgeopt", "devices"))):
         if Path(name).is_file():
@@ -131,6 +137,8 @@ def visited(
 
 def _place(name: str, known: Mapping[str, Table], python: str | None) -> Place:
     table = known.get(name)
+    if (page := _page(table.at if table is not None else name, name)) is not None:
+        return page
     if table is None:
         if name != LOCAL and ":" not in name:
             names = (LOCAL, *known)
@@ -143,6 +151,50 @@ def _place(name: str, known: Mapping[str, Table], python: str | None) -> Place:
         found = parse(table.at, name, python or table.python, table.push, table.pull)
         python = python or table.python
     return Here(python) if found is None else Board(found)
+
+
+def _page(at: str, name: str) -> Place | None:
+    """The device at `at` if onnxruntime-web is its runtime: in Node, in headless Chromium, or in a served page."""
+    if at.partition("-")[0] == serving.NAME:
+        return Page(name=name, device=at)
+    if at not in _WEB:
+        return None
+    home = home_of(targets.load("wasm"))
+    if home is None:
+        raise UsageError(f"device {name}: onnxruntime-web is not installed: edgeopt env wasm")
+    program, script = _WEB[at]
+    return Here(program, script, {"EDGEOPT_MODULES": str(home / "node_modules")}, name, TENSORS, web=True)
+
+
+@dataclass(frozen=True)
+class Page(Here):
+    """A page that `edgeopt device serve` has."""
+
+    device: str = serving.NAME
+    """As the server calls it."""
+    wire: Wire = TENSORS
+    web: bool = True
+
+    def start(self) -> Start:
+        """See `Place`."""
+        command = [sys.executable, str(WORKER / "through.py"), str(serving.place_of_server()), self.device]
+        return Start(command, f"device {self.name}", lost=lambda: True)
+
+    def back(self) -> bool:
+        """See `Place`."""
+        return serving.wait_for(self.device, _BACK_S)
+
+    def machine(self) -> Mapping[str, Any]:
+        """See `Place`."""
+        found = serving.about(self.device)
+        if found is None:
+            raise LostError(f"device {self.name}: its page is not open; edgeopt device serve shows its address")
+        known = {"cores": int(found.get("cores", 1)), "load": [], "container": False, "texts": {}}
+        return known | {"system": str(found.get("platform", "")), "processor": str(found.get("browser", ""))}
+
+    def state(self) -> Mapping[str, Any]:
+        """See `Place`."""
+        return {"celsius": None, "mhz": None, "throttled": None}
 
 
 def parse(text: str, name: str = "", python: str | None = None, push: str = "", pull: str = "") -> Device | None:
@@ -163,7 +215,7 @@ def parse(text: str, name: str = "", python: str | None = None, push: str = "", 
         return Device(name or text, tuple(words), python or _PYTHON, push=push, pull=pull)
     if text.startswith("ssh:"):
         return _over_ssh(text, name or text.partition("?")[0], python)
-    kinds = (LOCAL, "ssh://user@board", "exec:COMMAND")
+    kinds = (LOCAL, "ssh://user@board", "exec:COMMAND", serving.NAME, *_WEB)
     raise UsageError(f"device {text!r}: no address{suggestion(text, kinds)} Known: {', '.join(kinds)}")
 
 
@@ -205,6 +257,7 @@ class Board:
         self._keeper: Worker | None = None
         self._hello: Mapping[str, Any] = {}
         self._sent: set[str] = set()
+        self.wire, self.web = NPZ, False
         self._sockets: tempfile.TemporaryDirectory[str] | None = None
 
     @property

@@ -5,9 +5,7 @@ takes.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,14 +25,13 @@ from edgeopt.graph.serialization import load as load_model
 from edgeopt.hardware.target import Target
 from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.scores import Outputs
-from edgeopt.runtime.measure import PairedLatency, paired
+from edgeopt.runtime.measure import PairedLatency, paired, settled
 from edgeopt.runtime.process import WORKER, Here, Worker, worker
 from edgeopt.runtime.providers import CPU, make_present, parse
 from edgeopt.runtime.session import Feed, open_session, run_all
 from edgeopt.runtime.tensor_file import NPZ, TENSORS, Wire
 
 RUN_S = 600.0
-_QUIET_S, _WARM_UP_S, _FASTER = 1.0, 10.0, 0.95
 _PYTHON = "bin/python"
 _OPENVINO = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -96,15 +93,8 @@ class There:
         return float(median(self.worker.ask("block", runs=runs)["times"])) / 1e9
 
     def warm(self) -> Callable[[int], float]:
-        """`block`, after runs until none has been faster by 5 % for a second, ten seconds at the most: WebAssembly is
-        compiled once more while it runs, and is three times as fast then.
-        """
-        best, start = math.inf, time.monotonic()
-        last = start
-        while (now := time.monotonic()) - last < _QUIET_S and now - start < _WARM_UP_S:
-            took = self.block(1)
-            if took < _FASTER * best:
-                best, last = took, time.monotonic()
+        """`block`, once its times have settled."""
+        settled(self.block)
         return self.block
 
     def outputs(self, count: int) -> list[Outputs]:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from edgeopt.errors import LostError, UsageError, WorkerError
 from edgeopt.runtime.protocol import checked
+from edgeopt.runtime.tensor_file import NPZ, Wire
 from edgeopt.runtime.worker import keeper
 
 WORKER = Path(__file__).parent / "worker"
@@ -54,6 +55,16 @@ class Place(Protocol):
     @property
     def name(self) -> str:
         """As the user calls it."""
+        ...
+
+    @property
+    def wire(self) -> Wire:
+        """How arrays are handed over."""
+        ...
+
+    @property
+    def web(self) -> bool:
+        """Whether its runtime is onnxruntime-web, which has other providers, and no assignment, trace or memory."""
         ...
 
     def start(self) -> Start:
@@ -102,6 +113,8 @@ class Here:
     script: Path = WORKER
     environment: Mapping[str, str] = field(default_factory=dict)
     name: str = "local"
+    wire: Wire = NPZ
+    web: bool = False
 
     def start(self) -> Start:
         """See `Place`."""

@@ -71,6 +71,7 @@ PROVIDERS = (
         systems=("Linux", "Windows", "Darwin"),
     ),
 )  # fmt: skip
+WEB_PROVIDERS = ("wasm", "webgpu")  # of onnxruntime-web
 _BY_ALIAS = {p.alias: p for p in PROVIDERS}
 _BY_NAME = {p.name.lower(): p for p in PROVIDERS}
 
