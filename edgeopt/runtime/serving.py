@@ -145,10 +145,11 @@ def serving(
     if _runs(file):
         raise UsageError("a server of devices runs already; end it, or use its address")
     try:
-        pages = server(found.bridges, host, port)
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = None if certificate is None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        if context is not None and certificate is not None:
             context.load_cert_chain(*certificate)
+        pages = server(found.bridges, host, port)
+        if context is not None:
             pages.socket = context.wrap_socket(pages.socket, server_side=True)
     except (OSError, ssl.SSLError) as e:
         raise UsageError(f"--listen {host}:{port}: {e}") from e
