@@ -43,9 +43,12 @@ def cpu_features() -> frozenset[str]:
     return frozenset(proc_field(proc("cpuinfo"), "flags", "Features").split())
 
 
-def cpu_name() -> str:
-    """The name of the processor, or the machine's architecture if it is unknown."""
-    return proc_field(proc("cpuinfo"), "model name", "Model", "Hardware") or platform.processor() or platform.machine()
+def cpu_name(cpuinfo: str | None = None, unnamed: str = "") -> str:
+    """The name of the processor by the text of /proc/cpuinfo, this machine's if none is given; else `unnamed`, else
+    this machine's architecture.
+    """
+    found = proc_field(proc("cpuinfo") if cpuinfo is None else cpuinfo, "model name", "Model", "Hardware")
+    return found or unnamed or platform.processor() or platform.machine()
 
 
 def cores() -> int:

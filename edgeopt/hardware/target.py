@@ -274,11 +274,15 @@ def _told(error: Mapping[str, Any], text: str, place: str) -> str:
 
 
 def host() -> str:
-    """The name of the target for this machine, chosen by CPU features and not by the CPU's name; the portable target
-    for an unknown CPU.
+    """The name of the target for this machine; see `of_machine`."""
+    return of_machine(platform.machine(), cpu_features())
+
+
+def of_machine(machine: str, flags: frozenset[str]) -> str:
+    """The name of the target for a machine, chosen by CPU features and not by the CPU's name; the portable target if
+    it is unknown.
     """
-    machine, flags = platform.machine().lower(), cpu_features()
-    if machine in ("aarch64", "arm64"):
+    if machine.lower() in ("aarch64", "arm64"):
         return "cpu-arm64"
     if flags & {"avx512_vnni", "avx_vnni", "avxvnni"}:
         return "cpu-x86-vnni"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from edgeopt.errors import UsageError
+from edgeopt.options.declare import Flag
+from edgeopt.options.texts import Text
 
 
 class DeviceTable(BaseModel):
@@ -16,12 +19,15 @@ class DeviceTable(BaseModel):
 
     at: str = Field(min_length=1, description="local, ssh://user@board, exec:COMMAND.")
     python: str | None = Field(default=None, description="Its Python with onnxruntime.")
+    target: str | None = Field(default=None, description="The target that it is. [default: by its processor]")
     provider: str | None = Field(default=None, description="Its execution provider.")
     threads: int | None = Field(default=None, ge=1, le=1024, description="Threads of an operator.")
     push: str = Field(default="", description="Copies {local} to {remote} there; else through standard input.")
     pull: str = Field(default="", description="Copies {remote} there to {local}.")
 
 
+Device = Annotated[str | None, Flag(text=Text("NAME|ADDRESS", str), step=False)]
+OF_DEVICE = "Where it is timed: ssh://user@board, exec:COMMAND, browser, or a name in edgeopt.toml. [default: here]"
 _TABLES = TypeAdapter(Mapping[str, DeviceTable])
 
 

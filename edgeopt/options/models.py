@@ -10,6 +10,7 @@ from pydantic import Field, SkipValidation, model_validator
 
 from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Options, Output
+from edgeopt.options.devices import Device
 from edgeopt.options.quantize import Nodes, Targeted
 from edgeopt.options.reading import DataOption, Reading, Sizes
 from edgeopt.options.texts import Text, whole_numbers
@@ -51,6 +52,7 @@ class CheckFile(Reading):
         default=None, description="The float model, with which the outputs are compared."
     )
     dims: Sizes = Field(default={}, description="Sizes of dimensions that vary.")
+    device: Device = Field(default=None, description="Where it runs, instead of the target's runtime on this machine.")
     python: Annotated[str | None, Flag(text=Text("PATH", str))] = Field(
         default=None, description="Interpreter with the target's runtime. [default: that of `edgeopt env`]"
     )

@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from collections.abc import Mapping
 
-from edgeopt.hardware.host import proc_field
+from edgeopt.hardware.host import cpu_name, proc_field
 from edgeopt.profiling.results import Environment
 from edgeopt.runtime.process import Here, Place
 
@@ -26,9 +26,8 @@ def environment(place: Place = Here()) -> Environment:  # noqa: B008  (frozen)
     texts: Mapping[str, str] = told["texts"]
     cpu, memory = texts.get("cpuinfo", ""), proc_field(texts.get("meminfo", ""), "MemTotal").partition(" ")[0]
     flags = frozenset(proc_field(cpu, "flags", "Features").split())
-    named = proc_field(cpu, "model name", "Model", "Hardware") or texts.get("board") or told["processor"]
     return Environment(
-        cpu=named,
+        cpu=cpu_name(cpu, texts.get("board", told["processor"])),
         features=tuple(f for f in _FEATURES if f in flags),
         cores=told["cores"],
         governor=texts.get("governor", "").strip() or None,

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.data import Feed, readable
-from edgeopt.errors import EdgeoptError, UsageError
+from edgeopt.errors import EdgeoptError, LostError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.numbers.observers import Statistics
@@ -22,7 +22,7 @@ from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
 from edgeopt.quantization.steps import Clip, Grids, Place, Refit, Round, Write, probed
-from edgeopt.runtime.measure import interleaved
+from edgeopt.runtime.meter import Timed
 from edgeopt.runtime.session import open_session, run_all
 
 _INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
@@ -175,6 +175,8 @@ def _measured(task: Task, place: Place) -> bool:
     """Whether the costs of nodes are known, after they were measured where they were not."""
     try:
         place.model_copy(update={"measured": True})(task.start)
+    except LostError:
+        raise
     except EdgeoptError as e:
         task.note(f"costs: cannot be measured ({e})")
         return False
@@ -183,14 +185,13 @@ def _measured(task: Task, place: Place) -> bool:
 
 def _by_speed(task: Task, found: Sequence[Placement]) -> list[Placement]:
     """The first placement last, before it those that are faster than it, the fastest first."""
-    models = {p.name: _rough(task, p.place) for p in found}
-    sessions = {name: open_session(model) for name, model in models.items() if model is not None}
-    if not found or found[0].name not in sessions:
+    rough, feed, meter = {p.name: _rough(task, p.place) for p in found}, task.held[0][1], task.start.resources.meter
+    models = {name: Timed(model, feed) for name, model in rough.items() if model is not None}
+    if meter is None or not found or found[0].name not in models:
         return list(found)
     first = found[0].name
-    sessions["float"] = task.float_session
-    feeds = dict.fromkeys(sessions, task.held[0][1])
-    times = interleaved(sessions, first, feeds, seconds=_ROUGH_S, levels=[_ROUGH_GAIN])
+    models["float"] = Timed(task.given, feed, task.float_session)
+    times = meter.interleaved(models, first, seconds=_ROUGH_S, levels=[_ROUGH_GAIN])
     of_float = times.pop("float")
     faster = sorted((n for n in times if times[n].speedup_low >= _ROUGH_GAIN), key=lambda n: -times[n].speedup)
     by_name = {p.name: p for p in found}

@@ -14,11 +14,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt import graph
-from edgeopt.errors import EdgeoptError, ValidityError, WorkerError
+from edgeopt.errors import EdgeoptError, LostError, ValidityError, WorkerError
 from edgeopt.files import temporary_folder
 from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
-from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.figure import Figure
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_agreement, lowest_sqnr_db
 from edgeopt.ptq.guard import unguarded
@@ -29,7 +28,8 @@ from edgeopt.quantization.report import Candidate
 from edgeopt.runtime.elsewhere import timed_elsewhere
 from edgeopt.runtime.environments import home_of, lacking
 from edgeopt.runtime.kernels import Kernels, kernels
-from edgeopt.runtime.measure import PairedLatency, interleaved
+from edgeopt.runtime.measure import PairedLatency
+from edgeopt.runtime.meter import Timed
 from edgeopt.runtime.session import Session, open_session, run_all
 
 if TYPE_CHECKING:
@@ -107,15 +107,20 @@ def verify(task: Task, draft: Draft, path: Path) -> Tried:
 
 
 def _latency(task: Task, mode: str, session: Session, path: Path) -> PairedLatency | None:
-    """The latency beside float: here if this machine is the target, else in the target's runtime where its times tell
-    those of devices; None if neither can be.
+    """The latency beside float: by the meter, else in the target's runtime where its times tell those of devices; None
+    if neither can be.
     """
     feed, asked = task.held[0][1], task.options.min_speedup
     levels = (SLOWER, FASTER, *(() if asked is None else (asked,)))
-    if measurable(task):
-        sessions = {"float": task.float_session, "result": replace(session, ends=Ends())}
-        feeds = {"float": feed, "result": session.ends.feed(feed)}
-        return interleaved(sessions, "float", feeds, seconds=SECONDS, levels=levels)["result"]
+    meter = task.start.resources.meter
+    if meter is not None:
+        models = {"float": Timed(task.given, feed, task.float_session), "result": Timed(path, feed, session)}
+        try:
+            return meter.interleaved(models, "float", seconds=SECONDS, levels=levels)["result"]
+        except LostError:
+            raise
+        except WorkerError as e:
+            raise ValidityError(f"{mode}: {meter.host}: {e}") from e
     home = home_of(task.target) if task.target.check.timed else None
     if home is None or lacking(task.target):
         return None
@@ -207,8 +212,8 @@ def _loaded(task: Task, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
 
 
 def measurable(task: Task) -> bool:
-    """Whether this machine is the target, so that latencies measured here are meaningful."""
-    return task.target.name in (target.host(), "cpu-portable")
+    """Whether latencies can be measured that mean something for the target: here if it is one, or on a device."""
+    return task.start.resources.meter is not None
 
 
 def _options(task: Task) -> dict[str, str]:

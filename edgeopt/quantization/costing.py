@@ -5,20 +5,48 @@ machine is the target.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
 
 import onnx_ir as ir
 
 from edgeopt.errors import DataError, UsageError
+from edgeopt.hardware import target as targets
+from edgeopt.hardware.target import Target
 from edgeopt.numbers.grid import choose
+from edgeopt.options.quantize import Quantize
 from edgeopt.passes.qdq import fold_weights, insert_qdq
 from edgeopt.ptq.grids import quantization_params, untie
 from edgeopt.ptq.place import place, refusal
 from edgeopt.quantization.state import State
 from edgeopt.runtime import costs
 from edgeopt.runtime.costs import Costs
+from edgeopt.runtime.meter import HereMeter, Meter
 from edgeopt.runtime.probe import Probe
 
 _MOST_TIMES = 50_000  # in a book
+
+
+class Timing(TypedDict):
+    """Fields of `Resources`."""
+
+    meter: Meter | None
+    timed: bool
+    book: Path | None
+
+
+def timing(options: Quantize, target: Target, meter: Meter | None) -> Timing:
+    """Who times models, whether that places nodes, and where their times are kept."""
+    of_device = meter is not None
+    if meter is None and target.name in (targets.host(), "cpu-portable"):
+        meter = HereMeter()
+    timed = options.measure and meter is not None and meter.profiles and (of_device or target.name == targets.host())
+    kept = options.by_clock and options.measure and meter is not None
+    return {
+        "meter": meter,
+        "timed": timed,
+        "book": (options.book or costs.book(meter.host)) if kept and meter else None,
+    }
 
 
 def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -> Costs | None:
@@ -36,7 +64,7 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
         known = _noted(state) if path is None else costs.load(path)
     nodes = [n for n in model.graph if refusal(n, probes) is None]
     missing = [n for n in nodes if known is None or not known.tried(n, probes)]
-    if not missing or not (resources.timed and (known is None or known.host == costs.here())):
+    if not missing or not (resources.timed and (known is None or known.host == _host(state))):
         if known is None and path is not None:
             raise UsageError(
                 f"--costs {path}: no such file, and here nothing can be measured for {state.target.name}: "
@@ -51,6 +79,10 @@ def costed(state: State, probes: Mapping[str, Probe], exclude: frozenset[str]) -
         known = _measured(state, probes, nodes, exclude, known)
     resources.listener.note(f"costs: {len(nodes)} nodes timed in floats and in integers{_kept(state, known)}")
     return known
+
+
+def _host(state: State) -> str:
+    return costs.here() if state.resources.meter is None else state.resources.meter.host
 
 
 def _kept(state: State, known: Costs) -> str:
@@ -92,4 +124,6 @@ def _measured(
     grids = {v: choose(probes[s].lo, probes[s].hi, target.activation_type) for v, s in plan.grids.items()}
     untied = untie(model, plan)
     integer = fold_weights(insert_qdq(untied, plan, quantization_params(untied, plan, grids, target)))
-    return costs.measured(model, integer, nodes, plan.clamps, state.resources.feeds[0], probes, known)
+    meter, feed = state.resources.meter, state.resources.feeds[0]
+    by = None if meter is None else (meter.host, meter.profiled)
+    return costs.measured(model, integer, nodes, plan.clamps, feed, probes, known, by)

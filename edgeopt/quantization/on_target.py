@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgeopt import graph
 from edgeopt.data import Feed, specs
 from edgeopt.data.made_up import feed_for
 from edgeopt.data.spec import alike, needed
-from edgeopt.errors import DataError, UsageError, WorkerError
+from edgeopt.errors import DataError, LostError, UsageError, WorkerError
 from edgeopt.graph.ops import LAYERS, array, constant, rule
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
@@ -28,6 +29,7 @@ from edgeopt.numbers.words import decibels
 from edgeopt.options import takes
 from edgeopt.options.models import CheckFile
 from edgeopt.ptq.guard import unguarded
+from edgeopt.quantization.devices import device
 from edgeopt.quantization.judge import too_far
 from edgeopt.quantization.outputs import kinds
 from edgeopt.quantization.prepare import Task
@@ -101,16 +103,24 @@ def check(model: str | Path, options: CheckFile) -> Checked:
     Raises:
         EdgeoptError: see `edgeopt.errors`.
     """
-    target, path = targets.load(options.target), Path(model)
+    path = Path(model)
     source = graph.canonical(graph.load(path))
-    home = _home(target, options.python)
-    why = "" if here(target) else _why_not(target, home, str(options.target))
-    if why:
-        return _by_rules(path, source, target, why)
-    feeds = _feeds(source, target, options)
-    expected, seen = _reference(source, path, feeds, target, options)
-    found = kinds(seen, feeds[0], expected, {})
-    return _run(path, source, target, home, feeds, expected, found, against_float=options.float_model is not None)
+    with device(options.device, options.target) as (meter, own):
+        target = targets.load(own)
+        home = _home(target, options.python)
+        why = "" if here(target) or meter is not None else _why_not(target, home, str(options.target))
+        if why:
+            return _by_rules(path, source, target, why)
+        feeds = _feeds(source, target, options)
+        expected, seen = _reference(source, path, feeds, target, options)
+        found = kinds(seen, feeds[0], expected, {})
+        run = _runner(path, feeds, target, home) if meter is None else partial(meter.ran, path, feeds)
+        return _run(path, source, target, run, feeds, expected, found, against_float=options.float_model is not None)
+
+
+def _runner(path: Path, feeds: Sequence[Feed], target: Target, home: Path | None) -> Callable[[], Ran]:
+    """Runs the file in the target's runtime on this machine."""
+    return partial(run_here, path, feeds) if home is None else partial(run_elsewhere, path, feeds, target, home)
 
 
 def checked_result(
@@ -137,7 +147,8 @@ def checked_result(
     found = kinds(task.source, feeds[0], expected, task.options.kinds) if task.selection is not None else task.kinds
     try:
         taken = feeds if own is None else [feed for _, feed in own[: target.check.samples]]
-        return _run(path, source, target, home, taken, expected, found, against_float=True)
+        run = _runner(path, taken, target, home)
+        return _run(path, source, target, run, taken, expected, found, against_float=True)
     except (UsageError, DataError) as e:
         return _by_rules(path, source, target, str(e))
 
@@ -182,17 +193,21 @@ def _run(
     path: Path,
     source: ir.Model,
     target: Target,
-    home: Path | None,
+    run: Callable[[], Ran],
     feeds: Sequence[Feed],
     expected: Sequence[Outputs],
     found: Mapping[str, Kind],
     *,
     against_float: bool,
 ) -> Checked:
-    """Run the file in the target's runtime; its outputs are compared with those `expected`, of kinds `found`."""
+    """Run the file in the target's runtime, or on a device, and compare its outputs with those `expected`, of kinds
+    `found`.
+    """
     problems = list(broken_rules(source, target))
     try:
-        ran = run_here(path, feeds) if home is None else run_elsewhere(path, feeds, target, home)
+        ran = run()
+    except LostError:
+        raise
     except WorkerError as e:
         return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, _FAILED, (), (), len(feeds))
     names = [str(v.name) for v in source.graph.outputs]

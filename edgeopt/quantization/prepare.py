@@ -31,13 +31,14 @@ from edgeopt.passes.gated import fuse_gelu
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
+from edgeopt.quantization.costing import Timing, timing
 from edgeopt.quantization.fixing import with_inputs
 from edgeopt.quantization.metric import Metric, metric
 from edgeopt.quantization.outputs import changed, fed_back, kinds, levels, steps_on, with_changes
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
-from edgeopt.runtime.costs import book
+from edgeopt.runtime.meter import Meter
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, as_given, finite, open_session, run_all, try_loops, types_of
 
@@ -142,8 +143,8 @@ class Task:
         self.notes.note(line)
 
 
-def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
-    """Do all work that precedes the first candidate.
+def prepare(source: ir.Model, data: Data, options: Quantize, meter: Meter | None = None) -> Task:
+    """Do all work that precedes the first candidate. meter: of the device on which models are timed.
 
     Raises:
         ModelError: the model is quantized already, has NaN weights, or is rejected by ONNX Runtime. DataError,
@@ -157,10 +158,10 @@ def prepare(source: ir.Model, data: Data, options: Quantize) -> Task:
         if target.demands.highest_opset is not None:
             source = graph.lower_opset(source, target.demands.highest_opset)
         source, data = with_inputs(source, data, options, notes.note)
-        return _prepared(source, data, options, cache, notes)
+        return _prepared(source, data, options, timing(options, target, meter), cache, notes)
 
 
-def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResults, notes: Notes) -> Task:
+def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache: SharedResults, notes: Notes) -> Task:
     model, target = graph.canonical(source), targets.load(options.target)
     _check(model)
     single = unfolded(widened(model))
@@ -179,7 +180,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, cache: SharedResu
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
     chance_db = _chance(judging, feeds, reference)
-    resources = _resources(options, target, [feed for _, feed in feeds], session, cache, notes)
+    resources = _resources(options, [feed for _, feed in feeds], session, cache, notes, by)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
     for line in (
         *given.notes,
@@ -280,7 +281,7 @@ def _choices(
 
 
 def _resources(
-    options: Quantize, target: Target, feeds: Sequence[Feed], session: Session, cache: SharedResults, notes: Notes
+    options: Quantize, feeds: Sequence[Feed], session: Session, cache: SharedResults, notes: Notes, by: Timing
 ) -> Resources:
     return Resources(
         feeds=tuple(feeds),
@@ -288,10 +289,9 @@ def _resources(
         listener=replace(options.listener, note=notes.note),
         cache=cache,
         max_ram=options.max_ram,
-        timed=options.measure and target.name == targets.host(),
         costs_path=options.costs_file,
-        book=(options.book or book()) if options.by_clock and options.measure else None,
         by_table=options.by_table,
+        **by,
     )
 
 

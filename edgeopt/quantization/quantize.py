@@ -27,6 +27,7 @@ from edgeopt.options.quantize import Quantize
 from edgeopt.passes.tie import tied
 from edgeopt.quantization.candidates import Draft, of_mode
 from edgeopt.quantization.check import Tried, verify
+from edgeopt.quantization.devices import answers, device
 from edgeopt.quantization.improve import Outcome, outcome, put_away, searched, trained, with_integer_ends
 from edgeopt.quantization.journal import is_of, journal_of
 from edgeopt.quantization.judge import close, good, missed, nearest, preferred, undecided, why_not
@@ -35,6 +36,7 @@ from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.report import ActivationReport, LatencyReport, MetricReport, Report, Result
 from edgeopt.quantization.state import State
 from edgeopt.quantization.trials import Trials, try_auto, try_static
+from edgeopt.runtime.meter import DeviceMeter
 
 
 @takes(Quantize)
@@ -58,7 +60,16 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--qat needs torch: {extra('train')}")
-    task = prepare(source, data, options)
+    with device(options.device, options.target) as (meter, own):
+        return _quantized(model, source, data, options.model_copy(update={"target": own}), meter, start)
+
+
+def _quantized(
+    model: graph.Source, source: ir.Model, data: Data, options: Quantize, meter: DeviceMeter | None, start: float
+) -> Result:
+    path = options.output
+    journal = path is not None and options.searches and journal_of(path).is_file()
+    task = prepare(source, data, options, meter)
     resumed = path is not None and journal and is_of(task, path)
     if path is not None:
         check_place(path, options.force or resumed)  # a resumed search may replace its own file
@@ -73,6 +84,10 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
             for line in checked.lines:
                 task.note(line)
             done = replace(done, ended=(*done.ended, *(f"{task.target.name}: {p}" for p in checked.problems)))
+        if meter is not None:
+            told, wrong = answers(task, place, meter, meter.place.name)
+            task.note(told)
+            done = replace(done, ended=(*done.ended, *wrong))
     return Result(done.kept.draft.model, path, _report(task, options, done, input_bytes, start))
 
 

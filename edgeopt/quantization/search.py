@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeopt.data import Feed, readable
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import EdgeoptError, LostError
 from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
 from edgeopt.numbers.scores import Outputs, lowest_agreement, lowest_sqnr_db, short_db
@@ -29,7 +29,7 @@ from edgeopt.quantization.moves import MOVES, Move
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.steps import SELECTION
-from edgeopt.runtime.measure import interleaved
+from edgeopt.runtime.meter import Timed
 from edgeopt.runtime.session import open_session, run_all
 
 _GAIN_DB = 0.2  # a move must gain at least this much SQNR
@@ -100,6 +100,8 @@ class Search:
         for move in MOVES if moves is None else moves:
             try:
                 yield from self._moved(move)
+            except LostError:
+                raise
             except EdgeoptError as e:
                 self.task.note(f"search: some moves cannot be tried: {e}")
             self.journal.keep(self.task.cache.costs)
@@ -130,9 +132,9 @@ class Search:
         metric, speed = self.task.metric, 1.0
         score = 0.0 if metric is None else metric(session, self.reference, outputs)
         if made is not self.first and self._timed:
-            sessions = {"first": open_session(self.first.model), "new": session}
-            found = interleaved(sessions, "first", dict.fromkeys(sessions, self.feeds[0][1]), seconds=_MEASURED_S)
-            speed = found["new"].speedup
+            feed, meter = self.feeds[0][1], self.task.start.resources.meter
+            models = {"first": Timed(self.first.model, feed), "new": Timed(made.model, feed, session)}
+            speed = 1.0 if meter is None else meter.interleaved(models, "first", seconds=_MEASURED_S)["new"].speedup
         return Attempt(what, made, score, lowest_sqnr_db(errors), speed, lowest_agreement(errors), short_db(errors))
 
     def consider(self, what: str, made: Draft, *, faster: bool = False) -> str:
@@ -185,6 +187,8 @@ class Search:
             if made is None or not made.static:
                 return "no node in integers"
             return self.consider(what, made, faster=faster)
+        except LostError:
+            raise
         except EdgeoptError as e:
             self.task.note(f"search: {what}: passed over: {e}")
             return f"failed: {e}"
@@ -204,6 +208,8 @@ class Search:
         task = replace(self.task, options=options, start=quiet)
         try:
             self.consider("training through the Q/DQ", trained(task, self.best.draft))
+        except LostError:
+            raise
         except EdgeoptError as e:
             self.task.note(f"search: training is not possible: {e}")
 

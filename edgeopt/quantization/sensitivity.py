@@ -34,12 +34,12 @@ from edgeopt.passes.shield import shield
 from edgeopt.pictures import Bar, bars, shortened
 from edgeopt.ptq.islands import levels
 from edgeopt.ptq.place import outputs_of
-from edgeopt.quantization.check import measurable
+from edgeopt.quantization.devices import device
 from edgeopt.quantization.metric import kl
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.steps import Clip, Refit, Round, Write
-from edgeopt.runtime.measure import interleaved
-from edgeopt.runtime.session import Feed, Session, open_session, run_all
+from edgeopt.runtime.meter import Meter, Timed
+from edgeopt.runtime.session import Feed, open_session, run_all
 
 _MEASURED_S = 0.1
 _TRIED = 8  # nodes to run before the total time is estimated
@@ -115,10 +115,15 @@ def sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) ->
     Raises:
         EdgeoptError: as for `edgeopt.quantize`; ModelError also if no node becomes integer.
     """
-    start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
     given = options.model_fields_set & (Placing.model_fields.keys() - {"samples"})
     chosen = Quantize(mode="static", measure=False, **{name: getattr(options, name) for name in given})
-    trial = _trial(prepare(graph.load(model), data, chosen), options.samples)
+    with device(options.device, chosen.target) as (meter, own):
+        task = prepare(graph.load(model), data, chosen.model_copy(update={"target": own}), meter)
+        return _sensitivity(_trial(task, options.samples), options)
+
+
+def _sensitivity(trial: _Trial, options: SensitivityOptions) -> Sensitivity:
+    start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
     whole, _ = trial.loss(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
     alone: dict[ir.Node, float] = {}
@@ -155,7 +160,7 @@ def _trial(task: Task, samples: int) -> _Trial:
             "no output is a float, so that no node's share of a loss can be told; cut the model before ArgMax"
         )
     reference = list(task.reference[:samples])
-    return _Trial(state.model, state.plan, state.params, feeds, reference, measurable(task), task.shown)
+    return _Trial(state.model, state.plan, state.params, feeds, reference, task.start.resources.meter, task.shown)
 
 
 def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
@@ -168,7 +173,7 @@ def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: fl
     if time.monotonic() < deadline:
         rest = trial.plan.integer - {name}
         won = _db(trial.signal, trial.loss(rest)[0]) - _db(trial.signal, whole)
-        ms = trial.longer_ms(rest) if trial.timed else None
+        ms = trial.longer_ms(rest)
     alone = _db(trial.signal, own)
     return Node(name, node.op_type, alone, own / total, weights, activations, won, ms, _spread(node), None)
 
@@ -182,7 +187,7 @@ class _Trial:
     params: Mapping[str, QParams]
     feeds: Sequence[Feed]
     reference: Sequence[Outputs]
-    timed: bool
+    meter: Meter | None
     shown: Callable[[ir.Model], ir.Model]
     """Gives a form of the model the outputs that are compared."""
 
@@ -196,7 +201,7 @@ class _Trial:
 
         side: "weights", "activations" or "both".
         """
-        session = self.session(integer, side)
+        session = open_session(self.quantized(integer, side))
         found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
         noise = [
             [a - b for a, b in zip(y, r, strict=True)]
@@ -209,7 +214,7 @@ class _Trial:
         """Whether an output looks like class scores."""
         return any(class_scores([r[i] for r in self.reference]) for i in range(len(self.reference[0])))
 
-    def session(self, integer: frozenset[str], side: str = "both") -> Session:
+    def quantized(self, integer: frozenset[str], side: str = "both") -> ir.Model:
         """The model with only `integer` quantized."""
         plan = self._part(integer)
         model, params = self.model, {k: p for k, p in self.params.items() if k in self._needed(plan)}
@@ -220,14 +225,17 @@ class _Trial:
             kept = {k: p for k, p in params.items() if side == "both" or k not in constants}
             model = insert_qdq(model, plan, kept)
             model = shield(fold_weights(model) if side == "both" else model)
-        return open_session(self.shown(model))
+        return self.shown(model)
 
     def longer_ms(self, integer: frozenset[str]) -> float | None:
         """By how many ms an inference is slower with only `integer` quantized than with all nodes quantized; None if
         the 95 % interval contains 0.
         """
-        sessions = {"all": self.session(self.plan.integer), "part": self.session(integer)}
-        found = interleaved(sessions, "all", dict.fromkeys(sessions, self.feeds[0]), seconds=_MEASURED_S)
+        if self.meter is None:
+            return None
+        models = {"all": Timed(self.quantized(self.plan.integer), self.feeds[0])}
+        models["part"] = Timed(self.quantized(integer), self.feeds[0])
+        found = self.meter.interleaved(models, "all", seconds=_MEASURED_S)
         part = found["part"]
         if part.speedup_low <= 1 <= part.speedup_high:
             return None

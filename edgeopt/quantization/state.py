@@ -18,6 +18,7 @@ from edgeopt.listener import Listener
 from edgeopt.numbers.grid import QParams
 from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.costs import Costs
+from edgeopt.runtime.meter import Meter
 from edgeopt.runtime.probe import Probe
 
 if TYPE_CHECKING:
@@ -73,8 +74,10 @@ class Resources:
     cache: SharedResults = field(default_factory=SharedResults)
     max_ram: int | None = None
     """Memory limit for calibration in bytes; None: half of the free memory."""
+    meter: Meter | None = None
+    """Who times models for the target; None if nobody here can."""
     timed: bool = False
-    """Whether times measured on this machine are valid for the target."""
+    """Whether nodes are placed by times that `meter` measures."""
     costs_path: Path | None = None
     """The user's file with measured times of nodes."""
     book: Path | None = None

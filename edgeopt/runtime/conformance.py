@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from edgeopt.runtime.tensor_file import NPZ, Wire
 
 _TEXT = """<ir_version: 8, opset_import: ["": 17]> g (float[1,4] x) => (float[1,4] y, float[1,4] z)
 { y = Add(x, x)  z = Relu(x) }"""
+_MODEL = "two.onnx"
 _X = np.array([[-2.0, -0.5, 0.0, 3.0]], np.float32)
 FEEDS = ({"x": _X}, {"x": 3 * _X})
 Arrays = Mapping[str, NDArray[Any]]
@@ -31,6 +32,20 @@ class Found:
     """Empty if it is kept."""
 
 
+@dataclass(frozen=True)
+class _Put:
+    """A worker that is put to the protocol."""
+
+    w: Worker
+    folder: Path
+    wire: Wire
+    how: Mapping[str, Any]
+
+    def given(self, name: str) -> str:
+        """A file of the folder as the worker names it."""
+        return self.w.place.given(self.folder / name)
+
+
 def conforms(w: Worker, folder: Path, wire: Wire = NPZ, **how: Any) -> list[Found]:
     """The rules in order, each with what is wrong; wire: how arrays are handed over; how: further arguments of `open`,
     which differ by runtime.
@@ -38,69 +53,67 @@ def conforms(w: Worker, folder: Path, wire: Wire = NPZ, **how: Any) -> list[Foun
     Raises:
         LostError: the device was lost meanwhile.
     """
-    model, feeds = folder / "two.onnx", folder / f"feeds{wire.suffix}"
-    onnx.save(onnx.parser.parse_model(_TEXT), model)
-    wire.save(feeds, {f"{i}/{name}": x for i, feed in enumerate(FEEDS) for name, x in feed.items()})
-
-    def opened() -> str:
-        told = w.ask("open", model=w.place.given(model), **how).get("outputs")
-        return "" if told is None or list(told) == ["y", "z"] else f"its outputs are {told}, not y and z"
-
-    def fed() -> str:
-        count = w.ask("feed", path=w.place.given(feeds))["feeds"]
-        return "" if count == len(FEEDS) else f"{count} feeds of {len(FEEDS)}"
-
-    def timed() -> str:
-        times = w.ask("block", runs=3)["times"]
-        return "" if len(times) >= 3 and min(times) >= 0 else f"times {times} of 3 inferences"
-
-    def right() -> str:
-        file = folder / f"outputs{wire.suffix}"
-        w.ask("outputs", path=w.place.named(file))
-        w.place.taken(w.place.named(file), file)
-        try:
-            return _wrong(wire.read(file))
-        except (OSError, ValueError, DataError) as e:
-            return f"no file of outputs ({e})"
-
-    def refuses() -> str:
-        try:
-            w.ask("open", model=f"{w.place.given(model)}.none", **how)
-        except LostError:
-            raise
-        except WorkerError:
-            return ""
-        return "it opens a file that is not there"
-
-    def unknown() -> str:
-        try:
-            w.ask("nothing of the kind")
-        except LostError:
-            raise
-        except WorkerError:
-            return ""
-        return "it answers what nobody can ask"
-
-    def still() -> str:
-        w.ask("hello")
-        return ""
-
-    rules: Sequence[tuple[str, Callable[[], str]]] = (
-        ("hello tells the version of the protocol", still),
-        ("open creates the session of a model", opened),
-        ("feed reads the feeds", fed),
-        ("block times every inference", timed),
-        ("outputs are right, for every feed", right),
-        ("a file that is not there is an error", refuses),
-        ("an unknown request is an error", unknown),
-        ("an error ends nothing", still),
-    )
-    return [Found(rule, _tried(check)) for rule, check in rules]
+    onnx.save(onnx.parser.parse_model(_TEXT), folder / _MODEL)
+    wire.save(folder / f"feeds{wire.suffix}", {f"{i}/{name}": x for i, f in enumerate(FEEDS) for name, x in f.items()})
+    put = _Put(w, folder, wire, how)
+    return [Found(rule, _tried(check, put)) for rule, check in _RULES.items()]
 
 
-def _tried(check: Callable[[], str]) -> str:
+def _opened(put: _Put) -> str:
+    told = put.w.ask("open", model=put.given(_MODEL), **put.how).get("outputs")
+    return "" if told is None or list(told) == ["y", "z"] else f"its outputs are {told}, not y and z"
+
+
+def _fed(put: _Put) -> str:
+    count = put.w.ask("feed", path=put.given(f"feeds{put.wire.suffix}"))["feeds"]
+    return "" if count == len(FEEDS) else f"{count} feeds of {len(FEEDS)}"
+
+
+def _timed(put: _Put) -> str:
+    times = put.w.ask("block", runs=3)["times"]
+    return "" if len(times) >= 3 and min(times) >= 0 else f"times {times} of 3 inferences"
+
+
+def _right(put: _Put) -> str:
+    file, place = put.folder / f"outputs{put.wire.suffix}", put.w.place
+    put.w.ask("outputs", path=place.named(file))
+    place.taken(place.named(file), file)
     try:
-        return check()
+        return _wrong(put.wire.read(file))
+    except (OSError, ValueError, DataError) as e:
+        return f"no file of outputs ({e})"
+
+
+def _refused(put: _Put, do: str, **arguments: Any) -> str:
+    try:
+        put.w.ask(do, **arguments)
+    except LostError:
+        raise
+    except WorkerError:
+        return ""
+    return "it is answered"
+
+
+def _there(put: _Put) -> str:
+    put.w.ask("hello")
+    return ""
+
+
+_RULES: Mapping[str, Callable[[_Put], str]] = {
+    "hello tells the version of the protocol": _there,
+    "open creates the session of a model": _opened,
+    "feed reads the feeds": _fed,
+    "block times every inference": _timed,
+    "outputs are right, for every feed": _right,
+    "a file that is not there is an error": lambda put: _refused(put, "open", model="none.onnx", **put.how),
+    "an unknown request is an error": lambda put: _refused(put, "nothing of the kind"),
+    "an error ends nothing": _there,
+}
+
+
+def _tried(check: Callable[[_Put], str], put: _Put) -> str:
+    try:
+        return check(put)
     except LostError:
         raise
     except WorkerError as e:

@@ -19,7 +19,7 @@ import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -40,10 +40,15 @@ from edgeopt.runtime.trace import kernel_runs, read_events
 
 SCHEMA = "edgeopt.costs/1"
 _ROUNDS = (2, 5, 40)  # at least, where the next limit of time is passed
-_SECONDS = (8.0, 2.0)  # for all rounds of a measurement: limits of the second and of the third number of rounds
+LONG_S = 8.0  # that a profile takes at most, if a round is not longer
+_SECONDS = (LONG_S, 2.0)  # for all rounds of a measurement: limits of the second and of the third number of rounds
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|_nhwc)+$")
 _PS = 1e6  # picoseconds in a microsecond
 _CHAIN = (64, 28)  # channels and side length of the images used to measure crossings
+
+
+Events = Mapping[tuple[str, str], float]
+Profiler = tuple[str, Callable[[Sequence[ir.Model], Feed], list[Events]]]
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,10 @@ class Costs:
         return key(node, probes) in self.times
 
 
-def book() -> Path | None:
-    """The file with the costs measured on this machine so far, in the user's cache; None if there is no such folder."""
+def book(host: str) -> Path | None:
+    """The file with the costs measured on a machine so far, in the user's cache; None if there is no such folder."""
     folder = cache_folder()
-    name = f"{hashlib.sha256(here().encode()).hexdigest()[:16]}.json"
+    name = f"{hashlib.sha256(host.encode()).hexdigest()[:16]}.json"
     return None if folder is None else folder / "costs" / name
 
 
@@ -106,13 +111,16 @@ def measured(
     feed: Feed,
     probes: Mapping[str, Probe],
     known: Costs | None = None,
+    by: Profiler | None = None,
 ) -> Costs:
     """`known` with the times of `nodes` of the model `floating`, and of crossings; in the model `integer` all of them
     compute in integers. What is known is not measured again.
 
+    by: who profiles models, and its name; None: this machine.
     clamps: Relu or Clip node that the integer form does not have -> the node before it.
     """
-    before, after = profiled([floating, integer], feed)
+    host, profile = (here(), profiled) if by is None else by
+    before, after = profile([floating, integer], feed)
     owners = _owners(nodes, clamps, floating)
     of_float, of_integer = (_by_node(events, owners) for events in (before, after))
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -127,11 +135,8 @@ def measured(
     found = {k: (fmean(a for a, _ in v), fmean(b for _, b in v)) for k, v in times.items()}
     means = {**dict.fromkeys(key(n, probes) for n in nodes), **found}
     if known is None or known.crossings is None:
-        return Costs(here(), means, crossings())
+        return Costs(host, means, crossings(profile))
     return Costs(known.host, {**means, **known.times}, known.crossings)
-
-
-Events = Mapping[tuple[str, str], float]
 
 
 def profiled(models: Sequence[ir.Model], feed: Feed) -> list[Events]:
@@ -145,10 +150,11 @@ def profiled(models: Sequence[ir.Model], feed: Feed) -> list[Events]:
             for session in sessions:
                 session.run(feed)
             rounds += 1
-        return [_medians(Path(s.raw.end_profiling())) for s in sessions]
+        return [medians(Path(s.raw.end_profiling())) for s in sessions]
 
 
-def _medians(trace: Path) -> Events:
+def medians(trace: Path) -> Events:
+    """Median time in picoseconds of every kernel of a trace."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in kernel_runs(read_events(trace)):
         found[run.name, run.op].append(_PS * run.us)
@@ -190,7 +196,7 @@ _TEXT = """<ir_version: 9, opset_import: ["": 17]> g (float[1,C,S,S] x) => (floa
 }"""
 
 
-def crossings() -> tuple[float, float, float]:
+def crossings(profile: Callable[[Sequence[ir.Model], Feed], list[Events]]) -> tuple[float, float, float]:
     """Measure the time in picoseconds for each element to quantize, to dequantize, and to convert the layout of an
     image at either of them.
     """
@@ -204,7 +210,7 @@ def crossings() -> tuple[float, float, float]:
         "w_q": np.clip(np.rint(w / 0.02), -127, 127).astype(np.int8), "w_scale": np.float32(0.02), "w_zero": np.int8(0),
     }  # fmt: skip
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in arrays.items())
-    (events,) = profiled(
+    (events,) = profile(
         [ir.from_proto(proto)], {"x": rng.standard_normal((1, channels, side, side)).astype(np.float32)}
     )
     ops: dict[str, float] = defaultdict(float)

@@ -5,6 +5,7 @@ takes.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +27,15 @@ from edgeopt.hardware.target import Target
 from edgeopt.numbers.ends import Ends
 from edgeopt.numbers.scores import Outputs
 from edgeopt.runtime.measure import PairedLatency, paired, settled
-from edgeopt.runtime.process import WORKER, Here, Worker, worker
-from edgeopt.runtime.providers import CPU, make_present, parse
+from edgeopt.runtime.process import WORKER, Here, Place, Worker, worker
+from edgeopt.runtime.providers import CPU, Requested, make_present, parse
 from edgeopt.runtime.session import Feed, open_session, run_all
 from edgeopt.runtime.tensor_file import NPZ, TENSORS, Wire
 
+Opens = Callable[[Worker, Path, str | None], "Ran"]
+"""Opens a file in a worker; the text is where it writes a trace, if that is wanted."""
 RUN_S = 600.0
+_BROWSER = re.compile(r"(Headless)?(Chrome|Firefox|Version)/\S+")
 _PYTHON = "bin/python"
 _OPENVINO = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -61,7 +65,7 @@ def run_elsewhere(model: Path, feeds: Sequence[Feed], target: Target, home: Path
         UsageError: there is no such runtime. WorkerError: the runtime refuses the model, dies or takes too long.
         DataError: feeds that cannot be handed over.
     """
-    with opened(model, feeds, target, home) as there:
+    with temporary_folder() as scratch, opened(model, feeds, *of_target(target, home, scratch)) as there:
         return replace(there.ran, outputs=there.outputs(len(feeds)))
 
 
@@ -73,7 +77,9 @@ def timed_elsewhere(
     Raises:
         as `run_elsewhere`.
     """
-    with opened(reference, [feed], target, home) as before, opened(model, [feed], target, home) as after:
+    with temporary_folder() as scratch, contextlib.ExitStack() as stack:
+        of = of_target(target, home, scratch)
+        before, after = (stack.enter_context(opened(file, [feed], *of)) for file in (reference, model))
         return paired({"before": before.warm(), "after": after.warm()}, "before", seconds, levels)["after"]
 
 
@@ -85,7 +91,6 @@ class There:
     """How it runs, without outputs."""
     worker: Worker
     folder: Path
-    kind: _Runtime
     ends: Ends
 
     def block(self, runs: int) -> float:
@@ -99,9 +104,11 @@ class There:
 
     def outputs(self, count: int) -> list[Outputs]:
         """The outputs for each of its `count` feeds."""
-        file = self.folder / f"outputs{self.kind.wire.suffix}"
-        names = self.worker.ask("outputs", path=str(file))["outputs"]
-        found = self.kind.wire.read(file)
+        place = self.worker.place
+        file = self.folder / f"outputs{place.wire.suffix}"
+        names = self.worker.ask("outputs", path=place.named(file))["outputs"]
+        place.taken(place.named(file), file)
+        found = place.wire.read(file)
         try:
             given = [[found[f"{i}/{name}"] for name in names] for i in range(count)]
         except KeyError as e:
@@ -110,22 +117,31 @@ class There:
 
 
 @contextlib.contextmanager
-def opened(model: Path, feeds: Sequence[Feed], target: Target, home: Path) -> Iterator[There]:
-    """The model, opened by a worker that has the feeds; the worker ends with the block."""
+def opened(
+    model: Path, feeds: Sequence[Feed], place: Place, opens: Opens, *, profile: str | None = None
+) -> Iterator[There]:
+    """The model, opened by a worker of `place` that has the feeds; the worker ends with the block. profile: where the
+    worker writes a trace.
+    """
+    with temporary_folder() as folder, worker(place, RUN_S) as w:
+        file = folder / f"feeds{place.wire.suffix}"
+        foreign = model.suffix == ".xml"  # OpenVINO's own files
+        own_ends, own = (Ends(), list(feeds)) if foreign else _handed(load_model(model), feeds)
+        place.wire.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
+        ran = opens(w, model, profile)
+        w.ask("feed", path=place.given(file))
+        yield There(ran, w, folder, own_ends)
+
+
+def of_target(target: Target, home: Path, scratch: Path) -> tuple[Place, Opens]:
+    """(where the workers of a target's runtime run, how they open a file); scratch: for what the runtime leaves."""
     kind = _RUNTIMES[target.check.kind]
     program = kind.program or sys.executable
     if kind.program == _PYTHON:
         program = str(home if home.is_file() else home / kind.program)
-    with temporary_folder() as folder:
-        environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(folder)}
-        with worker(Here(program, kind.script, environment), RUN_S) as w:
-            file = folder / f"feeds{kind.wire.suffix}"
-            foreign = model.suffix == ".xml"  # OpenVINO's own files
-            own_ends, own = (Ends(), list(feeds)) if foreign else _handed(load_model(model), feeds)
-            kind.wire.save(file, {f"{i}/{name}": x for i, feed in enumerate(own) for name, x in feed.items()})
-            ran = kind.open(w, model, target)
-            w.ask("feed", path=str(file))
-            yield There(ran, w, folder, kind, own_ends)
+    environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": str(scratch)}
+    place = Here(program, kind.script, environment, target.name, kind.wire, web=kind.open is _web)
+    return place, lambda w, model, profile: kind.open(w, model, target)
 
 
 def _handed(model: ir.Model, feeds: Sequence[Feed]) -> tuple[Ends, list[Feed]]:
@@ -154,14 +170,26 @@ def run_here(model: Path, feeds: Sequence[Feed]) -> Ran:
 
 
 def _provider(w: Worker, model: Path, target: Target) -> Ran:
-    wanted = parse(target.check.provider)
-    hello = _greeted(w, target)
+    return _by_provider(w, _greeted(w, target), parse(target.check.provider), model, None)
+
+
+def with_provider(wanted: Requested) -> Opens:
+    """Opens files with a provider of ONNX Runtime."""
+    return lambda w, model, profile: _by_provider(w, w.greet(), wanted, model, profile)
+
+
+def _by_provider(w: Worker, hello: Mapping[str, Any], wanted: Requested, model: Path, profile: str | None) -> Ran:
     try:
         plugin = make_present(w, wanted, hello["providers"])
     except WorkerError as e:
-        raise UsageError(f"the runtime of {target.name} is not there: {e}") from e
+        raise UsageError(f"the runtime of {w.place.name} is not there: {e}") from e
     opened = w.ask(
-        "open", model=str(model), providers=[[wanted.name, dict(wanted.options)]], plugin=plugin, assignment=True
+        "open",
+        model=w.place.given(model, lambda: external_files(load_model(model))),
+        providers=[[wanted.name, dict(wanted.options)]],
+        plugin=plugin,
+        assignment=True,
+        profile=profile,
     )
     if wanted.name not in opened["providers"]:
         raise WorkerError(f"{wanted.name} takes no node of the model; it runs on {', '.join(opened['providers'])}")
@@ -193,17 +221,24 @@ def _rknn(w: Worker, model: Path, target: Target) -> Ran:
 
 
 def _web(w: Worker, model: Path, target: Target) -> Ran:
-    hello, check = _greeted(w, target), target.check
+    return _on_web(w, _greeted(w, target), target.check.provider, target.check.threads, model)
+
+
+def with_web(provider: str) -> Opens:
+    """Opens files with a provider of onnxruntime-web."""
+    return lambda w, model, profile: _on_web(w, w.greet(), provider, 1, model)
+
+
+def _on_web(w: Worker, hello: Mapping[str, Any], provider: str, threads: int, model: Path) -> Ran:
     external = {f.relative_to(model.parent).as_posix(): str(f) for f in external_files(load_model(model))}
-    threads = f", {check.threads} threads" if check.threads > 1 else ""
-    if check.provider == "webgpu" and not hello["f16"] and _halves(load_model(model)):
+    if provider == "webgpu" and not hello["f16"] and _halves(load_model(model)):
         raise UsageError("this machine's adapter has no shader-f16, without which half precision cannot be checked")
-    where = hello.get("node") or hello["browser"].rpartition("Headless")[2].partition(" ")[0]
-    name = "Node" if "node" in hello else "headless"
-    w.ask("open", model=str(model), provider=check.provider, threads=check.threads, external=external)
-    return Ran(
-        f"onnxruntime-web {hello['onnxruntime']}, {check.provider}{threads}, {name} {where}", [], {}, {}, None, None
-    )
+    found = _BROWSER.search(str(hello.get("browser", "")))
+    browser = "a browser" if found is None else found[0].replace("Headless", "headless ")
+    where = f"Node {hello['node']}" if "node" in hello else browser
+    w.ask("open", model=str(model), provider=provider, threads=threads, external=external)
+    several = f", {threads} threads" if threads > 1 else ""
+    return Ran(f"onnxruntime-web {hello['onnxruntime']}, {provider}{several}, {where}", [], {}, {}, None, None)
 
 
 def _halves(model: ir.Model) -> bool:

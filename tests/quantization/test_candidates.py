@@ -34,9 +34,9 @@ def of_speed(monkeypatch: pytest.MonkeyPatch, speed: Mapping[str, float]) -> Non
     """The clock says that placements are so many times as fast as that by the table, within a thousandth."""
 
     def told(sessions: Mapping[str, Any], *args: Any, **more: Any) -> dict[str, PairedLatency]:
-        return {n: PairedLatency(1.0, speed[n], speed[n] - 0.001, speed[n] + 0.001) for n in sessions}
+        return {n: PairedLatency(1.0, x := speed.get(n, 1.0), x - 0.001, x + 0.001) for n in sessions}
 
-    monkeypatch.setattr("edgeopt.quantization.candidates.interleaved", told)
+    monkeypatch.setattr("edgeopt.runtime.meter.interleaved", told)
 
 
 def three(**choices: Any) -> Task:

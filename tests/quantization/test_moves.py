@@ -17,6 +17,7 @@ from edgeopt.quantization.state import State
 from edgeopt.quantization.steps import Grids, Place
 from edgeopt.runtime.calibrate import observe
 from edgeopt.runtime.costs import Costs, key
+from edgeopt.runtime.meter import HereMeter
 from edgeopt.runtime.probe import probe
 from tests import tiny
 from tests.models import normal
@@ -86,7 +87,7 @@ def clocked(task: Task, **integer: float) -> Task:
     found = probe(task.start.model, task.held[0][1])
     times = {key(n, found): (1e6, 1e6 * integer[str(n.name)]) for n in task.start.model.graph if n.name in integer}
     task.cache.costs = Costs("elsewhere", times, (0.0, 0.0, 0.0))
-    start = replace(task.start, resources=replace(task.start.resources, timed=True))
+    start = replace(task.start, resources=replace(task.start.resources, timed=True, meter=HereMeter()))
     return replace(task, start=start)
 
 
