@@ -121,3 +121,8 @@ def test_what_is_wrong_with_a_device_is_told_with_its_line(old: str, new: str, s
     with pytest.raises(UsageError) as caught:
         edgeopt.run(file)
     assert re.search(says, str(caught.value)), caught.value
+
+
+def test_a_device_that_is_a_command_is_code(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"devices\.board\.at: .*is code, and --no-code runs none"):
+        edgeopt.run(file, code=False)

@@ -25,9 +25,8 @@ def check(project: Project, home: Path, file: Path, *, code: bool = True) -> Non
     Raises:
         UsageError: one line for each problem, with its line in `file`.
     """
-    found = (
-        [] if code else [(at, f"{name!r} is code, and --no-code runs none") for at, name in _functions(project, home)]
-    )
+    named = [] if code else [*_functions(project, home), *_commands(project)]
+    found = [(at, f"{name!r} is code, and --no-code runs none") for at, name in named]
     found += [*_files(project, home), *_data(project, home), *_modules(project, home), *_providers(project)]
     if found:
         rows = rows_of(file)
@@ -83,6 +82,16 @@ def _functions(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
             ("variants", variant, "steps", str(i), "call"): getattr(s, "call", None) for i, s in enumerate(v.steps)
         }
     return ((at, name) for at, name in named.items() if name is not None)
+
+
+def _commands(project: Project) -> Iterator[tuple[Place, str]]:
+    """(place, command) of all programs that devices name."""
+    for name, device in project.devices.items():
+        if device.at.startswith("exec:"):
+            yield ("devices", name, "at"), device.at
+        for key in ("push", "pull", "python"):
+            if command := getattr(device, key):
+                yield ("devices", name, key), command
 
 
 def _providers(project: Project) -> Iterator[tuple[Place, str]]:
