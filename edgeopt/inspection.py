@@ -21,6 +21,7 @@ from edgeopt.data.preview import preview as previewed
 from edgeopt.data.spec import check_feed, needed, without_label
 from edgeopt.errors import DataError, EdgeoptError, UsageError
 from edgeopt.files import check_place, packed_bytes, replacing, staged
+from edgeopt.files.cloud import anywhere
 from edgeopt.graph.facts import tensors
 from edgeopt.graph.ops import macs_of
 from edgeopt.hardware import target
@@ -55,6 +56,7 @@ class Inspection:
 
 
 @takes(Inspect)
+@anywhere
 def inspect(model: graph.Source, options: Inspect) -> Inspection:
     """Facts about `model`; dynamic dimensions without a given size are 1 for batches, 224 for images and 64 for
     sequences.
@@ -99,6 +101,7 @@ def inspect(model: graph.Source, options: Inspect) -> Inspection:
 
 
 @takes(PreviewOptions)
+@anywhere
 def preview(model: graph.Source, data: Data, options: PreviewOptions) -> Preview:
     """What `data` gives `model`: kinds, counts, and figures of each input over the first `samples` samples.
 

@@ -12,6 +12,7 @@ from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
 from edgeopt.errors import DataError, ValidityError
 from edgeopt.files import check_place, staged, temporary_folder
+from edgeopt.files.cloud import anywhere
 from edgeopt.numbers.scores import OutputReport, compare, lowest_sqnr_db
 from edgeopt.options import takes
 from edgeopt.options.models import Simplify
@@ -47,6 +48,7 @@ class Simplified:
 
 
 @takes(Simplify)
+@anywhere
 def simplify(model: graph.Source, options: Simplify) -> Simplified:
     """Fold and fuse nodes of `model`; check on samples, or on generated inputs, that the outputs are the same.
 

@@ -11,7 +11,7 @@ import click
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
-from edgeopt.files import check_place
+from edgeopt.files import check_place, shown
 from edgeopt.options.distill import Distill
 from edgeopt.options.quantize import Quantize
 from edgeopt.options.reading import Reading
@@ -101,7 +101,7 @@ def _print(found: Distilled) -> None:
     if found.diverged:
         click.echo(f"stopped  {found.diverged}")
     unwritten = "no epoch beat the student as it was: nothing was written"
-    click.echo(f"wrote {found.path} in {found.seconds:.0f} s" if found.improved else unwritten)
+    click.echo(f"wrote {shown(found.path)} in {found.seconds:.0f} s" if found.improved else unwritten)
 
 
 def _quantized(found: Distilled, data: str, path: Path, int8: str, options: Distill) -> Result:

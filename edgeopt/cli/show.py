@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from edgeopt.files import shown
 from edgeopt.numbers.words import printable
 
 if TYPE_CHECKING:
@@ -64,4 +65,4 @@ def print_report(result: Result, form: str) -> None:
         click.echo(f"MISSED: {printable(line)}")
     for line in report.undecided:
         click.echo(f"NOT SHOWN: {printable(line)}")
-    click.echo(f"wrote {result.path} in {report.seconds['total']:.1f} s")
+    click.echo(f"wrote {shown(result.path)} in {report.seconds['total']:.1f} s")

@@ -9,6 +9,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
+from edgeopt.files import shown
 from edgeopt.options.models import Shrink
 
 
@@ -44,4 +45,5 @@ def shrink(model: Path, form: str, **given: object) -> None:
         click.echo(f"blocks      {len(found.influence)} -> {len(found.influence) - len(found.removed)}")
         for name in found.removed:
             click.echo(f"  without {name} (influence {found.influence[name]:.3f})")
-    click.echo(f"wrote {found.path}; now: edgeopt distill --teacher {model} --student {found.path} --data ...")
+    here = shown(found.path)
+    click.echo(f"wrote {here}; now: edgeopt distill --teacher {shown(model)} --student {here} --data ...")

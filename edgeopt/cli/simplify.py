@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.flags import chosen, options_of
+from edgeopt.files import shown
 from edgeopt.numbers.words import decibels, megabytes
 from edgeopt.options.models import Simplify
 
@@ -32,4 +33,4 @@ def simplify(model: Path, **given: object) -> None:
         f" {x.latency.latency_ms:.2f} ms, 1 thread"
     )
     click.echo(f"outputs  SQNR {decibels(x.worst_sqnr_db)} against the model before")
-    click.echo(f"wrote {x.path}")
+    click.echo(f"wrote {shown(x.path)}")

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeopt.errors import UsageError, ValidityError, WorkerError
 from edgeopt.files import temporary_folder
+from edgeopt.files.cloud import anywhere
 from edgeopt.listener import Listener
 from edgeopt.numbers.intervals import ratio_interval, unpaired_ratio_interval, verdict
 from edgeopt.numbers.scores import compare as output_errors
@@ -50,6 +51,7 @@ Kind = Literal["profile", "compare", "self-check"]
 
 
 @takes(ProfileOne).of_many
+@anywhere
 def profile(models: Sequence[str | Path], options: ProfileOne) -> Results:
     """Latency, cold start, memory, size and placement of every setting of `models`.
 
@@ -63,6 +65,7 @@ def profile(models: Sequence[str | Path], options: ProfileOne) -> Results:
 
 
 @takes(Profile).of_many
+@anywhere
 def compare(models: Sequence[str | Path], options: Profile) -> Results:
     """Every model (or setting) against the first, interleaved in one run; see `profile`.
 
@@ -308,6 +311,7 @@ def _outputs(a: Case, b: Case) -> tuple[tuple[OutputError, ...] | None, list[str
 
 
 @takes(ProfileOne)
+@anywhere
 def self_check(model: str | Path, options: ProfileOne) -> Results:
     """`model` against itself, `trials` times: the rate of false alarms, and the smallest change that can be detected
     here.

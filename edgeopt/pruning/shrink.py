@@ -19,6 +19,7 @@ from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
 from edgeopt.errors import EdgeoptError, ModelError, UnchangedError, UsageError, ValidityError, extra
 from edgeopt.files import check_place, staged, temporary_folder
+from edgeopt.files.cloud import anywhere
 from edgeopt.graph.facts import tensors
 from edgeopt.graph.ops import macs_of, rule
 from edgeopt.graph.select import select
@@ -52,6 +53,7 @@ class Shrunk:
 
 
 @takes(Shrink)
+@anywhere
 def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     """A smaller network with the same inputs and outputs: a share `width` of the channels (and attention heads) of
     every layer that is free, a share `depth` of the residual blocks. It must be trained (`edgeopt.distill`) to be

@@ -20,6 +20,7 @@ from edgeopt.data import Feed, specs
 from edgeopt.data.made_up import feed_for
 from edgeopt.data.spec import alike, needed
 from edgeopt.errors import DataError, LostError, UsageError, WorkerError
+from edgeopt.files.cloud import anywhere
 from edgeopt.graph.ops import LAYERS, array, constant, rule
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.target import Target
@@ -97,6 +98,7 @@ class Checked:
 
 
 @takes(CheckFile)
+@anywhere
 def check(model: str | Path, options: CheckFile) -> Checked:
     """Check the file `model` for a target: by its rules, and in its own runtime where that is installed.
 

@@ -20,6 +20,7 @@ from edgeopt import graph
 from edgeopt.data.reading import Data
 from edgeopt.errors import ModelError, UsageError, ValidityError, extra
 from edgeopt.files import check_folder, check_place, empty, staged, temporary_folder
+from edgeopt.files.cloud import anywhere
 from edgeopt.hardware import target
 from edgeopt.hardware.host import numeric_work
 from edgeopt.options import takes
@@ -41,6 +42,7 @@ from edgeopt.runtime.meter import DeviceMeter
 
 @takes(Quantize)
 @numeric_work()
+@anywhere
 def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
     """Quantize `model` with calibration `data` and check the result against the float model.
 

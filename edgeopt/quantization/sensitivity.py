@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgeopt import graph
 from edgeopt.data.reading import Data
 from edgeopt.errors import DataError, ModelError
+from edgeopt.files.cloud import anywhere
 from edgeopt.graph.ops import array, bias_of, channel_axis, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import cores, numeric_work
@@ -106,6 +107,7 @@ class Sensitivity:
 
 @takes(SensitivityOptions)
 @numeric_work()
+@anywhere
 def sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) -> Sensitivity:
     """Find the nodes of `model` that lose accuracy in static int8.
 

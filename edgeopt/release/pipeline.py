@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeopt.data.listing import exists
 from edgeopt.errors import UsageError, suggestion
-from edgeopt.files import check_folder, locked, writing
+from edgeopt.files import address, check_folder, locked, writing
 from edgeopt.listener import Listener
 from edgeopt.release.build.actions import Context
 from edgeopt.release.build.building import Digests, Known, built, digests, evaluated, exported
@@ -69,8 +69,9 @@ def run(
     found = found.model_copy(
         update={"profile": found.profile.model_copy(update={"preset": chosen or "quick", "measure": timed})}
     )
-    check(found, home, file, code=code)
     folder = home / found.output.folder
+    found = _fetched(found, folder, listener or Listener())
+    check(found, home, file, code=code)
     try:
         check_folder(folder)
     except UsageError as e:
@@ -80,6 +81,21 @@ def run(
     publishing.check(folder)
     with locked(folder), _importable(home) if code else contextlib.nullcontext():
         return _run(found, file, home, listener or Listener(), start, allow_failed)
+
+
+def _fetched(project: Project, folder: Path, ears: Listener) -> Project:
+    """`project` with its model and samples here, where they are addresses; the cache keeps them until they change."""
+    paths = {"model": project.model, "path": project.data.path, "eval": project.data.eval}
+    urls = {key: url for key, path in paths.items() if (url := address(path)) is not None}
+    if not urls:
+        return project
+    from edgeopt.files import cloud
+
+    with writing(folder):
+        (folder / CACHE / "fetched").mkdir(parents=True, exist_ok=True)
+    here = {key: cloud.kept(url, folder / CACHE / "fetched", ears.note).resolve() for key, url in urls.items()}
+    data = project.data.model_copy(update={key: str(path) for key, path in here.items() if key != "model"})
+    return project.model_copy(update={"data": data} | ({"model": here["model"]} if "model" in here else {}))
 
 
 def _run(project: Project, file: Path, home: Path, ears: Listener, start: float, allow_failed: bool) -> Run:

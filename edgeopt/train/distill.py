@@ -23,6 +23,7 @@ from torch import nn
 from edgeopt import graph
 from edgeopt.data.reading import Data
 from edgeopt.files import staged
+from edgeopt.files.cloud import anywhere
 from edgeopt.options import takes
 from edgeopt.options.distill import Distill
 from edgeopt.runtime.session import open_session, with_outputs
@@ -67,6 +68,7 @@ class Distilled:
 
 
 @takes(Distill)
+@anywhere
 def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
     """Fine-tune `student` on `data` (as for `edgeopt.quantize`) against a teacher; written only if it is better.
 

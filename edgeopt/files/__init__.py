@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -18,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from edgeopt.errors import UsageError
 
@@ -30,6 +32,25 @@ with contextlib.suppress(ImportError):  # not on Windows
 
 _TEMPORARY = "edgeopt.tmp-"  # and eight characters of tempfile's
 _YOUNG_S = 60.0
+
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)", re.DOTALL)
+_OURS = ("file", "local", "ssh", "exec")
+
+
+def address(path: object) -> str | None:
+    """The address that `path` is, whose slashes `Path` may have joined; None for a path of this machine."""
+    found = _ADDRESS.fullmatch(str(path)) if isinstance(path, str | Path) else None
+    return None if found is None or found[1] in _OURS else f"{found[1]}://{found[2]}"
+
+
+def shown(path: object) -> str:
+    """`path` for the eyes: an address without user, password and query."""
+    url = address(path)
+    if url is None:
+        return str(path)
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def cache_folder() -> Path | None:
@@ -218,6 +239,8 @@ def check_place(path: Path, force: bool, reads: Iterable[object] = ()) -> None:
     Raises:
         UsageError: it exists already (and not `force`), is read, its folder does not exist, or it cannot be a file.
     """
+    if address(path) is not None:  # whether it is there is seen where it is sent
+        return
     if not is_text(path):
         raise UsageError(
             f"{path}: its name is no UTF-8 text, which ONNX Runtime cannot open; choose another name with -o"
@@ -340,5 +363,10 @@ def put(file: Path, text: str) -> None:
     Raises:
         UsageError: it cannot be written.
     """
+    if (url := address(file)) is not None:
+        from edgeopt.files import cloud
+
+        cloud.put(url, text)
+        return
     with replacing(file.resolve()) as part:
         part.write_text(text, encoding="utf-8")
