@@ -35,7 +35,7 @@ _YOUNG_S = 60.0
 
 
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)", re.DOTALL)
-_OURS = ("file", "local", "ssh", "exec")
+_OURS = ("file", "local", "ssh", "exec", "dask", "node", "chromium")
 
 
 def address(path: object) -> str | None:

@@ -30,7 +30,7 @@ from typing import (
     overload,
 )
 
-from pydantic import BaseModel, ConfigDict, SkipValidation, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from edgeopt.errors import UsageError, suggestion
@@ -162,6 +162,12 @@ class Options(_Base):
         return self.model_dump(mode="json", include=kept, fallback=lambda x: getattr(x, "__qualname__", str(x)))
 
 
+Jobs = Annotated[int | None, NO_STEP, Field(ge=1, le=1024)]
+Cluster = Annotated[str | None, Flag(text=Text("dask://HOST:PORT", str), step=False)]
+Work = Annotated[Any, SkipValidation, PYTHON_ONLY]
+OF_JOBS = "Processes for calibration and blame, beside whose work nothing is timed. [default: threads of this one]"
+OF_CLUSTER = "The same on the workers of a Dask scheduler."
+OF_EXECUTOR = "The same by any `concurrent.futures.Executor`."
 Output = Annotated[Path | None, Flag(short="-o", step=False)]
 Force = Annotated[bool, NO_STEP]
 Callbacks = Annotated[Listener, SkipValidation, PYTHON_ONLY]

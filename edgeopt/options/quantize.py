@@ -12,7 +12,21 @@ from edgeopt.errors import UsageError
 from edgeopt.hardware.target import TargetLike, is_file, load
 from edgeopt.listener import Listener
 from edgeopt.numbers.kinds import KINDS, Kind
-from edgeopt.options.declare import NO_STEP, PYTHON_ONLY, Callbacks, ChoiceTable, Flag, Force, Output
+from edgeopt.options.declare import (
+    NO_STEP,
+    OF_CLUSTER,
+    OF_EXECUTOR,
+    OF_JOBS,
+    PYTHON_ONLY,
+    Callbacks,
+    ChoiceTable,
+    Cluster,
+    Flag,
+    Force,
+    Jobs,
+    Output,
+    Work,
+)
 from edgeopt.options.devices import OF_DEVICE, Device
 from edgeopt.options.reading import DataOption, Reading, Sizes
 from edgeopt.options.texts import SIZE, TIME, Text, whole
@@ -118,6 +132,9 @@ class Quantize(Placing):
     qat: bool = Field(default=False, description="Train the static result on through its Q/DQ (needs torch).")
     qat_minutes: float | None = Field(default=10.0, gt=0, description="Time limit of --qat, in minutes.")
     qat_epochs: int = Field(default=4, ge=1, description="Largest number of epochs of --qat.")
+    jobs: Jobs = Field(default=None, description=OF_JOBS)
+    cluster: Cluster = Field(default=None, description=OF_CLUSTER)
+    executor: Work = Field(default=None, description=OF_EXECUTOR)
     device: Device = Field(default=None, description=OF_DEVICE)
     measure: Annotated[bool, NO_STEP] = Field(default=True, description="Time the result against float.")
     kinds: Annotated[Mapping[str, Kind], Flag("--kind", example="scores=classes")] = Field(
@@ -205,6 +222,9 @@ class Quantize(Placing):
 class SensitivityOptions(Placing):
     """Options of `sensitivity`."""
 
+    jobs: Jobs = Field(default=None, description=OF_JOBS)
+    cluster: Cluster = Field(default=None, description=OF_CLUSTER)
+    executor: Work = Field(default=None, description=OF_EXECUTOR)
     device: Device = Field(default=None, description=OF_DEVICE)
     samples: int = Field(default=8, ge=1, description="Held-out samples that it is measured on.")
     budget_s: Annotated[float, Flag("--budget", TIME)] = Field(

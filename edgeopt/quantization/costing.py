@@ -23,6 +23,7 @@ from edgeopt.runtime import costs
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.meter import HereMeter, Meter
 from edgeopt.runtime.probe import Probe
+from edgeopt.runtime.spread import Spread
 
 _MOST_TIMES = 50_000  # in a book
 
@@ -30,19 +31,21 @@ _MOST_TIMES = 50_000  # in a book
 class Timing(TypedDict):
     """Fields of `Resources`."""
 
+    spread: Spread | None
     meter: Meter | None
     timed: bool
     book: Path | None
 
 
-def timing(options: Quantize, target: Target, meter: Meter | None) -> Timing:
-    """Who times models, whether that places nodes, and where their times are kept."""
+def timing(options: Quantize, target: Target, meter: Meter | None, spread: Spread | None) -> Timing:
+    """Who does independent work, who times models, whether that places nodes, and where their times are kept."""
     of_device = meter is not None
     if meter is None and target.name in (targets.host(), "cpu-portable"):
         meter = HereMeter()
     timed = options.measure and meter is not None and meter.profiles and (of_device or target.name == targets.host())
     kept = options.by_clock and options.measure and meter is not None
     return {
+        "spread": spread,
         "meter": meter,
         "timed": timed,
         "book": (options.book or costs.book(meter.host)) if kept and meter else None,

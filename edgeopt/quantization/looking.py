@@ -77,6 +77,7 @@ def _observed(state: State, values: Sequence[str]) -> Mapping[str, Statistics]:
             probes=state.probes,
             max_ram=max_ram,
             progress=lambda done, of: listener.progress("calibrating", done, of),
+            by=resources.spread,
         )
         if first:
             for line in (*(f"skipped: {reason}" for reason in found.skipped.values()), *_oddities(state)):

@@ -41,6 +41,7 @@ from edgeopt.quantization.steps import Place
 from edgeopt.runtime.meter import Meter
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import Session, as_given, finite, open_session, run_all, try_loops, types_of
+from edgeopt.runtime.spread import Spread
 
 _LATER = 8  # samples on which recurrent states are fed back
 _REPEATED_DB = 60.0  # two runs with at least this SQNR count as equal
@@ -143,12 +144,13 @@ class Task:
         self.notes.note(line)
 
 
-def prepare(source: ir.Model, data: Data, options: Quantize, meter: Meter | None = None) -> Task:
-    """Do all work that precedes the first candidate. meter: of the device on which models are timed.
+def prepare(
+    source: ir.Model, data: Data, options: Quantize, meter: Meter | None = None, spread: Spread | None = None
+) -> Task:
+    """Do all work that precedes the first candidate. meter: of a device; spread: who does independent work.
 
     Raises:
-        ModelError: the model is quantized already, has NaN weights, or is rejected by ONNX Runtime. DataError,
-          UsageError: see `edgeopt.data`.
+        ModelError: it is quantized, has NaN weights, or ONNX Runtime rejects it. DataError, UsageError: of its data.
     """
     cache, notes = SharedResults(), Notes(options.listener)
     with cache.timed("prepare"):
@@ -158,7 +160,7 @@ def prepare(source: ir.Model, data: Data, options: Quantize, meter: Meter | None
         if target.demands.highest_opset is not None:
             source = graph.lower_opset(source, target.demands.highest_opset)
         source, data = with_inputs(source, data, options, notes.note)
-        return _prepared(source, data, options, timing(options, target, meter), cache, notes)
+        return _prepared(source, data, options, timing(options, target, meter, spread), cache, notes)
 
 
 def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache: SharedResults, notes: Notes) -> Task:

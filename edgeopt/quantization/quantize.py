@@ -38,6 +38,7 @@ from edgeopt.quantization.report import ActivationReport, LatencyReport, MetricR
 from edgeopt.quantization.state import State
 from edgeopt.quantization.trials import Trials, try_auto, try_static
 from edgeopt.runtime.meter import DeviceMeter
+from edgeopt.runtime.spread import spread
 
 
 @takes(Quantize)
@@ -62,16 +63,15 @@ def quantize(model: graph.Source, data: Data, options: Quantize) -> Result:
         check_folder(options.pareto)
     if options.qat and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--qat needs torch: {extra('train')}")
-    with device(options.device, options.target) as (meter, own):
-        return _quantized(model, source, data, options.model_copy(update={"target": own}), meter, start)
+    by = spread(options.executor, options.jobs, options.cluster, options.listener.note)
+    with device(options.device, options.target) as (meter, own), by as workers:
+        task = prepare(source, data, options.model_copy(update={"target": own}), meter, workers)
+        return _quantized(model, task, meter, start)
 
 
-def _quantized(
-    model: graph.Source, source: ir.Model, data: Data, options: Quantize, meter: DeviceMeter | None, start: float
-) -> Result:
-    path = options.output
+def _quantized(model: graph.Source, task: Task, meter: DeviceMeter | None, start: float) -> Result:
+    options, path = task.options, task.options.output
     journal = path is not None and options.searches and journal_of(path).is_file()
-    task = prepare(source, data, options, meter)
     resumed = path is not None and journal and is_of(task, path)
     if path is not None:
         check_place(path, options.force or resumed)  # a resumed search may replace its own file

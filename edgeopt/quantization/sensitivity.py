@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +42,7 @@ from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.steps import Clip, Refit, Round, Write
 from edgeopt.runtime.meter import Meter, Timed
 from edgeopt.runtime.session import Feed, open_session, run_all
+from edgeopt.runtime.spread import Spread, spread
 
 _MEASURED_S = 0.1
 _TRIED = 8  # nodes to run before the total time is estimated
@@ -119,20 +121,24 @@ def sensitivity(model: graph.Source, data: Data, options: SensitivityOptions) ->
     """
     given = options.model_fields_set & (Placing.model_fields.keys() - {"samples"})
     chosen = Quantize(mode="static", measure=False, **{name: getattr(options, name) for name in given})
-    with device(options.device, chosen.target) as (meter, own):
-        task = prepare(graph.load(model), data, chosen.model_copy(update={"target": own}), meter)
-        return _sensitivity(_trial(task, options.samples), options)
+    by = spread(options.executor, options.jobs, options.cluster, options.listener.note)
+    with device(options.device, chosen.target) as (meter, own), by as workers:
+        task = prepare(graph.load(model), data, chosen.model_copy(update={"target": own}), meter, workers)
+        return _sensitivity(_trial(task, options.samples), options, None if task.selection else workers)
 
 
-def _sensitivity(trial: _Trial, options: SensitivityOptions) -> Sensitivity:
+def _sensitivity(trial: _Trial, options: SensitivityOptions, by: Spread | None) -> Sensitivity:
     start, ears, budget_s = time.monotonic(), options.listener, options.budget_s
     whole, _ = trial.loss(trial.plan.integer)
     nodes = [n for n in trial.model.graph if n.name in trial.plan.integer]
     alone: dict[ir.Node, float] = {}
     divergence: dict[ir.Node, float | None] = {}
     begun = time.monotonic()
-    for i, node in enumerate(nodes):
-        alone[node], divergence[node] = trial.loss(frozenset({str(node.name)}))
+    names = [str(node.name) for node in nodes]
+    shared = None if by is None else by.shared(_Portable.of(trial))
+    for i, found_of in enumerate(map(trial.alone, names) if by is None else by.map(_alone, shared, names)):
+        node = nodes[i]
+        alone[node], divergence[node] = found_of
         ears.progress("one node at a time", i + 1, len(nodes))
         expected = (time.monotonic() - begun) / (i + 1) * len(nodes)
         if i + 1 < len(nodes) and expected > budget_s and i >= min(_TRIED, len(nodes) - 1):
@@ -142,9 +148,14 @@ def _sensitivity(trial: _Trial, options: SensitivityOptions) -> Sensitivity:
         alone = dict(zip(nodes, trial.added(whole), strict=True))
         ears.note(f"{len(nodes)} nodes would take {expected:.0f} s one by one: shares are approximate (--budget)")
     total = sum(alone.values()) or 1.0
+    ranked, deadline = sorted(nodes, key=lambda n: -alone[n]), start + budget_s
+    parts: Iterable[_Parts] = (trial.parts(str(n.name), deadline) for n in ranked)
+    if by is not None:  # nothing is timed beside it
+        within = ((str(n.name), deadline - time.monotonic()) for n in ranked)
+        parts = list(by.map(_parts, shared, within))
     found = tuple(
-        replace(_looked_at(trial, node, alone[node], total, whole, start + budget_s), kl=divergence.get(node))
-        for node in sorted(nodes, key=lambda n: -alone[n])
+        replace(_looked_at(trial, node, p, alone[node], total, whole, deadline), kl=divergence.get(node))
+        for node, p in zip(ranked, parts, strict=True)
     )
     complete = all(n.won_db is not None for n in found)
     return Sensitivity(
@@ -165,19 +176,61 @@ def _trial(task: Task, samples: int) -> _Trial:
     return _Trial(state.model, state.plan, state.params, feeds, reference, task.start.resources.meter, task.shown)
 
 
-def _looked_at(trial: _Trial, node: ir.Node, own: float, total: float, whole: float, deadline: float) -> Node:
+def _looked_at(
+    trial: _Trial, node: ir.Node, parts: _Parts, own: float, total: float, whole: float, deadline: float
+) -> Node:
     """The figures of `node`, as far as the time allows; `own`: noise power when it alone is quantized."""
     name = str(node.name)
     weights = activations = won = ms = None
-    if time.monotonic() < deadline:
-        w, a = (trial.loss(frozenset({name}), side)[0] for side in ("weights", "activations"))
+    if parts.sides is not None:
+        w, a = parts.sides
         weights, activations = w / max(w + a, 1e-30), a / max(w + a, 1e-30)
-    if time.monotonic() < deadline:
-        rest = trial.plan.integer - {name}
-        won = _db(trial.signal, trial.loss(rest)[0]) - _db(trial.signal, whole)
-        ms = trial.longer_ms(rest)
+    if parts.without is not None:
+        won = _db(trial.signal, parts.without) - _db(trial.signal, whole)
+        ms = trial.longer_ms(trial.plan.integer - {name}) if time.monotonic() < deadline else None
     alone = _db(trial.signal, own)
     return Node(name, node.op_type, alone, own / total, weights, activations, won, ms, _spread(node), None)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Noise powers of a node; None where the time was up."""
+
+    sides: tuple[float, float] | None
+    """With only its weights quantized, and with only its activations."""
+    without: float | None
+    """With all nodes quantized but this one."""
+
+
+@dataclass(frozen=True)
+class _Portable:
+    """What of a trial goes to workers."""
+
+    proto: bytes
+    plan: Plan
+    params: Mapping[str, QParams]
+    feeds: Sequence[Feed]
+    reference: Sequence[Outputs]
+
+    @staticmethod
+    def of(trial: _Trial) -> _Portable:
+        """Without what only this process has."""
+        return _Portable(graph.proto_bytes(trial.model), trial.plan, trial.params, trial.feeds, trial.reference)
+
+    @cached_property
+    def trial(self) -> _Trial:
+        """The trial in a worker, on one thread."""
+        model = graph.load(self.proto)
+        return _Trial(model, self.plan, self.params, self.feeds, self.reference, None, lambda m: m, 1)
+
+
+def _alone(portable: _Portable, name: str) -> tuple[float, float | None]:
+    return portable.trial.alone(name)
+
+
+def _parts(portable: _Portable, item: tuple[str, float]) -> _Parts:
+    name, left_s = item
+    return portable.trial.parts(name, time.monotonic() + left_s)
 
 
 @dataclass(frozen=True)
@@ -192,6 +245,7 @@ class _Trial:
     meter: Meter | None
     shown: Callable[[ir.Model], ir.Model]
     """Gives a form of the model the outputs that are compared."""
+    workers: int = field(default_factory=cores)
 
     @property
     def signal(self) -> float:
@@ -204,12 +258,26 @@ class _Trial:
         side: "weights", "activations" or "both".
         """
         session = open_session(self.quantized(integer, side))
-        found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=cores())
+        found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=self.workers)
         noise = [
             [a - b for a, b in zip(y, r, strict=True)]
             for y, r in zip(_floats(found), _floats(self.reference), strict=True)
         ]
         return _power(noise), -kl(self.reference, found) if self.scored else None
+
+    def alone(self, name: str) -> tuple[float, float | None]:
+        """`loss` of a node alone."""
+        return self.loss(frozenset({name}))
+
+    def parts(self, name: str, deadline: float) -> _Parts:
+        """The parts of the loss of a node, as far as the time allows."""
+        sides = without = None
+        if time.monotonic() < deadline:
+            w, a = (self.loss(frozenset({name}), side)[0] for side in ("weights", "activations"))
+            sides = w, a
+        if time.monotonic() < deadline:
+            without = self.loss(self.plan.integer - {name})[0]
+        return _Parts(sides, without)
 
     @property
     def scored(self) -> bool:

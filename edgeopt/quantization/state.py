@@ -20,6 +20,7 @@ from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.costs import Costs
 from edgeopt.runtime.meter import Meter
 from edgeopt.runtime.probe import Probe
+from edgeopt.runtime.spread import Spread
 
 if TYPE_CHECKING:
     from edgeopt.ptq.moments import LayerMoments
@@ -74,6 +75,8 @@ class Resources:
     cache: SharedResults = field(default_factory=SharedResults)
     max_ram: int | None = None
     """Memory limit for calibration in bytes; None: half of the free memory."""
+    spread: Spread | None = None
+    """Who does independent work; None: this process."""
     meter: Meter | None = None
     """Who times models for the target; None if nobody here can."""
     timed: bool = False

@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeopt.data.spec import refuse_many
 from edgeopt.errors import CalibrationError, DataError
-from edgeopt.graph.facts import size_bytes
+from edgeopt.graph.facts import above_protobuf, size_bytes
+from edgeopt.graph.serialization import load, proto_bytes
 from edgeopt.hardware.host import cores, threads
 from edgeopt.numbers.observers import Statistics
 from edgeopt.runtime.probe import Probe
 from edgeopt.runtime.session import Feed, reading
+from edgeopt.runtime.spread import Spread
 
+_TOGETHER = 4  # samples of a task elsewhere
 SUBSAMPLE = 1024  # elements of each tensor that enter the histogram, for each sample
 Sample = tuple[str, Callable[[], Feed]]
 Progress = Callable[[int, int], None]
@@ -79,9 +82,10 @@ def observe(
     probes: Mapping[str, Probe],
     max_ram: int,
     progress: Progress = lambda done, total: None,
+    by: Spread | None = None,
 ) -> Observation:
-    """Statistics of the values called `values` over `samples`; bit-identical for every order of the samples and number
-    of threads.
+    """Statistics of the values called `values` over `samples`; bit-identical for every order of the samples, number
+    of threads and number of workers of `by`.
 
     Raises:
         CalibrationError: a value contains NaN or infinity (the message names it and the sample), or there are no
@@ -95,7 +99,11 @@ def observe(
     skipped: dict[str, str] = {}
     total = len(parts) * len(samples)
     for i, part in enumerate(parts):
-        found |= _observe_group(model, part, samples, skipped, partial(_tell, progress, i * len(samples), total))
+        tell = partial(_tell, progress, i * len(samples), total)
+        if by is not None and not above_protobuf(model):
+            found |= _spread_group(model, part, samples, skipped, tell, by)
+        else:
+            found |= _observe_group(model, part, samples, skipped, tell)
     refuse_many(skipped, len(samples))
     return Observation(found, dict(sorted(skipped.items())))
 
@@ -143,6 +151,57 @@ def _observe_group(
         finally:  # after an error or Ctrl-C the other workers stop at their next sample
             stop.set()
     return merge([f.result() for f in futures])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a worker needs to observe samples: a model and the values of it, bytes that are opened once."""
+
+    proto: bytes
+    values: tuple[str, ...]
+
+    @cached_property
+    def run(self) -> Callable[[Feed], Feed]:
+        """Gives the values for a feed."""
+        return reading(load(self.proto), self.values)
+
+
+def observed(shard: Shard, feeds: Sequence[tuple[str, Feed]]) -> dict[str, Statistics]:
+    """Statistics over some samples, on one thread."""
+    found = {name: Statistics() for name in shard.values}
+    for name, feed in feeds:
+        seen = shard.run(feed)
+        for value in shard.values:
+            found[value] = _update(found[value], seen[value], value, name)
+    return found
+
+
+def _spread_group(
+    model: ir.Model,
+    values: Sequence[str],
+    samples: Sequence[Sample],
+    skipped: dict[str, str],
+    progress: Callable[[int], None],
+    by: Spread,
+) -> dict[str, Statistics]:
+    """`_observe_group` by workers elsewhere; samples are read here."""
+
+    def read_some() -> Iterator[list[tuple[str, Feed]]]:
+        for start in range(0, len(samples), _TOGETHER):
+            feeds = []
+            for name, read in samples[start : start + _TOGETHER]:
+                try:
+                    feeds.append((name, read()))
+                except DataError as e:
+                    skipped[name] = str(e)
+            yield feeds
+
+    shared = by.shared(Shard(proto_bytes(model), tuple(values)))
+    shards = []
+    for i, shard in enumerate(by.map(observed, shared, read_some())):
+        shards.append(shard)
+        progress(min(len(samples), (i + 1) * _TOGETHER))
+    return merge(shards)
 
 
 def _update(statistics: Statistics, x: np.ndarray, value: str, sample: str) -> Statistics:
