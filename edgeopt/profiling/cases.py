@@ -167,7 +167,7 @@ def _first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool
 
 def _trace(case: Case, started: Live, file: Path) -> None:
     first = started.worker.ask("block", runs=2)["times"]
-    runs = int(min(TRACED_RUNS, max(1, _TRACE_S * 1e9 / first[1])))
+    runs = int(min(TRACED_RUNS, max(1, _TRACE_S * 1e9 / max(1, first[1]))))
     started.worker.ask("block", runs=runs)
     started.worker.place.taken(started.worker.ask("trace")["path"], file)
     trace = read_trace(file)

@@ -43,7 +43,9 @@ def environment(place: Place = Here()) -> Environment:  # noqa: B008  (frozen)
 
 def _mhz(texts: Mapping[str, str]) -> float | None:
     khz, text = texts.get("khz", "").strip(), proc_field(texts.get("cpuinfo", ""), "cpu MHz")
-    return int(khz) / 1e3 if khz.isdigit() else float(text) if text else None
+    if khz.isdigit():
+        return int(khz) / 1e3
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
 
 
 def _virtual(texts: Mapping[str, str], flags: frozenset[str], container: bool) -> str | None:

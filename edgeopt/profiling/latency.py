@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -142,16 +141,17 @@ def _runs(started: Live, arm: Arm, preset: Preset) -> int:
 
 def _block(t: Timing, started: Live, runs: int, process: int, turn: int) -> None:
     found = started.worker.ask("block", runs=runs, rate=t.arm.rate)
-    t.times.append(np.array(found["times"], np.int64))
+    times = np.maximum(np.array(found["times"], np.int64), 1)  # a coarse clock may not see one
+    t.times.append(times)
     t.starts_s.append(found["start"] / 1e9)
     t.walls_s.append((found["end"] - found["start"]) / 1e9)
     t.blocks.append(
         Block(
             process=process,
             round=turn,
-            runs=len(found["times"]),
-            median_ms=median(found["times"]) / 1e6,
-            contended=contended(found["wait_ns"], found["switches"], found["end"] - found["start"]),
+            runs=len(times),
+            median_ms=float(np.median(times)) / 1e6,
+            contended=contended(found.get("wait_ns"), found.get("switches", 0), found["end"] - found["start"]),
         )
     )
 
@@ -165,7 +165,7 @@ def contended(wait_ns: int | None, switches: int, duration_ns: int) -> bool:
 
 def precise(timings: Sequence[Timing], preset: Preset) -> bool:
     """Whether every reported interval is narrow enough: that of each median, and of each ratio to the first arm."""
-    if any(median_interval(t.medians()).half_width > preset.precision for t in timings):
+    if any(not t.blocks or median_interval(t.medians()).half_width > preset.precision for t in timings):
         return False
     pairs = [paired(timings[0], t) for t in timings[1:]]
     return all(p is not None and ratio_interval(*p).half_width <= preset.precision for p in pairs)

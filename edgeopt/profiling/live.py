@@ -69,7 +69,7 @@ def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool,
     if arm.place.web:
         return Live(w, hello, _open_web(w, arm))
     wanted = arm.provider
-    plugin = make_present(w, wanted, hello["providers"])
+    plugin = make_present(w, wanted, (hello.get("providers") or ()))
     strict = {_NO_FALLBACK: "1"} if wanted.name != CPU and not allow_fallback else {}
     opened = w.ask(
         "open",
@@ -82,7 +82,7 @@ def open_in(w: Worker, hello: dict[str, Any], arm: Arm, *, allow_fallback: bool,
         fixed=dict(arm.fixed),
         **how,
     )
-    if wanted.name != CPU and wanted.name not in opened["providers"]:
+    if wanted.name != CPU and wanted.name not in (opened.get("providers") or ()):
         raise WorkerError(f"{wanted.name} was asked for, and the session runs on {', '.join(opened['providers'])}")
     return Live(w, hello, opened)
 

@@ -50,4 +50,4 @@ def _note(w: Worker, name: str, found: list[Phase]) -> bool:
             private_clean_bytes=seen.get("private_clean"),
         )
     )
-    return bool(seen["reset"])
+    return bool(seen.get("reset", False))

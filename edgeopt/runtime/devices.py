@@ -47,7 +47,7 @@ _SSH = (
     "-o", "ServerAliveCountMax=3",
 )  # fmt: skip
 _CONNECT_S, _SEND_S, _PROBE_S, _LEAVE_S = 60.0, 120.0, 30.0, 10.0
-_BACK_S, _PAUSE_S = 60.0, 2.0
+_BACK_S, _PAUSE_S, _ALIVE_S, _GENTLY_S = 60.0, 2.0, 15.0, 2.0
 _CHUNK = 3 << 20  # bytes of a file in one request
 _WEB = {"node:": ("node", WORKER / "with_node.mjs"), "chromium:": (None, WORKER / "with_chromium.py")}
 _IS_PYTHON = re.compile(r"(.*/)?python[\d.]*")
@@ -178,7 +178,7 @@ class Page(Here):
     def start(self) -> Start:
         """See `Place`."""
         command = [sys.executable, str(WORKER / "through.py"), str(serving.place_of_server()), self.device]
-        return Start(command, f"device {self.name}", lost=lambda: True)
+        return Start(command, f"device {self.name}", device=True, lost=lambda: True)
 
     def back(self) -> bool:
         """See `Place`."""
@@ -281,8 +281,10 @@ class Board:
             keeper = Worker(Here(), self._start(_KEEPER, "", master=True), _CONNECT_S)
             try:
                 found = keeper.greet()
-            except WorkerError:
-                keeper.stop()
+                if not isinstance(found.get("folder"), str):
+                    raise WorkerError(f"device {self.name}: its keeper tells no folder")
+            except BaseException:
+                keeper.end(_GENTLY_S)
                 raise
             self._keeper, self._hello = keeper, found
         return self._hello
@@ -296,7 +298,7 @@ class Board:
         program = ascii(script.read_text(encoding="utf-8"))
         source = ascii(f"{before}exec(compile({program}, {script.name!r}, 'exec'))")
         lost = (lambda: True) if master else (lambda: not self._there())
-        return Start((*reach, *words), f"device {self.name}", f"{source}\n", self._hint, lost=lost)
+        return Start((*reach, *words), f"device {self.name}", f"{source}\n", self._hint, device=True, lost=lost)
 
     def _shared(self, master: bool) -> tuple[str, ...]:
         """Options by which all connections to a board are one."""
@@ -322,12 +324,12 @@ class Board:
     def _there(self) -> bool:
         """Whether the keeper still answers."""
         try:
-            self.ask("state")
+            self.ask("state", limit_s=_ALIVE_S)
         except WorkerError:
             return False
         return True
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+    def ask(self, do: str, *, limit_s: float = _SEND_S, **arguments: Any) -> dict[str, Any]:
         """Ask the keeper; one that is lost is forgotten, so that the next request starts another.
 
         Raises:
@@ -336,7 +338,7 @@ class Board:
         self.hello()
         assert self._keeper is not None
         try:
-            return self._keeper.ask(do, _SEND_S, **arguments)
+            return self._keeper.ask(do, limit_s, **arguments)
         except LostError:
             self._keeper.stop()
             self._keeper = None

@@ -180,7 +180,7 @@ def with_provider(wanted: Requested) -> Opens:
 
 def _by_provider(w: Worker, hello: Mapping[str, Any], wanted: Requested, model: Path, profile: str | None) -> Ran:
     try:
-        plugin = make_present(w, wanted, hello["providers"])
+        plugin = make_present(w, wanted, (hello.get("providers") or ()))
     except WorkerError as e:
         raise UsageError(f"the runtime of {w.place.name} is not there: {e}") from e
     opened = w.ask(
@@ -191,7 +191,7 @@ def _by_provider(w: Worker, hello: Mapping[str, Any], wanted: Requested, model: 
         assignment=True,
         profile=profile,
     )
-    if wanted.name not in opened["providers"]:
+    if wanted.name not in (opened.get("providers") or ()):
         raise WorkerError(f"{wanted.name} takes no node of the model; it runs on {', '.join(opened['providers'])}")
     assignment: list[list[Any]] = opened["assignment"] or []
     nodes = Counter({str(name): 0 for name, _ in assignment})

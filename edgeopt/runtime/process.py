@@ -31,6 +31,7 @@ _LAST_WORDS = 2000
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _SIGNATURE = re.compile(r"/\S+\.(?:cc|cpp|h):\d+ [^()]*\([^()]*\)(?: const)?(?: \[with [^\]]*\])? ?")
 TIMEOUT_S = 300.0
+_GENTLY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Start:
     hint: Callable[[str], str] = lambda words: ""
     """What to do about what it printed before it ended."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    device: bool = False
+    """Whether all its errors name it, and it is let to end by itself before it is killed."""
     lost: Callable[[], bool] = lambda: False
     """Whether, now that it ended, its device cannot be reached."""
 
@@ -171,21 +174,38 @@ class Worker:
                 stderr=self._said,
                 text=True,
                 encoding="utf-8",
+                errors="replace",
                 env=variables,
                 start_new_session=True,
             )
         except OSError as e:
             self._said.close()
-            raise UsageError(f"{start.of}: cannot be started ({e})") from e
+            raise (LostError if start.device else UsageError)(f"{start.of}: cannot be started ({e})") from e
         self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
-        self._send(start.first)
+        self._requests: queue.Queue[str] = queue.Queue()
+        for work in (self._listen, self._speak):
+            threading.Thread(target=work, daemon=True).start()
+        if start.first:
+            self._requests.put(start.first)
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
+        try:
+            for line in self._process.stdout:
+                self._answers.put(line)
+        except (OSError, ValueError):  # closed
+            pass
+        finally:
+            self._answers.put("")
+
+    def _speak(self) -> None:
+        """Write requests, which a stalled connection may not take, until an empty one."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError, ValueError):  # a dead worker: reported with the answer
+            while text := self._requests.get():
+                self._process.stdin.write(text)
+                self._process.stdin.flush()
+            self._process.stdin.close()
 
     def ask(self, do: str, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
         """Send one request and return its answer.
@@ -193,17 +213,14 @@ class Worker:
         Raises:
             WorkerError: the worker returned an error, died, or took longer than `timeout_s` (then it is killed).
         """
-        self._send(json.dumps({"do": do, **arguments}) + "\n")
-        answer = self._answer(do, timeout_s or self.timeout_s)
-        if "error" in answer:
-            raise WorkerError(_plain(answer["error"]))
-        return checked(do, answer["ok"])
-
-    def _send(self, text: str) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # a dead worker: reported with the answer
-            self._process.stdin.write(text)
-            self._process.stdin.flush()
+        self._requests.put(json.dumps({"do": do, **arguments}) + "\n")
+        try:
+            answer = self._answer(do, timeout_s or self.timeout_s)
+            if "error" in answer:
+                raise WorkerError(_plain(str(answer["error"])))
+            return checked(do, answer["ok"])
+        except WorkerError as e:
+            raise type(e)(f"{self._start.of}: {e}") if self._start.device else e from e.__cause__
 
     def greet(self) -> dict[str, Any]:
         """The answer to the request `hello`.
@@ -214,7 +231,7 @@ class Worker:
         try:
             hello = self.ask("hello")
         except WorkerError as e:
-            raise type(e)(f"{self._start.of}: {e}") if self._start.of else e from e
+            raise type(e)(f"{self._start.of}: {e}") if self._start.of and not self._start.device else e from e
         if hello["protocol"] != keeper.PROTOCOL:
             told = f"speaks protocol {hello['protocol']}, this edgeopt {keeper.PROTOCOL}"
             raise WorkerError(f"{self._start.of or 'the worker'}: {told}")
@@ -230,8 +247,10 @@ class Worker:
             try:
                 line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                self._kill()
-                raise WorkerError(f"no answer to {do!r} within {limit_s:.0f} s; the worker was killed") from None
+                told = f"no answer to {do!r} within {limit_s:.0f} s; the worker was killed"
+                lost = self._start.lost()
+                self._end_it(_GENTLY_S if self._start.device else 0.0)
+                raise (LostError if lost else WorkerError)(told) from None
             if not line:
                 self._answers.put("")  # later requests fail as well
                 told = self._death(do)
@@ -266,21 +285,26 @@ class Worker:
 
     def end(self, limit_s: float) -> None:
         """Let the process end by itself, within `limit_s`, since nobody asks any more."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            self._process.stdin.close()
-            self._process.wait(limit_s)
+        self._end_it(limit_s)
         self.stop()
+
+    def _end_it(self, limit_s: float) -> None:
+        """Close its input, and kill it if it does not end within `limit_s`."""
+        self._requests.put("")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(limit_s)
+        self._kill()
 
     def stop(self) -> None:
         """End the process immediately."""
         if self._pid is not None:
             self.place.stopped(self._pid)
+        self._requests.put("")
         self._kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):
                     stream.close()
         self._said.close()
 

@@ -5,12 +5,14 @@ before anything reads it. `edgeopt schema protocol` prints it as a JSON Schema; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from edgeopt.errors import WorkerError
 from edgeopt.runtime.worker.keeper import PROTOCOL
+
+_MOST = 2**62  # nanoseconds
 
 
 class _Request(BaseModel):
@@ -51,9 +53,9 @@ class Open(_Request):
 class Opened(_Answer):
     """create_ns: how long it took."""
 
-    create_ns: int | None = Field(default=None, ge=0)
+    create_ns: int = Field(ge=0, le=_MOST)
+    outputs: tuple[str, ...] = Field(strict=False)
     providers: tuple[str, ...] | None = Field(default=None, strict=False)
-    outputs: tuple[str, ...] | None = Field(default=None, strict=False)
 
 
 class FeedFile(_Request):
@@ -79,11 +81,11 @@ class Block(_Request):
 class Times(_Answer):
     """Nanoseconds of each inference; start, end: of the block; wait_ns, switches: what the system took from it."""
 
-    times: tuple[int, ...] = Field(min_length=1, strict=False)
-    start: int | None = None
-    end: int | None = None
-    wait_ns: int | None = None
-    switches: int | None = None
+    times: tuple[Annotated[int, Field(ge=0, le=_MOST)], ...] = Field(min_length=1, strict=False)
+    start: int = Field(ge=0, le=_MOST)
+    end: int = Field(ge=0, le=_MOST)
+    wait_ns: int | None = Field(default=None, ge=0)
+    switches: int = Field(default=0, ge=0)
 
 
 class OutputFile(_Request):
@@ -120,6 +122,53 @@ class Traced(_Answer):
     path: str
 
 
+class Machine(_Answer):
+    """What a keeper's machine tells of itself: texts of its system by name, and what has no text."""
+
+    texts: Mapping[str, str]
+    cores: int = Field(ge=1)
+    load: tuple[float, ...] = Field(strict=False)
+    system: str
+    processor: str
+    container: bool
+
+
+class State(_Answer):
+    """Of a keeper's machine at this moment; null where its system does not tell."""
+
+    celsius: float | None
+    mhz: float | None
+    throttled: bool | None
+
+
+class Have(_Answer):
+    """Whether a file is there whole."""
+
+    have: bool
+
+
+class Data(_Answer):
+    """A part of a file, in base64."""
+
+    data: str
+
+
+class Part(_Request):
+    """Of a keeper: a part of a file. sha256: of the whole; at: offset; size: bytes; data: base64."""
+
+    path: str
+    sha256: str = ""
+    at: int = 0
+    size: int = 0
+    data: str = ""
+
+
+class Process(_Request):
+    """Of a keeper: a worker that it takes into care (`watch`), or ends."""
+
+    pid: int
+
+
 class Same(_Answer):
     """Whether the first feed gave the same outputs twice."""
 
@@ -135,6 +184,14 @@ _SPOKEN: Mapping[str, tuple[type[_Request], type[_Answer]]] = {
     "outputs": (OutputFile, Written),
     "memory": (MemoryAsked, MemoryTold),
     "trace": (Nothing, Traced),
+    "machine": (Nothing, Machine),
+    "state": (Nothing, State),
+    "have": (Part, Have),
+    "put": (Part, _Answer),
+    "get": (Part, Data),
+    "drop": (Part, _Answer),
+    "watch": (Process, _Answer),
+    "end": (Process, _Answer),
 }
 
 

@@ -194,15 +194,19 @@ def listed(python: str | None = None) -> tuple[list[Listed], str]:
 def _listed(row: Provider, hello: Mapping[str, Any], python: str | None, model: Path) -> Listed:
     """Try one provider in its own process, since a broken provider may crash the process."""
     state, why = "missing", _missing(row)
-    devices = [d for d in hello["devices"] if d[0] == row.name]
-    if row.name in hello["providers"] or row.module is not None:
+    devices = [d for d in (hello.get("devices") or ()) if d[0] == row.name]
+    if row.name in (hello.get("providers") or ()) or row.module is not None:
         with worker(Here(python), _PROBE_S) as w:
             try:
-                plugin = make_present(w, Requested(row.name), hello["providers"])
+                plugin = make_present(w, Requested(row.name), (hello.get("providers") or ()))
                 devices = [d for d in w.ask("hello")["devices"] if d[0] == row.name]
                 opened = w.ask("open", model=str(model), providers=[[row.name, dict(row.probe)]], plugin=plugin)
                 state = "plugin" if plugin else "present"
-                why = "" if row.name in opened["providers"] else "loads, but takes no node of a small model as it is"
+                why = (
+                    ""
+                    if row.name in (opened.get("providers") or ())
+                    else "loads, but takes no node of a small model as it is"
+                )
             except WorkerError as e:
                 if "pip install" not in str(e):
                     state, why = "unusable", str(e).splitlines()[0]

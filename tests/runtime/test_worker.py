@@ -50,7 +50,7 @@ def spoken(*requests: Mapping[str, Any], code: str = "pass") -> list[dict[str, A
     done = subprocess.run(
         [sys.executable, "-I", "-c", start], input=text, capture_output=True, text=True, check=True, timeout=120
     )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines() if line]
 
 
 def modules(code: str) -> set[str]:

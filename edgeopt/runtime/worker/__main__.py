@@ -268,6 +268,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker = Server()
+    answers.write("\n")  # after what a shell may have said
     for line in sys.stdin:
         request = json.loads(line)
         do = request.pop("do")

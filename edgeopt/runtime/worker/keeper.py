@@ -186,6 +186,7 @@ def serve() -> None:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: sys.exit(1))  # the connection ends
     try:
+        sys.stdout.write("\n")  # after what a shell may have said
         for line in sys.stdin:
             request = json.loads(line)
             do = request.pop("do")

@@ -38,13 +38,17 @@ class Server:
 
     def open(self, model: str, device: str = "CPU", config: dict[str, str] | None = None) -> dict[str, Any]:
         """Compile a model. The answer lists its layers as [name, type, precision]."""
+        start = time.perf_counter_ns()
         self.model = openvino.Core().compile_model(model, device, config or {})
+        took = time.perf_counter_ns() - start
         layers = []
         for op in self.model.get_runtime_model().get_ops():
             told = {key: str(value.astype(str)) for key, value in op.get_rt_info().items() if key in _TOLD}
             if told.get("layerType") in _LAYERS:
                 layers.append([op.get_friendly_name(), told["layerType"], told.get("runtimePrecision", "")])
-        return {"layers": layers, "integer": [name for name, _, p in layers if p in _INTEGERS]}
+        integer = [name for name, _, p in layers if p in _INTEGERS]
+        names = [o.get_any_name() for o in self.model.outputs]
+        return {"create_ns": took, "outputs": names, "layers": layers, "integer": integer}
 
     def feed(self, path: str) -> dict[str, Any]:
         """Read feeds from an .npz with entries `index/input`."""
@@ -58,14 +62,14 @@ class Server:
 
     def block(self, runs: int = 1) -> dict[str, Any]:
         """Time `runs` inferences back to back, in nanoseconds."""
-        times = []
+        times, start = [], time.perf_counter_ns()
         for _ in range(runs):
             feed = self.feeds[self.turn % len(self.feeds)]
             self.turn += 1
             before = time.perf_counter_ns()
             self.model(feed)
             times.append(time.perf_counter_ns() - before)
-        return {"times": times}
+        return {"times": times, "start": start, "end": time.perf_counter_ns()}
 
     def outputs(self, path: str) -> dict[str, Any]:
         """Write the outputs for every feed to an .npz with entries `index/output`."""
