@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -28,6 +29,7 @@ class DeviceTable(BaseModel):
 
 Device = Annotated[str | None, Flag(text=Text("NAME|ADDRESS", str), step=False)]
 OF_DEVICE = "Where it is timed: ssh://user@board, exec:COMMAND, browser, or a name in edgeopt.toml. [default: here]"
+TAKEN = re.compile(r"local|browser(-\d+)?")
 _TABLES = TypeAdapter(Mapping[str, DeviceTable])
 
 
@@ -37,6 +39,9 @@ def tables(given: object, file: str) -> Mapping[str, DeviceTable]:
     Raises:
         UsageError: it holds what is no device.
     """
+    for name in given if isinstance(given, dict) else ():
+        if TAKEN.fullmatch(str(name)):
+            raise UsageError(f"{file}: devices.{name}: is a name of edgeopt's own; choose another")
     try:
         return _TABLES.validate_python(given)
     except ValidationError as e:

@@ -27,6 +27,7 @@ from edgeopt.profiling.live import Live, live
 from edgeopt.profiling.placement import TRACED_RUNS, Trace, ops, placement, read_trace, refuse_fallback
 from edgeopt.profiling.results import Ops, Placement
 from edgeopt.runtime.feeds import feeds_of
+from edgeopt.runtime.process import Here
 from edgeopt.runtime.session import finite, try_loops
 from edgeopt.runtime.tensor_file import NPZ
 
@@ -161,6 +162,7 @@ def _first_run(case: Case, options: Profile, folder: Path, *, keep_outputs: bool
             and len(options.inputs) < len(case.shapes)
             and case.output_names
             and case.placement is None
+            and isinstance(t.arm.place, Here)
         )
         t.error = f"{e}" + ("; its inputs were made up: give real ones with --input or --data" if made_up else "")
 
@@ -169,8 +171,14 @@ def _trace(case: Case, started: Live, file: Path) -> None:
     first = started.worker.ask("block", runs=2)["times"]
     runs = int(min(TRACED_RUNS, max(1, _TRACE_S * 1e9 / max(1, first[1]))))
     started.worker.ask("block", runs=runs)
-    started.worker.place.taken(started.worker.ask("trace")["path"], file)
-    trace = read_trace(file)
+    place = started.worker.place
+    place.taken(started.worker.ask("trace")["path"], file)
+    try:
+        trace = read_trace(file)
+    except WorkerError as e:
+        if isinstance(place, Here):
+            raise
+        raise WorkerError(f"device {place.name}: its trace is broken, as by a full disk ({e})") from e
     case.trace = trace
     case.ops = ops(trace)
     case.placement = placement(case.arm.provider.name, started.opened["assignment"], trace)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from edgeopt.errors import ComparabilityError
 from edgeopt.profiling.results import Measured, Results
 
+LOCAL = "local"
 _ENVIRONMENT = ("cpu", "features", "cores", "governor", "system")
 _SETTING = (
     "onnxruntime", "provider", "provider_options", "threads", "session", "level", "fixed_dims", "shapes", "rate",
@@ -29,7 +30,11 @@ def refuse_different(a: Results, b: Results, pairs: list[tuple[Measured, Measure
 def _differences(a: Results, b: Results, pairs: list[tuple[Measured, Measured]]) -> Iterator[str]:
     devices = {(m.setting.device, n.setting.device) for m, n in pairs}
     for p, q in sorted(devices):
-        here, there = a.devices.get(p, a.environment), b.devices.get(q, b.environment)
+        here, there = (r.environment if name == LOCAL else r.devices.get(name) for r, name in ((a, p), (b, q)))
+        if here is None or there is None:
+            label = next(m.setting.label for m, n in pairs if (m.setting.device, n.setting.device) == (p, q))
+            yield f"{label}: device {p if here is None else q}, whose environment is not known"
+            continue
         for name in _ENVIRONMENT:
             x, y = getattr(here, name), getattr(there, name)
             if x != y:

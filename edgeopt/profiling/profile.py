@@ -219,9 +219,13 @@ def _measured(case: Case, options: Profile, listener: Listener, sizes: dict[obje
 
 
 def _comparisons(found: Sequence[Case], measured: Sequence[Measured], options: Profile) -> tuple[Comparison, ...]:
-    first, together = found[0], not looking(options).sustained_s  # else one after the other
+    together = not looking(options).sustained_s  # else one after the other
     compared = []
-    for case, m in zip(found[1:], measured[1:], strict=True):
+    for case, m in list(zip(found, measured, strict=True))[1:]:
+        # of the same device, where another setting came before: what a device is worth is not what a model is
+        at = next(i for i, c in enumerate(found) if c.arm.place.name == case.arm.place.name)
+        at = 0 if found[at] is case else at
+        first = found[at]
         pairs = latency.paired(first.timing, case.timing)
         if pairs is None:
             continue
@@ -236,8 +240,8 @@ def _comparisons(found: Sequence[Case], measured: Sequence[Measured], options: P
                 verdict=verdict(ratio, options.margin),
                 margin=options.margin,
                 interleaved=together,
-                file_ratio=size_ratio(measured[0], m),
-                peak_memory_ratio=peak_ratio(measured[0], m),
+                file_ratio=size_ratio(measured[at], m),
+                peak_memory_ratio=peak_ratio(measured[at], m),
                 outputs=outputs,
                 notes=tuple(notes),
             )
@@ -329,6 +333,7 @@ def self_check(model: str | Path, options: ProfileOne) -> Results:
                 " --sustained"
             )
         case = cases([arm], options, folder, ears)[0]
+        devices = _environments([case])
         first_run(case, options, folder, keep_outputs=False)
         ears.note(f"self-check: the model against itself, {options.trials} times, one after the other")
         for trial in range(options.trials if case.timing.error is None else 0):
@@ -358,6 +363,7 @@ def self_check(model: str | Path, options: ProfileOne) -> Results:
         kind="self-check",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment=here,
+        devices=devices,
         preset=options.preset,
         measured=(measured,),
         self_check=check if ratios else None,

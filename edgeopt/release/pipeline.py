@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeopt.data.listing import exists
-from edgeopt.errors import UsageError, suggestion
+from edgeopt.errors import EdgeoptError, UsageError, suggestion
 from edgeopt.files import address, check_folder, locked, writing
 from edgeopt.listener import Listener
 from edgeopt.release.build.actions import Context
@@ -183,7 +183,12 @@ def _timed(document: Run, context: Context, stage: Path) -> Run:
     variants, notes = [with_measured(v, found) for v in document.variants], [*document.notes, *found.notes]
     devices = {}
     for device in context.project.devices:
-        devices[device] = there = measured(variants, context, preset, stage, device)
+        try:
+            devices[device] = there = measured(variants, context, preset, stage, device)
+        except EdgeoptError as e:
+            context.listener.note(f"{device}: {e}")
+            variants = [v.model_copy(update={"on_devices": {**v.on_devices, device: str(e)}}) for v in variants]
+            continue
         variants = [with_measured(v, there, device) for v in variants]
         notes += (f"{device}: {note}" for note in there.notes)
     return document.model_copy(

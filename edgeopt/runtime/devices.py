@@ -21,13 +21,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 from edgeopt.errors import LostError, UsageError, WorkerError, suggestion
-from edgeopt.files import sha256, text_of, toml_of
+from edgeopt.files import sha256, temporary_folder, text_of, toml_of
 from edgeopt.hardware import target as targets
 from edgeopt.runtime import serving
 from edgeopt.runtime.environments import home_of
@@ -50,6 +50,9 @@ _CONNECT_S, _SEND_S, _PROBE_S, _LEAVE_S = 60.0, 120.0, 30.0, 10.0
 _BACK_S, _PAUSE_S, _ALIVE_S, _GENTLY_S = 60.0, 2.0, 15.0, 2.0
 _CHUNK = 3 << 20  # bytes of a file in one request
 _WEB = {"node:": ("node", WORKER / "with_node.mjs"), "chromium:": (None, WORKER / "with_chromium.py")}
+_URL = re.compile(r"ssh://(?:([^@:/]*)(?::([^@/]*))?@)?(?:\[([^\]/]+)\]|([^@:/\[\]]+))(?::(\d+))?/?")
+_PLACES = re.compile(r"\{(?:local|remote)\}")
+_MOST_PORT, _MOST_SOCKET = 65535, 80  # bytes of a socket's path: ssh adds some, and systems take 104
 _IS_PYTHON = re.compile(r"(.*/)?python[\d.]*")
 _NAME = re.compile(r"[\w.%:-]+", re.ASCII)
 _HINTS = (  # what a program says -> what to do
@@ -89,7 +92,7 @@ def written(names: Sequence[str]) -> tuple[str, object]:
     Raises:
         UsageError: a file that cannot be read.
     """
-    if all(":" in name or name == LOCAL or name.partition("-")[0] == serving.NAME for name in names):
+    if all(":" in name or name == LOCAL or serving.is_name(name) for name in names):
         return "", {}
     for name, way in (("edgeopt.toml", ("devices",)), ("pyproject.toml", ("tool", "edgeopt", "devices"))):
         if Path(name).is_file():
@@ -126,7 +129,14 @@ def visited(
     Raises:
         UsageError: no such name, or no address.
     """
-    places = {name: _place(name, known, python) for name in names}
+    with temporary_folder() as scratch:
+        yield from _visited({name: _place(name, known, python, str(scratch)) for name in names})
+
+
+def _visited(places: Mapping[str, Place]) -> Iterator[Mapping[str, Place]]:
+    for name, place in places.items():  # two addresses of one host are told apart
+        if isinstance(place, Board) and [p.name for p in places.values()].count(place.name) > 1:
+            place.device = replace(place.device, name=name)
     try:
         yield places
     finally:
@@ -135,9 +145,9 @@ def visited(
                 place.close()
 
 
-def _place(name: str, known: Mapping[str, Table], python: str | None) -> Place:
+def _place(name: str, known: Mapping[str, Table], python: str | None, scratch: str) -> Place:
     table = known.get(name)
-    if (page := _page(table.at if table is not None else name, name)) is not None:
+    if (page := _page(table.at if table is not None else name, name, scratch)) is not None:
         return page
     if table is None:
         if name != LOCAL and ":" not in name:
@@ -153,9 +163,19 @@ def _place(name: str, known: Mapping[str, Table], python: str | None) -> Place:
     return Here(python) if found is None else Board(found)
 
 
-def _page(at: str, name: str) -> Place | None:
+def check(at: str, name: str, python: str | None, push: str, pull: str) -> None:
+    """Refuse what a project file says of a device if it cannot be understood.
+
+    Raises:
+        UsageError: no address, or no command that copies a file.
+    """
+    if at not in _WEB and not serving.is_name(at):
+        parse(at, name, python, push, pull)
+
+
+def _page(at: str, name: str, scratch: str) -> Place | None:
     """The device at `at` if onnxruntime-web is its runtime: in Node, in headless Chromium, or in a served page."""
-    if at.partition("-")[0] == serving.NAME:
+    if serving.is_name(at):
         return Page(name=name, device=at)
     if at not in _WEB:
         return None
@@ -163,7 +183,8 @@ def _page(at: str, name: str) -> Place | None:
     if home is None:
         raise UsageError(f"device {name}: onnxruntime-web is not installed: edgeopt env wasm")
     program, script = _WEB[at]
-    return Here(program, script, {"EDGEOPT_MODULES": str(home / "node_modules")}, name, TENSORS, web=True)
+    environment = {"EDGEOPT_MODULES": str(home / "node_modules"), "TMPDIR": scratch}
+    return Here(program, script, environment, name, TENSORS, web=True)
 
 
 @dataclass(frozen=True)
@@ -205,16 +226,16 @@ def parse(text: str, name: str = "", python: str | None = None, push: str = "", 
     """
     if text == LOCAL:
         return None
+    for template in filter(None, (push, pull)):
+        if not {"{local}", "{remote}"} <= {part for word in _words(template, name) for part in _PLACES.findall(word)}:
+            raise UsageError(f"device {name}: {template!r}: a command with {{local}} and {{remote}}")
     if text.startswith("exec:"):
-        words = _words(text.removeprefix("exec:"), text)
-        if python is None and _IS_PYTHON.fullmatch(words[-1]):
-            *words, python = words
-        for template in filter(None, (push, pull)):
-            if "{local}" not in template or "{remote}" not in template:
-                raise UsageError(f"device {name}: {template!r}: a command with {{local}} and {{remote}}")
-        return Device(name or text, tuple(words), python or _PYTHON, push=push, pull=pull)
+        words, own = _words(text.removeprefix("exec:"), text), _PYTHON
+        if _IS_PYTHON.fullmatch(words[-1]):
+            *words, own = words
+        return Device(name or text, tuple(words), python or own, push=push, pull=pull)
     if text.startswith("ssh:"):
-        return _over_ssh(text, name or text.partition("?")[0], python)
+        return replace(_over_ssh(text, name or text.partition("?")[0], python), push=push, pull=pull)
     kinds = (LOCAL, "ssh://user@board", "exec:COMMAND", serving.NAME, *_WEB)
     raise UsageError(f"device {text!r}: no address{suggestion(text, kinds)} Known: {', '.join(kinds)}")
 
@@ -230,21 +251,23 @@ def _words(command: str, text: str) -> list[str]:
 
 
 def _over_ssh(text: str, name: str, python: str | None) -> Device:
-    try:
-        url, query = urlsplit(text), dict(parse_qsl(urlsplit(text).query, strict_parsing=bool(urlsplit(text).query)))
-        host, port = url.hostname, url.port
-    except ValueError as e:
-        raise UsageError(f"device {text}: {e}") from e
-    user = unquote(url.username or "")
-    if url.password is not None:
-        raise UsageError(f"device {url.scheme}://{user}:...@{host}: no passwords; use a key or an agent")
-    for word in (host or "", *([user] if user else [])):
-        if not _NAME.fullmatch(word) or word.startswith("-"):
+    """With the host as it is written, since ssh's own names of hosts have capitals."""
+    url, _, query = text.partition("?")
+    found = _URL.fullmatch(url)
+    user, password, bracketed, plain, port = found.groups() if found else (None, None, None, None, None)
+    host = bracketed or plain or ""
+    if password is not None:
+        raise UsageError(f"device ssh://{user}:...@{host}: no passwords; use a key or an agent")
+    for word in (host, *([unquote(user)] if user else [])):
+        if found is None or not _NAME.fullmatch(word) or word.startswith("-"):
             raise UsageError(f"device {text}: {word!r} is no name of a host or user; e.g. ssh://pi@192.168.0.7")
-    if url.path.strip("/") or query.keys() - {"python"}:
+    key, _, own = query.partition("=")
+    if query and (key != "python" or not own):
         raise UsageError(f"device {text}: ssh://user@board[:port][?python=/path/to/python3]")
-    reach = [*_SSH, *(["-l", user] if user else []), *(["-p", str(port)] if port else []), "--", str(host)]
-    return Device(name, tuple(reach), python or query.get("python") or _PYTHON, ssh=True)
+    if port is not None and int(port) > _MOST_PORT:
+        raise UsageError(f"device {text}: no port {port}")
+    reach = [*_SSH, *(["-l", unquote(user)] if user else []), *(["-p", port] if port else []), "--", host]
+    return Device(name, tuple(reach), python or unquote(own) or _PYTHON, ssh=True)
 
 
 class Board:
@@ -291,8 +314,11 @@ class Board:
 
     def _start(self, script: Path, before: str, *, master: bool) -> Start:
         words, reach = [self.device.python, "-c", _BOOT], self.device.reach
-        if self.device.ssh or _through_a_shell(reach):
-            words = [shlex.join(words)]
+        try:
+            if self.device.ssh or _through_a_shell(reach):
+                words = [shlex.join(words)]
+        except (OSError, subprocess.TimeoutExpired) as e:
+            raise LostError(f"device {self.name}: {e}") from e
         if self.device.ssh:
             reach = (reach[0], *self._shared(master), *reach[1:])
         program = ascii(script.read_text(encoding="utf-8"))
@@ -308,7 +334,11 @@ class Board:
             self._leave_sockets()
             self._sockets = tempfile.TemporaryDirectory(prefix="edgeopt-ssh-", ignore_cleanup_errors=True)
         assert self._sockets is not None
-        how = f"ControlMaster={'yes' if master else 'no'}", f"ControlPath={self._sockets.name}/%C", "ControlPersist=no"
+        path = f"{self._sockets.name}/m"
+        if len(os.fsencode(path)) > _MOST_SOCKET:
+            return ("-o", "ControlPath=none")
+        quoted = path.replace("%", "%%").replace('"', '\\"')
+        how = f"ControlMaster={'yes' if master else 'no'}", f'ControlPath="{quoted}"', "ControlPersist=no"
         return tuple(word for option in how for word in ("-o", option))
 
     def _leave_sockets(self) -> None:
@@ -436,12 +466,7 @@ def _hash(file: Path, modified_ns: int, size: int) -> str:
 @functools.cache
 def _through_a_shell(reach: tuple[str, ...]) -> bool:
     """Whether a shell reads a command's words put together, as with `adb shell` and not with `docker exec`."""
-    try:
-        done = subprocess.run(
-            [*reach, "echo", "$((1+1))"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False
-        )
-    except OSError as e:
-        raise UsageError(f"device exec:{shlex.join(reach)}: {e}") from e
-    except subprocess.TimeoutExpired as e:
-        raise LostError(f"device exec:{shlex.join(reach)}: {e}") from e
+    done = subprocess.run(
+        [*reach, "echo", "$((1+1))"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_PROBE_S, check=False
+    )
     return done.stdout.strip() == b"2"

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import onnx_ir as ir
 
-from edgeopt.errors import LostError
+from edgeopt.errors import LostError, UsageError
 from edgeopt.files import temporary_folder
 from edgeopt.graph.serialization import write
 from edgeopt.hardware.host import cpu_name
@@ -187,6 +187,8 @@ def meter_of(place: Place, provider: str | None = None) -> DeviceMeter:
     with worker(place, _LIMIT_S) as w:
         hello = w.greet()
     opens: Opens
+    if place.web and provider is not None and provider not in WEB_PROVIDERS:
+        raise UsageError(f"device {place.name}: provider {provider!r}: one of {', '.join(WEB_PROVIDERS)}")
     if place.web:
         opens, by = with_web(provider or WEB_PROVIDERS[0]), provider or WEB_PROVIDERS[0]
     else:

@@ -217,7 +217,8 @@ class Worker:
         try:
             answer = self._answer(do, timeout_s or self.timeout_s)
             if "error" in answer:
-                raise WorkerError(_plain(str(answer["error"])))
+                told = str(answer["error"])
+                raise WorkerError(_plain(told) + self._start.hint(told))
             return checked(do, answer["ok"])
         except WorkerError as e:
             raise type(e)(f"{self._start.of}: {e}") if self._start.device else e from e.__cause__

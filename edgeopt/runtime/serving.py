@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import socketserver
@@ -28,6 +29,14 @@ NAME = "browser"
 _FILE = "served.json"
 _START_S = 60.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+_NAMES = re.compile(rf"{NAME}(-\d+)?")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` is a name that a server gives to pages."""
+    return _NAMES.fullmatch(text) is not None
 
 
 def place_of_server() -> Path:
@@ -148,9 +157,7 @@ def serving(
         context = None if certificate is None else ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if context is not None and certificate is not None:
             context.load_cert_chain(*certificate)
-        pages = server(found.bridges, host, port)
-        if context is not None:
-            pages.socket = context.wrap_socket(pages.socket, server_side=True)
+        pages = server(found.bridges, host, port, context)
     except (OSError, ssl.SSLError) as e:
         raise UsageError(f"--listen {host}:{port}: {e}") from e
     token = secrets.token_urlsafe(16)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgeopt.errors import UsageError
 from edgeopt.options.profile import Profile, ProfileOne
 from edgeopt.profiling.arms import PRESETS, looking, wanted
+from edgeopt.runtime.process import Here
 
 LAW = settings(max_examples=40, deadline=None, derandomize=True)
 M = Path("m.onnx")
@@ -155,7 +156,7 @@ def test_every_setting_has_what_is_not_swept() -> None:
     found = wanted(options, [M])
     assert [a.label for a in found] == [f"threads={n} batch={b}" for n in (1, 2) for b in (1, 4)]
     for arm in found:
-        assert (arm.session, arm.level, arm.rate, arm.python) == ({"a": "b"}, "basic", 30.0, "/usr/bin/python3")
+        assert (arm.session, arm.level, arm.rate, arm.place) == ({"a": "b"}, "basic", 30.0, Here("/usr/bin/python3"))
 
 
 def test_a_provider_that_is_named_twice_is_measured_once() -> None:

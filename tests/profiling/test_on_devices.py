@@ -77,8 +77,17 @@ def test_a_name_is_looked_up_in_the_project_file_here(
 def test_a_device_that_is_not_there_is_one_row(model: Path) -> None:
     found = quick(model, devices=("local", "exec:false"))
     assert [m.error is None for m in found.measured] == [True, False] and not found.comparisons
-    with pytest.raises(UsageError, match="/nowhere/docker"):
-        quick(model, devices=("exec:/nowhere/docker exec -i box",))
+    found = quick(model, devices=("exec:/nowhere/docker exec -i box",))
+    assert "/nowhere/docker" in str(found.measured[0].error)
+
+
+def test_a_model_is_compared_with_another_on_the_same_device(model: Path) -> None:
+    other = model.with_name("other.onnx")
+    other.write_bytes(model.read_bytes())
+    found = quick(model, other, devices=("local", HERE))
+    labels = [m.setting.label for m in found.measured]
+    pairs = [(c.reference, c.other) for c in found.comparisons]
+    assert pairs == [(labels[0], labels[1]), (labels[0], labels[2]), (labels[1], labels[3])]
 
 
 def test_a_device_is_looked_at(tmp_path: Path) -> None:

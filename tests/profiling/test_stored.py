@@ -49,6 +49,7 @@ BARS_ENVIRONMENT: dict[str, Any] = {
     "system": "Windows",
 }
 BARS_SETTING: dict[str, Any] = {
+    "device": "pi5",  # whose environment is in neither document
     "onnxruntime": "1.24.0",
     "provider": "OpenVINOExecutionProvider",
     "provider_options": {"device_type": "GPU"},
@@ -72,7 +73,6 @@ FREE_SETTING: dict[str, Any] = {
     "model": "other.onnx",
     "sha256": "1",
     "inputs": "x.npy",
-    "device": "pi5",
     "python": "3.13",
     "numpy": "2.1",
 }

@@ -54,6 +54,7 @@ def test_a_run_measures_on_every_device_and_judges_by_each(file: Path) -> None:
     assert found.exit_code == 0 and lean is not None and lean.error is None
     assert {"latency.p50", "board.latency.p50", "board.speedup", "board.memory.peak_rss"} <= lean.metrics.keys()
     assert {(g.metric, g.outcome) for g in found.gates} == {
+        ("gone.latency.p50", "not measured"),  # without a gate it is told all the same
         ("size.file", "pass"),
         ("board.latency.p50", "pass"),
         ("board.memory.peak_rss", "pass"),
@@ -113,6 +114,7 @@ def test_a_baseline_is_one_of_each_device(file: Path, monkeypatch: pytest.Monkey
         ("[devices.gone]", "[devices.latency]", r"cannot be a device's name"),
         ("[devices.gone]", '[devices."a.b"]', r"cannot be a device's name"),
         ("[devices.gone]", "[devices.local]", r"cannot be a device's name"),
+        ("[devices.gone]", "[devices.browser]", r"cannot be a device's name"),
     ],
 )
 def test_what_is_wrong_with_a_device_is_told_with_its_line(old: str, new: str, says: str, file: Path) -> None:
@@ -121,6 +123,23 @@ def test_what_is_wrong_with_a_device_is_told_with_its_line(old: str, new: str, s
     with pytest.raises(UsageError) as caught:
         edgeopt.run(file)
     assert re.search(says, str(caught.value)), caught.value
+
+
+def test_a_device_whose_program_is_missing_is_not_measured_and_a_page_is_a_device(file: Path) -> None:
+    text = file.read_text().replace('at = "exec:false"', 'at = "exec:/nowhere/adb shell"')
+    file.write_text(text + '[devices.phone]\nat = "browser"\n')
+    found = edgeopt.run(file)
+    lean = found.variant("lean")
+    assert lean is not None and "/nowhere/adb" in lean.on_devices["gone"] and "phone" in lean.on_devices
+    assert found.exit_code == 0 and {g.metric for g in found.gates if g.outcome == "not measured"} == {
+        "gone.latency.p50",
+        "phone.latency.p50",
+    }
+
+
+def test_without_measuring_gates_of_devices_only_warn(file: Path) -> None:
+    file.write_text(file.read_text().replace('not_measured = "warn"', 'not_measured = "fail"'))
+    assert edgeopt.run(file, measure=False).exit_code == 0
 
 
 def test_a_device_that_is_a_command_is_code(file: Path) -> None:

@@ -61,6 +61,7 @@ def test_a_command_is_what_stands_before_the_interpreter(text: str, reach: tuple
     ("text", "ends"),
     [
         ("ssh://board", ("--", "board")),
+        ("ssh://pi@Board", ("-l", "pi", "--", "Board")),
         ("ssh://pi@board:2222", ("-l", "pi", "-p", "2222", "--", "board")),
         ("ssh://pi@[fe80::1%25eth0]", ("-l", "pi", "--", "fe80::1%25eth0")),
     ],
@@ -79,8 +80,9 @@ def test_an_address_becomes_words_of_ssh_that_ask_for_nothing(text: str, ends: t
         ("ssh://-oProxyCommand=evil", "no name of a host"),
         ("ssh://-l@board", "no name of a host or user"),
         ("ssh://board;reboot", "no name of a host"),
-        ("ssh://board:port", "Port could not be cast"),
-        ("ssh://board/folder", "user@board"),
+        ("ssh://board:port", "no name of a host"),
+        ("ssh://board:99999", "no port 99999"),
+        ("ssh://board/folder", "no name of a host"),
         ("ssh://board?pyhton=/x", "user@board"),
         ("ssh:board", "no name of a host"),
         ("exec:", "no command"),
@@ -95,14 +97,58 @@ def test_what_is_no_address_is_refused_in_words(text: str, says: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_an_interpreter_that_is_named_twice_is_the_later_one() -> None:
+    found = parse("exec:docker exec -i box python3.9", python="/opt/python")
+    assert found is not None and found.reach == ("docker", "exec", "-i", "box") and found.python == "/opt/python"
+    found = parse("ssh://board?python=/opt/c++/python3")
+    assert found is not None and found.python == "/opt/c++/python3"
+
+
+@pytest.mark.parametrize("noise", ["printf 'Welcome> '", "printf 'gr\\374ezi\\n'", "echo welcome"])
+def test_what_is_said_before_the_first_answer_is_nothing(noise: str, tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\n{noise}\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    over_there = board(f"exec:{python}")
+    try:
+        with worker(over_there) as w:
+            assert w.greet()["onnxruntime"]
+    finally:
+        over_there.close()
+
+
+def test_a_link_that_takes_nothing_more_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_CONNECT_S", 2.0)
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+    python.chmod(0o755)
+    over_there, start = board(f"exec:{python}"), time.monotonic()
+    monkeypatch.setattr(devices, "_BOOT", "x" * 100)
+    with pytest.raises(LostError, match="no answer to 'hello' within 2 s"):
+        over_there.hello()
+    assert time.monotonic() - start < 30
+
+
+def test_a_long_folder_for_temporary_files_is_no_obstacle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    over_there = board("ssh://board")
+    (tmp_path / ("a b" * 40)).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("a b" * 40)))
+    assert over_there._shared(True) == ("-o", "ControlPath=none")
+    over_there.close()
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"device pi4: no such name.*local"), visited(["pi4"], {}):
         pass
 
 
-def test_a_push_without_its_places_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"\{local\} and \{remote\}"):
-        parse("exec:adb shell", push="adb push {local}")
+@pytest.mark.parametrize("address", ["exec:adb shell", "ssh://board"])
+@pytest.mark.parametrize(
+    ("push", "says"), [("adb push {local}", r"\{local\} and \{remote\}"), ("cp '{local}", "quotation")]
+)
+def test_a_push_without_its_places_is_refused(address: str, push: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse(address, push=push)
 
 
 def test_a_board_has_files_once_by_content_and_leaves_nothing(tmp_path: Path) -> None:

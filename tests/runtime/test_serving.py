@@ -8,6 +8,9 @@ import contextlib
 import http.client
 import os
 import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -196,13 +199,46 @@ def test_a_page_gets_the_files_of_the_run_and_nothing_else(shown: Shown, browser
     assert status("/wrong/") == status("/") == status("/wrong/web.mjs") == 404
     assert status(f"/{token}/keeper.py") == status(f"/{token}/ort/../x.mjs") == 409
     assert status(f"/{token}/next") == status(f"/{token}/answer?n=1", "POST") == 409  # not the page of the token
-    assert status(f"/{token}/file?path={tmp_path}/secret", **{"X-Page": "0" * 32}) == 409
+    assert status(f"/{token}/file?path={tmp_path}/secret", **{"X-Page": "0" * 32 + "-" + "0" * 32}) == 409
     with worker(Page(name="browser")) as w, pytest.raises(WorkerError, match=r"not served|secret"):
         w.ask("open", model=str(tmp_path / "absent"), provider="wasm")
     bridge = Bridge()
-    assert bridge.is_of("a" * 32) and not bridge.is_of("") and not bridge.is_of("not a number")
+    tab, first, second = ("a" * 32, "b" * 32, "c" * 32)
+    assert not bridge.is_of(f"{tab}-{first}") and bridge.is_of(f"{tab}-{first}", loads=True)
+    assert bridge.is_of(f"{tab}-{first}") and not any(
+        map(bridge.is_of, ("", "-", tab, "not a number", f"{tab}-{second}"))
+    )
+    assert bridge.is_of(f"{tab}-{second}", loads=True) and not bridge.is_of(f"{tab}-{first}")  # the later load
     with pytest.raises(Gone):
         bridge.ask('{"do": "hello"}')
+
+
+@needs_web
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+def test_over_https_a_client_that_says_nothing_stops_nobody(tmp_path: Path) -> None:
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*made, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    found = Shown()
+    with serving.serving(found.told, certificate=(cert, key)):
+        url = urlsplit(found.addresses[0])
+        assert url.scheme == "https"
+        with socket.create_connection(("127.0.0.1", url.port or 0)):
+            context = ssl.create_default_context(cafile=str(cert))
+            context.check_hostname = False
+            line = http.client.HTTPSConnection("127.0.0.1", url.port or 0, timeout=5, context=context)
+            line.request("GET", url.path)
+            with contextlib.closing(line):
+                assert line.getresponse().status == 200
+
+
+@needs_web
+def test_a_server_listens_to_both_kinds_of_addresses() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    found = Shown()
+    with serving.serving(found.told, "::1"):
+        assert found.addresses[0].startswith("http://[::1]:")
 
 
 @needs_web

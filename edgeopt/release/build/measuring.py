@@ -55,7 +55,7 @@ def there(project: Project, device: str) -> dict[str, Any]:
     """Keyword arguments of `edgeopt.compare` by which it measures on a device of the project."""
     table = project.devices[device]
     how: dict[str, Any] = {"devices": (device,), "known": project.devices}
-    how |= {"providers": (table.provider,)} if table.provider else {}
+    how |= {"providers": (table.provider or "cpu",)}  # those of [profile] are of this machine
     return how | ({"threads": (table.threads,)} if table.threads else {})
 
 

@@ -97,11 +97,15 @@ def _commands(project: Project) -> Iterator[tuple[Place, str]]:
 def _providers(project: Project) -> Iterator[tuple[Place, str]]:
     if project.profile.providers == ("cpu",) and not project.devices:
         return
-    from edgeopt.runtime.devices import parse as device
-    from edgeopt.runtime.providers import parse
+    from edgeopt.runtime.devices import check as device
+    from edgeopt.runtime.providers import WEB_PROVIDERS, parse
 
     named: list[tuple[Place, str]] = [(("profile", "providers"), name) for name in project.profile.providers]
-    named += [(("devices", key, "provider"), d.provider) for key, d in project.devices.items() if d.provider]
+    named += [
+        (("devices", key, "provider"), d.provider)
+        for key, d in project.devices.items()
+        if d.provider and d.provider not in WEB_PROVIDERS
+    ]
     for at, name in named:
         try:
             parse(name)

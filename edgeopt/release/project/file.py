@@ -24,7 +24,7 @@ from pydantic import (
 from edgeopt.errors import UsageError, suggestion
 from edgeopt.errors.lines import Rows, line_of
 from edgeopt.files import text_of, toml_of
-from edgeopt.options.devices import DeviceTable
+from edgeopt.options.devices import TAKEN, DeviceTable
 from edgeopt.options.models import Dtype
 from edgeopt.options.reading import Reading
 from edgeopt.release.document import Level
@@ -42,7 +42,6 @@ _NEEDS = {  # the key of [accuracy] that a metric needs
     "accuracy.top5": ("labels", "true"),
     "accuracy.eval": ("eval", '"package.module:function"'),
 }
-LOCAL = "local"
 _DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -193,9 +192,9 @@ class Project(Table):
     @field_validator("devices")
     @classmethod
     def _devices_named(cls, found: Mapping[str, DeviceTable]) -> Mapping[str, DeviceTable]:
-        taken = {LOCAL, *(name.partition(".")[0] for name in METRICS)}
+        taken = {*(name.partition(".")[0] for name in METRICS)}
         for name in found:
-            if not _DEVICE.fullmatch(name) or name in taken:
+            if not _DEVICE.fullmatch(name) or name in taken or TAKEN.fullmatch(name):
                 raise mistake(
                     [name], f"{name!r} cannot be a device's name: letters, digits, - and _, and no metric's word"
                 )

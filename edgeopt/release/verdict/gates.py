@@ -53,14 +53,31 @@ def clocked(name: str) -> bool:
 def judge(project: Project, run: Run, against: Against, line: _LINE = lambda variant, metric, bound: 1) -> Run:
     """`run` with every gate of `project` judged, the verdict and the exit code."""
     absent = [VariantResult(name=n, parent="") for n in project.gates if n != "*" and run.variant(n) is None]
-    found = tuple(
-        g.model_copy(update={"level": _level(g, run, project.policy)})
+    judged = [
+        g
         for variant in (*run.variants, *absent)
         for name, gate in sorted(_gates(project, variant.name).items())
         for g in _judged(run, variant, name, gate, against, line)
-    )
+    ]
+    judged += _unreached(run, {on_device(g.metric)[0] for g in judged})
+    found = tuple(g.model_copy(update={"level": _level(g, run, project.policy)}) for g in judged)
     verdict = _verdict(found, run)
     return run.model_copy(update={"gates": found, "verdict": verdict, "exit_code": EXIT[verdict]})
+
+
+def _unreached(run: Run, gated: set[str]) -> Iterator[GateResult]:
+    """Devices without a gate of their own on which nothing could be measured: none is passed over in silence."""
+    for device in sorted({device for v in run.variants for device in v.on_devices} - gated):
+        v = next(v for v in run.variants if device in v.on_devices)
+        yield GateResult(
+            variant=v.name,
+            metric=f"{device}.latency.p50",
+            bound="measured",
+            limit=0.0,
+            value=None,
+            outcome="not measured",
+            message=f"{device}: not measured ({v.on_devices[device]})",
+        )
 
 
 def _gates(project: Project, variant: str) -> Mapping[str, Gate]:
@@ -201,7 +218,9 @@ def _level(g: GateResult, run: Run, policy: Policy) -> Level:
         "not comparable": policy.no_baseline,
     }
     level = levels.get(g.outcome, g.severity)
-    unasked = g.outcome == "not measured" and run.profile is None and g.metric.startswith((*_CLOCKED, "ep."))
+    unasked = (
+        g.outcome == "not measured" and run.profile is None and on_device(g.metric)[1].startswith((*_CLOCKED, "ep."))
+    )
     return "warn" if unasked and level == "fail" else level
 
 

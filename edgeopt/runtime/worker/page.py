@@ -16,6 +16,8 @@ import queue
 import re
 import secrets
 import shutil
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 
 _POLL_S = 20.0
 _MOST_ANSWER, _MOST_FILE = 64_000_000, 4_000_000_000  # bytes
-_ALIVE_S = 1.0
+_ALIVE_S, _HANDSHAKE_S, _GONE_MS = 1.0, 10.0, 15_000
 _ASSET = re.compile(r"[\w.-]+\.(mjs|wasm)")
 _PAGE = re.compile(r"[0-9a-f]{32}")
 
@@ -48,7 +50,7 @@ class Bridge:
         self.started = threading.Event()
         self._answers: dict[int, tuple[int, queue.Queue[str | None]]] = {}
         """By the number of a request: the worker that was asked, and who waits."""
-        self._page, self._lives, self._count = "", 0, 0
+        self._page, self._load, self._lives, self._count = "", "", 0, 0
         self._lock, self._turn = threading.Lock(), threading.Lock()
 
     @property
@@ -92,12 +94,16 @@ class Bridge:
             self._lost(worker)
             self.requests.put(json.dumps({"do": "stop", "worker": worker, "n": 0}))
 
-    def is_of(self, page: str) -> bool:
-        """Whether `page` is the device of this token; it becomes so if there is none."""
+    def is_of(self, page: str, *, loads: bool = False) -> bool:
+        """Whether `page`, a number of the tab and one of this load of it, is the device of this token. It becomes so
+        with its first request (`loads`), if there is no other tab; a later load of the same tab takes over, and what is
+        left of an earlier one, or a copy of the tab, is turned away.
+        """
+        tab, _, load = page.partition("-")
         with self._lock:
-            if not self.living and _PAGE.fullmatch(page):
-                self._page = page
-            return bool(page) and page == self._page
+            if loads and _PAGE.fullmatch(tab) and _PAGE.fullmatch(load) and (not self.living or tab == self._page):
+                self._page, self._load = tab, load
+            return bool(load) and (tab, load) == (self._page, self._load)
 
     def start(self, about: Mapping[str, Any]) -> None:
         """A page has started, perhaps again: what it was asked before is lost, and nobody that waits gets more."""
@@ -155,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
             self._file(Path(__file__).with_name(name))
         elif name.startswith("ort/") and _ASSET.fullmatch(name[4:]):
             self._file(modules() / "onnxruntime-web" / "dist" / name[4:])
-        elif not bridge.is_of(self.headers.get("X-Page", "")):
+        elif not bridge.is_of(self.headers.get("X-Page", ""), loads=name == "alive"):
             self._give(409)
         elif name == "next":
             with contextlib.suppress(queue.Empty):
@@ -166,6 +172,8 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.send_response(200)
             self.end_headers()
+            with contextlib.suppress(OSError, AttributeError):  # a phone that is gone says nothing: Linux tells so
+                self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
             bridge.live(self._beat)
         elif name == "file" and file in bridge.readable:
             self._file(Path(file))
@@ -263,14 +271,29 @@ class _Part:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    context: ssl.SSLContext | None = None
+
+    def __init__(self, address: tuple[str, int], handler: type[Handler], context: ssl.SSLContext | None) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.context = context
+        super().__init__(address, handler)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """The handshake of HTTPS is in the connection's own thread: one that says nothing stops no other."""
+        if self.context is not None:
+            request.settimeout(_HANDSHAKE_S)
+            request = self.context.wrap_socket(request, server_side=True)
+        super().finish_request(request, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A page that goes away is none."""
 
 
-def server(bridges: Mapping[str, Bridge], host: str, port: int) -> ThreadingHTTPServer:
-    """A server for pages, which may become more, by their tokens; it does not run yet."""
-    return _Server((host, port), type("Bound", (Handler,), {"bridges": bridges}))
+def server(
+    bridges: Mapping[str, Bridge], host: str, port: int, context: ssl.SSLContext | None = None
+) -> ThreadingHTTPServer:
+    """A server for pages, which may become more, by their tokens; it does not run yet. context: of HTTPS."""
+    return _Server((host, port), type("Bound", (Handler,), {"bridges": bridges}), context)
 
 
 def modules() -> Path:

@@ -56,6 +56,7 @@ export class Server {
   }
 
   async open({ model, provider = "wasm", threads = 1, external = {} }) {
+    if (threads > 1 && this.about.isolated === false) throw Error("no threads: the page is not isolated, which needs https");
     this.ort.env.wasm.numThreads = threads;
     const options = { executionProviders: [provider], logSeverityLevel: 4 };
     const data = Object.entries(external).map(async ([path, file]) => ({ path, data: await this.files.read(file) }));

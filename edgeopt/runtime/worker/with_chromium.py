@@ -52,12 +52,12 @@ def serve() -> None:
             print(f"{browser}: the page did not start within {_START_S:.0f} s", file=sys.stderr)
             return
         lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_listen, args=(lines, chromium), daemon=True).start()
+        threading.Thread(target=_listen, args=(lines, chromium, home), daemon=True).start()
         while True:
             answers.write(f"{_asked(bridge, lines.get())}\n")
             answers.flush()
     finally:
-        _end(chromium)
+        _end(chromium, home)
 
 
 def _asked(bridge: Bridge, line: str) -> str:
@@ -67,16 +67,17 @@ def _asked(bridge: Bridge, line: str) -> str:
         return json.dumps({"error": "the page died (out of memory?)", "type": "WorkerError"})
 
 
-def _listen(lines: queue.Queue[str], chromium: subprocess.Popen[bytes]) -> None:
+def _listen(lines: queue.Queue[str], chromium: subprocess.Popen[bytes], home: str) -> None:
     """Take requests; when nobody is left who asks, all ends, whatever is going on."""
     for line in sys.stdin:
         lines.put(line)
-    _end(chromium)
+    _end(chromium, home)
 
 
-def _end(chromium: subprocess.Popen[bytes]) -> None:
+def _end(chromium: subprocess.Popen[bytes], home: str) -> None:
     """End this process and those of the browser, which are in its group where it leads one."""
     chromium.kill()
+    shutil.rmtree(home, ignore_errors=True)
     if hasattr(os, "getpgrp") and os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
