@@ -282,7 +282,9 @@ class _Server(ThreadingHTTPServer):
         """The handshake of HTTPS is in the connection's own thread: one that says nothing stops no other."""
         if self.context is not None:
             request.settimeout(_HANDSHAKE_S)
-            request = self.context.wrap_socket(request, server_side=True)
+            with self.context.wrap_socket(request, server_side=True) as secure:
+                super().finish_request(secure, client_address)
+            return
         super().finish_request(request, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
