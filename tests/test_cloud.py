@@ -18,7 +18,7 @@ import pytest
 
 import edgeopt
 from edgeopt.errors import DataError, UsageError
-from edgeopt.files import address, cloud, shown
+from edgeopt.files import address, beside, cloud, shown
 from tests import tiny
 from tests.release.projects import TOML
 
@@ -211,11 +211,22 @@ def test_reports_and_pictures_are_sent_too_and_what_has_to_be_local_says_so(memo
         edgeopt.quantize("memory://m.onnx", "memory://x.npy", costs=Path("memory://c"))
 
 
+def test_a_web_page_is_not_written_to_and_its_model_goes_here(memory: Any, tmp_path: Path) -> None:
+    memory.put(str(saved(tmp_path)), "/m.onnx")
+    with pytest.raises(UsageError, match="a web page is not written to"):
+        edgeopt.simplify("memory://m.onnx", output=Path("https://h/q.onnx"))
+    assert beside(Path("https://h/m.onnx?x=1"), "q.onnx") == Path("q.onnx")
+    assert beside(Path("a/m.onnx"), "q.onnx") == Path("a/q.onnx")
+    assert address(beside(Path("s3://b/m.onnx"), "q.onnx")) == "s3://b/q.onnx"
+
+
 def test_nothing_is_sent_of_what_fails(memory: Any, tmp_path: Path) -> None:
     memory.pipe("/m.onnx", b"no model")
     with pytest.raises(edgeopt.EdgeoptError):
         edgeopt.quantize("memory://m.onnx", "random", output=Path("memory://q.onnx"))
     assert memory.find("/") == ["/m.onnx"]
+    with pytest.raises(edgeopt.EdgeoptError, match=r"^memory://m\.onnx: not a readable ONNX model"):
+        edgeopt.inspect("memory://m.onnx")
 
 
 def test_a_project_has_its_model_and_samples_elsewhere(memory: Any, tmp_path: Path) -> None:

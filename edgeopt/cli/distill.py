@@ -11,7 +11,7 @@ import click
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import UsageError
-from edgeopt.files import check_place, shown
+from edgeopt.files import beside, check_place, shown
 from edgeopt.options.distill import Distill
 from edgeopt.options.quantize import Quantize
 from edgeopt.options.reading import Reading
@@ -51,7 +51,7 @@ def distill(student: Path, data: str, no_labels: bool, int8: str | None, form: s
         raise UsageError("--labels and --no-labels: one of them")
     with listener() as ears:
         options = chosen(Distill, given, listener=ears, **({"labels": False} if no_labels else {}))
-        path = options.output or student.parent / f"{student.stem}.distilled.onnx"
+        path = options.output or beside(student, f"{student.stem}.distilled.onnx")
         integers = path.with_name(f"{path.stem}.int8.onnx")
         if int8 is not None:
             check_place(integers, options.force)

@@ -9,7 +9,7 @@ import click
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener, print_report
 from edgeopt.errors import INTERRUPTED, UntoldError, UsageError
-from edgeopt.files import check_place, put
+from edgeopt.files import beside, check_place, put
 from edgeopt.options.quantize import Quantize
 
 _SUFFIX = {"fp16": "fp16", "weights": "weights"}
@@ -40,7 +40,7 @@ def quantize(model: Path, calib: str | None, random: bool, report_path: Path | N
         )
     with listener() as ears:
         options = chosen(Quantize, given, listener=ears)
-        path = options.output or model.parent / f"{model.stem}.{_SUFFIX.get(options.mode, 'int8')}.onnx"
+        path = options.output or beside(model, f"{model.stem}.{_SUFFIX.get(options.mode, 'int8')}.onnx")
         if report_path is not None:
             check_place(report_path, True, (model, calib, options.recipe, options.costs, options.tokenizer))
             if report_path.resolve() == path.resolve():

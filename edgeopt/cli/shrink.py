@@ -9,7 +9,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
-from edgeopt.files import shown
+from edgeopt.files import beside, shown
 from edgeopt.options.models import Shrink
 
 
@@ -27,7 +27,7 @@ def shrink(model: Path, form: str, **given: object) -> None:
         options = chosen(Shrink, given, listener=ears)
         from edgeopt.pruning.shrink import shrink as run
 
-        path = options.output or model.parent / f"{model.stem}.small.onnx"
+        path = options.output or beside(model, f"{model.stem}.small.onnx")
         found = run(model, options.model_copy(update={"output": path}))
     if form == "json":
         facts = {

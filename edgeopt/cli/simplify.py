@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.flags import chosen, options_of
-from edgeopt.files import shown
+from edgeopt.files import beside, shown
 from edgeopt.numbers.words import decibels, megabytes
 from edgeopt.options.models import Simplify
 
@@ -24,7 +24,7 @@ def simplify(model: Path, **given: object) -> None:
     from edgeopt.simplification import simplify as run
 
     options = chosen(Simplify, given)
-    path = options.output or model.parent / f"{model.stem}.simple.onnx"
+    path = options.output or beside(model, f"{model.stem}.simple.onnx")
     x = run(model, options.model_copy(update={"output": path}))
     click.echo(f"nodes    {x.nodes[0]} -> {x.nodes[1]}")
     click.echo(f"size     {megabytes(x.size_bytes[0])} -> {megabytes(x.size_bytes[1])}")

@@ -53,6 +53,12 @@ def shown(path: object) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def beside(path: Path, name: str) -> Path:
+    """Where a result called `name` goes by itself: beside what it is made of, or here if that is a web page's."""
+    url = address(path)
+    return Path(name) if url is not None and url.startswith(("http:", "https:")) else path.parent / name
+
+
 def cache_folder() -> Path | None:
     """The folder for what edgeopt may keep between runs and make again, as the system has it; None for a user without a
     home.

@@ -25,7 +25,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel
 
-from edgeopt.errors import DataError, UsageError, extra
+from edgeopt.errors import DataError, EdgeoptError, UsageError, extra
 from edgeopt.files import address, replacing, shown, temporary_folder
 
 _WRITTEN = ("output", "report", "trace", "pareto", "sheet", "write", "log")
@@ -51,7 +51,10 @@ def anywhere(function: F) -> F:
             return function(*things)
         with visit(options) as v:
             given = [v.every(x) for x in things[:-1]]
-            result = function(*given, v.options(options))
+            try:
+                result = function(*given, v.options(options))
+            except EdgeoptError as e:
+                raise type(e)(v.with_addresses(str(e))) from e
             v.send()
             return v.restored(result)
 
@@ -104,7 +107,18 @@ class Visit:
             if name in _HERE_ONLY:
                 raise UsageError(f"{name} {shown(value)}: has to be a path of this machine")
             changed[name] = self.place(str(address(value))) if name in _WRITTEN else self.every(value)
+        listener = getattr(given, "listener", None)
+        if is_dataclass(listener) and not isinstance(listener, type):
+            note: Callable[[str], None] = getattr(listener, "note")  # noqa: B009  (of a listener, which is above)
+            changed["listener"] = replace(listener, note=lambda line: note(self.with_addresses(line)))
         return given.model_copy(update=changed)
+
+    def with_addresses(self, text: str) -> str:
+        """`text` with addresses in place of where they are here."""
+        here = {**{path: url for url, path in self.fetched.items()}, **self.sent}
+        for path in sorted(here, key=lambda p: -len(str(p))):
+            text = text.replace(str(path), shown(here[path]))
+        return text
 
     def fetch(self, url: str) -> Path:
         """A file or folder, here.
@@ -122,6 +136,8 @@ class Visit:
         Raises:
             UsageError: it is there already.
         """
+        if url.startswith(("http:", "https:")):
+            raise UsageError(f"{shown(url)}: a web page is not written to; choose a place with -o")
         system, path = _opened(url)
         if not self.force and _patiently(url, lambda: system.exists(path)):
             raise UsageError(f"{shown(url)} exists; choose another name with -o, or overwrite it with --force")
@@ -298,7 +314,9 @@ def _patiently(url: str, action: Callable[[], T]) -> T:
         try:
             return action()
         except _errors() as e:
-            if not left or isinstance(e, FileNotFoundError | PermissionError):
+            if isinstance(e, FileNotFoundError):
+                raise DataError(f"{shown(url)}: not there") from e
+            if not left or isinstance(e, PermissionError):
                 raise DataError(f"{shown(url)}: {_words(e, url)}") from e
             time.sleep(_PAUSE_S * (_TRIES - left))
     raise AssertionError
