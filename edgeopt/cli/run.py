@@ -4,38 +4,98 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeopt.cli.show import listener, print_table
-from edgeopt.errors import INTERRUPTED, ComparabilityError, UsageError, ValidityError
+from edgeopt.errors import INTERRUPTED, ComparabilityError, EdgeoptError, UsageError, ValidityError
 from edgeopt.files import check_place, put
 from edgeopt.numbers.words import printable
 
 if TYPE_CHECKING:
     from edgeopt.release.document import Run
 
+_GRAVEST = (INTERRUPTED, 3, 2, 1, 5, 4)  # exit codes of several projects
 _file = click.option("--project", "project_file", type=click.Path(path_type=Path), help="[default: edgeopt.toml here]")
 
 
 @click.command()
+@click.argument("projects", nargs=-1, type=click.Path(path_type=Path), metavar="[PROJECT...]")
 @_file
+@click.option(
+    "--summary", type=click.Path(path_type=Path), help="Page of several projects. [default: edgeopt-runs.html]"
+)
 @click.option(
     "--preset", type=click.Choice(["quick", "pr", "release"]), help="How long to measure. [default: the project's]"
 )
 @click.option("--no-measure", is_flag=True, help="Build and judge what needs no clock.")
 @click.option("--allow-failed", is_flag=True, help="What did not pass becomes the release too.")
 @click.option("--no-code", is_flag=True, help="Refuse a project that names functions: of a stranger's.")
-def run(project_file: Path | None, preset: str | None, no_measure: bool, allow_failed: bool, no_code: bool) -> int:
+def run(projects: tuple[Path, ...], project_file: Path | None, summary: Path | None, **how: Any) -> int:
     """Build the variants of edgeopt.toml, measure them, judge the gates, write the evidence.
+
+    Several project files are run one after the other, and have a page of their own.
 
     \b
     Example: edgeopt run --preset pr
+    Example: edgeopt run */edgeopt.toml --summary build/models.html
     Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline,
     where the policy says so; 130 interrupted.
     """
+    if projects and project_file is not None:
+        raise UsageError("--project, or project files as arguments: one of them")
+    if len(projects) > 1:
+        return _several(projects, summary or Path("edgeopt-runs.html"), how)
+    if summary is not None:
+        raise UsageError("--summary is of several projects")
+    try:
+        found, _ = _one(projects[0] if projects else project_file, how)
+    except KeyboardInterrupt:
+        return _interrupted(projects[0] if projects else project_file)
+    return found.exit_code
+
+
+def _several(files: tuple[Path, ...], summary: Path, how: Mapping[str, Any]) -> int:
+    """Run every project, whatever becomes of the others, and write one page; the gravest exit code."""
+    from edgeopt.release.evidence.page import Row, summary_of
+
+    check_place(summary, True)
+    rows = []
+    for file in files:
+        click.echo(f"\n{file}")
+        try:
+            found, page = _one(file, how)
+            beside = os.path.relpath(page, summary.parent) if page.is_file() else ""
+            rows.append(Row(file, found, code=found.exit_code, page=Path(beside).as_posix() if beside else ""))
+        except EdgeoptError as e:
+            click.echo(f"edgeopt: {printable(str(e))}", err=True)
+            rows.append(Row(file, None, str(e), e.exit_code))
+        except KeyboardInterrupt:
+            _interrupted(file)
+            rows.append(Row(file, None, "interrupted", INTERRUPTED))
+            break
+    code = next((c for c in _GRAVEST if any(r.code == c for r in rows)), 0)
+    put(summary, summary_of(rows, code))
+    click.echo()
+    print_table([(r.name, r.verdict, str(r.file)) for r in rows], ("project", "verdict", "file"))
+    click.echo(f"summary in {summary}")
+    return code
+
+
+def _interrupted(project_file: Path | None) -> int:
+    from edgeopt.release.project import file as project
+
+    file = project.find(project_file)
+    folder = file.parent / project.load(file).output.folder
+    click.echo(f"interrupted; finished steps are kept and the next run goes on; {folder} is as it was", err=True)
+    return INTERRUPTED
+
+
+def _one(project_file: Path | None, how: Mapping[str, Any]) -> tuple[Run, Path]:
+    """(a run, which is told; where its page is)."""
     from edgeopt.release.evidence.manifest import MANIFEST
     from edgeopt.release.evidence.publishing import FAILED
     from edgeopt.release.pipeline import run as build
@@ -43,21 +103,21 @@ def run(project_file: Path | None, preset: str | None, no_measure: bool, allow_f
 
     file = project.find(project_file)
     folder = file.parent / project.load(file).output.folder
-    try:
-        with listener() as ears:
-            timed = False if no_measure else None
-            found = build(
-                file, preset=preset, measure=timed, allow_failed=allow_failed, code=not no_code, listener=ears
-            )
-    except KeyboardInterrupt:
-        click.echo(f"interrupted; finished steps are kept and the next run goes on; {folder} is as it was", err=True)
-        return INTERRUPTED
+    with listener() as ears:
+        found = build(
+            file,
+            preset=how["preset"],
+            measure=False if how["no_measure"] else None,
+            allow_failed=how["allow_failed"],
+            code=not how["no_code"],
+            listener=ears,
+        )
     _tell(found)
     click.echo(f"evidence in {folder}")
     if not found.released:
         stays = "the release there stays" if (folder / MANIFEST).is_file() else "there is no release yet"
         click.echo(f"not released ({found.verdict}): its files are in {folder / FAILED}; {stays} (--allow-failed)")
-    return found.exit_code
+    return found, folder / "report.html"
 
 
 def _tell(found: Run) -> None:

@@ -207,3 +207,34 @@ def test_remedies_of_init_are_options_that_it_has(file: Path, run: Run, monkeypa
     monkeypatch.setattr("pathlib.Path.write_text", refused)
     found = run("init", "model.onnx", "--force")
     assert found.code == 2 and "cannot be written" in found.err and Path("edgeopt.toml").read_bytes() == before
+
+
+def several(file: Path, **codes: int) -> list[str]:
+    """Projects in folders of their own, each of which ends with a code."""
+    files = []
+    for name, code in codes.items():
+        shutil.copytree(file.parent, file.parent / name, ignore=shutil.ignore_patterns(*codes))
+        edited(file.parent / name / "edgeopt.toml", CODES[code])
+        files.append(f"{name}/edgeopt.toml")
+    return files
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends"),
+    [({"a": 0, "b": 0}, 0), ({"a": 0, "b": 1}, 1), ({"a": 4, "b": 1, "c": 0}, 1), ({"a": 1, "b": 2, "c": 3}, 3)],
+)
+def test_several_projects_are_all_run_and_have_one_page_and_the_gravest_code(
+    codes: dict[str, int], ends: int, file: Path, run: Run
+) -> None:
+    files = several(file, **codes)
+    found = run("run", *files, "--summary", "all.html")
+    page = (file.parent / "all.html").read_text(encoding="utf-8")
+    assert found.code == ends and f"exit code {ends}" in page and all(f in page for f in files)
+    for name, code in codes.items():
+        assert (f'href="{name}/build/edgeopt/report.html"' in page) == (code != 2)
+
+
+def test_a_project_is_named_once(file: Path, run: Run) -> None:
+    assert run("run", "edgeopt.toml").code == 0
+    assert run("run", "edgeopt.toml", "--project", "edgeopt.toml").code == 2
+    assert run("run", "edgeopt.toml", "--summary", "all.html").code == 2

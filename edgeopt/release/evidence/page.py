@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgeopt.profiling.results import Measured, Results
 from edgeopt.release.document import Run
 from edgeopt.release.evidence import charts
-from edgeopt.release.evidence.told import COLUMNS, columns
+from edgeopt.release.evidence.told import COLUMNS, cell, columns
 from edgeopt.release.project.file import FLOAT
 from edgeopt.release.project.metrics import METRICS, metric
 from edgeopt.release.project.quantities import shown
@@ -25,14 +26,7 @@ _BY = ("accuracy.eval", "accuracy.top1", "accuracy.agreement", "accuracy.cosine"
 
 def page(runs: Sequence[Run]) -> str:
     """The report of the last of `runs`, with the trend over all of them if there are several."""
-    environment = Environment(
-        loader=PackageLoader("edgeopt.release.evidence"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
+    environment = _environment_of_pages()
     run = runs[-1]
     measured = _measured(run, run.profile)
     accuracy = next((m for m in _BY if sum(m in v.metrics for v in run.variants) > 1), "")
@@ -52,6 +46,65 @@ def page(runs: Sequence[Run]) -> str:
         environment=_environment(run),
         trends=[(metric(m).title, svg) for m in COLUMNS if (svg := charts.trend(runs, m))],
     )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A project of several that were run together."""
+
+    file: Path
+    run: Run | None
+    """None if it could not be run."""
+    error: str = ""
+    code: int = 0
+    page: str = ""
+    """Its own page, from that of all."""
+
+    @property
+    def name(self) -> str:
+        """The project's name."""
+        return self.run.project if self.run is not None else self.file.parent.name
+
+    @property
+    def verdict(self) -> str:
+        """That of the run."""
+        return self.run.verdict if self.run is not None else "error"
+
+    @property
+    def variants(self) -> list[str]:
+        """A line for each variant: its size and speed."""
+        found = self.run.variants if self.run is not None else ()
+        return [" ".join(filter(None, (v.name, cell(v, "size.file"), cell(v, "speedup")))) for v in found]
+
+    @property
+    def problems(self) -> list[str]:
+        """What did not pass."""
+        if self.run is None:
+            return [self.error]
+        failed = [f"{v.name}: {v.error}" for v in self.run.variants if v.error is not None]
+        return [*failed, *(f"{g.outcome}: {g.variant}: {g.message}" for g in self.run.gates if g.severity != "pass")]
+
+
+def summary_of(rows: Sequence[Row], code: int) -> str:
+    """One page of several projects, self-contained as a report is; code: the exit code of all."""
+    verdict = next((r.verdict for r in rows if (r.code or 0) == code and code), "pass")
+    return (
+        _environment_of_pages()
+        .get_template("runs.html.j2")
+        .render(rows=rows, verdict=verdict, code=code, counts=Counter(r.verdict for r in rows))
+    )
+
+
+def _environment_of_pages() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("edgeopt.release.evidence"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = shown
+    return environment
 
 
 def _on_device(run: Run, name: str, found: Results) -> tuple[str, str, str, str]:
