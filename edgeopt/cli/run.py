@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,17 @@ from edgeopt.numbers.words import printable
 
 if TYPE_CHECKING:
     from edgeopt.release.document import Run
+
+
+@dataclass(frozen=True)
+class _How:
+    """Options of `run` that each of its projects gets."""
+
+    preset: str | None
+    no_measure: bool
+    allow_failed: bool
+    no_code: bool
+
 
 _GRAVEST = (INTERRUPTED, 3, 2, 1, 5, 4)  # exit codes of several projects
 _file = click.option("--project", "project_file", type=click.Path(path_type=Path), help="[default: edgeopt.toml here]")
@@ -34,7 +45,15 @@ _file = click.option("--project", "project_file", type=click.Path(path_type=Path
 @click.option("--no-measure", is_flag=True, help="Build and judge what needs no clock.")
 @click.option("--allow-failed", is_flag=True, help="What did not pass becomes the release too.")
 @click.option("--no-code", is_flag=True, help="Refuse a project that names functions: of a stranger's.")
-def run(projects: tuple[Path, ...], project_file: Path | None, summary: Path | None, **how: Any) -> int:
+def run(
+    projects: tuple[Path, ...],
+    project_file: Path | None,
+    summary: Path | None,
+    preset: str | None,
+    no_measure: bool,
+    allow_failed: bool,
+    no_code: bool,
+) -> int:
     """Build the variants of edgeopt.toml, measure them, judge the gates, write the evidence.
 
     Several project files are run one after the other, and have a page of their own.
@@ -45,6 +64,7 @@ def run(projects: tuple[Path, ...], project_file: Path | None, summary: Path | N
     Exit codes: 0 pass; 1 a gate failed; 2 a mistake in the file; 3 a variant failed; 4 inconclusive and 5 no baseline,
     where the policy says so; 130 interrupted.
     """
+    how = _How(preset, no_measure, allow_failed, no_code)
     if projects and project_file is not None:
         raise UsageError("--project, or project files as arguments: one of them")
     if len(projects) > 1:
@@ -58,7 +78,7 @@ def run(projects: tuple[Path, ...], project_file: Path | None, summary: Path | N
     return found.exit_code
 
 
-def _several(files: tuple[Path, ...], summary: Path, how: Mapping[str, Any]) -> int:
+def _several(files: tuple[Path, ...], summary: Path, how: _How) -> int:
     """Run every project, whatever becomes of the others, and write one page; the gravest exit code."""
     from edgeopt.release.evidence.page import Row, summary_of
 
@@ -94,7 +114,7 @@ def _interrupted(project_file: Path | None) -> int:
     return INTERRUPTED
 
 
-def _one(project_file: Path | None, how: Mapping[str, Any]) -> tuple[Run, Path]:
+def _one(project_file: Path | None, how: _How) -> tuple[Run, Path]:
     """(a run, which is told; where its page is)."""
     from edgeopt.release.evidence.manifest import MANIFEST
     from edgeopt.release.evidence.publishing import FAILED
@@ -106,10 +126,10 @@ def _one(project_file: Path | None, how: Mapping[str, Any]) -> tuple[Run, Path]:
     with listener() as ears:
         found = build(
             file,
-            preset=how["preset"],
-            measure=False if how["no_measure"] else None,
-            allow_failed=how["allow_failed"],
-            code=not how["no_code"],
+            preset=how.preset,
+            measure=False if how.no_measure else None,
+            allow_failed=how.allow_failed,
+            code=not how.no_code,
             listener=ears,
         )
     _tell(found)

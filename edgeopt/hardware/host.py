@@ -10,12 +10,14 @@ import platform
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+Pool = TypeVar("Pool", bound=Executor)
 _UNKNOWN_BYTES = 4 << 30
 _LIMITED = threading.Lock()  # the limit is that of the process
 _M_ARENA_MAX = -8  # a parameter of mallopt(3)
@@ -64,8 +66,14 @@ def free_bytes() -> int:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of `count` threads. Whatever ends the block early, Ctrl-C too, does not wait for what is still to do."""
-    pool = ThreadPoolExecutor(count)
+    """A pool of `count` threads; see `pooled`."""
+    with pooled(ThreadPoolExecutor(count)) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def pooled(pool: Pool) -> Iterator[Pool]:
+    """`pool`, for a block. Whatever ends the block early, Ctrl-C too, does not wait for what is still to do."""
     try:
         yield pool
     except BaseException:

@@ -42,7 +42,8 @@ from edgeopt.profiling.results import (
 )
 from edgeopt.profiling.saving import Files, write_trace
 from edgeopt.profiling.size import size
-from edgeopt.runtime.devices import LOCAL, visited
+from edgeopt.runtime.address import LOCAL
+from edgeopt.runtime.devices import visited
 from edgeopt.runtime.process import Place
 from edgeopt.runtime.tensor_file import NPZ
 

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 from edgeopt.errors import LostError, UsageError, extra
 from edgeopt.files import temporary_folder
+from edgeopt.hardware.host import pooled
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -131,16 +132,9 @@ def spread(
         yield None
 
 
-@contextlib.contextmanager
-def _pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(jobs: int) -> contextlib.AbstractContextManager[ProcessPoolExecutor]:
     """Processes with a core each, begun anew: a fork would copy locks of ONNX Runtime's threads."""
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_core)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    return pooled(ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_core))
 
 
 def _one_core() -> None:

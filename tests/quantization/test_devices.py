@@ -17,7 +17,7 @@ from edgeopt.errors import LostError, UsageError
 from edgeopt.hardware import target as targets
 from edgeopt.options.devices import DeviceTable
 from edgeopt.quantization.devices import device
-from edgeopt.runtime import devices
+from edgeopt.runtime import board as boards
 from edgeopt.runtime.environments import home_of
 from tests import tiny
 
@@ -97,7 +97,7 @@ def test_a_browsers_runtime_is_a_device_too(tmp_path: Path, monkeypatch: pytest.
 def test_a_device_that_is_lost_is_told_and_nothing_is_written(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_BACK_S", 3.0)
+    monkeypatch.setattr(boards, "_BACK_S", 3.0)
     there = board(tmp_path, count, 1000)
     with pytest.raises(LostError, match=r"exit code|SIGKILL"):
         edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "q.onnx", device=there)
@@ -105,7 +105,7 @@ def test_a_device_that_is_lost_is_told_and_nothing_is_written(
 
 
 def test_a_device_that_comes_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_PAUSE_S", 0.1)
+    monkeypatch.setattr(boards, "_PAUSE_S", 0.1)
     there = board(tmp_path, 5, 3)
     found = edgeopt.quantize(DIGITS / "digits.onnx", DIGITS / "calib", output=tmp_path / "q.onnx", device=there)
     assert found.report.latency is not None and (tmp_path / "q.onnx").exists()

@@ -18,9 +18,11 @@ import onnx
 import pytest
 
 from edgeopt.errors import LostError, UsageError, WorkerError
-from edgeopt.runtime import devices
+from edgeopt.runtime import board as boards
+from edgeopt.runtime.address import Device, parse
+from edgeopt.runtime.board import Board
 from edgeopt.runtime.conformance import conforms
-from edgeopt.runtime.devices import Board, Device, parse, visited
+from edgeopt.runtime.devices import visited
 from edgeopt.runtime.process import Here, Place, worker
 from edgeopt.runtime.tensor_file import NPZ
 from tests import sshd, tiny
@@ -118,12 +120,12 @@ def test_what_is_said_before_the_first_answer_is_nothing(noise: str, tmp_path: P
 
 
 def test_a_link_that_takes_nothing_more_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_CONNECT_S", 2.0)
+    monkeypatch.setattr(boards, "_CONNECT_S", 2.0)
     python = tmp_path / "python3"
     python.write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
     python.chmod(0o755)
     over_there, start = board(f"exec:{python}"), time.monotonic()
-    monkeypatch.setattr(devices, "_BOOT", "x" * 100)
+    monkeypatch.setattr(boards, "_BOOT", "x" * 100)
     with pytest.raises(LostError, match="no answer to 'hello' within 2 s"):
         over_there.hello()
     assert time.monotonic() - start < 30
@@ -183,7 +185,8 @@ def test_the_keeper_writes_nothing_outside_its_folder(path: str) -> None:
 
 def test_what_a_killed_client_left_is_removed_by_the_keeper(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from edgeopt.runtime.devices import Board, parse\n"
+        "import os, sys; from pathlib import Path\n"
+        "from edgeopt.runtime.address import parse; from edgeopt.runtime.board import Board\n"
         f"b = Board(parse({HERE!r})); b.given(Path({__file__!r})); print(b.hello()['folder'], flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )
@@ -199,7 +202,7 @@ def test_words_are_quoted_for_a_shell_and_only_for_one(tmp_path: Path) -> None:
         reach = tmp_path / name
         reach.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         reach.chmod(0o755)
-        assert devices._through_a_shell((str(reach),)) is (name == "shell")
+        assert boards._through_a_shell((str(reach),)) is (name == "shell")
         over_there = board(f"exec:{reach} {sys.executable}")
         try:
             assert over_there.hello()["executable"]
@@ -251,7 +254,7 @@ def test_a_push_that_fails_or_brings_nothing_is_told(push: str, says: str, tmp_p
     ],
 )
 def test_what_is_no_worker_is_told(script: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_CONNECT_S", 2.0)
+    monkeypatch.setattr(boards, "_CONNECT_S", 2.0)
     python = tmp_path / "python3"
     python.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     python.chmod(0o755)

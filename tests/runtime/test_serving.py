@@ -158,7 +158,7 @@ def test_a_link_is_one_devices_until_its_page_is_closed(shown: Shown, browser: A
 def test_a_page_that_is_reloaded_is_lost_and_the_run_goes_on_and_one_that_is_closed_is_told(
     what: str, shown: Shown, browser: Any, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_BACK_S", 30.0 if what == "reload" else 2.0)
+    monkeypatch.setattr(devices, "BACK_S", 30.0 if what == "reload" else 2.0)
     page = opened(browser, shown.addresses[0])
     shown.wait(1)
     now, done = threading.Event(), threading.Event()
