@@ -63,7 +63,7 @@ def _option(model: type[Options], name: str, field: FieldInfo) -> Callable[[Comm
 def _repeated(field: FieldInfo, flag: Flag) -> bool:
     kinds = [get_origin(a) for a in (field.annotation, *get_args(field.annotation))]
     several = tuple in kinds
-    return is_mapping(field) or (several and not (flag.text is not None and flag.text.whole))
+    return flag.several or is_mapping(field) or (several and not (flag.text is not None and flag.text.whole))
 
 
 def _shown(default: Any, flag: Flag) -> str:

@@ -45,6 +45,7 @@ _MOST = 3  # largest number of errors reported for one call
 class Flag:
     """How an option is written. name: on the command line, with dashes; key: in a project file; if empty, both are made
     from the field's name. text: how values are written that are not just a word or a number; example: of a NAME=VALUE;
+    several: whether the flag of one value or a sequence of them is repeated;
     cli, step: whether the command line and a step of a project file have the option.
     """
 
@@ -53,6 +54,7 @@ class Flag:
     key: str = ""
     short: str = ""
     example: str = ""
+    several: bool = False
     cli: bool = True
     step: bool = True
 

@@ -11,23 +11,33 @@ from pydantic import Field, SkipValidation, model_validator
 from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Output
 from edgeopt.options.quantize import Targeted
-from edgeopt.options.reading import Reading
+from edgeopt.options.reading import Reading, Samples
 from edgeopt.options.texts import NAMES, Text, whole
 
-_AVERAGE = 0.999  # Tarvainen and Valpola 2017, arXiv:1703.01780
 _RATE, _QAT_RATE = 3e-4, 1e-4
 Kind = Literal["offline", "online", "self"]
+_RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha: the table of `scripts/sweep_distill`
+    "offline": (2.0, 0.9),
+    "online": (1.0, 0.5),
+    "self": (2.0, 0.5),
+}
 SelfTeacher = Literal["generations", "average", "heads"]
 LossName = Literal["auto", "kd", "dkd", "dist", "mse", "cosine", "similarity", "bce", "probabilities"]
-Augmentation = Literal["flip", "crop", "mixup"]
+Augmentation = Literal["flip", "scale", "crop", "color", "gain", "noise", "mask", "mixup"]
 Initializers = Annotated[tuple[str, ...], Flag(text=Text("NAME|GLOB", str))]
+
+
+def _by_kind(place: int) -> str:
+    """The defaults of the kinds, for a description."""
+    return ", ".join(f"{recipe[place]:g} {kind}" for kind, recipe in _RECIPES.items())
 
 
 class Distill(Reading):
     """Options of `distill`."""
 
-    teacher: Annotated[Any, SkipValidation, Flag(text=Text("PATH", Path))] = Field(
-        default=None, description="The model to learn from (not with --kind self)."
+    teacher: Annotated[Any, SkipValidation, Flag(text=Text("PATH", Path), several=True)] = Field(
+        default=None,
+        description="The model to learn from (not with --kind self); of several, the mean of their answers.",
     )
     output: Output = Field(default=None, description="File to write. [default: STUDENT.distilled.onnx]")
     force: Force = Field(default=False, description="Overwrite the output.")
@@ -51,8 +61,13 @@ class Distill(Reading):
     loss: LossName = Field(
         default="auto", description="How answers are compared; auto: by what the teacher's look like."
     )
-    temperature: float = Field(default=2.0, gt=0, description="Softens the class scores of both.")
-    alpha: float = Field(default=0.9, ge=0, le=1, description="Share of the teacher, where there are labels.")
+    temperature: float | None = Field(
+        default=None, gt=0, description=f"Softens the class scores of both. [default: {_by_kind(0)}]"
+    )
+    alpha: float | None = Field(
+        default=None, ge=0, le=1, description=f"Share of the teacher, where there are labels. [default: {_by_kind(1)}]"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of a label that all classes get.")
     epochs: int = Field(default=20, ge=1, description="Passes over the samples, at the most.")
     minutes: float | None = Field(default=None, gt=0, description="Stop after so long, if the epochs are not over.")
     batch_size: int = Field(default=32, ge=1, description="Samples a batch.")
@@ -66,11 +81,12 @@ class Distill(Reading):
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
     weight_decay: float = Field(default=0.01, ge=0, description="Weight decay of matrices.")
     ema: float = Field(default=0.0, ge=0, le=1, description="Judge a moving average of the weights, e.g. 0.999.")
-    generations: int = Field(default=1, ge=1, description="Number of generations of --kind self.")
+    generations: int = Field(default=2, ge=1, description="Of --kind self; the first learns from the labels alone.")
     patience: int = Field(default=0, ge=0, description="Stop after so many epochs without a better one; 0: never.")
     augment: Annotated[tuple[Augmentation, ...], Flag(text=NAMES)] = Field(
-        default=(), description="flip, crop, mixup: the same view to teacher and student."
+        default=(), description="Views, the same to teacher and student: what fits pictures, sound or text."
     )
+    unlabelled: Samples = Field(default=None, description="More samples, of which only the teacher tells something.")
     labels: Annotated[bool | Path | None, NO_STEP] = Field(
         default=None, description="CSV file: sample's file name, label. [default: names of folders]"
     )
@@ -108,9 +124,30 @@ class Distill(Reading):
         return self.learning_rate if self.learning_rate is not None else _QAT_RATE if self.quantized else _RATE
 
     @property
-    def average(self) -> float:
-        """Decay of the moving average of the weights; it has a default if the average is the teacher."""
-        return self.ema or (_AVERAGE if self.kind == "self" and self.by == "average" else 0.0)
+    def softening(self) -> float:
+        """The temperature: as chosen, or that of the kind."""
+        return _RECIPES[self.kind][0] if self.temperature is None else self.temperature
+
+    @property
+    def share(self) -> float:
+        """The share of the teacher: as chosen, or that of the kind."""
+        return _RECIPES[self.kind][1] if self.alpha is None else self.alpha
+
+    @property
+    def teachers(self) -> tuple[Any, ...]:
+        """The models to learn from; none with kind self."""
+        several = isinstance(self.teacher, list | tuple)
+        return () if self.teacher is None else tuple(self.teacher) if several else (self.teacher,)
+
+    @property
+    def rounds(self) -> int:
+        """How many generations are trained."""
+        return self.generations if self.kind == "self" and self.by == "generations" else 1
+
+    @property
+    def averaged(self) -> bool:
+        """Whether a moving average of the weights is kept, and judged."""
+        return self.ema > 0 or (self.kind == "self" and self.by == "average")
 
     @property
     def classifiers(self) -> tuple[str, ...]:
@@ -123,10 +160,15 @@ class Distill(Reading):
             raise ValueError("{kind} self has no {teacher}: leave it out")
         if self.resume and self.checkpoint is None:
             raise ValueError("{resume} needs {checkpoint} FILE")
-        if self.kind != "self" and (self.by != "generations" or self.generations > 1):
+        counted = "generations" in self.model_fields_set
+        if self.kind != "self" and (self.by != "generations" or (counted and self.generations > 1)):
             raise ValueError("{by} and {generations} go with {kind} self")
-        if self.by != "generations" and self.generations > 1:
+        if self.by != "generations" and counted and self.generations > 1:
             raise ValueError(f"{{generations}} goes with {{by}} generations, not {self.by}")
+        if self.kind == "online" and len(self.teachers) > 1:
+            raise ValueError("{kind} online: the networks that learn along are {peers}, beside one {teacher} at most")
+        if self.loss == "dkd" and self.unlabelled is not None:
+            raise ValueError("{loss} dkd needs labels, and {unlabelled} samples have none")
         if self.cache is not None and (self.augment or self.kind == "online"):
             raise ValueError("{cache} keeps answers to fixed views: not with {augment} or {kind} online")
         if self.loss == "dkd" and "mixup" in self.augment:

@@ -12,10 +12,9 @@ from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Options, Output
 from edgeopt.options.devices import Device
 from edgeopt.options.quantize import Nodes, Targeted
-from edgeopt.options.reading import DataOption, Reading, Sizes
+from edgeopt.options.reading import DataOption, Reading, Samples, Sizes
 from edgeopt.options.texts import Text, whole_numbers
 
-Samples = Annotated[str | Path | Iterable[Any] | None, SkipValidation, Flag(text=Text("PATH", str), step=False)]
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
 

@@ -5,17 +5,18 @@ y = (x scale - mean) / std with x in 0 ... 255, after a resize and a centre crop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat
+from pydantic import BeforeValidator, Field, FiniteFloat, SkipValidation
 
 from edgeopt.options.declare import PYTHON_ONLY, Flag, Options
 from edgeopt.options.texts import NUMBERS, SIDE, SIDES, Text, whole
 
 Sizes = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Flag("--dim", Text("SIZE", whole), example="seq=128")]
 DataOption = Annotated[str, PYTHON_ONLY, Field(description="Name of the samples in error messages.")]
+Samples = Annotated[str | Path | Iterable[Any] | None, SkipValidation, Flag(text=Text("PATH", str), step=False)]
 _MOST_BYTES = 1 << 30
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Layout = Annotated[Literal["NCHW", "NHWC"], BeforeValidator(lambda x: x.upper() if isinstance(x, str) else x)]

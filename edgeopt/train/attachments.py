@@ -95,7 +95,8 @@ class Heads(nn.Module):
             f = _channels_last(inner[name])
             logits = linear(f.flatten(1, -2).mean(1) if f.ndim > 2 else f)
             taught = losses.kd(logits, output.detach(), temperature)
-            values.append(taught if labels is None else alpha * taught + (1 - alpha) * F.cross_entropy(logits, labels))
+            told = 0.0 if labels is None else losses.supervised("kd", logits, labels)
+            values.append(taught if labels is None else alpha * taught + (1 - alpha) * told)
         return torch.stack(values).mean()
 
 

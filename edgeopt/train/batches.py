@@ -22,11 +22,11 @@ from edgeopt.errors import DataError, suggestion
 from edgeopt.hardware.host import free_bytes
 from edgeopt.runtime.session import Feed as AnyFeed
 from edgeopt.runtime.session import finite
+from edgeopt.train import views
+from edgeopt.train.losses import NO_LABEL
 from edgeopt.train.spill import Spill, Spilled
 
-_COLOURS = (1, 3, 4)  # channel counts of an image
 _SHARE = 4  # 1/4 of the free memory holds decoded samples; more go to disk
-_SHIFT = 8  # a random crop shifts the image by up to 1/8 of its side
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Examples:
     feeds: Sequence[Feed]
     """One sample each."""
     labels: NDArray[np.int64] | None
-    """Class indices, int64 [samples]."""
+    """Class indices, int64 [samples]; `NO_LABEL` for a sample that has none beside others that have."""
     classes: tuple[str, ...] = ()
     """Class names, if they come from folders or a file."""
 
@@ -56,11 +56,15 @@ class Examples:
 
 
 def read(
-    samples: Sequence[Sample], wanted: bool | Path | None, classes: Sequence[str] = ()
+    samples: Sequence[Sample],
+    wanted: bool | Path | None,
+    classes: Sequence[str] = (),
+    unlabelled: Sequence[Sample] = (),
 ) -> tuple[Examples, dict[str, str]]:
     """(the readable samples with labels, why others are not readable). `wanted`: False ignores labels, None uses them
     if every sample has one, True requires them, a path is a CSV file of sample and label. Without a CSV file, a label
     is the entry `label` of a feed, or the name of the image's folder. `classes`: class names in order, if known.
+    `unlabelled`: more samples, which come last; what their folders are called is no label.
 
     Raises:
         DataError: nothing is readable, or labels are wanted and missing.
@@ -69,7 +73,7 @@ def read(
     feeds = Spill(free_bytes() // _SHARE)
     names: list[str | None] = []
     problems: dict[str, str] = {}
-    for name, reader in samples:
+    for i, (name, reader) in enumerate((*samples, *unlabelled)):
         try:
             feed = dict(reader())
         except DataError as e:
@@ -80,19 +84,23 @@ def read(
             problems[name] = f"{name}: holds NaN or infinity"
             continue
         feeds.add(feed)
+        if i >= len(samples):
+            continue
         if listed is not None:
             names.append(_found(listed, name))
         else:
             names.append(given if given is not None else _folder(name))
     if not len(feeds):
         raise DataError(f"no sample can be read: {next(iter(problems.values()), 'the folder is empty')}")
-    labels, classes = _labels(names, classes) if wanted is not False else (None, ())
+    labels, classes = _labels(names, classes) if wanted is not False and names else (None, ())
     if wanted and labels is None:
         raise DataError(
             f"{wanted}: one label for all samples, which teaches nothing"
             if isinstance(wanted, Path)
             else "labels are wanted, and there are none: a folder for each class, or an entry 'label' in every .npz"
         )
+    if labels is not None:
+        labels = np.concatenate([labels, np.full(len(feeds) - len(names), NO_LABEL, np.int64)])
     return Examples(feeds.feeds(), labels, classes), problems
 
 
@@ -168,11 +176,14 @@ def _labels(names: Sequence[str | None], classes: Sequence[str]) -> tuple[NDArra
     return np.array([found.index(str(n)) for n in names], np.int64), tuple(found)
 
 
-def divide(count: int, seed: int) -> tuple[list[int], list[int]]:
-    """(training, held-out) indices; a fifth is held out, at least 1 and at most 1,000. A single sample is in both."""
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    held = min(1000, max(1, count // 5)) if count > 1 else 0
-    return order[held:], order[:held] or order
+def divide(examples: Examples, seed: int) -> tuple[list[int], list[int]]:
+    """(training, held-out) indices; a fifth of the samples with labels (of all, if none has) is held out, at least 1
+    and at most 1,000. A single sample is in both.
+    """
+    alike = np.ones(len(examples), bool) if examples.labels is None else examples.labels != NO_LABEL
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(alike)).tolist()
+    held = min(1000, max(1, len(order) // 5)) if len(order) > 1 else 0
+    return order[held:] + np.flatnonzero(~alike).tolist(), order[:held] or order
 
 
 @dataclass(frozen=True)
@@ -230,35 +241,9 @@ def _batch(examples: Examples, indices: list[int], rng: np.random.Generator | No
         for k in chosen[0]
     }
     if rng is not None and augment:
-        feed = {k: _augmented(x, rng, augment) if x.ndim == 4 else x for k, x in feed.items()}
+        feed = views.augmented(feed, augment, rng)
     labels = None if examples.labels is None else torch.from_numpy(examples.labels[indices])
     return Batch(np.array(indices), {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in feed.items()}, labels)
-
-
-def _augmented(x: NDArray[Any], rng: np.random.Generator, augment: Sequence[str]) -> NDArray[Any]:
-    """Images [batch, channels, height, width] or channels-last, randomly flipped and shifted, then mixed in pairs
-    (mixup).
-    """
-    if x.shape[1] not in _COLOURS and x.shape[-1] in _COLOURS:
-        return np.moveaxis(_augmented(np.moveaxis(x, -1, 1), rng, augment), 1, -1)
-    x = x.copy()
-    for image in x:
-        if "flip" in augment and rng.random() < 0.5:
-            image[...] = image[..., ::-1].copy()
-        if "crop" in augment:
-            down, right = (int(rng.integers(-(side // _SHIFT), side // _SHIFT + 1)) for side in image.shape[1:])
-            image[...] = _shifted(image, down, right)
-    if "mixup" in augment:
-        share = rng.beta(0.8, 0.8, (len(x), 1, 1, 1)).astype(np.float32)
-        x = (share * x + (1 - share) * x[rng.permutation(len(x))]).astype(x.dtype)
-    return x
-
-
-def _shifted(image: NDArray[Any], down: int, right: int) -> NDArray[Any]:
-    height, width = image.shape[1:]
-    rows = np.clip(np.arange(height) - down, 0, height - 1)
-    columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return image[:, rows][:, :, columns]
 
 
 def batch_limit(inputs: Sequence[InputSpec]) -> int | None:

@@ -26,11 +26,11 @@ from edgeopt.files import staged
 from edgeopt.files.cloud import anywhere
 from edgeopt.options import takes
 from edgeopt.options.distill import Distill
-from edgeopt.runtime.session import open_session, with_outputs
+from edgeopt.runtime.session import open_session
 from edgeopt.train import batches as data_of
-from edgeopt.train import teachers
+from edgeopt.train import signs, teachers
 from edgeopt.train.evaluation import parity_of, scores
-from edgeopt.train.job import Job, check_device, check_peers, check_roles, prepare
+from edgeopt.train.job import Job, check_alike, check_device, check_roles, prepare
 from edgeopt.train.lessons import heads_of, hints_of, lesson_of
 from edgeopt.train.loop import Diverged, Epoch, Progress, fit
 from edgeopt.train.network.choice import Choice
@@ -75,31 +75,37 @@ def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
     Raises:
         EdgeoptError: see `edgeopt.errors`; nothing was written.
     """
-    start, path, teacher = time.perf_counter(), options.output, options.teacher
-    check_places(options, path, (student, teacher, data), force=options.force)
-    check_roles(options, teacher is not None)
+    start, path, given = time.perf_counter(), options.output, options.teachers
+    check_places(options, path, (student, *given, data, options.unlabelled), force=options.force)
+    check_roles(options, bool(given))
     source = graph.load(student)
     small = graph.canonical(source)
-    large = small if options.kind == "self" else graph.canonical(graph.load(teacher or options.peers[0]))
+    large, *others = (
+        [small] if options.kind == "self" else [graph.canonical(graph.load(m)) for m in given or options.peers[:1]]
+    )
     check_device(options.device)
     with ranks(options.device) as here, torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        job = prepare(small, large, data, options, here)
+        job = prepare(small, large, data, options, here, tuple(others))
         if options.kind == "online":
-            more = options.peers if teacher is not None else options.peers[1:]
+            more = options.peers if given else options.peers[1:]
             job = replace(job, peers=(large, *(graph.canonical(graph.load(p)) for p in more)))
-            check_peers(job)
+            check_alike(job, job.peers[1:], "--peer")
         parity = parity_of(job)
         taught, score = scores(job)
-        progress = _trained(job, score)
+        (first,) = here.told([score(job.module) if here.first else 0.0])
+        for line in (f"before training: {first:.4f}", *signs.before(job, taught, first)):
+            job.listener.note(line)
+        progress = _trained(job, score, first)
+        for line in signs.after(job, taught, progress.best) if here.first else ():
+            job.listener.note(line)
         result = job.written(job.module)
         parity = max(parity, parity_of(replace(job, student=result)))
         result = restored(source, result, list(job.module.arrays()))
         better = progress.best > progress.first
         if path is not None and better and here.first:
             with staged(path) as stage:
-                graph.write(result, stage / path.name)
-                graph.check_valid(stage / path.name, "the result")
+                graph.write_valid(result, stage / path.name, "the result")
                 open_session(stage / path.name)
     return Distilled(
         model=result,
@@ -120,11 +126,11 @@ def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
     )
 
 
-def _trained(job: Job, score: Callable[[nn.Module], float]) -> Progress:
+def _trained(job: Job, score: Callable[[nn.Module], float], first: float) -> Progress:
     """Train by the kind of distillation, and leave the module with its best weights. Each generation of kind self
-    starts from the initial weights, with the previous generation as its teacher.
+    starts from the initial weights; the first learns from the labels alone, each other from the one before it too.
     """
-    count = job.options.generations
+    count = job.options.rounds
     _forget(job)
     start = {k: v.clone() for k, v in job.module.state_dict().items()}
     teacher, best = job.teacher, None
@@ -134,7 +140,7 @@ def _trained(job: Job, score: Callable[[nn.Module], float]) -> Progress:
             job.module.load_state_dict(start)
             job.listener.note(f"generation {generation + 1}")
         try:
-            found = _generation(job, teacher, generation, score)
+            found = _generation(job, teacher, generation, score, first)
         except Diverged as e:
             if best is None:
                 raise
@@ -159,7 +165,9 @@ def _forget(job: Job) -> None:
             old.unlink()
 
 
-def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[nn.Module], float]) -> Progress:
+def _generation(
+    job: Job, teacher: ir.Model, generation: int, score: Callable[[nn.Module], float], first: float
+) -> Progress:
     options = job.options
     if generation and options.checkpoint is not None:
         name = f"{options.checkpoint.name}.{generation + 1}"
@@ -167,17 +175,15 @@ def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[n
     networks = [job.module, *(OnnxModule(m).to(options.device) for m in job.peers)]
     with ExitStack() as stack:
         teach = None
-        if options.kind == "offline" or (options.kind == "self" and options.by == "generations"):
-            seen = with_outputs(
-                teacher, list(dict.fromkeys([*(p.teacher for p in job.pairs), *options.hints.values()]))
-            )
-            store = None
+        if options.kind == "offline" or (options.kind == "self" and generation):
+            panel, store = replace(job, teacher=teacher).panel(job.threads), None
             if not options.augment:
-                place = teachers.kept(options.cache, graph.proto_bytes(seen), job.train, job.ranks.rank)
+                models = b"".join(graph.proto_bytes(m) for m in (teacher, *job.others))
+                place = teachers.kept(options.cache, models + repr(panel.outputs).encode(), job.train, job.ranks.rank)
                 store = stack.enter_context(place)
-            teach = teachers.fixed(open_session(seen, threads=job.threads), store, options.device)
+            teach = teachers.fixed(panel, store, options.device)
         hints, heads = hints_of(job), heads_of(job)
-        return fit(
+        found = fit(
             nn.ModuleList([*networks, *(m for m in (hints, heads) if m is not None)]).to(options.device),
             lesson_of(job, networks, teach, hints, heads),
             lambda epoch: data_of.shuffled(
@@ -185,8 +191,12 @@ def _generation(job: Job, teacher: ir.Model, generation: int, score: Callable[[n
             ),
             sum(1 for _ in data_of.groups(job.train, job.size, range(len(job.train)))),
             score,
+            first,
             options,
             job.listener,
             job.ranks,
             identity=job.identity,
         )
+    for line in signs.agreed(job, networks) if job.peers and job.ranks.first else ():
+        job.listener.note(line)
+    return found

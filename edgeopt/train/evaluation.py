@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from edgeopt.hardware.host import cores
 from edgeopt.runtime.session import open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses, teachers
+from edgeopt.train.batches import Examples
 from edgeopt.train.job import Job
 from edgeopt.train.network.module import OnnxModule
 from edgeopt.train.teachers import answers, widened
@@ -30,16 +31,10 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
     theirs: dict[str, list[np.ndarray]] = {}
     taught = None
     if job.ranks.first and job.options.kind != "self":
-        theirs = answers(open_session(job.teacher, threads=cores()), job.held, job.size)
+        theirs = answers(job.panel(cores()), job.held, job.size)
     if labels and theirs:
         first = job.pairs[0]
-        taught = _accuracy([first.theirs(torch.from_numpy(y)) for y in theirs[first.teacher]], labels)
-        classes = theirs[first.teacher][0].shape[-1]
-        if taught < 2 / classes and job.options.kind == "offline":
-            job.listener.note(
-                f"the teacher tells only {taught:.1%} of the held-out samples right: are its classes in another order?"
-                " (--student-classes, --teacher-classes)"
-            )
+        taught = _right([first.theirs(torch.from_numpy(y)) for y in theirs[first.teacher]], labels)
 
     def wide(y: np.ndarray) -> Tensor:
         return widened(torch.from_numpy(y))
@@ -48,7 +43,7 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
         assert isinstance(module, OnnxModule)
         ours = answers(open_session(job.written(module), threads=cores()), job.held, job.size)
         if labels:
-            return _accuracy([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
+            return accuracy(job, ours, job.held)
         values = [
             float(losses.LOSSES[p.loss](p.ours(wide(y)), p.theirs(wide(t)), 1.0, None))
             for p in job.pairs
@@ -59,7 +54,13 @@ def scores(job: Job) -> tuple[float | None, Callable[[nn.Module], float]]:
     return taught, score
 
 
-def _accuracy(answers: list[Tensor], labels: list[Tensor]) -> float:
+def accuracy(job: Job, ours: Mapping[str, Sequence[np.ndarray]], examples: Examples) -> float:
+    """The share of `examples` that the student tells right by its answers `ours`."""
+    labels = [b.labels for b in data_of.batches(examples, job.size) if b.labels is not None]
+    return _right([torch.from_numpy(y) for y in ours[job.pairs[0].student]], labels)
+
+
+def _right(answers: list[Tensor], labels: list[Tensor]) -> float:
     return float((torch.cat([y.argmax(-1) for y in answers]) == torch.cat(labels)).double().mean())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgeopt.data import Data, read, specs
+from edgeopt.data import Data, InputSpec, Sample, read, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
 from edgeopt.graph.serialization import proto_bytes
@@ -22,15 +22,15 @@ from edgeopt.options.distill import Distill
 from edgeopt.ptq.guard import guarded
 from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.norm import norm_distance
-from edgeopt.runtime.session import Session, open_session, try_loops
+from edgeopt.runtime.session import Session, open_session, try_loops, with_outputs
 from edgeopt.train import batches as data_of
-from edgeopt.train import losses
+from edgeopt.train import losses, views
 from edgeopt.train.batches import Examples
 from edgeopt.train.network.fake_quant import masters
 from edgeopt.train.network.module import OnnxModule, write_back
 from edgeopt.train.pairs import Pair, class_names, matched, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.teachers import answers, together
+from edgeopt.train.teachers import Panel, answers, together
 
 _LOOKED_AT = 4
 _DYNAMIC = "DynamicQuantizeLinear"
@@ -45,7 +45,7 @@ class Job:
     ranks: Ranks
     student: ir.Model
     teacher: ir.Model
-    """For kind self, the student."""
+    """The first of them; for kind self, the student."""
     module: OnnxModule
     train: Examples
     held: Examples
@@ -53,12 +53,24 @@ class Job:
     """Batch size."""
     pairs: tuple[Pair, ...]
     peers: tuple[ir.Model, ...] = ()
+    others: tuple[ir.Model, ...] = ()
+    """The teachers beside the first."""
     identity: str = ""  # digest of models, samples and options
 
     def written(self, module: OnnxModule) -> ir.Model:
         """The student with the weights of `module`, as it is evaluated and saved."""
         model = write_back(self.student, module.arrays())
         return guarded(model) if self.options.quantized and target.load(self.options.target).grid.saturates else model
+
+    def panel(self, threads: int) -> Panel:
+        """The teachers that were given."""
+        wanted = [*dict.fromkeys([*(p.teacher for p in self.pairs), *self.options.hints.values()])]
+        names = []
+        for model in self.others:
+            of = matched(self.student, model, {})
+            names.append({p.teacher: of[p.student] for p in self.pairs if p.student in of})
+        models = [with_outputs(self.teacher, wanted), *self.others]
+        return Panel([open_session(m, threads=threads) for m in models], names)
 
     @property
     def threads(self) -> int:
@@ -82,10 +94,15 @@ def check_roles(options: Distill, teacher: bool) -> None:
         raise UsageError("--tensorboard needs it: pip install tensorboard")
 
 
-def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, here: Ranks) -> Job:
+def prepare(
+    student: ir.Model, teacher: ir.Model, data: Data, options: Distill, here: Ranks, others: tuple[ir.Model, ...] = ()
+) -> Job:
+    """Everything checked; `others`: the teachers beside the first."""
     listener = options.listener if here.first else Listener()
     examples = _examples(student, teacher, data, options, listener)
-    train, held = (examples.part(i) for i in data_of.divide(len(examples), options.seed))
+    if options.augment:
+        views.check(options.augment, examples.feeds[0])
+    train, held = (examples.part(i) for i in data_of.divide(examples, options.seed))
     limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
     size = min([options.batch_size, *limits])
     if size < options.batch_size and limits:
@@ -111,10 +128,14 @@ def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, 
     if examples.labels is not None and why:
         listener.note(why)
         train, held = (Examples(e.feeds, None) for e in (train, held))
-    identity = _identity((student, teacher), (train, held), options)
+    identity = _identity((student, teacher, *others), (train, held), options)
     here.check_same(identity)
-    job = Job(options, listener, here, student, teacher, module, train, held, size, pairs, identity=identity)
+    job = Job(
+        options, listener, here, student, teacher, module, train, held, size, pairs, others=others, identity=identity
+    )
     _check_labels(job)
+    if others:
+        check_alike(job, others, "--teacher")
     known = [str(v.name) for node in teacher.graph for v in node.outputs]
     for name in options.hints.values():
         if name not in known:
@@ -122,16 +143,16 @@ def prepare(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, 
     return job
 
 
-def check_peers(job: Job) -> None:
-    """Refuse a peer that lacks an output, or whose outputs have different shapes."""
+def check_alike(job: Job, models: Sequence[ir.Model], option: str) -> None:
+    """Refuse a peer, or a teacher beside the first, that lacks an output or whose outputs have different shapes."""
     some = job.held.part(range(1))
     ours = to_tensors(answers(open_session(job.student), some, 1))
-    for peer in job.peers[1:]:
-        names = matched(job.student, peer, {})
-        theirs = to_tensors(answers(open_session(peer), some, 1))
+    for model in models:
+        names = matched(job.student, model, {})
+        theirs = to_tensors(answers(open_session(model), some, 1))
         for pair in job.pairs:
             if pair.student not in names:
-                raise UsageError(f"--peer: one has no output that goes with {pair.student!r}")
+                raise UsageError(f"{option}: one has no output that goes with {pair.student!r}")
             same(ours[pair.student][0], theirs[names[pair.student]][0], pair)
 
 
@@ -139,17 +160,26 @@ def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill
     ours = specs(student)
     shared = {s.name for s in ours} & {s.name for s in specs(teacher)}
     # inputs that only the teacher has, e.g. token types
-    more = [s for s in specs(teacher) if shared and s.name not in shared]
-    found = read(data, [*ours, *more], options, open_session(student).run, norm_distance(student))
+    theirs = [s for s in specs(teacher) if shared and s.name not in shared]
+    wanted = [*ours, *theirs]
+    found = read(data, wanted, options, open_session(student).run, norm_distance(student))
     names = class_names(options.student_classes) if options.student_classes else ()
-    examples, problems = data_of.read(found.samples, options.labels, names)
+    more = [] if options.unlabelled is None else _unlabelled_samples(student, wanted, options)
+    examples, problems = data_of.read(found.samples, options.labels, names, more)
     for line in [*found.notes, *(f"skipped: {p}" for p in problems.values())]:
         listener.note(line)
-    others = {s.name for s in more}
+    others = {s.name for s in theirs}
     own = {k: v for k, v in examples.feeds[0].items() if k not in others}
     check_feed(own, student, "the first sample")
     try_loops(student, own)
     return examples
+
+
+def _unlabelled_samples(student: ir.Model, wanted: Sequence[InputSpec], options: Distill) -> Sequence[Sample]:
+    reading = options.model_copy(update={"data_option": "--unlabelled"})
+    assert options.unlabelled is not None
+    found = read(options.unlabelled, wanted, reading, open_session(student).run, norm_distance(student))
+    return found.samples
 
 
 def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str, list[torch.Tensor]]:
@@ -206,7 +236,7 @@ def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options:
 _FORGET = frozenset(
     {
         "checkpoint", "resume", "log", "tensorboard", "cache", "minutes", "patience", "device", "epochs", "accumulate",
-        "tokenizer", "listener", "teacher", "output", "force",
+        "tokenizer", "listener", "teacher", "output", "force", "unlabelled",
     }
 )  # fmt: skip
 

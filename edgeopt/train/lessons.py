@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeopt.errors import UsageError
 from edgeopt.runtime.session import open_session, with_outputs
@@ -14,10 +16,13 @@ from edgeopt.train import losses, teachers
 from edgeopt.train.attachments import Heads, Hints, check_heads
 from edgeopt.train.batches import Batch
 from edgeopt.train.job import Job
-from edgeopt.train.loop import Lesson
+from edgeopt.train.loop import Lesson, Moment
 from edgeopt.train.network.module import OnnxModule
 from edgeopt.train.network.taps import inner_values
 from edgeopt.train.pairs import matched
+
+Values = Mapping[str, Tensor]
+_RISE = 0.3  # share of the steps in which the weight of a teacher that learns rises
 
 
 def _example(job: Job, taps: tuple[str, ...]) -> tuple[Batch, dict[str, Tensor]]:
@@ -56,63 +61,77 @@ def lesson_of(
     job: Job, networks: list[OnnxModule], teach: teachers.Teacher | None, hints: Hints | None, heads: Heads | None
 ) -> Lesson:
     """The loss function of a batch: from labels, teachers or peers, and auxiliary modules."""
-    options, pairs = job.options, job.pairs
-    taps = (*(hints.names if hints else ()), *(heads.names if heads else ()))
-    aims = [losses.Objective(p.loss, options.temperature, options.alpha, p is pairs[0]) for p in pairs]
-    outputs = [matched(job.student, m, options.match if m is job.teacher else {}) for m in job.peers]
+    aims = [
+        losses.Objective(
+            p.loss, job.options.softening, job.options.share, p is job.pairs[0], job.options.label_smoothing
+        )
+        for p in job.pairs
+    ]
+    return _Lesson(job, networks, teach, hints, heads, aims)
 
-    def lesson(batch: Batch, average: nn.Module | None) -> Tensor:
+
+@dataclass(frozen=True)
+class _Lesson:
+    job: Job
+    networks: list[OnnxModule]
+    teach: teachers.Teacher | None
+    hints: Hints | None
+    heads: Heads | None
+    aims: list[losses.Objective]
+
+    def __call__(self, batch: Batch, moment: Moment) -> Tensor:
+        options, pairs = self.job.options, self.job.pairs
         feed = {k: v.to(options.device) for k, v in batch.feed.items()}
         labels = None if batch.labels is None or "mixup" in options.augment else batch.labels.to(options.device)
-        ours = job.module(feed, taps)
-        theirs: Mapping[str, Tensor] = {}
-        total = torch.zeros((), device=options.device)
-        if teach is not None:
-            theirs = teach(batch)
-        elif average is not None and options.by == "average" and options.kind == "self":
-            with torch.no_grad():
-                theirs = average(feed)
-        elif job.peers:
-            answers = [
-                n(teachers.fed(n.inputs, feed), tuple(hints.names.values()) if hints and n is networks[1] else ())
-                for n in networks[1:]
-            ]
-            theirs = answers[0]
-            all_values = [[p.ours(ours[p.student]) for p in pairs]]
-            all_values += [
-                [p.theirs(y[names[p.student]]) for p in pairs] for y, names in zip(answers, outputs, strict=True)
-            ]
-            return _mutual(aims, all_values, labels) + _hung(ours, theirs, labels)
+        taps = (*(self.hints.names if self.hints else ()), *(self.heads.names if self.heads else ()))
+        ours = self.job.module(feed, taps)
+        theirs, trust = self._theirs(batch, feed, moment)
+        if self.job.peers:
+            total = self._mutual(ours, theirs, labels, trust)
+        elif theirs:
+            values = [(p.ours(ours[p.student]), p.theirs(theirs[0][p.teacher])) for p in pairs]
+            terms = [aim(own, other, labels, trust) for aim, (own, other) in zip(self.aims, values, strict=True)]
+            total = torch.stack(terms).sum()
         elif labels is not None:
-            total = total + losses.supervised(pairs[0].loss, ours[pairs[0].student], labels)
-        if theirs:
-            total = sum(
-                (
-                    aim(p.ours(ours[p.student]), p.theirs(theirs[p.teacher]), labels)
-                    for aim, p in zip(aims, pairs, strict=True)
-                ),
-                total,
-            )
-        return total + _hung(ours, theirs, labels)
-
-    def _hung(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-        total = torch.zeros((), device=options.device)
-        if hints is not None:
-            total = total + options.hint_weight * hints(ours, {n: theirs[n].detach() for n in hints.names.values()})
-        if heads is not None:
-            total = total + heads(ours, ours[pairs[0].student], labels, options.temperature, options.alpha)
+            total = losses.supervised(pairs[0].loss, ours[pairs[0].student], labels, options.label_smoothing)
+        else:
+            total = torch.zeros((), device=options.device)
+        if self.hints is not None:
+            wanted = {n: theirs[0][n].detach() for n in self.hints.names.values()}
+            total = total + options.hint_weight * self.hints(ours, wanted)
+        if self.heads is not None:
+            total = total + self.heads(ours, ours[pairs[0].student], labels, options.softening, options.share)
         return total
 
-    return lesson
+    def _theirs(self, batch: Batch, feed: Values, moment: Moment) -> tuple[list[Values], float]:
+        """(the answers of the teacher, the moving average or the peers; the trust in them)."""
+        if self.teach is not None:
+            return [self.teach(batch)], 1.0
+        options = self.job.options
+        if moment.average is not None and options.by == "average" and options.kind == "self":
+            with torch.no_grad():
+                return [moment.average(feed)], _trust(moment.done)
+        taps = tuple(self.hints.names.values()) if self.hints else ()
+        peers = self.networks[1:]
+        return [n(teachers.fed(n.inputs, feed), taps if n is peers[0] else ()) for n in peers], _trust(moment.done)
+
+    def _mutual(self, ours: Values, theirs: list[Values], labels: Tensor | None, trust: float) -> Tensor:
+        """Mutual learning: every network learns from the labels and from the mean answer of the others."""
+        job = self.job
+        values = [[p.ours(ours[p.student]) for p in job.pairs]]
+        for model, answers in zip(job.peers, theirs, strict=True):
+            names = matched(job.student, model, job.options.match if model is job.teacher else {})
+            values.append([p.theirs(answers[names[p.student]]) for p in job.pairs])
+        terms = []
+        for i, mine in enumerate(values):
+            others = zip(*(v for j, v in enumerate(values) if j != i), strict=True)
+            means = [torch.stack(answers).mean(0).detach() for answers in others]
+            terms += [aim(own, mean, labels, trust) for aim, own, mean in zip(self.aims, mine, means, strict=True)]
+        return torch.stack(terms).sum()
 
 
-def _mutual(aims: list[losses.Objective], values: list[list[Tensor]], labels: Tensor | None) -> Tensor:
-    """Mutual learning: every network learns from the labels and from each of the others."""
-    terms = [
-        aim(own, other.detach(), labels) / (len(values) - 1)
-        for i, mine in enumerate(values)
-        for j, others in enumerate(values)
-        if i != j
-        for aim, own, other in zip(aims, mine, others, strict=True)
-    ]
-    return torch.stack(terms).sum()
+def _trust(done: float) -> float:
+    """In teachers that begin to learn themselves: from e^-5 to 1 (Laine and Aila 2017, arXiv:1610.02242), at a share
+    `done` of the steps.
+    """
+    return math.exp(-5 * (1 - min(1.0, done / _RISE)) ** 2)

@@ -56,6 +56,9 @@ class Progress:
     first: float = -math.inf
     best: float = -math.inf
     best_epoch: int = 0
+    """The first epoch with the best score; 0: none was better than the input."""
+    kept_epoch: int = 0
+    """The last with that score, whose weights are kept."""
     asked: int = 0
     """Number of epochs requested."""
     stopped: bool = False
@@ -87,13 +90,24 @@ class TrainingRun:
         return self.average if self.average is not None else self.modules[0]
 
 
-Lesson = Callable[[Batch, nn.Module | None], Tensor]
+@dataclass(frozen=True)
+class Moment:
+    """Where training stands at a step."""
+
+    done: float
+    """Share of all steps that were taken."""
+    average: nn.Module | None
+    """The student's moving average, if there is one."""
+
+
+Lesson = Callable[[Batch, Moment], Tensor]
 
 
 class Diverged(EdgeoptError):
     """The loss became NaN or infinite before any epoch improved on the input."""
 
 
+_WINDOW = 20  # the moving average reaches over 1/20 of the steps, if it is not told otherwise
 _LOOK = 5  # steps after which the time of an epoch is estimated
 
 
@@ -107,6 +121,7 @@ def fit(
     epoch_batches: Callable[[int], Iterator[Batch]],
     batch_count: int,
     score: Callable[[nn.Module], float],
+    first: float,
     options: Distill,
     listener: Listener,
     ranks: Ranks,
@@ -114,10 +129,10 @@ def fit(
 ) -> Progress:
     """Train `modules` until epochs, minutes or patience run out; the student is left with its best weights.
 
-    `lesson`: the loss of a batch, given the student's moving average if there is one. `epoch_batches`: this rank's
+    `lesson`: the loss of a batch at a moment. `epoch_batches`: this rank's
     batches of an epoch by number; `batch_count`: those of all ranks. `score`: the held-out metric of a module, higher
-    is better; called on rank 0, also before the first step, so that a student that does not improve is returned
-    unchanged. `identity`: digest of the job; a checkpoint of a different one is refused.
+    is better, called on rank 0; `first`: of the student as it is, which is returned unchanged if nothing beats it.
+    `identity`: digest of the job; a checkpoint of a different one is refused.
 
     Raises:
         Diverged: the loss became NaN or infinite before any epoch improved on the input; the student has its best
@@ -128,9 +143,8 @@ def fit(
         listener.note(f"--resume: {options.checkpoint} is not there; from the beginning")
     progress, start = run.progress, time.monotonic()
     if not progress.weights:
-        progress.first = progress.best = _scored(run, score)
+        progress.first = progress.best = first
         progress.weights = _state(modules[0])
-        listener.note(f"before training: {progress.best:.4f}")
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
             _one(run, lesson, epoch_batches(progress.epoch), score, options, listener, start)
@@ -138,7 +152,7 @@ def fit(
         progress.diverged = str(e)
         if progress.best_epoch == 0:
             raise Diverged(f"{e}: lower --lr, or raise --warm-up; nothing was written") from e
-        listener.note(f"{e}: stopped; the weights of epoch {progress.best_epoch} are kept (lower --lr to go further)")
+        listener.note(f"{e}: stopped; the weights of epoch {progress.kept_epoch} are kept (lower --lr to go further)")
     finally:
         modules[0].load_state_dict(progress.weights)
     return progress
@@ -159,7 +173,11 @@ def _one(
     progress.epoch += 1
     held_out = _scored(run, score)
     if held_out > progress.best:
-        progress.best, progress.best_epoch, progress.weights = held_out, progress.epoch, _state(run.judged)
+        progress.best, progress.best_epoch = held_out, progress.epoch
+    if (
+        held_out == progress.best and progress.best_epoch
+    ):  # of equals the last: few samples have many, and it learned more
+        progress.kept_epoch, progress.weights = progress.epoch, _state(run.judged)
     left_s = 60 * (options.minutes or 0.0) - (time.monotonic() - start)
     _fit_into_minutes(run, time.monotonic() - begun, left_s, options)
     seconds, rate = time.monotonic() - start, run.optimizer.param_groups[0]["lr"]
@@ -188,7 +206,7 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
         else torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum)
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
-    average = copy.deepcopy(modules[0]) if options.average else None
+    average = copy.deepcopy(modules[0]) if options.averaged else None
     progress = Progress(epochs=options.epochs, asked=options.epochs, identity=identity)
     run = TrainingRun(modules, optimizer, average, progress, steps, ranks)
     if options.resume and options.checkpoint is not None:
@@ -235,7 +253,7 @@ def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options:
             batch = next(examples, None)
             if batch is None:
                 break
-            value = lesson(batch, run.average)
+            value = lesson(batch, Moment(run.progress.step / steps, run.average))
             (value / (options.accumulate * run.ranks.count)).backward()
             if not torch.isfinite(value):
                 _poison(run)
@@ -255,14 +273,25 @@ def _step(run: TrainingRun, options: Distill, step: int) -> None:
     run.ranks.sum_gradients(p for p in run.modules.parameters() if p.requires_grad)
     norm = nn.utils.clip_grad_norm_([p for p in run.modules.parameters() if p.grad is not None], options.clip)
     if not torch.isfinite(norm):
-        raise _NotFinite(f"the loss or its gradient is not a number in epoch {run.progress.epoch + 1}, step {step + 1}")
+        rate = run.optimizer.param_groups[0]["lr"]
+        where = f"epoch {run.progress.epoch + 1}, step {step + 1}, at a rate of {rate:.2g}"
+        raise _NotFinite(f"the loss or its gradient is not a number in {where}")
     run.optimizer.step()
     run.progress.step += 1
     run.optimizer.zero_grad()
     if run.average is not None:
+        share = 1 - _decay(run, options)
         with torch.no_grad():
             for kept, new in zip(run.average.parameters(), run.modules[0].parameters(), strict=True):
-                kept.lerp_(new, 1 - options.average)
+                kept.lerp_(new, share)
+
+
+def _decay(run: TrainingRun, options: Distill) -> float:
+    """Decay of the moving average: as told, or by the number of steps; lower in the first steps, whose weights it would
+    lag behind (Tarvainen and Valpola 2017, arXiv:1703.01780, say .999, of 150,000 steps).
+    """
+    total, step = run.steps_per_epoch * run.progress.epochs, run.progress.step
+    return min(options.ema or 1 - _WINDOW / max(2 * _WINDOW, total), (1 + step) / (10 + step))
 
 
 def _late(run: TrainingRun, seconds: float, options: Distill) -> bool:

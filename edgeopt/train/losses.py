@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from edgeopt.errors import UsageError
 from edgeopt.numbers.figure import are_probabilities
 
+NO_LABEL = -1
 Loss = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 _ALIKE = 0.05
 
@@ -104,11 +105,14 @@ RELATIVE = frozenset({"similarity"})  # student and teacher may differ in size
 CLASSES = frozenset({"kd", "dkd", "dist", "probabilities"})  # the output has class scores, for which labels can be used
 
 
-def supervised(loss: str, student: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with labels [batch] of an output [batch, classes] in the form that `loss` expects."""
-    if loss == "probabilities":
-        return F.nll_loss(student.clamp_min(1e-8).log(), labels)
-    return F.cross_entropy(student, labels)
+def supervised(loss: str, student: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with labels [batch] of an output [batch, classes] in the form that `loss` expects, the mean over
+    the batch, to which a sample without a label adds 0. `smoothing`: share of the label that all classes get (Szegedy
+    et al. 2016, arXiv:1512.00567).
+    """
+    z = student.clamp_min(1e-8).log() if loss == "probabilities" else student
+    total = F.cross_entropy(z, labels, ignore_index=NO_LABEL, label_smoothing=smoothing, reduction="sum")
+    return total / max(1, len(labels))
 
 
 @dataclass(frozen=True)
@@ -119,29 +123,33 @@ class Objective:
     temperature: float = 2.0
     alpha: float = 0.9
     labelled: bool = True
+    smoothing: float = 0.0
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The value for one output."""
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None, trust: float = 1.0) -> Tensor:
+        """The value for one output; `trust`: in the teacher, which multiplies alpha."""
         if not self.labelled:  # labels belong to the first output
             loss = "kd" if self.loss == "dkd" else self.loss
-            return LOSSES[loss](student, teacher, self.temperature, None)
+            return trust * LOSSES[loss](student, teacher, self.temperature, None)
         distilled = LOSSES[self.loss](student, teacher, self.temperature, labels)
         if labels is None:
-            return distilled
-        return self.alpha * distilled + (1 - self.alpha) * supervised(self.loss, student, labels)
+            return trust * distilled
+        alpha = trust * self.alpha
+        return alpha * distilled + (1 - alpha) * supervised(self.loss, student, labels, self.smoothing)
 
 
-def guess(teacher: list[Tensor], told: bool = False) -> str:
-    """A loss that fits the values of an output [batch, ...] over some batches: probabilities, sigmoids, logits or an
-    embedding. `told`: the last axis is known to be that of classes.
+def guess(teacher: list[Tensor], told: bool = False) -> tuple[str, str]:
+    """(a loss that fits the values of an output [batch, ...] over some batches: probabilities, sigmoids, logits or an
+    embedding; why it does). `told`: the last axis is known to be that of classes.
     """
     rows = [_rows(t).float() for t in teacher]
     classes = teacher[0].ndim == 2 and rows[0].shape[-1] > 1
     if all(x.min() >= 0 and x.max() <= 1 for x in rows):
-        return "probabilities" if all(are_probabilities(x.numpy()) for x in rows) else "bce"
+        if all(are_probabilities(x.numpy()) for x in rows):
+            return "probabilities", "each row is positive and has the sum 1"
+        return "bce", "all values are between 0 and 1, and their sum is not 1"
     if told:
-        return "kd"
+        return "kd", "the axis of its classes was named"
     unit = all(torch.allclose(x.norm(dim=-1), torch.ones(len(x)), atol=1e-3) for x in rows)
     if classes and (unit or all(x.min() >= 0 for x in rows)):
-        return "cosine"  # an embedding: scaled to length 1, or features behind a Relu
-    return "kd" if classes else "mse"
+        return "cosine", f"an embedding: {'each row has length 1' if unit else 'no value is negative'}"
+    return ("kd", "rows of class scores") if classes else ("mse", "no row of classes, no embedding")

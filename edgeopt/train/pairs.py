@@ -120,7 +120,9 @@ def paired(
         pair = Pair(name, other, options.loss, axis=_axis(options.class_axes.get(name), values[1], name))
         if pair.loss == "auto":
             told = pair.axis is not None
-            pair = replace(pair, loss=losses.guess([pair.theirs(y) for y in theirs[other]], told))
+            loss, why = losses.guess([pair.theirs(y) for y in theirs[other]], told)
+            pair = replace(pair, loss=loss)
+            options.listener.note(f"--loss auto: {loss} for {name}: {why}")
         pair = replace(pair, order=_fitting(order, pair.theirs(values[1]), other))
         same(values[0], values[1][: len(values[0])], pair)
         found.append(pair)

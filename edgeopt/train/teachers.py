@@ -1,4 +1,6 @@
-"""A fixed teacher: an ONNX Runtime session whose outputs for unaugmented samples are cached on disk."""
+"""Fixed teachers: ONNX Runtime sessions whose outputs for unaugmented samples are cached on disk; of several, the mean
+(Hinton et al. 2015, arXiv:1503.02531, section 3).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +39,11 @@ def outputs(session: Session, batch: Batch) -> dict[str, NDArray[Any]]:
     return dict(zip(session.outputs, session.run(feed), strict=True))
 
 
-def answers(session: Session, examples: Examples, size: int) -> dict[str, list[NDArray[Any]]]:
-    """The session's outputs by name, a list over the batches in order."""
-    found: dict[str, list[NDArray[Any]]] = {name: [] for name in session.outputs}
+def answers(asked: Session | Panel, examples: Examples, size: int) -> dict[str, list[NDArray[Any]]]:
+    """The outputs of a session or of teachers by name, a list over the batches in order."""
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in asked.outputs}
     for batch in batches(examples, size):
-        for name, y in outputs(session, batch).items():
+        for name, y in (asked(batch) if isinstance(asked, Panel) else outputs(asked, batch)).items():
             found[name].append(y)
     return found
 
@@ -95,6 +98,32 @@ def fed(names: Sequence[str], feed: Mapping[str, Any]) -> dict[str, Any]:
     if len(names) != len(feed):
         raise DataError(f"a network's inputs are {', '.join(names)}, the samples have {', '.join(feed)}")
     return dict(zip(names, feed.values(), strict=True))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One or several sessions that answer as one."""
+
+    sessions: Sequence[Session]
+    names: Sequence[Mapping[str, str]] = ()
+    """For each session but the first: its output for outputs of the first, which are averaged."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """The names of the answers: the outputs of the first."""
+        return self.sessions[0].outputs
+
+    def __call__(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """The answers to a batch by name."""
+        first, *others = (outputs(session, batch) for session in self.sessions)
+        if not others:
+            return first
+        means = {
+            name: np.mean([y, *(o[names[name]] for o, names in zip(others, self.names, strict=True))], 0, y.dtype)
+            for name, y in first.items()
+            if all(name in names for names in self.names)
+        }
+        return {**first, **means}
 
 
 class KeptAnswers:
@@ -195,20 +224,20 @@ def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> I
     yield KeptAnswers(folder, len(examples))
 
 
-def fixed(session: Session, store: KeptAnswers | None, device: str) -> Teacher:
-    """A teacher with fixed weights; `store` None: no caching, as every augmented sample is different.
+def fixed(panel: Panel, store: KeptAnswers | None, device: str) -> Teacher:
+    """Teachers with fixed weights; `store` None: no caching, as every augmented sample is different.
 
-    Outputs are cached by sample if the teacher gives one row for each.
+    Outputs are cached by sample if there is one row for each.
     """
 
     def teach(batch: Batch) -> Answers:
-        found = store.get(batch, session.outputs) if store is not None else None
+        found = store.get(batch, panel.outputs) if store is not None else None
         if found is None:
-            found = outputs(session, batch)
+            found = panel(batch)
             if store is not None:
                 key = _shapes(batch)
                 if key not in separate:
-                    separate[key] = _by_sample(session, batch, found)
+                    separate[key] = _by_sample(panel, batch, found)
                 if separate[key]:
                     store.put(batch, found)
         return {name: widened(torch.from_numpy(np.ascontiguousarray(y))).to(device) for name, y in found.items()}
@@ -222,12 +251,12 @@ def widened(y: Tensor) -> Tensor:
     return y.float() if y.dtype == torch.float16 else y
 
 
-def _by_sample(session: Session, batch: Batch, found: Mapping[str, NDArray[Any]]) -> bool:
+def _by_sample(panel: Panel, batch: Batch, found: Mapping[str, NDArray[Any]]) -> bool:
     """Whether axis 0 of every output is that of the samples: one sample less makes it one shorter."""
     count = len(batch.indices)
     if not all(y.ndim and len(y) == count for y in found.values()):
         return False
     if count == 1:
-        return all(i.shape[:1] == [1] for i in session.raw.get_inputs())
+        return all(i.shape[:1] == [1] for i in panel.sessions[0].raw.get_inputs())
     fewer = Batch(batch.indices[1:], {k: v[1:] if v.ndim else v for k, v in batch.feed.items()}, None)
-    return all(len(y) == count - 1 for y in outputs(session, fewer).values())
+    return all(len(y) == count - 1 for y in panel(fewer).values())

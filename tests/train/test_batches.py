@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgeopt.data import InputSpec, Sample
 from edgeopt.errors import DataError
 from edgeopt.train.batches import Batch, Examples, batch_limit, batches, divide, groups, read, shuffled
+from edgeopt.train.losses import NO_LABEL
 from tests.train import toys
 
 
@@ -164,10 +165,19 @@ def test_batches_are_of_one_shape_and_as_few_as_can_be() -> None:
 
 def test_nothing_is_trained_with_that_is_measured_with() -> None:
     for count in (2, 3, 10, 7000):
-        train, held = divide(count, 0)
+        train, held = divide(Examples(({},) * count, None), 0)
         assert sorted([*train, *held]) == list(range(count))
         assert len(held) == min(1000, max(1, count // 5))
-    assert divide(1, 0) == ([0], [0])  # with one there is no other way
+    assert divide(Examples(({},), None), 0) == ([0], [0])  # with one there is no other way
+
+
+def test_samples_without_labels_are_trained_with_and_never_held_out(tmp_path: Path) -> None:
+    table = listed(tmp_path, "\n".join(f"{i},{i % 2}" for i in range(10)))
+    examples, problems = read(named(*map(str, range(10))), table, (), named("more/a", "more/b", "more/c"))
+    assert not problems and examples.labels is not None
+    assert examples.labels.tolist() == [*([0, 1] * 5), NO_LABEL, NO_LABEL, NO_LABEL]
+    train, held = divide(examples, 0)
+    assert sorted([*train, *held]) == list(range(13)) and set(train) >= {10, 11, 12} and len(held) == 2
 
 
 def test_a_fixed_batch_limits_and_a_free_one_does_not() -> None:

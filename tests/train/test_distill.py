@@ -81,6 +81,50 @@ def test_peers_and_generations_learn_too(kind: str, feeds: list[dict[str, np.nda
     assert found.before < 0.3 and found.after > 0.4  # far above chance (.1)
 
 
+def test_the_first_generation_learns_from_the_labels_and_not_from_the_untrained_student(
+    feeds: list[dict[str, np.ndarray]],
+) -> None:
+    # a student with random weights has nothing to tell: with its answers as nine tenths of the loss it stayed at .27
+    assert distill(student(), feeds[:400], kind="self", generations=1, alpha=0.9, **QUICK).after > 0.5
+
+
+def test_samples_without_labels_teach_and_are_not_measured_with(feeds: list[dict[str, np.ndarray]]) -> None:
+    found = distill(student(), feeds[:100], teacher=TEACHER, unlabelled=unlabelled(feeds[100:]), **QUICK)
+    assert found.samples == {"train": 480, "held_out": 20} and found.metric == "held-out accuracy"
+    alone = distill(student(), feeds[:100], teacher=TEACHER, **QUICK)
+    x, y = (np.concatenate([f[k] for f in feeds[100:]]) for k in ("image", "label"))
+    right = [(open_session(m.model).run({"image": x})[0].argmax(1) == y).mean() for m in (found, alone)]
+    assert right[0] > right[1] + 0.1
+
+
+def test_of_two_teachers_the_mean_is_learned(feeds: list[dict[str, np.ndarray]]) -> None:
+    some = feeds[:100]
+    other = student(seed=5)  # knows nothing; its scores are small beside the teacher's
+    both = distill(student(), some, teacher=[TEACHER, other], **QUICK)
+    assert both.teacher == distill(student(), some, teacher=TEACHER, epochs=1).teacher  # their mean tells what it tells
+    with pytest.raises(UsageError, match="--teacher"):
+        distill(student(), some, teacher=[TEACHER, student(classes=7)], **QUICK)
+
+
+def told(student: Any, feeds: list[dict[str, np.ndarray]], **choices: Any) -> str:
+    notes: list[str] = []
+    distill(student, feeds, listener=Listener(note=notes.append), **choices)
+    return "\n".join(notes)
+
+
+def test_early_signs_are_told_with_what_to_do(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+    some, one = feeds[:100], {"epochs": 1, "learning_rate": 1e-6}
+    assert "has little to teach" in told(TEACHER, some, teacher=TEACHER, **one)
+    assert "classes in another order" in told(student(), some, teacher=student(seed=1), **one)
+    assert "tells only" in told(student(), some, teacher=TEACHER, **one)  # it learned nothing
+    onnx.save(onnx.load(TEACHER), tmp_path / "peer.onnx")
+    assert "nothing left to teach each other" in told(
+        TEACHER, some, kind="online", peers=(tmp_path / "peer.onnx",), **one
+    )
+    longer = {**QUICK, "epochs": 60}
+    assert "held-out ones: more samples" in told(student(), feeds[::8], kind="self", generations=1, **longer)
+
+
 def test_a_student_that_cannot_get_better_is_not_written(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
     found = distill(TEACHER, unlabelled(feeds[:60]), teacher=TEACHER, output=tmp_path / "s.onnx", epochs=1)
     assert not found.improved and found.path is None

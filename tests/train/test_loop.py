@@ -57,7 +57,8 @@ def fitted(
 
     options = Distill(**{"epochs": 5, "learning_rate": 0.2, "weight_decay": 0.0, **choices})
     modules = nn.ModuleList([module])
-    return fit(modules, lesson, batches, STEPS, lambda m: -distance(m).item(), options, Listener(note=note), Ranks())
+    score = lambda m: -distance(m).item()  # noqa: E731
+    return fit(modules, lesson, batches, STEPS, score, score(module), options, Listener(note=note), Ranks())
 
 
 def test_a_loss_that_ends_being_a_number_leaves_the_best_weights_and_says_so() -> None:
@@ -65,7 +66,7 @@ def test_a_loss_that_ends_being_a_number_leaves_the_best_weights_and_says_so() -
     found = fitted(module, factor=lambda s: math.nan if s == 2 * STEPS + 1 else 1.0, note=notes.append)
     short = One()
     fitted(short, epochs=5, factor=lambda s: math.nan if s == 2 * STEPS else 1.0)
-    assert found.diverged == "the loss or its gradient is not a number in epoch 3, step 2"
+    assert found.diverged.startswith("the loss or its gradient is not a number in epoch 3, step 2, at a rate of 0.")
     assert found.best_epoch == 2 and len(found.log) == 2
     assert notes[-1] == f"{found.diverged}: stopped; the weights of epoch 2 are kept (lower --lr to go further)"
     assert 0 < module.w.item() == short.w.item()
@@ -75,7 +76,7 @@ def test_a_loss_that_ends_being_a_number_leaves_the_best_weights_and_says_so() -
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_no_number_at_once_is_an_error_and_the_weights_are_those_before(bad: float) -> None:
     module = One()
-    with pytest.raises(EdgeoptError, match="not a number in epoch 1, step 2: lower --lr"):
+    with pytest.raises(EdgeoptError, match=r"not a number in epoch 1, step 2, at a rate of [0-9.]+: lower --lr"):
         fitted(module, factor=lambda s: bad if s == 1 else 1.0)
     assert module.w.item() == 0
 
@@ -104,6 +105,32 @@ def test_a_run_with_time_enough_is_the_one_without_a_limit() -> None:
     free, limited = One(), One()
     assert [e.learning_rate for e in fitted(free).log] == [e.learning_rate for e in fitted(limited, minutes=1e6).log]
     assert free.w.item() == limited.w.item()
+
+
+def test_of_epochs_with_the_same_score_the_last_is_kept_and_patience_counts_from_the_first() -> None:
+    module = One()
+    options = Distill(epochs=9, learning_rate=0.1, patience=4, weight_decay=0.0)
+    scores = iter([1.0, 2.0, 2.0, 1.0, 2.0, 1.0])
+    seen: list[float] = []
+
+    def score(m: Any) -> float:
+        seen.append(m.w.item())
+        return next(scores)
+
+    lesson = lambda batch, moment: distance(module)  # noqa: E731
+    found = fit(nn.ModuleList([module]), lesson, lambda e: iter(range(2)), 2, score, 0.0, options, Listener(), Ranks())
+    assert (found.best_epoch, found.kept_epoch, found.epoch) == (2, 5, 6)
+    assert module.w.item() == seen[4]
+    as_good = fit(
+        nn.ModuleList([one := One()]), lambda b, m: distance(one), lambda e: iter(range(2)), 2, lambda m: 0.0, 0.0,
+        options, Listener(), Ranks(),
+    )  # fmt: skip
+    assert one.w.item() == 0 and as_good.kept_epoch == 0  # the input is not replaced by what is no better
+
+
+def test_a_moving_average_does_not_lag_behind_a_short_run() -> None:
+    free, averaged = (fitted(One(), epochs=20, **more) for more in ({}, {"kind": "self", "by": "average"}))
+    assert averaged.best > free.first / 9 and averaged.best == pytest.approx(free.best, abs=0.3)
 
 
 def test_patience_ends_what_gets_no_better() -> None:
@@ -272,6 +299,7 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
         batches,
         1000,
         lambda m: -distance(m).item(),
+        -distance(module).item(),
         options,
         Listener(),
         Ranks(),

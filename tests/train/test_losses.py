@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgeopt.errors import UsageError
-from edgeopt.train.losses import LOSSES, Objective, dkd, guess, kd, similarity, supervised
+from edgeopt.train.losses import LOSSES, NO_LABEL, Objective, dkd, guess, kd, similarity, supervised
 from edgeopt.train.pairs import Pair
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -62,10 +62,10 @@ def test_alpha_divides_between_teacher_and_labels() -> None:
 
 
 def test_a_loss_is_guessed_from_what_an_output_looks_like() -> None:
-    assert guess([S]) == "kd"
-    assert guess([torch.softmax(S, -1)]) == "probabilities"
-    assert guess([torch.sigmoid(S)]) == "bce"
-    assert guess([S.reshape(2, 3, 5)]) == "mse"
+    assert guess([S])[0] == "kd"
+    assert guess([torch.softmax(S, -1)])[0] == "probabilities"
+    assert guess([torch.sigmoid(S)])[0] == "bce"
+    assert guess([S.reshape(2, 3, 5)])[0] == "mse"
 
 
 @pytest.mark.parametrize("name", ["kd", "dist", "cosine", "probabilities"])
@@ -109,18 +109,32 @@ def test_labels_teach_probabilities_as_they_teach_the_logits_behind_them() -> No
 
 
 def test_rows_of_length_one_and_rows_that_are_never_negative_are_embeddings() -> None:
-    assert guess([torch.nn.functional.normalize(x, dim=1) for x in (S, T)]) == "cosine"
-    assert guess([5 * x.abs() for x in (S, T)]) == "cosine"
-    assert guess([5 * S.abs(), 5 * T]) == "kd"  # one batch alone may look so by chance
-    assert guess([torch.softmax(S, -1), torch.nn.functional.one_hot(LABELS, 5).double()]) == "probabilities"
+    assert guess([torch.nn.functional.normalize(x, dim=1) for x in (S, T)])[0] == "cosine"
+    assert guess([5 * x.abs() for x in (S, T)])[0] == "cosine"
+    assert guess([5 * S.abs(), 5 * T])[0] == "kd"  # one batch alone may look so by chance
+    assert guess([torch.softmax(S, -1), torch.nn.functional.one_hot(LABELS, 5).double()])[0] == "probabilities"
 
 
 @pytest.mark.parametrize("rest", [(), (4,)])
 def test_a_loss_is_guessed_of_batches_of_many_lengths(rest: tuple[int, ...]) -> None:
     found = [torch.randn(2, s, *rest, generator=GENERATOR) for s in (3, 7, 1)]
-    assert guess(found) == ("mse" if rest else "kd")
+    assert guess(found)[0] == ("mse" if rest else "kd")
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_an_output_that_labels_do_not_teach_learns_from_the_teacher_alone(alpha: float) -> None:
     assert float(Objective(alpha=alpha, labelled=False)(S, T, LABELS)) == float(kd(S, T, 2.0))
+
+
+def test_a_sample_without_a_label_adds_nothing_and_smoothing_is_that_of_torch() -> None:
+    mixed = LABELS.clone()
+    mixed[0] = NO_LABEL
+    want = torch.nn.functional.cross_entropy(S[1:], LABELS[1:], label_smoothing=0.1, reduction="sum") / len(S)
+    assert torch.allclose(supervised("kd", S, mixed, 0.1), want)
+    assert torch.allclose(supervised("probabilities", torch.softmax(S, -1), mixed, 0.1), want)
+    nobody = torch.full_like(LABELS, NO_LABEL)
+    assert supervised("kd", S, nobody) == 0
+    assert torch.allclose(Objective("kd", 2.0, 0.9)(S, T, nobody), 0.9 * kd(S, T, 2.0))
+    assert torch.allclose(
+        Objective("kd", 2.0, 0.9)(S, T, LABELS, 0.5), 0.45 * kd(S, T, 2.0) + 0.55 * supervised("kd", S, LABELS)
+    )

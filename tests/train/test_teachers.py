@@ -16,7 +16,7 @@ from edgeopt import distill
 from edgeopt.errors import DataError
 from edgeopt.runtime.session import open_session
 from edgeopt.train.batches import Batch, Examples, batches, shuffled
-from edgeopt.train.teachers import fixed, kept, outputs
+from edgeopt.train.teachers import Panel, fixed, kept, outputs
 from tests import tiny
 from tests.train import toys
 
@@ -65,7 +65,7 @@ def right(answers: dict[str, torch.Tensor], batch: Batch) -> bool:
 def test_a_second_epoch_asks_the_teacher_nothing_and_gets_the_same_answers() -> None:
     data, session, bare = examples(*[3] * 20), Counted(Y), Counted(Y)
     with kept(None, b"", data, 0) as store:
-        teach, anew = fixed(session, store, "cpu"), fixed(bare, None, "cpu")
+        teach, anew = fixed(Panel([session]), store, "cpu"), fixed(Panel([bare]), None, "cpu")
         for epoch in range(3):
             for batch in shuffled(data, 6, (0, epoch)):
                 assert torch.equal(teach(batch)["y"], anew(batch)["y"])  # sums of four numbers, in one order
@@ -77,7 +77,7 @@ def test_a_second_epoch_asks_the_teacher_nothing_and_gets_the_same_answers() -> 
 def test_samples_of_other_shapes_are_kept_apart() -> None:
     data, session = examples(*[2, 3, 5, 3, 2] * 4), Counted(Y)
     with kept(None, b"", data, 0) as store:
-        teach = fixed(session, store, "cpu")
+        teach = fixed(Panel([session]), store, "cpu")
         for epoch in range(3):
             assert all(right(teach(b), b) for b in shuffled(data, 4, (0, epoch)))
             if not epoch:
@@ -90,7 +90,7 @@ def test_samples_of_other_shapes_are_kept_apart() -> None:
 def test_answers_whose_first_axis_is_not_the_batch_are_never_kept(text: str, length: int) -> None:
     data, session = examples(*[length] * 8), Counted(text)
     with kept(None, b"", data, 0) as store:
-        teach = fixed(session, store, "cpu")
+        teach = fixed(Panel([session]), store, "cpu")
         asked = []
         for epoch in range(3):
             assert all(right(teach(b), b) for b in shuffled(data, 4, (0, epoch)))
@@ -101,7 +101,7 @@ def test_answers_whose_first_axis_is_not_the_batch_are_never_kept(text: str, len
 def test_a_batch_is_answered_from_samples_that_other_batches_brought() -> None:
     data, session = examples(*[3] * 12), Counted(Y)
     with kept(None, b"", data, 0) as store:
-        teach = fixed(session, store, "cpu")
+        teach = fixed(Panel([session]), store, "cpu")
         for batch in batches(data, 4):
             teach(batch)
         before = session.asked
@@ -113,7 +113,7 @@ def test_a_cache_outlives_the_run(tmp_path: Path) -> None:
     data = examples(*[3] * 12)
     for session in (Counted(Y), Counted(Y)):
         with kept(tmp_path / "cache", b"teacher", data, 0) as store:
-            teach = fixed(session, store, "cpu")
+            teach = fixed(Panel([session]), store, "cpu")
             assert all(right(teach(b), b) for b in batches(data, 2))
         last = session.asked
     assert last <= 2  # the first batch tells the shape and whether its first axis counts samples
@@ -147,7 +147,7 @@ def test_a_broken_cache_file_is_made_anew(which: str, harm: str, tmp_path: Path)
     data = examples(*[3] * 8)
     for _ in range(2):
         with kept(tmp_path, b"", data, 0) as store:
-            teach = fixed(Counted(Y), store, "cpu")
+            teach = fixed(Panel([Counted(Y)]), store, "cpu")
             assert all(right(teach(b), b) for b in batches(data, 2))
         for file in tmp_path.rglob(which):
             content = file.read_bytes()
@@ -185,3 +185,13 @@ def test_a_student_is_the_same_with_a_cache_that_is_empty_full_or_not_there(tmp_
     assert made[0].improved and list((tmp_path / "cache").iterdir())
     # rows of a product are the same in every batch of full vectors: nothing but the place they come from differs
     assert all(toys.same_bytes(made[0].model, m.model) for m in made[1:])
+
+
+def test_several_teachers_answer_with_their_mean_and_what_only_the_first_has_is_its_own() -> None:
+    data = examples(*[3] * 4)
+    double = "g (float[N,S,4] x) => (float[N,S] two) { z = ReduceSum <keepdims = 0> (x, last)  two = Add(z, z) }"
+    panel = Panel([Counted(BOTH), Counted(double)], [{"y": "two"}])
+    (batch,) = shuffled(data, 4, (0, 0))
+    alone = outputs(Counted(BOTH), batch)
+    assert np.allclose(panel(batch)["y"], 1.5 * alone["y"]) and np.array_equal(panel(batch)["z"], alone["z"])
+    assert panel(batch)["y"].dtype == np.float32
