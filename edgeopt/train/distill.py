@@ -104,9 +104,7 @@ def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
         result = restored(source, result, list(job.module.arrays()))
         better = progress.best > progress.first
         if path is not None and better and here.first:
-            with staged(path) as stage:
-                graph.write_valid(result, stage / path.name, "the result")
-                open_session(stage / path.name)
+            _write(result, path)
     return Distilled(
         model=result,
         path=path if better else None,
@@ -124,6 +122,14 @@ def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
         first_rank=here.first,
         diverged=progress.diverged,
     )
+
+
+def _write(result: ir.Model, path: Path) -> None:
+    """Write the result, and open it, before it is moved into place."""
+    with staged(path) as stage:
+        graph.write(result, stage / path.name)
+        graph.check_valid(stage / path.name, "the result")
+        open_session(stage / path.name)
 
 
 def _trained(job: Job, score: Callable[[nn.Module], float], first: float) -> Progress:
