@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeopt.train.network.torch_data import Unsupported
-
 
 def attention(
     q: Tensor,
@@ -30,33 +28,63 @@ def attention(
     left_window_size: int = -1,
     right_window_size: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention: q [batch, heads, n, d] or [batch, n, heads d]; returns (y, keys, values)."""
-    if past_key is not None or lengths is not None or softcap:
-        raise Unsupported("keys from before, lengths or a softcap")
+    """Attention: q [batch, heads, n, d] or [batch, n, heads d]; returns (y, keys, values), those from before first."""
     flat = q.ndim == 3
     if flat:
         q, k, v = (
             t.unflatten(-1, (n, -1)).transpose(1, 2)
             for t, n in ((q, q_num_heads), (k, kv_num_heads), (v, kv_num_heads))
         )
+    before: int | Tensor = 0
+    if past_key is not None and past_value is not None:
+        before = past_key.shape[2]
+        k, v = torch.cat([past_key, k], 2), torch.cat([past_value, v], 2)
     window = left_window_size, 0 if is_causal else right_window_size
-    y = F.scaled_dot_product_attention(q, k, v, _mask(q, k, mask, window), scale=scale, enable_gqa=True)
+    if lengths is not None:  # keys beyond are padding; the last queries are those of the last keys
+        before = (lengths - q.shape[2]).reshape(-1, 1, 1, 1)
+    seen = _mask(q, k, mask, window, before)
+    if lengths is not None:
+        there = (torch.arange(k.shape[2], device=q.device) < lengths.reshape(-1, 1)).reshape(len(q), 1, 1, -1)
+        seen = _both(seen, there)
+    if softcap:
+        y = _capped(q, k, v, seen, softcap, scale)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=True)
     return (y.transpose(1, 2).flatten(2) if flat else y), k, v
 
 
-def _mask(q: Tensor, k: Tensor, mask: Tensor | None, window: tuple[int, int]) -> Tensor | None:
-    """`mask` combined with the attention `window`: positions to the left and right, -1 for all."""
-    n, m = q.shape[-2], k.shape[-2]
-    if mask is not None and mask.shape[-1] < m:  # positions beyond the mask are masked
-        mask = F.pad(mask, (0, m - mask.shape[-1]), value=False if mask.dtype == torch.bool else -math.inf)
-    left, right = (m + n if size < 0 else size for size in window)
-    if left >= n and right >= m:
-        return mask
-    ahead = torch.arange(m, device=q.device) - torch.arange(n, device=q.device).unsqueeze(-1)
-    seen = (ahead <= right) & (ahead >= -left)
+def _capped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, cap: float, scale: float | None) -> Tensor:
+    """Attention with scores within +-`cap`, by tanh."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = cap * torch.tanh(scores / cap)
+    if seen is None:
+        return scores.softmax(-1) @ v
+    there = seen if seen.dtype == torch.bool else seen > -math.inf
+    scores = scores if seen.dtype == torch.bool else scores + seen
+    weights = scores.masked_fill(~there, torch.finfo(scores.dtype).min).softmax(-1)
+    return weights.masked_fill(~there, 0) @ v  # 0 where a query sees nothing
+
+
+def _both(mask: Tensor | None, seen: Tensor) -> Tensor:
     if mask is None:
         return seen
     return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -math.inf)
+
+
+def _mask(q: Tensor, k: Tensor, mask: Tensor | None, window: tuple[int, int], before: int | Tensor) -> Tensor | None:
+    """`mask` combined with the attention `window`: positions to the left and right, -1 for all; `before`: the number of
+    keys before the first query's own.
+    """
+    n, m = q.shape[-2], k.shape[-2]
+    if mask is not None and mask.shape[-1] < m:  # positions beyond the mask are masked
+        mask = F.pad(mask, (0, m - mask.shape[-1]), value=False if mask.dtype == torch.bool else -math.inf)
+    if max(window) < 0:
+        return mask
+    left, right = (m + n if size < 0 else size for size in window)
+    ahead = torch.arange(m, device=q.device) - torch.arange(n, device=q.device).unsqueeze(-1) - before
+    seen = (ahead <= right) & (ahead >= -left)
+    return _both(mask, seen)
 
 
 def rotary_embedding(

@@ -276,9 +276,9 @@ def resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    """Resize (nearest and linear), axis by axis."""
-    if mode not in ("nearest", "linear") or antialias or exclude_outside or keep_aspect_ratio_policy != "stretch":
-        raise Unsupported(f"mode {mode}, antialias, exclude_outside or a kept aspect ratio")
+    """Resize, axis by axis."""
+    if antialias or keep_aspect_ratio_policy != "stretch":
+        raise Unsupported("antialias or a kept aspect ratio")
     if coordinate_transformation_mode not in _COORDINATES:
         raise Unsupported(f"coordinate_transformation_mode {coordinate_transformation_mode}")
     dims = [d % x.ndim for d in axes or range(x.ndim)]
@@ -293,11 +293,33 @@ def resize(
         if mode == "nearest":
             x = x.index_select(d, _NEAREST[nearest_mode](at).clamp(0, size - 1).long().to(x.device))
             continue
-        low = at.floor()
-        weight = (at - low).to(x.dtype).to(x.device).reshape([-1 if j == d else 1 for j in range(x.ndim)])
-        first, second = (x.index_select(d, i.clamp(0, size - 1).long().to(x.device)) for i in (low, low + 1))
-        x = first * (1 - weight) + second * weight
+        places, weights = _neighbours(at, size, cubic_coeff_a if mode == "cubic" else None, bool(exclude_outside))
+        shape = [-1 if j == d else 1 for j in range(x.ndim)]
+        parts = [
+            x.index_select(d, i.to(x.device)) * w.to(x.dtype).to(x.device).reshape(shape)
+            for i, w in zip(places, weights, strict=True)
+        ]
+        x = torch.stack(parts).sum(0)
     return x
+
+
+def _neighbours(at: Tensor, size: int, a: float | None, inside: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """(indices, weights) of the two neighbours of each place `at`, or of four with the cubic coefficient `a` (Keys
+    1981); `inside`: those outside have no weight.
+    """
+    low = at.floor()
+    t = at - low
+    weights = [1 - t, t]
+    if a is not None:
+        near = [((a + 2) * d - (a + 3)) * d * d + 1 for d in (t, 1 - t)]
+        far = [((a * d - 5 * a) * d + 8 * a) * d - 4 * a for d in (t + 1, 2 - t)]
+        weights = [far[0], *near, far[1]]
+    places = [low + i for i in range(1 - len(weights) // 2, 1 + len(weights) // 2)]
+    if inside:
+        weights = [w * ((i >= 0) & (i < size)) for i, w in zip(places, weights, strict=True)]
+        total = torch.stack(weights).sum(0)
+        weights = [w / total for w in weights]
+    return [i.clamp(0, size - 1).long() for i in places], weights
 
 
 _COORDINATES: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
@@ -329,6 +351,30 @@ def _by_direction(w: Tensor, r: Tensor, b: Tensor | None, gates: Sequence[int], 
         if b is not None:
             found += [_gates(half, gates, hidden_size) for half in b[d].chunk(2)]
     return found
+
+
+def _gru(x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, start: Tensor) -> tuple[Tensor, Tensor]:
+    """GRU whose reset gate is applied before the product, in ONNX's order of gates (z, r, h), which torch has not:
+
+        n = tanh(x W_n + (r * h) R_n + b),  h' = (1 - z) n + z h
+
+    x [time, batch, inputs]; returns (y [time, batch, directions * hidden], last states).
+    """
+    outputs, last = [], []
+    for d in range(w.shape[0]):
+        sequence = x.flip(0) if d else x
+        bias = 0 if b is None else b[d].reshape(2, -1).sum(0)
+        z_in, r_in, n_in = (sequence @ w[d].t() + bias).chunk(3, -1)
+        z_of, r_of, n_of = r[d].chunk(3, 0)
+        h, seen = start[d], []
+        for i in range(len(x)):
+            z, reset = torch.sigmoid(z_in[i] + h @ z_of.t()), torch.sigmoid(r_in[i] + h @ r_of.t())
+            h = (1 - z) * torch.tanh(n_in[i] + (reset * h) @ n_of.t()) + z * h
+            seen.append(h)
+        found = torch.stack(seen)
+        outputs.append(found.flip(0) if d else found)
+        last.append(h)
+    return torch.cat(outputs, -1), torch.stack(last)
 
 
 def recurrent(kind: str, gates: Sequence[int]) -> Op:
@@ -363,8 +409,6 @@ def recurrent(kind: str, gates: Sequence[int]) -> Op:
             or (chosen and chosen != usual * (len(chosen) // len(usual)))
         ):
             raise Unsupported("peepholes, clip, input_forget or other activations")
-        if kind == "GRU" and not linear_before_reset:
-            raise Unsupported("linear_before_reset=0")
         x = x.transpose(0, 1) if layout else x
         if lengths is not None and any(n != x.shape[0] for n in ints(lengths) or []):
             raise Unsupported("sequences of several lengths in a batch")
@@ -374,7 +418,9 @@ def recurrent(kind: str, gates: Sequence[int]) -> Op:
         states = [zero if s is None else (s.transpose(0, 1) if layout else s).contiguous() for s in (h, c)]
         x = x.flip(0) if direction == "reverse" else x
         arguments = (b is not None, 1, 0.0, False, directions == 2, False)
-        if kind == "LSTM":
+        if kind == "GRU" and not linear_before_reset:
+            y, *last = _gru(x, w, r, b, states[0])
+        elif kind == "LSTM":
             y, *last = torch.lstm(x, states, weights, *arguments)
         else:
             y, *last = (torch.gru if kind == "GRU" else torch.rnn_tanh)(x, states[0], weights, *arguments)

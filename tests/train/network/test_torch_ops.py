@@ -13,6 +13,7 @@ import torch
 
 from edgeopt.train.network.torch_data import Unsupported
 from edgeopt.train.network.torch_ops import OPS
+from tests import tiny
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the reference implementations in the wheel
@@ -138,6 +139,28 @@ def test_resize_counts_axes_from_the_end_too(mode: str) -> None:
     assert first.shape == (1, 2, 6) and torch.equal(first, last)
 
 
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_gated_recurrent_unit_of_both_kinds_is_that_of_onnx_runtime(direction: str, after: int) -> None:
+    n = 2 if direction == "bidirectional" else 1
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in {"w": (n, 12, 3), "r": (n, 12, 4), "b": (n, 24), "h": (n, 2, 4)}.items()
+    }
+    text = f"""g (float[5,2,3] x) => (float[T,D,N,4] y, float[D,N,4] last) {{
+        y, last = GRU <hidden_size = 4, direction = "{direction}", linear_before_reset = {after}> (x, w, r, b, , h)
+    }}"""
+    x = rng.standard_normal((5, 2, 3)).astype(np.float32)
+    wanted = tiny.run(tiny.model(text, **arrays), {"x": x})
+    w, r, b, h = (torch.from_numpy(arrays[k]) for k in "wrbh")
+    found = OPS["GRU"](
+        torch.from_numpy(x), w, r, b, None, h, hidden_size=4, direction=direction, linear_before_reset=after
+    )
+    for y, want in zip(found, wanted, strict=True):
+        assert np.allclose(y.numpy(), want, atol=1e-6)
+
+
 def test_a_form_that_is_left_out_is_said_in_words() -> None:
-    with pytest.raises(Unsupported, match="linear_before_reset"):
-        OPS["GRU"](torch.zeros(2, 1, 3), torch.zeros(1, 12, 3), torch.zeros(1, 12, 4), hidden_size=4)
+    with pytest.raises(Unsupported, match="antialias"):
+        OPS["Resize"](torch.zeros(1, 1, 4), None, torch.tensor([1.0, 1.0, 0.5]), antialias=1)
