@@ -18,7 +18,7 @@ _RATE, _QAT_RATE = 3e-4, 1e-4
 Kind = Literal["offline", "online", "self"]
 _RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha: the table of `scripts/sweep_distill`
     "offline": (2.0, 0.9),
-    "online": (1.0, 0.5),
+    "online": (2.0, 0.5),
     "self": (2.0, 0.5),
 }
 SelfTeacher = Literal["generations", "average", "heads"]
