@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ def shrink(model: Path, form: str, **given: object) -> None:
 
     \b
     Example: edgeopt shrink teacher.onnx --width 0.5 -o student.onnx
+    Example: edgeopt shrink teacher.onnx --to "30% macs" --steps 4 --data images/ --minutes 30
     """
     with listener() as ears:
         options = chosen(Shrink, given, listener=ears)
@@ -32,7 +34,7 @@ def shrink(model: Path, form: str, **given: object) -> None:
     if form == "json":
         facts = {
             "path": str(found.path), "parameters": found.parameters, "macs": found.macs, "widths": dict(found.widths),
-            "influence": dict(found.influence), "removed": found.removed,
+            "influence": dict(found.influence), "removed": found.removed, "curve": [asdict(p) for p in found.curve],
         }  # fmt: skip
         click.echo(json.dumps(facts, indent=2))
         return
@@ -45,5 +47,10 @@ def shrink(model: Path, form: str, **given: object) -> None:
         click.echo(f"blocks      {len(found.influence)} -> {len(found.influence) - len(found.removed)}")
         for name in found.removed:
             click.echo(f"  without {name} (influence {found.influence[name]:.3f})")
+    for point in found.curve:
+        click.echo(f"taught      {point.told()}")
     here = shown(found.path)
+    if found.curve:
+        click.echo(f"wrote {here}")
+        return
     click.echo(f"wrote {here}; now: edgeopt distill --teacher {shown(model)} --student {here} --data ...")

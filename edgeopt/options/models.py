@@ -11,9 +11,10 @@ from pydantic import Field, SkipValidation, model_validator
 from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Options, Output
 from edgeopt.options.devices import Device
+from edgeopt.options.distill import Augmentation
 from edgeopt.options.quantize import Nodes, Targeted
 from edgeopt.options.reading import DataOption, Reading, Samples, Sizes
-from edgeopt.options.texts import Text, whole_numbers
+from edgeopt.options.texts import NAMES, Text, goal, whole_numbers
 
 Dtype = Literal["float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
@@ -65,6 +66,31 @@ class Shrink(Reading):
     force: Force = Field(default=False, description="Overwrite the output.")
     width: float = Field(default=1.0, gt=0, le=1, description="Share of the channels and attention heads that stay.")
     depth: float = Field(default=1.0, gt=0, le=1, description="Share of the residual blocks that stay.")
+    to: str | None = Field(
+        default=None, description="Instead of --width: what share stays, such as '30% macs' or '50% parameters'."
+    )
+    steps: int = Field(default=1, ge=1, le=20, description="Reach --to in so many steps, with teaching after each.")
+    widths: Literal["uniform", "global"] = Field(
+        default="uniform", description="One share for all layers, or more from those that cost much and tell little."
+    )
+    cost: Literal["macs", "time"] = Field(
+        default="macs", description="What a layer costs, for --widths global: its MACs, or its time measured here."
+    )
+    minutes: float | None = Field(
+        default=None, gt=0, description="Teach the result by the model for so long in all, as `distill` does."
+    )
+    learning_rate: Annotated[float | None, Flag("--lr")] = Field(
+        default=None, gt=0, description="Highest rate of a step of teaching. [default: that of `distill`]"
+    )
+    augment: Annotated[tuple[Augmentation, ...], Flag(text=NAMES)] = Field(
+        default=(), description="Views for teaching, as of `distill`."
+    )
+    labels: Annotated[bool | Path | None, NO_STEP] = Field(
+        default=None, description="Labels for teaching, as of `distill`."
+    )
+    curve: Annotated[Path | None, NO_STEP] = Field(
+        default=None, description="Write the curve of the steps as a picture, an SVG."
+    )
     data: Samples = Field(default=None, description="Samples, as `quantize --calib` reads them, to choose by.")
     importance: Literal["norm", "first-order"] = Field(
         default="norm", description="What decides which channels go: their weights, or the outputs' change."
@@ -76,10 +102,25 @@ class Shrink(Reading):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.width == self.depth == 1:
+        if self.width == self.depth == 1 and self.to is None:
             raise ValueError(
-                "say what shall go: {width} 0.5 for half of the channels, {depth} 0.5 for half of the blocks"
+                "say what shall go: {width} 0.5 for half of the channels, {depth} 0.5 for half of the blocks, {to}"
+                " '30% macs' for what stays"
             )
+        if self.to is not None:
+            goal(self.to)
+        if self.to is not None and self.width < 1:
+            raise ValueError("{to} and {width}: one of them")
+        if self.to is None and (self.steps > 1 or self.widths == "global"):
+            raise ValueError("{steps} and {widths} go with {to}")
+        if self.widths == "global" and self.importance != "first-order":
+            raise ValueError("{widths} global compares layers: it needs {importance} first-order")
+        if self.steps > 1 and self.minutes is None:
+            raise ValueError("{steps} needs {minutes}, to teach between")
+        if self.minutes is not None and self.data is None:
+            raise ValueError("{minutes} needs {data} to teach with")
+        if self.curve is not None and self.minutes is None:
+            raise ValueError("{curve} needs {minutes}: it shows what teaching gives")
         if self.importance == "first-order" and self.data is None:
             raise ValueError("{importance} first-order needs {data}")
         return self

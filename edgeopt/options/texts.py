@@ -90,6 +90,15 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(p) for p in parts)
 
 
+def goal(text: str) -> tuple[float, str]:
+    """Parse (the share that stays, of what) from `30% macs` or `0.3 parameters`."""
+    found = re.fullmatch(r"(\d*\.?\d+)\s*(%?)\s*(macs|parameters)", text.strip().lower())
+    kept = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if found is None or not 0 < kept < 1:
+        raise ValueError(f"{text!r} is no share that stays; write 30% macs or 50% parameters")
+    return kept, found[3]
+
+
 def whole(text: str) -> int:
     """Parse an integer, which may be negative."""
     if not re.fullmatch(r"-?[0-9]+", text):

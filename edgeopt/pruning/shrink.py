@@ -7,8 +7,9 @@ of y (Molchanov et al. 2019, arXiv:1906.10771, with a random projection in place
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,21 @@ from edgeopt import graph
 from edgeopt.data import Feed
 from edgeopt.data.made_up import feed_for
 from edgeopt.errors import EdgeoptError, ModelError, UnchangedError, UsageError, ValidityError, extra
-from edgeopt.files import check_place, staged, temporary_folder
+from edgeopt.files import check_place, put, staged, temporary_folder
 from edgeopt.files.cloud import anywhere
 from edgeopt.graph.facts import tensors
 from edgeopt.graph.ops import macs_of, rule
 from edgeopt.graph.select import select
 from edgeopt.options import takes
 from edgeopt.options.models import Shrink
+from edgeopt.options.texts import goal
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
+from edgeopt.pruning.goal import blocks, costs_of, globally, reached
+from edgeopt.pruning.teaching import Point, drawn, node_times, taught
+from edgeopt.pruning.units import Units
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.probe import shapes, sizes
 from edgeopt.runtime.session import finite, open_session
@@ -50,6 +55,8 @@ class Shrunk:
     """Influence of each residual block."""
     removed: tuple[str, ...]
     """The removed residual blocks."""
+    curve: tuple[Point, ...] = ()
+    """With `minutes`: what was left and what it was worth after each step."""
 
 
 @takes(Shrink)
@@ -65,6 +72,8 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
         ValidityError: the result does not run; nothing was written.
     """
     path, dims = options.output, options.dims
+    if options.curve is not None:
+        check_place(options.curve, options.force, (options.data, model))
     if path is not None:
         check_place(path, options.force, (options.data,))
         if isinstance(model, str | Path) and Path(model).resolve() == path.resolve():
@@ -79,10 +88,18 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     if options.depth < 1:
         result, influence, removed = _shallower(simple, options.depth, feeds, kept)
     widths: dict[str, tuple[int, int]] = {}
+    looked_at = feeds if options.importance == "first-order" else []
     if options.width < 1:
-        looked_at = feeds if options.importance == "first-order" else []
         result, widths = _narrowed(result, options.width, looked_at, feed, kept, numbers)
+    curve: tuple[Point, ...] = ()
+    if options.to is not None:
+        result, widths, curve = _to_goal(source, result, options, looked_at, feed)
+    elif options.minutes is not None:
+        result, point = taught(source, result, options, options.minutes, feed)
+        curve = (replace(point, macs=_macs(result, feed), parameters=_parameters(result)),)
     _write(result, source, feed, path)
+    if options.curve is not None:
+        put(options.curve, drawn(curve))
     return Shrunk(
         model=result,
         path=path,
@@ -91,7 +108,53 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
         widths=widths,
         influence=influence,
         removed=removed,
+        curve=curve,
     )
+
+
+def _to_goal(
+    source: ir.Model, model: ir.Model, options: Shrink, looked_at: Sequence[Feed], feed: Feed
+) -> tuple[ir.Model, dict[str, tuple[int, int]], tuple[Point, ...]]:
+    """`model` pruned to the goal in `options.steps` steps of the same ratio, and taught by `source` after each."""
+    assert options.to is not None
+    (share, of), steps = goal(options.to), options.steps
+    measure = _parameters if of == "parameters" else partial(_macs, feed=feed)
+    whole, curve = measure(model), list[Point]()
+    widths: dict[str, tuple[int, int]] = {}
+    for step in range(1, steps + 1):
+        simple, numbers = _settled(simplify(model), options.dims)
+        kept = select([simple], options.keep)
+        most = whole * share ** (step / steps)
+        model, narrowed = _narrowed_to(simple, most, measure, options, looked_at, feed, kept, numbers)
+        widths = {k: (widths.get(k, n)[0], n[1]) for k, n in narrowed.items()}
+        if options.minutes is not None:
+            model, point = taught(source, model, options, options.minutes / steps, feed)
+            curve.append(replace(point, macs=_macs(model, feed), parameters=_parameters(model)))
+            options.listener.note(f"step {step} of {steps}: {curve[-1].told()}")
+    return model, widths, tuple(curve)
+
+
+def _narrowed_to(
+    model: ir.Model,
+    most: float,
+    measure: Callable[[ir.Model], int],
+    options: Shrink,
+    feeds: Sequence[Feed],
+    example: Feed,
+    kept: frozenset[str],
+    numbers: Known,
+) -> tuple[ir.Model, dict[str, tuple[int, int]]]:
+    """`model` with at most `most` MACs or parameters."""
+    if measure(model) <= most:
+        return model, {}
+    units, scores = _scored(model, feeds, example, kept, numbers)
+    pick = partial(wide.chosen, units, scores)
+    if options.widths == "global":
+        ran = shapes(model, example)
+        times = node_times(model, example) if options.cost == "time" else {}
+        costs = costs_of(model, units, times or {str(n.name): float(macs_of(n, ran)) for n in model.graph})
+        pick = partial(globally, units, blocks(units, scores, costs))
+    return reached(model, units, pick, measure, most)
 
 
 def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]:
@@ -161,6 +224,19 @@ def _shallower(
 def _narrowed(
     model: ir.Model, width: float, feeds: Sequence[Feed], example: Feed, kept: frozenset[str], numbers: Known
 ) -> tuple[ir.Model, dict[str, tuple[int, int]]]:
+    units, scores = _scored(model, feeds, example, kept, numbers)
+    gone, widths = wide.chosen(units, scores, width)
+    if not gone:
+        if wide.chosen(units, scores, 0.0)[0]:
+            raise UnchangedError(f"nothing to shrink: at --width {width:g} every layer keeps all its channels")
+        raise ModelError("--width: no layer is free to be narrower (inputs and outputs keep their sizes)")
+    return wide.without(model, units, gone), widths
+
+
+def _scored(
+    model: ir.Model, feeds: Sequence[Feed], example: Feed, kept: frozenset[str], numbers: Known
+) -> tuple[Units, wide.Wide]:
+    """(the units of `model`, their importance): of first order on `feeds`, without any by norm."""
     units = wide.units_of(model, shapes(model, example), [n for n in model.graph if n.name in kept], numbers)
     if feeds:
         try:
@@ -169,15 +245,8 @@ def _narrowed(
             if e.name != "torch":
                 raise
             raise UsageError(f"--importance first-order needs torch: {extra('train')}") from e
-        scores = np.mean([wide.by_slices(units, found) for found in products(model, feeds)], axis=0)
-    else:
-        scores = wide.by_norm(model, units)
-    gone, widths = wide.chosen(units, scores, width)
-    if not gone:
-        if wide.chosen(units, scores, 0.0)[0]:
-            raise UnchangedError(f"nothing to shrink: at --width {width:g} every layer keeps all its channels")
-        raise ModelError("--width: no layer is free to be narrower (inputs and outputs keep their sizes)")
-    return wide.without(model, units, gone), widths
+        return units, np.mean([wide.by_slices(units, found) for found in products(model, feeds)], axis=0)
+    return units, wide.by_norm(model, units)
 
 
 def _parameters(model: ir.Model) -> int:

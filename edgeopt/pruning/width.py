@@ -21,7 +21,7 @@ from edgeopt.pruning.units import Shapes, Units
 
 Wide = NDArray[np.float64]
 MULTIPLE = 8  # mobile kernels process channels in blocks of 8
-_WIDE = 16  # spaces with at least this many units keep a multiple of 8
+WIDE = 16  # spaces with at least this many units keep a multiple of 8
 
 
 def units_of(model: ir.Model, shapes: Shapes, keep: Sequence[ir.Node] = (), known: Known | None = None) -> Units:
@@ -75,7 +75,7 @@ def chosen(units: Units, scores: Wide, width: float) -> tuple[set[int], dict[str
     for space, members in units.free().items():
         count = len(members)
         keep = max(1, round(width * count))
-        if count >= _WIDE:
+        if count >= WIDE:
             keep = min(count, max(MULTIPLE, MULTIPLE * round(width * count / MULTIPLE)))
         ranked = sorted(members, key=lambda u: (scores[u], u))
         gone.update(ranked[: count - keep])

@@ -71,7 +71,14 @@ def test_json_holds_the_facts_and_nothing_else_is_on_stdout(here: Path, run: Run
     facts = json.loads(found.out)
     (width,) = facts.pop("widths").values()
     assert width == [8, 4]
-    assert facts == {"path": "s.onnx", "parameters": [56, 28], "macs": [56, 28], "influence": {}, "removed": []}
+    assert facts == {
+        "path": "s.onnx",
+        "parameters": [56, 28],
+        "macs": [56, 28],
+        "influence": {},
+        "removed": [],
+        "curve": [],
+    }
     assert files(here) == ["model.onnx", "s.onnx"]
 
 

@@ -11,7 +11,10 @@ import onnx_ir as ir
 import pytest
 
 from edgeopt import graph, shrink
-from edgeopt.errors import DataError, EdgeoptError, UnchangedError
+from edgeopt.errors import DataError, EdgeoptError, UnchangedError, UsageError
+from edgeopt.pruning import goal
+from edgeopt.pruning.width import units_of
+from edgeopt.runtime.probe import shapes
 from edgeopt.runtime.session import open_session
 from tests import tiny
 from tests.models import normal
@@ -118,3 +121,74 @@ def test_a_mask_of_minus_infinity_is_no_broken_weight() -> None:
 def test_a_model_of_one_layer_cannot_be_narrower() -> None:
     with pytest.raises(EdgeoptError, match="no layer is free"):
         shrink(tiny.model("g (float[N,4] x) => (float[N,3] y) { y = MatMul(x, w) }", w=normal(4, 3)), width=0.5)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"to": "30 bananas"}, "no share that stays"),
+        ({"to": "130% macs"}, "no share that stays"),
+        ({"to": "30% macs", "width": 0.5}, "one of them"),
+        ({"width": 0.5, "steps": 3}, "go with to"),
+        ({"to": "30% macs", "widths": "global"}, "needs importance first-order"),
+        ({"to": "30% macs", "steps": 3}, "needs minutes"),
+        ({"to": "30% macs", "minutes": 1.0}, "needs data"),
+        ({"to": "30% macs", "curve": Path("c.svg")}, "needs minutes"),
+    ],
+)
+def test_a_goal_that_cannot_be_is_refused_in_words(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        shrink(DIGITS, **choices)
+
+
+@pytest.mark.parametrize("of", ["macs", "parameters"])
+def test_a_goal_is_reached_from_below_and_nearly(of: str) -> None:
+    found = shrink(DIGITS, to=f"40% {of}")
+    before, after = getattr(found, of)
+    assert 0.25 * before < after <= 0.4 * before  # channels go in blocks of eight
+
+
+def test_globally_the_layers_that_cost_much_for_what_they_tell_are_the_narrowest() -> None:
+    feeds = [{"image": normal(1, 1, 28, 28, seed=i)} for i in range(8)]
+    same, apart = (
+        shrink(DIGITS, to="50% macs", data=feeds, importance="first-order", **more)
+        for more in ({}, {"widths": "global"})
+    )
+    shares = [{after / before for before, after in f.widths.values()} for f in (same, apart)]
+    assert max(shares[1]) - min(shares[1]) > max(shares[0]) - min(shares[0])
+    assert apart.macs[1] <= 0.5 * apart.macs[0]
+
+
+def test_a_goal_below_the_narrowest_network_is_refused_with_how_far_it_goes() -> None:
+    with pytest.raises(UsageError, match=r"--to: no width reaches it: the narrowest network has .* asked for; --depth"):
+        shrink(DIGITS, to="0.1% macs")
+
+
+def test_steps_with_teaching_between_end_at_the_goal_with_a_curve(tmp_path: Path) -> None:
+    feeds = [{"image": normal(1, 1, 28, 28, seed=i)} for i in range(40)]
+    found = shrink(
+        DIGITS, to="30% macs", steps=2, minutes=0.1, data=feeds, output=tmp_path / "s.onnx", curve=tmp_path / "c.svg"
+    )
+    first, last = found.curve
+    assert found.macs[0] > first.macs > last.macs == found.macs[1] and found.macs[1] <= 0.3 * found.macs[0]
+    assert last.after >= last.before and last.metric == "held-out fidelity to the teacher"
+    assert (tmp_path / "c.svg").read_text().startswith("<svg") and (tmp_path / "s.onnx").is_file()
+
+
+def test_blocks_that_go_leave_a_multiple_of_eight_and_the_least_important_go_first() -> None:
+    model = graph.canonical(graph.load(DIGITS))
+    units = units_of(model, shapes(model, {"image": normal(1, 1, 28, 28)}))
+    scores = np.random.default_rng(0).random(len(units.parents))
+    costs = goal.costs_of(model, units, {str(n.name): 1.0 for n in model.graph})
+    order = goal.blocks(units, scores, costs)
+    for members in units.free().values():
+        mine = [part for _, _, part in order if set(part) <= set(members)]
+        gone = [u for part in mine for u in part]
+        assert gone == sorted(members, key=lambda u: (scores[u], u))[: len(gone)] and len(gone) < len(members)
+        left = len(members)
+        for part in mine:
+            left -= len(part)
+            assert left % 8 == 0 or len(members) < 16
+    assert not goal.globally(units, order, 1.0)[0] and len(goal.globally(units, order, 0.0)[0]) == sum(
+        len(p) for _, _, p in order
+    )
