@@ -24,7 +24,11 @@ from torch import Tensor
 from edgeopt.train.network.torch_ops import along
 
 _BIASED = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}
-_INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32})
+_LIMITS = {
+    ir.DataType.INT4: (-8, 7),
+    ir.DataType.UINT4: (0, 15),
+    **{ir.DataType[n]: (np.iinfo(n.lower()).min, np.iinfo(n.lower()).max) for n in ("INT8", "UINT8", "INT32")},
+}
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -41,12 +45,31 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis
 
 
 def constant(
-    w: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, limits: tuple[int, int]
+    w: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    axis: int = 1,
+    block: int = 0,
+    limits: tuple[int, int],
 ) -> Tensor:
-    """A float master weight, quantized within `limits` and dequantized."""
-    z = 0 if zero_point is None else along(zero_point.to(w.dtype), w, axis)
-    s = along(scale, w, axis)
+    """A float master weight, quantized within `limits` and dequantized; `block`: elements of `axis` with one scale."""
+    z = 0 if zero_point is None else _over(zero_point.to(w.dtype), w, axis, block)
+    s = _over(scale, w, axis, block)
     return (torch.clamp(rounded(w / s) + z, *limits) - z) * s
+
+
+def dequantized(q: Tensor, scale: Tensor, zero_point: Tensor | None, master: Master) -> Tensor:
+    """The values of the integers `q`: where a master weight begins."""
+    z = 0 if zero_point is None else _over(zero_point.to(scale.dtype), q, master.axis, master.block)
+    return (q.to(scale.dtype) - z) * _over(scale, q, master.axis, master.block)
+
+
+def _over(t: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
+    """Scales or zero points of an axis, or of blocks of it, for every element of x."""
+    if not block:
+        return along(t, x, axis)
+    return t.repeat_interleave(block, axis % x.ndim).narrow(axis % x.ndim, 0, x.shape[axis])
 
 
 def bias(
@@ -71,6 +94,8 @@ class Master:
     zero_point: str | None
     axis: int
     """Axis of the scales."""
+    block: int = 0
+    """Elements along the axis that share a scale; 0: one scale an index of the axis."""
     x_scale: str | None = None
     """Of a bias: the scales whose product is its scale."""
     w_scale: str | None = None
@@ -78,8 +103,7 @@ class Master:
     @property
     def limits(self) -> tuple[int, int]:
         """The smallest and the largest integer."""
-        info = np.iinfo(self.kind.numpy())
-        return int(info.min), int(info.max)
+        return _LIMITS[self.kind]
 
 
 def masters(model: ir.Model) -> dict[str, Master]:
@@ -88,10 +112,11 @@ def masters(model: ir.Model) -> dict[str, Master]:
     for node in model.graph:
         value = node.inputs[0] if node.op_type == "DequantizeLinear" else None
         tensor = value.const_value if value is not None else None
-        if value is None or tensor is None or tensor.dtype not in _INTEGERS:
+        if value is None or tensor is None or tensor.dtype not in _LIMITS:
             continue
         scale, zero = (str(v.name) if v is not None else None for v in [*node.inputs[1:3], None][:2])
-        made = Master(node, tensor.dtype, str(scale), zero, node.attributes.get_int("axis", 1))
+        places = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+        made = Master(node, tensor.dtype, str(scale), zero, *places)
         found[str(value.name)] = _with_scales(made) if tensor.dtype == ir.DataType.INT32 else made
     return found
 
@@ -124,15 +149,20 @@ def calls(
         if master.x_scale is not None and master.w_scale is not None:
             replaced[master.node] = partial(bias, scale_of, master.x_scale, master.w_scale)
         else:
-            replaced[master.node] = partial(constant, axis=master.axis, limits=master.limits)
+            replaced[master.node] = partial(constant, axis=master.axis, block=master.block, limits=master.limits)
     return replaced
 
 
 def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, master: Master) -> np.ndarray:
     """The integers of a float master weight, for writing back."""
-    shape = [-1 if i == master.axis % max(1, w.ndim) else 1 for i in range(w.ndim)]
-    s, z = (t.reshape(shape) if t is not None and t.ndim == 1 and t.size > 1 else t for t in (scale, zero_point))
-    q = np.rint(w / s) + (0 if z is None else z.astype(np.float32))
+    s, z = (
+        None
+        if t is None
+        else _over(torch.from_numpy(t.astype(np.float32)), torch.from_numpy(w), master.axis, master.block)
+        for t in (scale, zero_point)
+    )
+    assert s is not None
+    q = np.rint(w / s.numpy()) + (0 if z is None else z.numpy())
     return np.clip(q, *master.limits).astype(master.kind.numpy())
 
 

@@ -95,14 +95,13 @@ class OnnxModule(nn.Module):
 
     def _start(self, name: str, raised: ir.Model) -> Tensor:
         """The initial value of initializer `name`; for a master weight, its dequantized integers."""
-        tensor = torch.from_numpy(np.array(_array(raised, name), copy=True))
+        tensor = torch.from_numpy(np.array(_wide(_array(raised, name)), copy=True))
         if name not in self.masters:
             return tensor
         master = self.masters[name]
-        zero = None if master.zero_point is None else torch.from_numpy(np.array(self._values[master.zero_point]))
+        zero = None if master.zero_point is None else torch.from_numpy(_wide(self._values[master.zero_point]))
         scale = torch.from_numpy(np.array(self._values[master.scale]))
-        found: Tensor = OPS["DequantizeLinear"](tensor, scale, zero, axis=master.axis)
-        return found
+        return fake_quant.dequantized(tensor, scale, zero, master)
 
     def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs by name, and the intermediate values named in `taps`."""
@@ -195,6 +194,12 @@ def _array(model: ir.Model, name: str) -> np.ndarray:
     return tensor.numpy()
 
 
+def _wide(array: np.ndarray) -> np.ndarray:
+    """4-bit integers, which torch has not, as int8 or uint8."""
+    narrow = {"int4": np.int8, "uint4": np.uint8}.get(str(array.dtype))
+    return array if narrow is None else array.astype(narrow)
+
+
 def _widen(model: ir.Model) -> bool:
     """Convert float16 in `model` to float32; returns whether there was any."""
     narrow, found = ir.DataType.FLOAT16, False
@@ -242,7 +247,8 @@ def write_back(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> ir.Model:
     for name, array in arrays.items():
         value = copy.graph.initializers[name]
         assert value.const_value is not None
-        value.const_value = ir.tensor(array.astype(value.const_value.dtype.numpy()), name=name)
+        kind = value.const_value.dtype
+        value.const_value = ir.tensor(array.astype(kind.numpy()), kind, name=name)
     return copy
 
 
