@@ -98,6 +98,9 @@ class Distill(Reading):
     class_axes: Annotated[Mapping[str, int], Flag("--class-axis", Text("", whole), example="scores=1")] = Field(
         default={}, description="Where an output has its classes, if not last (or second of four axes), OUTPUT=AXIS."
     )
+    bn: Literal["frozen", "update"] = Field(
+        default="frozen", description="Statistics of BatchNormalization: as they are, or those of the batches."
+    )
     freeze: Initializers = Field(default=(), description="Initializers that stay as they are.")
     train: Initializers = Field(default=(), description="Initializers to train that would not be.")
     samples: int = Field(default=1_000_000, ge=1, description="How many to read; all are held in memory.")

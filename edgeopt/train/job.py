@@ -33,6 +33,7 @@ from edgeopt.train.ranks import Ranks
 from edgeopt.train.teachers import Panel, answers, together
 
 _LOOKED_AT = 4
+_NORM_BATCH = 32
 _DYNAMIC = "DynamicQuantizeLinear"
 
 
@@ -110,7 +111,15 @@ def prepare(
             f"batches of {size}, which a model fixes (not {options.batch_size}); --accumulate makes steps of several"
         )
     _check_quantized(student, options)
-    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized).to(options.device)
+    module = OnnxModule(
+        student, options.freeze, options.train, quantized=options.quantized, update_norms=options.bn == "update"
+    ).to(options.device)
+    if options.bn == "update" and not module.statistics:
+        raise UsageError("--bn update: the student has no BatchNormalization (exporters fold it into convolutions)")
+    if options.bn == "update" and here.count > 1:
+        raise UsageError("--bn update: statistics of several processes are not brought together; train in one")
+    if options.bn == "update" and size < _NORM_BATCH:
+        listener.note(f"--bn update: statistics of {size} samples are noisy; --batch-size {_NORM_BATCH} or more")
     if not module.trained:
         raise ModelError("the student has no float weights to train")
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):

@@ -208,7 +208,7 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
         else torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum, fused=fused)
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
-    average = copy.deepcopy(modules[0]) if options.averaged else None
+    average = copy.deepcopy(modules[0]).eval() if options.averaged else None
     progress = Progress(epochs=options.epochs, asked=options.epochs, identity=identity)
     run = TrainingRun(modules, optimizer, average, progress, steps, ranks)
     if options.resume and options.checkpoint is not None:
@@ -286,6 +286,8 @@ def _step(run: TrainingRun, options: Distill, step: int) -> None:
         with torch.no_grad():
             for kept, new in zip(run.average.parameters(), run.modules[0].parameters(), strict=True):
                 kept.lerp_(new, share)
+            for kept, new in zip(run.average.buffers(), run.modules[0].buffers(), strict=True):
+                kept.copy_(new)
 
 
 def _decay(run: TrainingRun, options: Distill) -> float:

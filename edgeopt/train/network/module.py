@@ -29,6 +29,7 @@ from edgeopt.train.network.torch_ops import OPS
 
 OPSET = 18  # of the operator table; older models are converted to it in the copy that is run
 _PLANS = 64  # most plans kept; one for each batch size and text length
+_NORM_SHARE = 0.1  # of a batch's statistics in those of BatchNormalization
 _SHAPES = frozenset({"Shape", "Size"})
 
 
@@ -42,9 +43,16 @@ class OnnxModule(nn.Module):
     """The module of a model in canonical form; maps feeds by input name to outputs by name."""
 
     def __init__(
-        self, model: ir.Model, freeze: Sequence[str] = (), train: Sequence[str] = (), *, quantized: bool = False
+        self,
+        model: ir.Model,
+        freeze: Sequence[str] = (),
+        train: Sequence[str] = (),
+        *,
+        quantized: bool = False,
+        update_norms: bool = False,
     ) -> None:
         """`quantized`: train through the Q/DQ of a quantized model, including its integer weights and scales.
+        `update_norms`: while training, BatchNormalization uses the statistics of the batch and updates its own.
 
         Raises:
             ModelError: an operator or form that cannot be trained, by node name.
@@ -68,6 +76,9 @@ class OnnxModule(nn.Module):
             self._slots[value] = len(self._slots)
             self.names[str(value.name)] = self._slots[value]
         replaced = fake_quant.calls(raised, self.masters, self._step) if quantized else {}
+        norms = [n for n in self._nodes if update_norms and n.op_type == "BatchNormalization"]
+        replaced |= {n: partial(self._normalized, epsilon=n.attributes.get_float("epsilon", 1e-5)) for n in norms}
+        self.statistics = list(dict.fromkeys(str(v.name) for n in norms for v in n.inputs[3:5] if v is not None))
         self._calls = [replaced.get(node) or _call(node) for node in self._nodes]
         self._keep = {self._slots[v] for v in raised.graph.outputs}
         self.weights = nn.ParameterList()
@@ -89,8 +100,11 @@ class OnnxModule(nn.Module):
             elif name in self._step_names:
                 self.steps.append(nn.Parameter(torch.zeros_like(tensor)))
                 self.register_buffer(f"step{len(self.steps) - 1}", tensor)
+            elif name in self.statistics:
+                self.register_buffer(f"statistic{self.statistics.index(name)}", tensor)
             else:
                 self._fixed[self.names[name]] = tensor
+        self._planning = False
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
 
     def _start(self, name: str, raised: ir.Model) -> Tensor:
@@ -114,7 +128,9 @@ class OnnxModule(nn.Module):
         key = tuple(tuple(feed[name].shape) for name in self.inputs), tuple(sorted(kept))
         plan = self._plans.get(key)
         if plan is None:
+            self._planning = True
             plan = self._plan(feed, kept)
+            self._planning = False
             self._plans[key] = plan
             if len(self._plans) > _PLANS:
                 self._plans.popitem(last=False)
@@ -155,6 +171,11 @@ class OnnxModule(nn.Module):
         constants = {slot: t for slot, t in values.items() if slot in used and slot not in moving}
         return _Plan(with_drops(steps, kept | constants.keys()), constants)
 
+    def _normalized(self, x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, *, epsilon: float) -> Tensor:
+        """BatchNormalization; while training by the batch, whose statistics go into `mean` and `var`, in place."""
+        training = self.training and not self._planning
+        return nn.functional.batch_norm(x, mean, var, scale, b, training, _NORM_SHARE, epsilon)
+
     def _step(self, name: str) -> Tensor:
         """The current value of a scale."""
         return self._steps_now[name] if name in self._steps_now else self._fixed[self.names[name]]
@@ -164,6 +185,7 @@ class OnnxModule(nn.Module):
         steps = (getattr(self, f"step{i}") * torch.exp(p) for i, p in enumerate(self.steps))
         self._steps_now = dict(zip(self._step_names, steps, strict=True))
         now: dict[int, Tensor] = dict(zip(self._parameter_slots, self.weights, strict=True))
+        now |= {self.names[name]: getattr(self, f"statistic{i}") for i, name in enumerate(self.statistics)}
         return now | {self.names[name]: s for name, s in self._steps_now.items()}
 
     @torch.no_grad()
@@ -172,6 +194,7 @@ class OnnxModule(nn.Module):
         weights = {name: w.cpu().numpy() for name, w in zip(self.trained, self.weights, strict=True)}
         self._parameters_now()
         found = {name: s.cpu().numpy() for name, s in self._steps_now.items()}
+        found |= {name: getattr(self, f"statistic{i}").cpu().numpy() for i, name in enumerate(self.statistics)}
         for master in self.masters.values():
             if master.x_scale is not None and master.w_scale is not None:
                 now = self._values | found

@@ -328,3 +328,24 @@ def test_no_second_copy_of_a_float_model_s_weights_is_kept(name: str) -> None:
     held = {t.data_ptr() for t in module._fixed.values() if t.numel() > 1}
     assert not held & {w.data_ptr() for w in module.weights}
     assert not set(module._fixed) & {module.names[n] for n in module.trained}
+
+
+def test_statistics_of_batch_normalization_are_torch_s_and_written_back() -> None:
+    text = """g (float[N,3,H,W] x) => (float[N,3,H,W] y) {
+        y = BatchNormalization (x, scale, bias, mean, var)
+    }"""
+    arrays = {"scale": np.float32([1, 2, 3]), "bias": np.float32([0, 1, 2])}
+    model = tiny.model(text, **arrays, mean=np.zeros(3, np.float32), var=np.ones(3, np.float32))
+    ours, theirs = OnnxModule(model, update_norms=True), torch.nn.BatchNorm2d(3)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.from_numpy(arrays["scale"]))
+        theirs.bias.copy_(torch.from_numpy(arrays["bias"]))
+    for seed in range(3):
+        x = torch.from_numpy(5 + 2 * normal(8 + seed, 3, 4, 4))  # another shape each time: planning counts nothing
+        assert torch.allclose(ours({"x": x})["y"], theirs(x), atol=1e-6)
+    found = ours.arrays()
+    assert np.allclose(found["mean"], theirs.running_mean) and np.allclose(found["var"], theirs.running_var)
+    x = torch.from_numpy(normal(2, 3, 4, 4))
+    written = open_session(write_back(model, found)).run({"x": x.numpy()})[0]
+    assert np.allclose(written, ours.eval()({"x": x})["y"].detach(), atol=1e-5)
+    assert np.array_equal(OnnxModule(model).arrays().get("mean", np.zeros(3)), np.zeros(3))  # frozen by default
