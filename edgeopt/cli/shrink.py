@@ -10,6 +10,7 @@ import click
 
 from edgeopt.cli.flags import chosen, options_of
 from edgeopt.cli.show import listener
+from edgeopt.errors import UsageError
 from edgeopt.files import beside, shown
 from edgeopt.options.models import Shrink
 
@@ -17,8 +18,9 @@ from edgeopt.options.models import Shrink
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @options_of(Shrink)
+@click.option("--no-labels", is_flag=True, help="Do not take folder names for labels.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def shrink(model: Path, form: str, **given: object) -> None:
+def shrink(model: Path, no_labels: bool, form: str, **given: object) -> None:
     """Make a student: the same network with fewer channels or blocks, to be trained with `edgeopt distill`.
 
     \b
@@ -26,7 +28,9 @@ def shrink(model: Path, form: str, **given: object) -> None:
     Example: edgeopt shrink teacher.onnx --to "30% macs" --steps 4 --data images/ --minutes 30
     """
     with listener() as ears:
-        options = chosen(Shrink, given, listener=ears)
+        if no_labels and given["labels"] is not None:
+            raise UsageError("--labels and --no-labels: one of them")
+        options = chosen(Shrink, given, listener=ears, **({"labels": False} if no_labels else {}))
         from edgeopt.pruning.shrink import shrink as run
 
         path = options.output or beside(model, f"{model.stem}.small.onnx")

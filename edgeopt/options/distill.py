@@ -98,7 +98,7 @@ class Distill(Reading):
     class_axes: Annotated[Mapping[str, int], Flag("--class-axis", Text("", whole), example="scores=1")] = Field(
         default={}, description="Where an output has its classes, if not last (or second of four axes), OUTPUT=AXIS."
     )
-    bn: Literal["frozen", "update"] = Field(
+    batch_norm: Annotated[Literal["frozen", "update"], Flag("--bn")] = Field(
         default="frozen", description="Statistics of BatchNormalization: as they are, or those of the batches."
     )
     freeze: Initializers = Field(default=(), description="Initializers that stay as they are.")
@@ -176,8 +176,14 @@ class Distill(Reading):
             raise ValueError("{cache} keeps answers to fixed views: not with {augment} or {kind} online")
         if self.loss == "dkd" and "mixup" in self.augment:
             raise ValueError("{loss} dkd needs labels, and {augment} mixup has none that fit")
-        if "mixup" in self.augment and (self.kind == "online" or self.classifiers):
-            raise ValueError("{augment} mixup has no labels that fit, and {kind} online and {heads} learn from labels")
+        if "mixup" in self.augment and (self.kind != "offline" or self.classifiers):
+            raise ValueError(
+                "{augment} mixup has no labels that fit, and {kind} online or self and {heads} learn from labels"
+            )
+        if self.label_smoothing and (self.labels is False or "mixup" in self.augment):
+            raise ValueError("{label_smoothing} smooths labels, and there are none")
+        if self.unlabelled is not None and self.kind == "self" and self.by != "average" and self.rounds == 1:
+            raise ValueError("{unlabelled}: nobody tells anything of these samples with {kind} self and one generation")
         if self.peers and self.kind != "online":
             raise ValueError("{peers} goes with {kind} online")
         if (self.student_classes is None) != (self.teacher_classes is None):

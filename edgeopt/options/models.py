@@ -121,6 +121,10 @@ class Shrink(Reading):
             raise ValueError("{minutes} needs {data} to teach with")
         if self.curve is not None and self.minutes is None:
             raise ValueError("{curve} needs {minutes}: it shows what teaching gives")
+        if self.minutes is None and (self.learning_rate or self.augment or self.labels is not None):
+            raise ValueError("{learning_rate}, {augment} and {labels} are of teaching: they need {minutes}")
+        if self.cost == "time" and self.widths != "global":
+            raise ValueError("{cost} goes with {widths} global")
         if self.importance == "first-order" and self.data is None:
             raise ValueError("{importance} first-order needs {data}")
         return self

@@ -13,8 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeopt.errors import UsageError
+from edgeopt.graph.ops import rule
 from edgeopt.pruning.units import Units
-from edgeopt.pruning.width import MULTIPLE, WIDE, Wide, without
+from edgeopt.pruning.width import MULTIPLE, WIDE, Wide, spared, without
 
 Sizes = dict[str, tuple[int, int]]  # units before and after, by layer
 _CLOSE = 0.01  # relative, of what is asked
@@ -23,10 +24,10 @@ _LEAST = 8  # a layer keeps an eighth of its units at least
 
 
 def costs_of(model: ir.Model, units: Units, of_node: Mapping[str, float]) -> Wide:
-    """The cost of each unit, from the cost of each node by name."""
+    """The cost of each unit, from the cost of each node by name; biases and scales come with a layer's weights."""
     total = np.zeros(len(units.parents))
     for (name, _), members in units.members().items():
-        readers = {node for node, _ in model.graph.initializers[name].uses()}
+        readers = {node for node, i in model.graph.initializers[name].uses() if i in rule(node).weights}
         np.add.at(total, members, sum(of_node.get(str(n.name), 0.0) for n in readers) / max(1, len(members)))
     return total
 
@@ -35,8 +36,8 @@ def blocks(units: Units, scores: Wide, costs: Wide) -> list[tuple[float, float, 
     """(worth, cost, units) of what can go, in the order in which it goes: of each space the least important first, in
     blocks that leave a multiple of `MULTIPLE`, and never the last eighth.
     """
-    found = []
-    for members in units.free().values():
+    found: list[tuple[float, int, int, float, list[int]]] = []
+    for space, members in units.free().items():
         count = len(members)
         size = MULTIPLE if count >= WIDE else 1
         ranked = sorted(members, key=lambda u: (scores[u], u))
@@ -48,12 +49,14 @@ def blocks(units: Units, scores: Wide, costs: Wide) -> list[tuple[float, float, 
             worth = max(
                 worth, float(scores[part].sum()) / max(cost, 1e-12)
             )  # nothing goes before what is less important
-            found.append((worth, cost, part))
+            found.append((worth, space, at, cost, part))
             at, take = at + take, size
-    return sorted(found, key=lambda x: (x[0], x[2]))
+    return [(worth, cost, part) for worth, _, _, cost, part in sorted(found, key=lambda x: x[:3])]
 
 
-def globally(units: Units, order: list[tuple[float, float, list[int]]], share: float) -> tuple[set[int], Sizes]:
+def globally(
+    units: Units, scores: Wide, order: list[tuple[float, float, list[int]]], share: float
+) -> tuple[set[int], Sizes]:
     """(the units that go so that about `share` of the cost of all blocks stays, units before and after by layer)."""
     gone, left, total = set[int](), sum(c for _, c, _ in order), sum(c for _, c, _ in order)
     for _, cost, part in order:
@@ -61,6 +64,7 @@ def globally(units: Units, order: list[tuple[float, float, list[int]]], share: f
             break
         gone.update(part)
         left -= cost
+    spared(units, scores, gone)
     sizes = {units.names[s]: (len(m), sum(u not in gone for u in m)) for s, m in units.free().items()}
     return gone, sizes
 

@@ -32,8 +32,9 @@ from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
 from edgeopt.pruning.goal import blocks, costs_of, globally, reached
-from edgeopt.pruning.teaching import Point, drawn, node_times, taught
+from edgeopt.pruning.teaching import Point, drawn, settled_reading, taught
 from edgeopt.pruning.units import Units
+from edgeopt.runtime.costs import node_times
 from edgeopt.runtime.feeds import feeds_of
 from edgeopt.runtime.probe import shapes, sizes
 from edgeopt.runtime.session import finite, open_session
@@ -74,12 +75,15 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     path, dims = options.output, options.dims
     if options.curve is not None:
         check_place(options.curve, options.force, (options.data, model))
+        if path is not None and options.curve.resolve() == path.resolve():
+            raise UsageError(f"--curve {path}: is where the model goes; choose another name")
     if path is not None:
         check_place(path, options.force, (options.data,))
         if isinstance(model, str | Path) and Path(model).resolve() == path.resolve():
             raise UsageError(f"{path}: is the model itself, which the student is to learn from; choose another name")
     source = graph.canonical(graph.load(model))
     _check_weights(source)
+    options = settled_reading(source, options)
     simple, numbers = _settled(simplify(source), dims)
     feeds = _feeds(source, options)
     feed = feeds[0]
@@ -119,14 +123,14 @@ def _to_goal(
     assert options.to is not None
     (share, of), steps = goal(options.to), options.steps
     measure = _parameters if of == "parameters" else partial(_macs, feed=feed)
-    whole, curve = measure(model), list[Point]()
+    whole, curve = measure(simplify(source)), list[Point]()
     widths: dict[str, tuple[int, int]] = {}
     for step in range(1, steps + 1):
         simple, numbers = _settled(simplify(model), options.dims)
         kept = select([simple], options.keep)
         most = whole * share ** (step / steps)
         model, narrowed = _narrowed_to(simple, most, measure, options, looked_at, feed, kept, numbers)
-        widths = {k: (widths.get(k, n)[0], n[1]) for k, n in narrowed.items()}
+        widths |= {k: (widths.get(k, n)[0], n[1]) for k, n in narrowed.items()}
         if options.minutes is not None:
             model, point = taught(source, model, options, options.minutes / steps, feed)
             curve.append(replace(point, macs=_macs(model, feed), parameters=_parameters(model)))
@@ -150,11 +154,22 @@ def _narrowed_to(
     units, scores = _scored(model, feeds, example, kept, numbers)
     pick = partial(wide.chosen, units, scores)
     if options.widths == "global":
-        ran = shapes(model, example)
-        times = node_times(model, example) if options.cost == "time" else {}
-        costs = costs_of(model, units, times or {str(n.name): float(macs_of(n, ran)) for n in model.graph})
-        pick = partial(globally, units, blocks(units, scores, costs))
+        costs = costs_of(model, units, _node_costs(model, example, options))
+        pick = partial(globally, units, scores, blocks(units, scores, costs))
     return reached(model, units, pick, measure, most)
+
+
+def _node_costs(model: ir.Model, example: Feed, options: Shrink) -> dict[str, float]:
+    """The MACs of each node, or its measured time; where that cannot be told, by its MACs."""
+    ran = shapes(model, example)
+    macs = {str(n.name): float(macs_of(n, ran)) for n in model.graph}
+    if options.cost == "macs":
+        return macs
+    times = {name: time for name, time in node_times(model, example).items() if macs.get(name)}
+    if not times:
+        raise UsageError("--cost time: the time of no layer can be told apart here; --cost macs")
+    share = sum(times.values()) / sum(macs[name] for name in times)
+    return {name: times.get(name, share * count) for name, count in macs.items()}
 
 
 def _settled(model: ir.Model, dims: Mapping[str, int]) -> tuple[ir.Model, Known]:

@@ -6,20 +6,21 @@ the answers of the model that it comes from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeopt.data import Feed
+from edgeopt.data import Feed, read, specs
 from edgeopt.errors import UsageError, extra
 from edgeopt.options.distill import Distill
 from edgeopt.options.models import Shrink
 from edgeopt.options.reading import Reading
 from edgeopt.pictures import WIDE, Axes, svg, text
-from edgeopt.runtime.costs import profiled
 from edgeopt.runtime.measure import interleaved
+from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import open_session
 
 _EPOCHS = 10_000  # the minutes end it
@@ -49,15 +50,21 @@ class Point:
         return f"{size}, {self.latency_ms:.2f} ms ({self.speedup:.2f}x): {gain}"
 
 
-def node_times(model: ir.Model, feed: Feed) -> dict[str, float]:
-    """Measured time of each node here, in picoseconds; of a kernel of fused nodes, all that of the first."""
-    names = {str(n.name) for n in model.graph}
-    found: dict[str, float] = {}
-    for (kernel, _), time in profiled([model], feed)[0].items():
-        owner = max((n for n in names if kernel.startswith(n)), key=len, default=None)
-        if owner is not None:
-            found[owner] = found.get(owner, 0.0) + time
-    return found
+def settled_reading(source: ir.Model, options: Shrink) -> Shrink:
+    """`options` for reading the samples more than once, always as `source` wants them: a network that was pruned does
+    not tell any more how its pictures were prepared.
+    """
+    data = options.data
+    if isinstance(data, Iterator):
+        return options.model_copy(update={"data": list(data)})
+    if options.minutes is None or not isinstance(data, str | Path):
+        return options
+    found = read(data, specs(source), options, open_session(source).run, norm_distance(source))
+    if found.resolved is None:
+        return options
+    for line in found.notes:
+        options.listener.note(line)
+    return options.model_copy(update={"preprocess": found.resolved})
 
 
 def taught(source: ir.Model, model: ir.Model, options: Shrink, minutes: float, feed: Feed) -> tuple[ir.Model, Point]:

@@ -80,10 +80,15 @@ def chosen(units: Units, scores: Wide, width: float) -> tuple[set[int], dict[str
         ranked = sorted(members, key=lambda u: (scores[u], u))
         gone.update(ranked[: count - keep])
         sizes[units.names[space]] = (count, keep)
-    for row in units.members().values():  # every layer keeps at least one channel
+    spared(units, scores, gone)
+    return gone, sizes
+
+
+def spared(units: Units, scores: Wide, gone: set[int]) -> None:
+    """Take out of `gone` what a layer needs to keep one channel at least: its most important."""
+    for row in units.members().values():
         if row.size and gone.issuperset(row.tolist()):
             gone.discard(max(row.tolist(), key=lambda u: (scores[u], u)))
-    return gone, sizes
 
 
 def without(model: ir.Model, units: Units, gone: set[int]) -> ir.Model:

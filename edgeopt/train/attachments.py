@@ -85,7 +85,13 @@ class Heads(nn.Module):
         self.linear = nn.ModuleList(nn.Linear(_channels_last(v).shape[-1], classes) for v in values.values())
 
     def forward(
-        self, inner: Mapping[str, Tensor], output: Tensor, labels: Tensor | None, temperature: float, alpha: float
+        self,
+        inner: Mapping[str, Tensor],
+        output: Tensor,
+        labels: Tensor | None,
+        temperature: float,
+        alpha: float,
+        smoothing: float = 0.0,
     ) -> Tensor:
         """Mean loss of the heads: `alpha` of the distillation loss against the network's output, 1 - `alpha` of
         cross-entropy with the labels.
@@ -95,7 +101,7 @@ class Heads(nn.Module):
             f = _channels_last(inner[name])
             logits = linear(f.flatten(1, -2).mean(1) if f.ndim > 2 else f)
             taught = losses.kd(logits, output.detach(), temperature)
-            told = 0.0 if labels is None else losses.supervised("kd", logits, labels)
+            told = 0.0 if labels is None else losses.supervised("kd", logits, labels, smoothing)
             values.append(taught if labels is None else alpha * taught + (1 - alpha) * told)
         return torch.stack(values).mean()
 

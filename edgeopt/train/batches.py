@@ -39,6 +39,10 @@ class Examples:
     """Class indices, int64 [samples]; `NO_LABEL` for a sample that has none beside others that have."""
     classes: tuple[str, ...] = ()
     """Class names, if they come from folders or a file."""
+    extra: int = 0
+    """How many at the end are to learn from only, and never held out."""
+    places: NDArray[np.intp] | None = None
+    """Of a part: the indices of its samples in the whole."""
 
     @property
     def rows(self) -> int:
@@ -48,11 +52,18 @@ class Examples:
     def __len__(self) -> int:
         return len(self.feeds)
 
+    def labelled(self) -> Examples:
+        """The examples with labels; all, if none has."""
+        if self.labels is None or (self.labels != NO_LABEL).all():
+            return self
+        return self.part(np.flatnonzero(self.labels != NO_LABEL).tolist())
+
     def part(self, indices: Sequence[int]) -> Examples:
         """The examples at `indices`."""
         labels = None if self.labels is None else self.labels[list(indices)]
         feeds = self.feeds.part(indices) if isinstance(self.feeds, Spilled) else tuple(self.feeds[i] for i in indices)
-        return Examples(feeds, labels, self.classes)
+        at = np.asarray(indices, np.intp)
+        return Examples(feeds, labels, self.classes, places=at if self.places is None else self.places[at])
 
 
 def read(
@@ -90,18 +101,19 @@ def read(
             names.append(_found(listed, name))
         else:
             names.append(given if given is not None else _folder(name))
-    if not len(feeds):
+    if not names:
         raise DataError(f"no sample can be read: {next(iter(problems.values()), 'the folder is empty')}")
-    labels, classes = _labels(names, classes) if wanted is not False and names else (None, ())
+    labels, classes = _labels(names, classes) if wanted is not False else (None, ())
     if wanted and labels is None:
         raise DataError(
             f"{wanted}: one label for all samples, which teaches nothing"
             if isinstance(wanted, Path)
             else "labels are wanted, and there are none: a folder for each class, or an entry 'label' in every .npz"
         )
+    extra = len(feeds) - len(names)
     if labels is not None:
-        labels = np.concatenate([labels, np.full(len(feeds) - len(names), NO_LABEL, np.int64)])
-    return Examples(feeds.feeds(), labels, classes), problems
+        labels = np.concatenate([labels, np.full(extra, NO_LABEL, np.int64)])
+    return Examples(feeds.feeds(), labels, classes, extra), problems
 
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
@@ -177,13 +189,13 @@ def _labels(names: Sequence[str | None], classes: Sequence[str]) -> tuple[NDArra
 
 
 def divide(examples: Examples, seed: int) -> tuple[list[int], list[int]]:
-    """(training, held-out) indices; a fifth of the samples with labels (of all, if none has) is held out, at least 1
-    and at most 1,000. A single sample is in both.
+    """(training, held-out) indices; a fifth of the samples but the extra ones is held out, at least 1 and at most
+    1,000. A single sample is in both.
     """
-    alike = np.ones(len(examples), bool) if examples.labels is None else examples.labels != NO_LABEL
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(alike)).tolist()
-    held = min(1000, max(1, len(order) // 5)) if len(order) > 1 else 0
-    return order[held:] + np.flatnonzero(~alike).tolist(), order[:held] or order
+    count = len(examples) - examples.extra
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    held = min(1000, max(1, count // 5)) if count > 1 else 0
+    return order[held:] + list(range(count, len(examples))), order[:held] or order
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,7 @@ class Batch:
     """Samples of one shape, side by side along axis 0."""
 
     indices: NDArray[np.intp]
-    """Indices of the samples in their Examples."""
+    """Indices of the samples in the whole of which their Examples are a part."""
     feed: Mapping[str, torch.Tensor]
     """Float or integer tensors [batch, ...] by input."""
     labels: torch.Tensor | None
@@ -243,7 +255,8 @@ def _batch(examples: Examples, indices: list[int], rng: np.random.Generator | No
     if rng is not None and augment:
         feed = views.augmented(feed, augment, rng)
     labels = None if examples.labels is None else torch.from_numpy(examples.labels[indices])
-    return Batch(np.array(indices), {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in feed.items()}, labels)
+    places = np.array(indices) if examples.places is None else examples.places[indices]
+    return Batch(places, {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in feed.items()}, labels)
 
 
 def batch_limit(inputs: Sequence[InputSpec]) -> int | None:

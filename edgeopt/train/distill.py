@@ -30,13 +30,15 @@ from edgeopt.runtime.session import open_session
 from edgeopt.train import batches as data_of
 from edgeopt.train import signs, teachers
 from edgeopt.train.evaluation import parity_of, scores
-from edgeopt.train.job import Job, check_alike, check_device, check_roles, prepare
+from edgeopt.train.job import Job, check_alike, check_device, check_roles, prepare, with_peers
 from edgeopt.train.lessons import heads_of, hints_of, lesson_of
 from edgeopt.train.loop import Diverged, Epoch, Progress, fit
 from edgeopt.train.network.choice import Choice
 from edgeopt.train.network.module import OnnxModule, restored
 from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
+
+_LEAST_MINUTES = 1e-3
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def distill(student: graph.Source, data: Data, options: Distill) -> Distilled:
         job = prepare(small, large, data, options, here, tuple(others))
         if options.kind == "online":
             more = options.peers if given else options.peers[1:]
-            job = replace(job, peers=(large, *(graph.canonical(graph.load(p)) for p in more)))
+            job = with_peers(job, (large, *(graph.canonical(graph.load(p)) for p in more)))
             check_alike(job, job.peers[1:], "--peer")
         parity = parity_of(job)
         taught, score = scores(job)
@@ -139,14 +141,15 @@ def _trained(job: Job, score: Callable[[nn.Module], float], first: float) -> Pro
     count = job.options.rounds
     _forget(job)
     start = {k: v.clone() for k, v in job.module.state_dict().items()}
-    teacher, best = job.teacher, None
+    teacher, best, start_s = job.teacher, None, time.monotonic()
     for generation in range(count):
         if generation:
             teacher = job.written(job.module)
             job.module.load_state_dict(start)
             job.listener.note(f"generation {generation + 1}")
         try:
-            found = _generation(job, teacher, generation, score, first)
+            left = replace(job, options=_in_time(job.options, start_s, count - generation))
+            found = _generation(left, teacher, generation, score, first)
         except Diverged as e:
             if best is None:
                 raise
@@ -159,6 +162,14 @@ def _trained(job: Job, score: Callable[[nn.Module], float], first: float) -> Pro
     assert best is not None
     job.module.load_state_dict(best.weights)
     return best
+
+
+def _in_time(options: Distill, start_s: float, rounds: int) -> Distill:
+    """`options` with this generation's share of the minutes that are left for so many."""
+    if options.minutes is None or rounds == options.rounds == 1:
+        return options
+    left = options.minutes - (time.monotonic() - start_s) / 60
+    return options.model_copy(update={"minutes": max(left, _LEAST_MINUTES) / rounds})
 
 
 def _forget(job: Job) -> None:
@@ -178,6 +189,9 @@ def _generation(
     if generation and options.checkpoint is not None:
         name = f"{options.checkpoint.name}.{generation + 1}"
         options = options.model_copy(update={"checkpoint": options.checkpoint.with_name(name)})
+    train = job.train
+    if options.kind == "self" and options.by == "generations" and not generation:
+        train = train.labelled()  # there is nobody to tell anything of the others
     networks = [job.module, *(OnnxModule(m).to(options.device) for m in job.peers)]
     with ExitStack() as stack:
         teach = None
@@ -185,7 +199,7 @@ def _generation(
             panel, store = replace(job, teacher=teacher).panel(job.threads), None
             if not options.augment:
                 models = b"".join(graph.proto_bytes(m) for m in (teacher, *job.others))
-                place = teachers.kept(options.cache, models + repr(panel.outputs).encode(), job.train, job.ranks.rank)
+                place = teachers.kept(options.cache, models + repr(panel.outputs).encode(), job.whole, job.ranks.rank)
                 store = stack.enter_context(place)
             teach = teachers.fixed(panel, store, options.device)
         hints, heads = hints_of(job), heads_of(job)
@@ -193,9 +207,9 @@ def _generation(
             nn.ModuleList([*networks, *(m for m in (hints, heads) if m is not None)]).to(options.device),
             lesson_of(job, networks, teach, hints, heads),
             lambda epoch: data_of.shuffled(
-                job.train, job.size, (options.seed, epoch), options.augment, (job.ranks.rank, job.ranks.count)
+                train, job.size, (options.seed, epoch), options.augment, (job.ranks.rank, job.ranks.count)
             ),
-            sum(1 for _ in data_of.groups(job.train, job.size, range(len(job.train)))),
+            sum(1 for _ in data_of.groups(train, job.size, range(len(train)))),
             score,
             first,
             options,

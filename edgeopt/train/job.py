@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from edgeopt.data import Data, InputSpec, Sample, read, specs
+from edgeopt.data import Data, Feed, InputSpec, Samples, read, specs
 from edgeopt.data.spec import check_feed
 from edgeopt.errors import DataError, ModelError, UsageError, suggestion
 from edgeopt.graph.serialization import proto_bytes
@@ -19,6 +19,7 @@ from edgeopt.hardware import target
 from edgeopt.hardware.host import cores
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
+from edgeopt.options.reading import Preprocess
 from edgeopt.ptq.guard import guarded
 from edgeopt.runtime.kernels import kind
 from edgeopt.runtime.norm import norm_distance
@@ -28,7 +29,7 @@ from edgeopt.train import losses, views
 from edgeopt.train.batches import Examples
 from edgeopt.train.network.fake_quant import masters
 from edgeopt.train.network.module import OnnxModule, write_back
-from edgeopt.train.pairs import Pair, class_names, matched, paired, same, to_tensors
+from edgeopt.train.pairs import Pair, class_names, matched, named_like, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks
 from edgeopt.train.teachers import Panel, answers, together
 
@@ -54,6 +55,8 @@ class Job:
     """Batch size."""
     pairs: tuple[Pair, ...]
     peers: tuple[ir.Model, ...] = ()
+    whole: Sequence[Feed] = ()
+    """All samples, of which `train` and `held` are parts."""
     others: tuple[ir.Model, ...] = ()
     """The teachers beside the first."""
     identity: str = ""  # digest of models, samples and options
@@ -68,7 +71,7 @@ class Job:
         wanted = [*dict.fromkeys([*(p.teacher for p in self.pairs), *self.options.hints.values()])]
         names = []
         for model in self.others:
-            of = matched(self.student, model, {})
+            of = named_like(self.student, model, self.options.match)
             names.append({p.teacher: of[p.student] for p in self.pairs if p.student in of})
         models = [with_outputs(self.teacher, wanted), *self.others]
         return Panel([open_session(m, threads=threads) for m in models], names)
@@ -100,31 +103,24 @@ def prepare(
 ) -> Job:
     """Everything checked; `others`: the teachers beside the first."""
     listener = options.listener if here.first else Listener()
-    examples = _examples(student, teacher, data, options, listener)
+    teachers = {"teacher" if not i else f"teacher {i + 1}": m for i, m in enumerate((teacher, *others))}
+    examples = _examples(student, list(teachers.values()), data, options, listener)
     if options.augment:
-        views.check(options.augment, examples.feeds[0])
+        fixed = {s.name for m in (student, *teachers.values()) for s in specs(m) if s.shape and s.fixed(1) is not None}
+        views.check(options.augment, examples.feeds[0], fixed)
     train, held = (examples.part(i) for i in data_of.divide(examples, options.seed))
-    limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, teacher)) if x is not None]
+    limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, *teachers.values())) if x is not None]
     size = min([options.batch_size, *limits])
     if size < options.batch_size and limits:
         listener.note(
             f"batches of {size}, which a model fixes (not {options.batch_size}); --accumulate makes steps of several"
         )
     _check_quantized(student, options)
-    module = OnnxModule(
-        student, options.freeze, options.train, quantized=options.quantized, update_norms=options.bn == "update"
-    ).to(options.device)
-    if options.bn == "update" and not module.statistics:
-        raise UsageError("--bn update: the student has no BatchNormalization (exporters fold it into convolutions)")
-    if options.bn == "update" and here.count > 1:
-        raise UsageError("--bn update: statistics of several processes are not brought together; train in one")
-    if options.bn == "update" and size < _NORM_BATCH:
-        listener.note(f"--bn update: statistics of {size} samples are noisy; --batch-size {_NORM_BATCH} or more")
-    if not module.trained:
-        raise ModelError("the student has no float weights to train")
+    module = _module(student, options, here, size)
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
         listener.note(line)
-    sessions = {"student": open_session(student), "teacher": open_session(teacher, threads=cores())}
+    sessions = {"student": open_session(student)}
+    sessions |= {who: open_session(m, threads=cores()) for who, m in teachers.items()}
     if size > 1 and held.rows == 1 and not all(together(s, held) for s in sessions.values()):
         listener.note(
             "samples do not go together along their first axis: one at a time (--accumulate makes steps of several)"
@@ -136,11 +132,23 @@ def prepare(
     why = _unlabelled(examples, options, pairs[0], seen["student"][pairs[0].student][0].shape[-1])
     if examples.labels is not None and why:
         listener.note(why)
-        train, held = (Examples(e.feeds, None) for e in (train, held))
+        train, held = (replace(e, labels=None) for e in (train, held))
     identity = _identity((student, teacher, *others), (train, held), options)
     here.check_same(identity)
     job = Job(
-        options, listener, here, student, teacher, module, train, held, size, pairs, others=others, identity=identity
+        options,
+        listener,
+        here,
+        student,
+        teacher,
+        module,
+        train,
+        held,
+        size,
+        pairs,
+        others=others,
+        identity=identity,
+        whole=examples.feeds,
     )
     _check_labels(job)
     if others:
@@ -152,43 +160,84 @@ def prepare(
     return job
 
 
+def _module(student: ir.Model, options: Distill, here: Ranks, size: int) -> OnnxModule:
+    update = options.batch_norm == "update"
+    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized, update_norms=update).to(
+        options.device
+    )
+    if not module.trained:
+        raise ModelError("the student has no float weights to train")
+    if update and not module.statistics:
+        raise UsageError("--bn update: the student has no BatchNormalization (exporters fold it into convolutions)")
+    if update and here.count > 1:
+        raise UsageError("--bn update: statistics of several processes are not brought together; train in one")
+    if update and size < _NORM_BATCH:
+        options.listener.note(
+            f"--bn update: statistics of {size} samples are noisy; --batch-size {_NORM_BATCH} or more"
+        )
+    return module
+
+
+def with_peers(job: Job, peers: tuple[ir.Model, ...]) -> Job:
+    """`job` with networks that learn along, which its identity tells too."""
+    digest = hashlib.sha256(job.identity.encode())
+    for peer in peers:
+        digest.update(proto_bytes(peer))
+    return replace(job, peers=peers, identity=digest.hexdigest())
+
+
 def check_alike(job: Job, models: Sequence[ir.Model], option: str) -> None:
     """Refuse a peer, or a teacher beside the first, that lacks an output or whose outputs have different shapes."""
     some = job.held.part(range(1))
     ours = to_tensors(answers(open_session(job.student), some, 1))
     for model in models:
-        names = matched(job.student, model, {})
+        names = named_like(job.student, model, job.options.match)
         theirs = to_tensors(answers(open_session(model), some, 1))
         for pair in job.pairs:
             if pair.student not in names:
                 raise UsageError(f"{option}: one has no output that goes with {pair.student!r}")
-            same(ours[pair.student][0], theirs[names[pair.student]][0], pair)
+            values = theirs[names[pair.student]]
+            same(ours[pair.student][0], values[0], pair)
+            likely = losses.guess(values)[0] == "probabilities"
+            if option == "--teacher" and job.options.loss == "auto" and likely != (pair.loss == "probabilities"):
+                raise UsageError(f"{option}: one gives probabilities and another scores, which have no mean")
 
 
-def _examples(student: ir.Model, teacher: ir.Model, data: Data, options: Distill, listener: Listener) -> Examples:
+def _examples(
+    student: ir.Model, teachers: Sequence[ir.Model], data: Data, options: Distill, listener: Listener
+) -> Examples:
     ours = specs(student)
-    shared = {s.name for s in ours} & {s.name for s in specs(teacher)}
-    # inputs that only the teacher has, e.g. token types
-    theirs = [s for s in specs(teacher) if shared and s.name not in shared]
+    # inputs that only teachers have, e.g. token types
+    known, theirs = {s.name for s in ours}, list[InputSpec]()
+    for found in map(specs, teachers):
+        if known & {s.name for s in found}:
+            theirs += [s for s in found if s.name not in known | {t.name for t in theirs}]
     wanted = [*ours, *theirs]
-    found = read(data, wanted, options, open_session(student).run, norm_distance(student))
+    samples = read(data, wanted, options, open_session(student).run, norm_distance(student))
     names = class_names(options.student_classes) if options.student_classes else ()
-    more = [] if options.unlabelled is None else _unlabelled_samples(student, wanted, options)
-    examples, problems = data_of.read(found.samples, options.labels, names, more)
-    for line in [*found.notes, *(f"skipped: {p}" for p in problems.values())]:
+    more = Samples([]) if options.unlabelled is None else _more(student, wanted, options, samples.resolved)
+    examples, problems = data_of.read(samples.samples, options.labels, names, more.samples)
+    for line in [
+        *samples.notes,
+        *(f"--unlabelled: {n}" for n in more.notes),
+        *(f"skipped: {p}" for p in problems.values()),
+    ]:
         listener.note(line)
-    others = {s.name for s in theirs}
-    own = {k: v for k, v in examples.feeds[0].items() if k not in others}
-    check_feed(own, student, "the first sample")
-    try_loops(student, own)
+    others, first = {s.name for s in theirs}, len(examples) - examples.extra
+    for i, who in [(0, "the first sample"), *((i, "an --unlabelled sample") for i in range(first, len(examples)))]:
+        own = {k: v for k, v in examples.feeds[i].items() if k not in others}
+        check_feed(own, student, who)
+        if not i:
+            try_loops(student, own)
     return examples
 
 
-def _unlabelled_samples(student: ir.Model, wanted: Sequence[InputSpec], options: Distill) -> Sequence[Sample]:
-    reading = options.model_copy(update={"data_option": "--unlabelled"})
+def _more(student: ir.Model, wanted: Sequence[InputSpec], options: Distill, recipe: Preprocess | None) -> Samples:
+    """The samples without labels, their pictures prepared as those with labels."""
     assert options.unlabelled is not None
-    found = read(options.unlabelled, wanted, reading, open_session(student).run, norm_distance(student))
-    return found.samples
+    update = {"data_option": "--unlabelled", **({} if recipe is None else {"preprocess": recipe})}
+    reading = options.model_copy(update=update)
+    return read(options.unlabelled, wanted, reading, open_session(student).run, norm_distance(student))
 
 
 def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str, list[torch.Tensor]]:

@@ -19,7 +19,7 @@ from edgeopt.train.job import Job
 from edgeopt.train.loop import Lesson, Moment
 from edgeopt.train.network.module import OnnxModule
 from edgeopt.train.network.taps import inner_values
-from edgeopt.train.pairs import matched
+from edgeopt.train.pairs import named_like
 
 Values = Mapping[str, Tensor]
 _RISE = 0.3  # share of the steps in which the weight of a teacher that learns rises
@@ -100,7 +100,9 @@ class _Lesson:
             wanted = {n: theirs[0][n].detach() for n in self.hints.names.values()}
             total = total + options.hint_weight * self.hints(ours, wanted)
         if self.heads is not None:
-            total = total + self.heads(ours, ours[pairs[0].student], labels, options.softening, options.share)
+            total = total + self.heads(
+                ours, ours[pairs[0].student], labels, options.softening, options.share, options.label_smoothing
+            )
         return total
 
     def _theirs(self, batch: Batch, feed: Values, moment: Moment) -> tuple[list[Values], float]:
@@ -120,7 +122,7 @@ class _Lesson:
         job = self.job
         values = [[p.ours(ours[p.student]) for p in job.pairs]]
         for model, answers in zip(job.peers, theirs, strict=True):
-            names = matched(job.student, model, job.options.match if model is job.teacher else {})
+            names = named_like(job.student, model, job.options.match)
             values.append([p.theirs(answers[names[p.student]]) for p in job.pairs])
         terms = []
         for i, mine in enumerate(values):

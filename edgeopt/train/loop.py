@@ -172,21 +172,29 @@ def _one(
     progress, begun = run.progress, time.monotonic()
     loss = _epoch(run, lesson, batches, options, start)
     progress.epoch += 1
+    if progress.epoch == 1 and progress.step < run.steps_per_epoch:
+        seen = f"{progress.step} of {run.steps_per_epoch} steps"
+        listener.note(f"the minutes were over after {seen} of the first epoch: more --minutes, or fewer --samples")
     held_out = _scored(run, score)
     if held_out > progress.best:
         progress.best, progress.best_epoch = held_out, progress.epoch
-    if (
-        held_out == progress.best and progress.best_epoch
-    ):  # of equals the last: few samples have many, and it learned more
+    # of equals the last: few held-out samples have many, and it learned more
+    if held_out == progress.best and progress.best_epoch:
         progress.kept_epoch, progress.weights = progress.epoch, _state(run.judged)
     left_s = 60 * (options.minutes or 0.0) - (time.monotonic() - start)
     _fit_into_minutes(run, time.monotonic() - begun, left_s, options)
     seconds, rate = time.monotonic() - start, run.optimizer.param_groups[0]["lr"]
     progress.log.append(Epoch(progress.epoch, loss, held_out, rate, round(seconds, 3)))
-    listener.progress("training", progress.epoch, progress.epochs)
     left = (time.monotonic() - begun) * (progress.epochs - progress.epoch)
     figures = f"loss {loss:.4f}, held out {held_out:.4f} (best {progress.best:.4f})"
-    listener.note(f"epoch {progress.epoch}/{progress.epochs}: {figures}, {left:.0f} s left")
+    if options.minutes is None:
+        listener.progress("training", progress.epoch, progress.epochs)
+        listener.note(f"epoch {progress.epoch}/{progress.epochs}: {figures}, {left:.0f} s left")
+    else:  # of time, which is known: how many epochs it holds changes with their speed
+        last = progress.epoch == progress.epochs
+        total = round(60 * options.minutes)
+        listener.progress("training, seconds", total if last else min(round(seconds), total), total)
+        listener.note(f"epoch {progress.epoch}: {figures}, {max(0.0, min(left, left_s)):.0f} s left")
     progress.stopped = _enough(run, options, seconds, listener)
     _save(run, options, listener)
 

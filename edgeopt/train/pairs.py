@@ -73,6 +73,14 @@ def matched(student: ir.Model, teacher: ir.Model, match: Mapping[str, str]) -> d
     )
 
 
+def named_like(student: ir.Model, model: ir.Model, match: Mapping[str, str]) -> dict[str, str]:
+    """The output of a peer, or of a teacher beside the first, for each of the student's: as `match` says if it has
+    those outputs too, else as `matched` finds them.
+    """
+    known = {str(v.name) for v in model.graph.outputs}
+    return matched(student, model, match if known.issuperset(match.values()) else {})
+
+
 def _alike(ours: ir.Value, theirs: ir.Value) -> bool:
     """Whether nothing that the two files declare of type, rank and sizes tells the values apart."""
     types = [v.dtype.is_floating_point() for v in (ours, theirs) if v.dtype is not None]

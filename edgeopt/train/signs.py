@@ -14,7 +14,7 @@ from edgeopt.train.evaluation import accuracy
 from edgeopt.train.job import Job
 from edgeopt.train.losses import NO_LABEL
 from edgeopt.train.network.module import OnnxModule
-from edgeopt.train.pairs import matched
+from edgeopt.train.pairs import named_like
 
 _HARDLY = 0.005  # of the samples
 _APART = 0.1  # training samples told right above held-out ones
@@ -27,8 +27,9 @@ def before(job: Job, teacher: float | None, student: float) -> Iterator[str]:
     """From the held-out accuracies, before the first step."""
     if job.held.labels is None or teacher is None or job.options.kind != "offline":
         return
-    classes = 1 + int(job.held.labels.max())
-    if teacher < 2 / classes:
+    some = teachers.answers(open_session(job.student), job.held.part(range(1)), 1)
+    classes = some[job.pairs[0].student][0].shape[-1]
+    if teacher < min(2 / classes, (1 + 1 / classes) / 2):
         yield (
             f"the teacher tells only {teacher:.1%} of the held-out samples right: are its classes in another order?"
             " (--student-classes, --teacher-classes)"
@@ -68,12 +69,14 @@ def agreed(job: Job, networks: Sequence[OnnxModule]) -> Iterator[str]:
     """Whether networks that learn together have anything left to tell each other."""
     first, held = job.pairs[0], job.held
     same, count = torch.zeros(()), 0
-    outputs = [first.student, *(matched(job.student, m, {})[first.student] for m in job.peers)]
+    outputs = [named_like(job.student, m, job.options.match)[first.student] for m in job.peers]
     with torch.no_grad():
         for batch in batches(held, job.size):
             feed = {k: v.to(job.options.device) for k, v in batch.feed.items()}
-            told = [n.eval()(teachers.fed(n.inputs, feed))[name] for n, name in zip(networks, outputs, strict=True)]
-            tops = torch.stack([first.ours(y).argmax(-1).flatten() for y in told]).cpu()
+            own, *peers = (n.eval()(teachers.fed(n.inputs, feed)) for n in networks)
+            told = [first.ours(own[first.student])]
+            told += [first.theirs(y[name]) for y, name in zip(peers, outputs, strict=True)]
+            tops = torch.stack([y.argmax(-1).flatten() for y in told]).cpu()
             same, count = same + (tops == tops[0]).all(0).sum(), count + tops.shape[1]
     if count and float(same) >= _AGREE * count:
         yield (

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeopt.data import Feed
 from edgeopt.data.arrays import BROKEN_ARRAY
 from edgeopt.errors import DataError
 from edgeopt.files import temporary_folder
@@ -200,19 +201,19 @@ def _shapes(batch: Batch) -> tuple[Any, ...]:
 
 
 @contextmanager
-def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> Iterator[KeptAnswers]:
-    """A cache of outputs for `examples`: in a temporary folder, or in a folder inside `cache` named after a digest of
-    teacher and samples.
+def kept(cache: Path | None, teacher: bytes, feeds: Sequence[Feed], rank: int) -> Iterator[KeptAnswers]:
+    """A cache of outputs for `feeds`, whichever of them are held out: in a temporary folder, or in a folder inside
+    `cache` named after a digest of teacher and samples.
 
     Raises:
         DataError: the folder cannot be made.
     """
     if cache is None:
         with temporary_folder() as folder:
-            yield KeptAnswers(folder, len(examples))
+            yield KeptAnswers(folder, len(feeds))
         return
     digest = hashlib.sha256(teacher)
-    for feed in examples.feeds:
+    for feed in feeds:
         for name in sorted(feed):
             digest.update(f"{name}{feed[name].shape}{feed[name].dtype}".encode())
             digest.update(np.ascontiguousarray(feed[name]).data)
@@ -221,7 +222,7 @@ def kept(cache: Path | None, teacher: bytes, examples: Examples, rank: int) -> I
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise DataError(f"--cache {cache}: cannot be used ({e.strerror or e})") from e
-    yield KeptAnswers(folder, len(examples))
+    yield KeptAnswers(folder, len(feeds))
 
 
 def fixed(panel: Panel, store: KeptAnswers | None, device: str) -> Teacher:

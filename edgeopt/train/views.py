@@ -6,7 +6,7 @@ wants them strong and the training long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -38,12 +38,15 @@ def kind_of(x: Array) -> Kind | None:
     return "text" if x.ndim == 2 and x.dtype.kind == "i" else None
 
 
-def check(names: Sequence[str], feed: Mapping[str, Array]) -> None:
-    """Refuse a view that fits no input.
+def check(names: Sequence[str], feed: Mapping[str, Array], fixed: Collection[str] = ()) -> None:
+    """Refuse a view that fits no input; `fixed`: inputs whose second axis has one size only.
 
     Raises:
         UsageError: names it, and what fits.
     """
+    texts = [k for k, x in feed.items() if kind_of(np.atleast_1d(x)) == "text"]
+    if "crop" in names and texts and not set(texts).isdisjoint(fixed):
+        raise UsageError("--augment crop makes texts shorter, and the model's have one length")
     kinds = {name: kind_of(np.atleast_1d(x)) for name, x in feed.items()}
     for name in names:
         if not any((name, kind) in VIEWS for kind in kinds.values()):
@@ -60,10 +63,10 @@ def augmented(feed: Mapping[str, Array], names: Sequence[str], rng: np.random.Ge
     each, of sound the largest (others are states), texts all together.
     """
     made = dict(feed)
-    sound = [k for k, x in made.items() if kind_of(x) == "sound"]
-    texts = [k for k, x in made.items() if kind_of(x) == "text"]
-    longest = max((made[k].shape for k in texts), default=())
-    texts = [k for k in texts if made[k].shape == longest]
+    ids = [k for k, x in made.items() if kind_of(x) == "text"]
+    ids = ids and [max(ids, key=lambda k: (made[k].size, made[k].max()))]  # masks and segments have small numbers
+    texts = ids + [k for k, x in made.items() if ids and k not in ids and x.shape == made[ids[0]].shape]
+    sound = [k for k, x in made.items() if kind_of(x) == "sound" and k not in texts]
     inputs = [k for k, x in made.items() if kind_of(x) == "pictures"]
     inputs += [max(sound, key=lambda k: made[k].size)] if sound else []
     for (name, kind), view in VIEWS.items():
@@ -72,8 +75,8 @@ def augmented(feed: Mapping[str, Array], names: Sequence[str], rng: np.random.Ge
                 if kind_of(made[k]) == kind:
                     made[k] = _applied(view, made[k], rng)
             if kind == "text" and texts:
-                together = np.stack([made[k] for k in texts], -1)
-                made |= dict(zip(texts, np.moveaxis(view(together, rng), -1, 0), strict=True))
+                changed = view(np.stack([made[k].astype(np.float64) for k in texts], -1), rng)
+                made |= {k: changed[..., i].astype(made[k].dtype) for i, k in enumerate(texts)}
     return made
 
 
@@ -161,8 +164,8 @@ def _mixed(x: Array, rng: np.random.Generator) -> Array:
 
 
 def _window(x: Array, rng: np.random.Generator) -> Array:
-    """A window of the tokens [batch, tokens, inputs] of each text, the same length for all; the first and the last
-    stay, which mark its ends.
+    """A window of the tokens [batch, tokens, inputs] of each text, ids first, the same length for all; the first and
+    the last stay, which mark its ends.
     """
     inner = x.shape[1] - 2
     kept = int(rng.integers(int(np.ceil(_KEPT * inner)), inner + 1)) if inner > 1 else max(0, inner)
@@ -173,10 +176,13 @@ def _window(x: Array, rng: np.random.Generator) -> Array:
 
 
 def _replaced(x: Array, rng: np.random.Generator) -> Array:
-    """Some tokens [batch, tokens, inputs] but the first and the last replaced by another text's, at the same place."""
-    chosen = rng.random(x.shape[:2]) < _MASKED
+    """Some ids of [batch, tokens, inputs], ids first, but those of the first and the last token replaced by another
+    text's, at the same place, where masks and segments of both are the same.
+    """
+    others = x[rng.permutation(len(x))]
+    chosen = (rng.random(x.shape[:2]) < _MASKED) & (x[..., 1:] == others[..., 1:]).all(-1)
     chosen[:, [0, -1]] = False
-    return np.where(chosen[..., None], x[rng.permutation(len(x))], x)
+    return np.concatenate([np.where(chosen, others[..., 0], x[..., 0])[..., None], x[..., 1:]], -1)
 
 
 VIEWS: Mapping[tuple[str, Kind], View] = {

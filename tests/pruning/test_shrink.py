@@ -14,6 +14,7 @@ from edgeopt import graph, shrink
 from edgeopt.errors import DataError, EdgeoptError, UnchangedError, UsageError
 from edgeopt.pruning import goal
 from edgeopt.pruning.width import units_of
+from edgeopt.runtime.costs import node_times
 from edgeopt.runtime.probe import shapes
 from edgeopt.runtime.session import open_session
 from tests import tiny
@@ -189,6 +190,60 @@ def test_blocks_that_go_leave_a_multiple_of_eight_and_the_least_important_go_fir
         for part in mine:
             left -= len(part)
             assert left % 8 == 0 or len(members) < 16
-    assert not goal.globally(units, order, 1.0)[0] and len(goal.globally(units, order, 0.0)[0]) == sum(
+    assert not goal.globally(units, scores, order, 1.0)[0] and len(goal.globally(units, scores, order, 0.0)[0]) == sum(
         len(p) for _, _, p in order
     )
+
+
+def test_across_layers_every_layer_keeps_a_channel_and_biases_cost_nothing() -> None:
+    text = """g (float[N,3,8,8] x) => (float[N,32,8,8] y) {
+        a = Conv (x, wa, ba)
+        b = Conv (x, wb)
+        ab = Concat <axis = 1> (a, b)
+        c = Conv (x, wc)
+        s = Add(ab, c)
+        y = Conv (s, wy)
+    }"""
+    weights = {"wa": 1e-3 * normal(8, 3, 1, 1), "wb": normal(24, 3, 1, 1), "wc": normal(32, 3, 1, 1)}
+    model = graph.canonical(tiny.model(text, **weights, wy=normal(32, 32, 1, 1), ba=normal(8)))
+    feeds = [{"x": normal(1, 3, 8, 8, seed=i)} for i in range(4)]
+    found = shrink(model, to="60% macs", data=feeds, importance="first-order", widths="global")
+    assert all(0 not in v.const_value.shape.numpy() for v in found.model.graph.initializers.values() if v.const_value)
+    units = units_of(model, shapes(model, feeds[0]))
+    costs = goal.costs_of(model, units, dict.fromkeys((str(n.name) for n in model.graph if n.op_type == "Conv"), 32.0))
+    of_a = units.members()["wa", 0]
+    # a's own 32 over 8 channels, c's over 32, and y's over its 32 inputs
+    assert costs[of_a] == pytest.approx(32 / 8 + 32 / 32 + 32 / 32)
+
+
+def test_of_a_space_the_least_important_go_first_whatever_they_cost() -> None:
+    model = graph.canonical(
+        tiny.model(
+            "g (float[N,4] x) => (float[N,2] y) { h = MatMul(x, a)  y = MatMul(h, b) }", a=normal(4, 3), b=normal(3, 2)
+        )
+    )
+    units = units_of(model, shapes(model, {"x": normal(1, 4)}))
+    (members,) = units.free().values()
+    scores, costs = np.zeros(len(units.parents)), np.ones(len(units.parents))
+    scores[members], costs[members] = [3, 2, 1], [1, 10, 0.1]
+    assert [part for _, _, part in goal.blocks(units, scores, costs)] == [[members[2]], [members[1]]]
+
+
+def test_measured_times_are_those_of_the_layers_with_weights() -> None:
+    model = graph.canonical(graph.load(DIGITS))
+    times = node_times(model, {"image": normal(1, 1, 28, 28)})
+    layers = [str(n.name) for n in model.graph if n.op_type in ("Conv", "Gemm")]
+    assert sum(times.get(name, 0.0) > 0 for name in layers) >= 0.7 * len(layers)
+
+
+def test_samples_that_can_be_read_once_teach_in_every_step(tmp_path: Path) -> None:
+    feeds = ({"image": normal(1, 1, 28, 28, seed=i)} for i in range(30))
+    found = shrink(DIGITS, to="50% macs", steps=2, minutes=0.05, data=feeds)
+    assert len(found.curve) == 2 and found.widths
+    with pytest.raises(UsageError, match="is where the model goes"):
+        shrink(DIGITS, to="50% macs", minutes=1.0, data="x", output=tmp_path / "a", curve=tmp_path / "a")
+
+
+def test_a_goal_counts_from_the_whole_model_also_when_blocks_go_first() -> None:
+    found = shrink(DIGITS, depth=0.5, to="50% macs")
+    assert 0.35 * found.macs[0] < found.macs[1] <= 0.5 * found.macs[0]

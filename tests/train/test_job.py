@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 import edgeopt
 from edgeopt import distill
 from edgeopt.errors import DataError, ModelError, UsageError
+from edgeopt.train import batches
 from tests import tiny
 from tests.models import Ears
 from tests.train import toys
@@ -174,7 +177,7 @@ def test_a_batch_that_a_model_fixes_is_told() -> None:
     assert ears.told("batches of 1, which a model fixes (not 16)")
 
 
-@pytest.mark.parametrize("choices", [{"kind": "online"}, {"kind": "self", "by": "heads"}])
+@pytest.mark.parametrize("choices", [{"kind": "online"}, {"kind": "self"}, {"kind": "self", "by": "heads"}])
 def test_mixed_pictures_have_no_labels_for_those_who_learn_from_them(choices: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="mixup has no labels that fit"):
         distill(toys.perceptron(), toys.samples(20, labels=True), augment=("mixup",), **choices, **ONE)
@@ -212,3 +215,109 @@ def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
         **ONE,
     )
     assert ears.told("is not there; from the beginning")
+
+
+# several teachers, samples without labels
+
+
+def test_outputs_of_a_second_teacher_are_those_that_match_says() -> None:
+    text = """g (float[N,4] x) => (float[N,2] p, float[N,3] q) {
+        h = MatMul(x, a)  r = Relu(h)  q = MatMul(r, b)  p = MatMul(r, c)
+    }"""
+    teacher = tiny.proto(text, a=toys.normal(0, 4, 8), b=toys.normal(1, 8, 3), c=toys.normal(2, 8, 2))
+    match, feeds = {"y": "q", "z": "p"}, toys.samples(40)
+    one, two = (
+        distill(toys.branched(), feeds, teacher=t, match=match, loss="mse", **ONE) for t in (teacher, [teacher] * 2)
+    )
+    assert one.before == pytest.approx(two.before, rel=1e-5) and one.after == pytest.approx(two.after, rel=1e-4)
+
+
+def test_a_second_teacher_is_looked_at_like_the_first() -> None:
+    feeds, first = toys.samples(40), toys.perceptron(7)
+    broken = toys.perceptron(9)
+    broken.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.full((4, 8), np.nan, np.float32), "a"))
+    with pytest.raises(ModelError, match="of the teacher 2 holds NaN"):
+        distill(toys.perceptron(), feeds, teacher=[first, broken], **ONE)
+    sure = tiny.proto(
+        "g (float[N,4] x) => (float[N,3] y) { h = MatMul(x, a)  r = Relu(h)  s = MatMul(r, b)  y = Softmax(s) }",
+        a=toys.normal(7, 4, 8), b=toys.normal(8, 8, 3),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="probabilities and another scores"):
+        distill(toys.perceptron(), feeds, teacher=[first, sure], **ONE)
+    moved = [{**f, "types": np.float32([[0, 0, 9]])} for f in feeds]
+    found = distill(toys.perceptron(), moved, teacher=[first, typed()], **ONE)
+    assert found.after != distill(toys.perceptron(), feeds, teacher=first, **ONE).after
+
+
+def test_samples_without_labels_are_checked_and_prepared_like_the_others(tmp_path: Path) -> None:
+    student, teacher, feeds = toys.perceptron(), toys.perceptron(7), toys.samples(30)
+    for wrong in ([{"z": toys.normal(1, 1, 4)}], [{"x": toys.normal(1, 1, 5)}]):
+        with pytest.raises(DataError, match="an --unlabelled sample"):
+            distill(student, feeds, teacher=teacher, unlabelled=wrong, **ONE)
+    found = distill(student, feeds, teacher=teacher, unlabelled=toys.samples(50)[30:], **ONE)
+    assert found.samples == {"train": 44, "held_out": 6}  # a fifth of the first 30 only
+    bad = [{"x": np.full((1, 4), np.nan, np.float32)}]
+    with pytest.raises(DataError, match="no sample can be read"):
+        distill(student, bad, teacher=teacher, unlabelled=feeds, **ONE)
+    with pytest.raises(UsageError, match="nobody tells anything"):
+        distill(student, toys.samples(20, labels=True), kind="self", generations=1, unlabelled=feeds, **ONE)
+
+
+def test_pictures_without_labels_are_prepared_by_the_recipe_of_those_with_labels(tmp_path: Path) -> None:
+    model = tiny.proto(
+        "g (float[N,3,8,8] x) => (float[N,3] y) { m = GlobalAveragePool(x)  f = Flatten(m)  y = MatMul(f, a) }",
+        a=toys.normal(1, 3, 3),
+    )
+    rng = np.random.default_rng(0)
+    for folder in ("with", "without"):
+        (tmp_path / folder).mkdir()
+        for i in range(12):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "with" / "preprocess.toml").write_text("scale = 0.1\nmean = [100.0]\nstd = [1.0]\n")
+    seen: list[np.ndarray] = []
+
+    def looked(examples: object, *more: object, **named: object) -> object:
+        seen.extend(f["x"] for f in examples.feeds)  # type: ignore[attr-defined]
+        return data_of_divide(examples, *more, **named)  # type: ignore[arg-type]
+
+    data_of_divide = batches.divide
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "divide", looked)
+        distill(model, tmp_path / "with", teacher=model, unlabelled=tmp_path / "without", labels=False, **ONE)
+    assert len(seen) == 24 and all(x.max() <= 25.5 - 100 + 0.01 for x in seen)  # 255 / 10 - 100
+
+
+def test_a_good_teacher_of_two_classes_is_not_taken_for_one_of_other_classes() -> None:
+    ears = Ears()
+    feeds = [{"x": toys.normal(i, 1, 4), "label": np.array([int(toys.normal(i, 1, 4)[0, 0] > 0)])} for i in range(60)]
+    teacher = tiny.proto(
+        "g (float[N,4] x) => (float[N,2] y) { y = MatMul(x, a) }", a=np.float32([[-1, 1], [0.5, 0], [0, 0], [0, 0]])
+    )
+    found = distill(toys.perceptron(classes=2), feeds, teacher=teacher, listener=ears.listener, **ONE)
+    assert found.teacher is not None and 0.75 < found.teacher < 1
+    assert not ears.told("classes in another order")
+
+
+def test_peers_with_matched_outputs_end_what_they_began(tmp_path: Path) -> None:
+    teacher = tiny.proto(
+        "g (float[N,4] x) => (float[N,3] p, float[N,8] q) { q = MatMul(x, a)  r = Relu(q)  p = MatMul(r, b) }",
+        a=toys.normal(3, 4, 8), b=toys.normal(4, 8, 3),
+    )  # fmt: skip
+    found = distill(
+        toys.perceptron(), toys.samples(40, labels=True), teacher=teacher, kind="online", match={"y": "p"}, **ONE
+    )
+    assert found.log
+
+
+def test_a_checkpoint_of_peers_with_other_weights_is_refused(tmp_path: Path) -> None:
+    keep = {"checkpoint": tmp_path / "state.pt", "epochs": 2, "batch_size": 16, "kind": "online"}
+    feeds = toys.samples(40, labels=True)
+    distill(toys.perceptron(), feeds, peers=(on_disk(tmp_path, toys.perceptron(3)),), **keep)
+    with pytest.raises(DataError, match="another teacher, other samples"):
+        distill(toys.perceptron(), feeds, peers=(on_disk(tmp_path, toys.perceptron(4)),), resume=True, **keep)
+
+
+def test_generations_share_the_minutes() -> None:
+    start = time.monotonic()
+    distill(toys.perceptron(), toys.samples(40, labels=True), kind="self", generations=3, epochs=10**6, minutes=0.05)
+    assert time.monotonic() - start < 9  # three of three seconds each, and reading

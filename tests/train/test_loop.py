@@ -291,7 +291,7 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
             seen.append(i)
             yield i
 
-    options = Distill(minutes=0.5, epochs=3, learning_rate=0.2)
+    options, notes = Distill(minutes=0.5, epochs=3, learning_rate=0.2), list[str]()
     modules = nn.ModuleList([module])
     found = fit(
         modules,
@@ -301,9 +301,10 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
         lambda m: -distance(m).item(),
         -distance(module).item(),
         options,
-        Listener(),
+        Listener(note=notes.append),
         Ranks(),
     )
+    assert f"after {found.step} of 1000 steps of the first epoch: more --minutes" in notes[0]
     assert 0 < len(seen) < 200 and found.epoch == 1 and found.best > found.first
 
 

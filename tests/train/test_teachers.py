@@ -64,7 +64,7 @@ def right(answers: dict[str, torch.Tensor], batch: Batch) -> bool:
 
 def test_a_second_epoch_asks_the_teacher_nothing_and_gets_the_same_answers() -> None:
     data, session, bare = examples(*[3] * 20), Counted(Y), Counted(Y)
-    with kept(None, b"", data, 0) as store:
+    with kept(None, b"", data.feeds, 0) as store:
         teach, anew = fixed(Panel([session]), store, "cpu"), fixed(Panel([bare]), None, "cpu")
         for epoch in range(3):
             for batch in shuffled(data, 6, (0, epoch)):
@@ -76,7 +76,7 @@ def test_a_second_epoch_asks_the_teacher_nothing_and_gets_the_same_answers() -> 
 
 def test_samples_of_other_shapes_are_kept_apart() -> None:
     data, session = examples(*[2, 3, 5, 3, 2] * 4), Counted(Y)
-    with kept(None, b"", data, 0) as store:
+    with kept(None, b"", data.feeds, 0) as store:
         teach = fixed(Panel([session]), store, "cpu")
         for epoch in range(3):
             assert all(right(teach(b), b) for b in shuffled(data, 4, (0, epoch)))
@@ -89,7 +89,7 @@ def test_samples_of_other_shapes_are_kept_apart() -> None:
 @pytest.mark.parametrize("text", [TIME_MAJOR, BOTH])
 def test_answers_whose_first_axis_is_not_the_batch_are_never_kept(text: str, length: int) -> None:
     data, session = examples(*[length] * 8), Counted(text)
-    with kept(None, b"", data, 0) as store:
+    with kept(None, b"", data.feeds, 0) as store:
         teach = fixed(Panel([session]), store, "cpu")
         asked = []
         for epoch in range(3):
@@ -100,7 +100,7 @@ def test_answers_whose_first_axis_is_not_the_batch_are_never_kept(text: str, len
 
 def test_a_batch_is_answered_from_samples_that_other_batches_brought() -> None:
     data, session = examples(*[3] * 12), Counted(Y)
-    with kept(None, b"", data, 0) as store:
+    with kept(None, b"", data.feeds, 0) as store:
         teach = fixed(Panel([session]), store, "cpu")
         for batch in batches(data, 4):
             teach(batch)
@@ -112,7 +112,7 @@ def test_a_batch_is_answered_from_samples_that_other_batches_brought() -> None:
 def test_a_cache_outlives_the_run(tmp_path: Path) -> None:
     data = examples(*[3] * 12)
     for session in (Counted(Y), Counted(Y)):
-        with kept(tmp_path / "cache", b"teacher", data, 0) as store:
+        with kept(tmp_path / "cache", b"teacher", data.feeds, 0) as store:
             teach = fixed(Panel([session]), store, "cpu")
             assert all(right(teach(b), b) for b in batches(data, 2))
         last = session.asked
@@ -134,10 +134,10 @@ def test_a_cache_is_not_shared_between_teachers_samples_or_ranks(tmp_path: Path)
         (b"a", wider, 0),
         (b"a", one, 1),
     ):
-        with kept(tmp_path, teacher, data, rank) as store:
+        with kept(tmp_path, teacher, data.feeds, rank) as store:
             folders.add(store.folder)
     assert len(folders) == 7
-    with kept(tmp_path, b"a", one, 0) as store:
+    with kept(tmp_path, b"a", one.feeds, 0) as store:
         assert store.folder in folders
 
 
@@ -146,7 +146,7 @@ def test_a_cache_is_not_shared_between_teachers_samples_or_ranks(tmp_path: Path)
 def test_a_broken_cache_file_is_made_anew(which: str, harm: str, tmp_path: Path) -> None:
     data = examples(*[3] * 8)
     for _ in range(2):
-        with kept(tmp_path, b"", data, 0) as store:
+        with kept(tmp_path, b"", data.feeds, 0) as store:
             teach = fixed(Panel([Counted(Y)]), store, "cpu")
             assert all(right(teach(b), b) for b in batches(data, 2))
         for file in tmp_path.rglob(which):
@@ -163,7 +163,7 @@ def test_a_cache_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with (
         pytest.raises(DataError, match=r"--cache .*file: cannot be used"),
-        kept(tmp_path / "file", b"", examples(3), 0),
+        kept(tmp_path / "file", b"", examples(3).feeds, 0),
     ):
         pass
 

@@ -84,3 +84,26 @@ def test_what_is_neither_picture_sound_nor_text_has_no_view() -> None:
     assert kind_of(np.zeros((2, 3, 4, 5, 6), np.float32)) is None and kind_of(np.zeros(3, np.int64)) is None
     with pytest.raises(UsageError, match="what fits: nothing"):
         check(["flip"], {"x": np.zeros((2, 3, 4, 5, 6), np.float32)})
+
+
+def test_masks_of_any_type_are_cut_with_their_texts_and_never_mixed() -> None:
+    padded = IDS.copy()
+    mask = np.ones_like(IDS)
+    padded[:3, 8:], mask[:3, 8:] = 0, 0
+    kinds = {"mask": mask.astype(np.int32), "there": mask.astype(bool), "weight": mask.astype(np.float32)}
+    for seed in range(5):
+        for name in ("crop", "mask"):
+            made = augmented({"input_ids": padded, **kinds}, [name, "noise"], np.random.default_rng(seed))
+            assert {k: x.dtype for k, x in made.items()} == {
+                "input_ids": IDS.dtype,
+                **{k: x.dtype for k, x in kinds.items()},
+            }
+            assert len({x.shape for x in made.values()}) == 1
+            assert np.array_equal(made["mask"], made["there"]) and np.array_equal(made["mask"], made["weight"])
+            if name == "mask":
+                assert np.array_equal(made["mask"], mask) and ((made["input_ids"] == 0) == (padded == 0)).all()
+
+
+def test_texts_of_one_length_are_not_cropped() -> None:
+    with pytest.raises(UsageError, match="the model's have one length"):
+        check(["crop"], TEXT, {"input_ids"})

@@ -61,7 +61,7 @@ def settings(step: Any, context: Context) -> Mapping[str, Any]:
     found: dict[str, Any] = dict(step.model_dump(mode="json"))
     if "target" in found and not targets.is_file(step.target):
         found["target"] = targets.load(step.target).name
-    if step.step == "distill":
+    if step.step in ("distill", "shrink"):
         found["labels"] = context.project.accuracy.labels
     if step.step == "simplify":
         found["dims"] = dict(context.project.profile.dims)
@@ -142,7 +142,8 @@ def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
 def _shrink(step: Any, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt.pruning.shrink import shrink
 
-    options = Shrink(**_chosen(step, context, {"output": output, "data": context.data}))
+    labels = {"labels": context.project.accuracy.labels or False} if step.minutes is not None else {}
+    options = Shrink(**_chosen(step, context, {"output": output, "data": context.data, **labels}))
     found = shrink(source, options)
     return {
         "summary": f"{found.parameters[0]} -> {found.parameters[1]} parameters, {found.macs[0]} -> {found.macs[1]} MACs"

@@ -93,19 +93,22 @@ class OnnxModule(nn.Module):
         self._step_names = [n for n in names if n in chosen & steps]
         self.trained = [n for n in names if n in chosen - set(self._step_names) or n in self.masters]
         for name in names:
-            tensor = self._start(name, raised)
-            if name in self.trained:
-                self.weights.append(nn.Parameter(tensor, requires_grad=name in chosen))
-                self._parameter_slots.append(self.names[name])
-            elif name in self._step_names:
-                self.steps.append(nn.Parameter(torch.zeros_like(tensor)))
-                self.register_buffer(f"step{len(self.steps) - 1}", tensor)
-            elif name in self.statistics:
-                self.register_buffer(f"statistic{self.statistics.index(name)}", tensor)
-            else:
-                self._fixed[self.names[name]] = tensor
+            self._register(name, self._start(name, raised), name in chosen)
         self._planning = False
         self._plans: OrderedDict[tuple[tuple[tuple[int, ...], ...], tuple[int, ...]], _Plan] = OrderedDict()
+
+    def _register(self, name: str, tensor: Tensor, trained: bool) -> None:
+        """Hold the initializer `name` as what it is: a weight, a scale, a statistic, or a constant."""
+        if name in self.trained:
+            self.weights.append(nn.Parameter(tensor, requires_grad=trained))
+            self._parameter_slots.append(self.names[name])
+        elif name in self._step_names:
+            self.steps.append(nn.Parameter(torch.zeros_like(tensor)))
+            self.register_buffer(f"step{len(self.steps) - 1}", tensor)
+        elif name in self.statistics:
+            self.register_buffer(f"statistic{self.statistics.index(name)}", tensor)
+        else:
+            self._fixed[self.names[name]] = tensor
 
     def _start(self, name: str, raised: ir.Model) -> Tensor:
         """The initial value of initializer `name`; for a master weight, its dequantized integers."""
