@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -119,15 +119,7 @@ def prepare(
     module = _module(student, options, here, size)
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
         listener.note(line)
-    sessions = {"student": open_session(student)}
-    sessions |= {who: open_session(m, threads=cores()) for who, m in teachers.items()}
-    if size > 1 and held.rows == 1 and not all(together(s, held) for s in sessions.values()):
-        listener.note(
-            "samples do not go together along their first axis: one at a time (--accumulate makes steps of several)"
-        )
-        size = 1
-    some = held.part(range(min(_LOOKED_AT * size, len(held))))
-    seen = {who: _answers(who, session, some, size) for who, session in sessions.items()}
+    size, seen = _looked_at({"student": student, **teachers}, held, size, listener)
     pairs = paired(matched(student, teacher, options.match), seen["student"], seen["teacher"], options)
     why = _unlabelled(examples, options, pairs[0], seen["student"][pairs[0].student][0].shape[-1])
     if examples.labels is not None and why:
@@ -158,6 +150,20 @@ def prepare(
         if name not in known:
             raise UsageError(f"--hint: the teacher has no value {name!r}{suggestion(name, known)}")
     return job
+
+
+def _looked_at(
+    models: Mapping[str, ir.Model], held: Examples, size: int, listener: Listener
+) -> tuple[int, dict[str, dict[str, list[torch.Tensor]]]]:
+    """(the batch size at which samples go together, the answers of each model to some samples)."""
+    sessions = {who: open_session(m, threads=1 if who == "student" else cores()) for who, m in models.items()}
+    if size > 1 and held.rows == 1 and not all(together(s, held) for s in sessions.values()):
+        listener.note(
+            "samples do not go together along their first axis: one at a time (--accumulate makes steps of several)"
+        )
+        size = 1
+    some = held.part(range(min(_LOOKED_AT * size, len(held))))
+    return size, {who: _answers(who, session, some, size) for who, session in sessions.items()}
 
 
 def _module(student: ir.Model, options: Distill, here: Ranks, size: int) -> OnnxModule:
