@@ -128,16 +128,16 @@ def lessons() -> dict[str, Lesson]:
 
 
 def options_of(lesson: Lesson, way: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """The options of `distill` of a run. Of `way`, "taught" brings the teacher, "more" its samples without labels, and
+    """The options of `distill` of a run. Of `way`, "taught" brings the teacher, "more" its samples without labels (for so many epochs at least), and
     "networks" the number of networks or generations that share the epochs of one alone.
     """
     usual = dict(lesson.usual)
     own = {k: v for k, v in way.items() if k not in ("taught", "more", "networks")}
     networks = way.get("networks", 1)
     usual["epochs"] = max(1, usual["epochs"] // networks)
-    if way.get("more"):  # as many samples in all, but two epochs at least
+    if way.get("more"):  # as many samples in all, but so many epochs at least
         share = len(lesson.feeds()) / (len(lesson.feeds()) + len(lesson.more()))
-        usual["epochs"] = max(2, round(share * usual["epochs"]))
+        usual["epochs"] = max(way["more"], round(share * usual["epochs"]))
     if own.get("augment") or own.get("kind") == "online":
         usual.pop("cache", None)
     if way.get("taught"):
