@@ -128,8 +128,8 @@ def lessons() -> dict[str, Lesson]:
 
 
 def options_of(lesson: Lesson, way: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
-    """The options of `distill` of a run. Of `way`, "taught" brings the teacher, "more" its samples without labels (for so many epochs at least), and
-    "networks" the number of networks or generations that share the epochs of one alone.
+    """The options of `distill` of a run. Of `way`, "taught" brings the teacher, "more" its samples without labels (for
+    so many epochs at least), and "networks" the number of networks or generations that share the epochs of one alone.
     """
     usual = dict(lesson.usual)
     own = {k: v for k, v in way.items() if k not in ("taught", "more", "networks")}
