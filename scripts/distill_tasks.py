@@ -121,8 +121,8 @@ def lessons() -> dict[str, Lesson]:
     all_of = [
         _digit(500, epochs=120),
         _digit(3500, epochs=40),
-        _gloss("convolutional", task_glosses.convolutional, 10_000, epochs=6, learning_rate=2e-3),
-        _gloss("narrow", task_glosses.narrow, 10_000, epochs=6, learning_rate=1e-3),
+        _gloss("convolutional", task_glosses.convolutional, 5_000, epochs=24, learning_rate=2e-3),
+        _gloss("narrow", task_glosses.narrow, 5_000, epochs=24, learning_rate=1e-3),
     ]
     return {lesson.name: lesson for lesson in all_of}
 

@@ -10,7 +10,7 @@ and from the network's own output.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -20,39 +20,48 @@ from edgeopt.errors import UsageError
 from edgeopt.train import losses
 from edgeopt.train.pairs import Pair
 
-_IMAGE = 4  # rank of [batch, channels, height, width]; lower ranks have channels last
+_IMAGE = 4  # rank of [batch, channels, height, width]
 
 
-def _channels_last(f: Tensor) -> Tensor:
-    return f.movedim(1, -1) if f.ndim >= _IMAGE else f
+def _channels_last(f: Tensor, first: bool) -> Tensor:
+    """`f` with its channels last; `first`: whether a value of rank 3 has them on axis 1, as behind a convolution."""
+    return f.movedim(1, -1) if f.ndim >= _IMAGE or (first and f.ndim > 2) else f
 
 
-def _shared(f: Tensor) -> torch.Size:
+def _shared(f: Tensor, first: bool) -> torch.Size:
     """The sizes that values to compare have in common: all but that of the channels, of a picture that of the batch."""
-    return f.shape[:1] if f.ndim == _IMAGE else _channels_last(f).shape[:-1]
+    return f.shape[:1] if f.ndim == _IMAGE else _channels_last(f, first).shape[:-1]
 
 
 class Hints(nn.Module):
     """Distances between intermediate values of student and teacher."""
 
-    def __init__(self, names: Mapping[str, str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        """`names`: the teacher's value for each of the student's; `ours`, `theirs`: those values for a batch.
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        ours: Mapping[str, Tensor],
+        theirs: Mapping[str, Tensor],
+        first: tuple[Set[str], Set[str]] = (frozenset(), frozenset()),
+    ) -> None:
+        """`names`: the teacher's value for each of the student's; `ours`, `theirs`: those values for a batch; `first`:
+        those of each that have their channels first.
 
         Raises:
             UsageError: values of different rank or length.
         """
         super().__init__()
-        self.names = dict(names)
+        self.names, self.first = dict(names), first
         self.projections = nn.ModuleList()
         for name, other in names.items():
             s, t = ours[name], theirs[other]
             numbers = s.is_floating_point() and t.is_floating_point() and s.ndim == t.ndim > 1
-            if not numbers or _shared(s) != _shared(t):
+            sides = name in first[0], other in first[1]
+            if not numbers or _shared(s, sides[0]) != _shared(t, sides[1]):
                 raise UsageError(
                     f"--hint {name}={other}: {list(s.shape)} and {list(t.shape)} cannot be compared (pictures may"
                     " differ in size and channels, others in the last axis)"
                 )
-            wide, goal = _channels_last(s).shape[-1], _channels_last(t).shape[-1]
+            wide, goal = (_channels_last(f, side).shape[-1] for f, side in zip((s, t), sides, strict=True))
             self.projections.append(nn.Identity() if wide == goal else nn.Linear(wide, goal, bias=False))
 
     def forward(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
@@ -63,7 +72,8 @@ class Hints(nn.Module):
             if s.ndim == _IMAGE:
                 size = [min(a, b) for a, b in zip(s.shape[2:], t.shape[2:], strict=True)]
                 s, t = (F.adaptive_avg_pool2d(f, size) for f in (s, t))
-            s, t = projection(_channels_last(s)), _channels_last(t)
+            s = projection(_channels_last(s, name in self.first[0]))
+            t = _channels_last(t, other in self.first[1])
             distances.append((F.normalize(s, dim=-1) - F.normalize(t, dim=-1)).square().sum(-1).mean())
         return torch.stack(distances).mean()
 
@@ -71,18 +81,21 @@ class Hints(nn.Module):
 class Heads(nn.Module):
     """Linear classifiers on intermediate values averaged over positions."""
 
-    def __init__(self, values: Mapping[str, Tensor], classes: int) -> None:
-        """`values`: the intermediate values for a batch; `classes`: number of classes of the output.
+    def __init__(self, values: Mapping[str, Tensor], classes: int, first: Set[str] = frozenset()) -> None:
+        """`values`: the intermediate values for a batch; `classes`: number of classes of the output; `first`: the
+        values that have their channels first.
 
         Raises:
             UsageError: a value without channels.
         """
         super().__init__()
-        self.names = list(values)
+        self.names, self.first = list(values), first
         for name, value in values.items():
             if value.ndim < 2 or not value.is_floating_point():
                 raise UsageError(f"--heads {name}: {list(value.shape)} has no channels to learn from")
-        self.linear = nn.ModuleList(nn.Linear(_channels_last(v).shape[-1], classes) for v in values.values())
+        self.linear = nn.ModuleList(
+            nn.Linear(_channels_last(v, name in first).shape[-1], classes) for name, v in values.items()
+        )
 
     def forward(
         self,
@@ -98,7 +111,7 @@ class Heads(nn.Module):
         """
         values = []
         for name, linear in zip(self.names, self.linear, strict=True):
-            f = _channels_last(inner[name])
+            f = _channels_last(inner[name], name in self.first)
             logits = linear(f.flatten(1, -2).mean(1) if f.ndim > 2 else f)
             taught = losses.kd(logits, output.detach(), temperature)
             told = 0.0 if labels is None else losses.supervised("kd", logits, labels, smoothing)

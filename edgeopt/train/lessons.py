@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import onnx_ir as ir
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from edgeopt.train.batches import Batch
 from edgeopt.train.job import Job
 from edgeopt.train.loop import Lesson, Moment
 from edgeopt.train.network.module import OnnxModule
-from edgeopt.train.network.taps import inner_values
+from edgeopt.train.network.taps import channels_first, inner_values
 from edgeopt.train.pairs import named_like
 
 Values = Mapping[str, Tensor]
@@ -38,7 +39,12 @@ def hints_of(job: Job) -> Hints | None:
         return None
     batch, ours = _example(job, tuple(names))
     theirs = teachers.outputs(open_session(with_outputs(job.teacher, list(names.values()))), batch)
-    return Hints(names, ours, {n: torch.from_numpy(y) for n, y in theirs.items()})
+    first = (_first(job.student, names), _first(job.teacher, names.values()))
+    return Hints(names, ours, {n: torch.from_numpy(y) for n, y in theirs.items()}, first)
+
+
+def _first(model: ir.Model, names: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in names if channels_first(model, name))
 
 
 def heads_of(job: Job) -> Heads | None:
@@ -54,7 +60,7 @@ def heads_of(job: Job) -> Heads | None:
     for name in names:
         if values[name].shape[:1] != output.shape[:1]:
             raise UsageError(f"--heads {name}: {list(values[name].shape)} has no row for each of {len(output)} samples")
-    return Heads({n: values[n] for n in names}, output.shape[-1])
+    return Heads({n: values[n] for n in names}, output.shape[-1], _first(job.student, names))
 
 
 def lesson_of(

@@ -15,6 +15,7 @@ from edgeopt.errors import UsageError
 from edgeopt.runtime.session import open_session, with_outputs
 from edgeopt.train import losses
 from edgeopt.train.attachments import Heads, Hints, check_heads
+from edgeopt.train.network.taps import channels_first
 from edgeopt.train.pairs import Pair
 from tests import tiny
 from tests.train import toys
@@ -172,3 +173,23 @@ def test_a_hint_to_a_value_that_the_teacher_has_not_is_refused_with_the_nearest(
     )  # fmt: skip
     with pytest.raises(UsageError, match="--hint: the teacher has no value 'hiden'; did you mean 'hidden'"):
         distill(toys.perceptron(), toys.samples(), teacher=teacher, hints={"h": "hiden"})
+
+
+SPOKEN = """g (float[N,T,6] x) => (float[N,3] y) {
+    t = Transpose <perm = [0, 2, 1]> (x)
+    c = Conv <pads = [1, 1]> (t, w)
+    r = Relu(c)
+    d = Conv <pads = [1, 1]> (r, v)
+    m = GlobalMaxPool(d)
+    f = Flatten(m)
+    y = Gemm <transB = 1> (f, k)
+}"""
+
+
+def test_classifiers_behind_convolutions_over_time_read_channels_and_not_places() -> None:
+    student = tiny.proto(SPOKEN, w=toys.normal(0, 8, 6, 3), v=toys.normal(1, 8, 8, 3), k=toys.normal(2, 3, 8))
+    feeds = [{"x": toys.normal(i, 1, 5 + i % 4, 6), "label": np.array([i % 3])} for i in range(60)]
+    found = distill(student, feeds, kind="self", by="heads", epochs=2, batch_size=8)
+    assert len(found.log) == 2  # lengths differ from batch to batch
+    model = graph.canonical(graph.load(student))
+    assert [channels_first(model, name) for name in ("t", "c", "r", "d")] == [False, True, True, True]

@@ -42,6 +42,38 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
     return tuple(found)
 
 
+_SPATIAL = frozenset(
+    {
+        "Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "MaxPool", "AveragePool", "LpPool",
+        "GlobalMaxPool", "GlobalAveragePool", "LRN", "Resize",
+    }
+)  # fmt: skip
+_PASSES = frozenset(
+    {
+        "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Clip", "Sigmoid", "HardSigmoid",
+        "HardSwish", "Swish", "Mish", "Gelu", "Erf", "Tanh", "Softplus", "Add",
+        "Mul", "Sub", "Div", "Concat", "Dropout", "Identity", "Cast", "Pad",
+        "Exp", "Sqrt", "Pow",
+    }
+)  # fmt: skip
+
+
+def channels_first(model: ir.Model, name: str) -> bool:
+    """Whether the value called `name` has its channels on axis 1 and positions behind it, as convolutions do: told by
+    the layer that it comes from.
+    """
+    producers = {str(v.name): node for node in model.graph for v in node.outputs}
+    node = producers.get(name)
+    seen: set[str] = set()
+    while node is not None and node.op_type in _PASSES:
+        inner = next((str(v.name) for v in node.inputs if v is not None and str(v.name) in producers), "")
+        if not inner or inner in seen:
+            return False
+        seen.add(inner)
+        node = producers[inner]
+    return node is not None and node.op_type in _SPATIAL
+
+
 def _fixed(model: ir.Model) -> set[ir.Value]:
     """Weights, and values computed from weights alone (dequantized, transposed)."""
     found = {v for v in model.graph.initializers.values() if v.const_value is not None}
