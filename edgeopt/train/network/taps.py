@@ -44,8 +44,8 @@ def inner_values(model: ir.Model, count: int = 3) -> tuple[str, ...]:
 
 _SPATIAL = frozenset(
     {
-        "Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "MaxPool", "AveragePool", "LpPool",
-        "GlobalMaxPool", "GlobalAveragePool", "LRN", "Resize",
+        "Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "MaxPool",
+        "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "LRN", "Resize",
     }
 )  # fmt: skip
 _PASSES = frozenset(
