@@ -22,6 +22,8 @@ from edgeopt.errors import UsageError, lines, suggestion
 from edgeopt.hardware.host import cpu_features
 from edgeopt.numbers.grid import INT8_WEIGHT, STORAGE, QType
 
+_INT8_KEPT, _EXACT = "session.qdqisint8allowed", "session.x64quantprecision"
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -271,6 +273,16 @@ def _told(error: Mapping[str, Any], text: str, place: str) -> str:
     unknown = error["type"] == "extra_forbidden"
     message = f"no such key{suggestion(loc[-1], known)}" if unknown else str(error["msg"])
     return f"{place}:{lines.line_of(list(lines.rows(text)), loc)}: {'.'.join(loc)}: {message}"
+
+
+def arithmetic(target: Target) -> dict[str, str]:
+    """Session options with which ONNX Runtime's CPU provider computes here what `target` computes: its own, and exact
+    sums if this machine saturates and the target does not. Those are sums of uint8 kernels; with int8 ones kept, there
+    is no kernel for them.
+    """
+    if target.grid.saturates or not load("host").grid.saturates:
+        return dict(target.session)
+    return {**{k: v for k, v in target.session.items() if k != _INT8_KEPT}, _EXACT: "1"}
 
 
 def host() -> str:

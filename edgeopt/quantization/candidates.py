@@ -14,6 +14,7 @@ from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError, LostError, UsageError
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
+from edgeopt.hardware.target import arithmetic
 from edgeopt.numbers.observers import Statistics
 from edgeopt.numbers.scores import OutputReport, Outputs, lowest_sqnr_db, short_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
@@ -98,7 +99,7 @@ class Sketches:
             return None
         reference = self._reference
         try:
-            session = open_session(self.task.shown(made.model))
+            session = open_session(self.task.shown(made.model), options=arithmetic(self.task.target))
             outputs = run_all(session, self.feeds, workers=cores())
             return self.task.compared(session.outputs, [f for _, f in self.feeds], reference, outputs)
         except EdgeoptError:  # lengths that depend on values cannot be compared

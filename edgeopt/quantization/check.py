@@ -192,7 +192,7 @@ def _checked(task: Task, draft: Draft, path: Path) -> tuple[Session, Session, Ke
     try:
         session, made_of = _loaded(task, draft.model, path)
         shown = task.shown(draft.model)
-        judging = session if shown is draft.model else open_session(shown, options=_options(task))
+        judging = session if shown is draft.model else open_session(shown, options=target.arithmetic(task.target))
         return session, judging, made_of
     except EdgeoptError as e:
         raise ValidityError(f"{draft.mode}: the result does not run: {e}") from e
@@ -204,21 +204,13 @@ def _loaded(task: Task, model: ir.Model, path: Path) -> tuple[Session, Kernels]:
     The kernels are unknown (empty) above 2 GB, since ONNX Runtime cannot write such an optimized model.
     """
     if graph.above_protobuf(model):
-        return open_session(path, options=_options(task)), Kernels({}, {}, {})
+        return open_session(path, options=target.arithmetic(task.target)), Kernels({}, {}, {})
     with temporary_folder() as folder:
         optimized = folder / "optimized.onnx"
-        session = open_session(path, options=_options(task), optimized=optimized)
+        session = open_session(path, options=target.arithmetic(task.target), optimized=optimized)
         return session, kernels(optimized)
 
 
 def measurable(task: Task) -> bool:
     """Whether latencies can be measured that mean something for the target: here if it is one, or on a device."""
     return task.start.resources.meter is not None
-
-
-def _options(task: Task) -> dict[str, str]:
-    """Session options that reproduce the target's arithmetic on this machine: exact sums if this machine saturates and
-    the target does not.
-    """
-    saturating_here = target.load("host").grid.saturates and not task.target.grid.saturates
-    return {**task.target.session, **({"session.x64quantprecision": "1"} if saturating_here else {})}

@@ -23,7 +23,7 @@ from edgeopt.errors import DataError, LostError, UsageError, WorkerError
 from edgeopt.files.cloud import anywhere
 from edgeopt.graph.ops import LAYERS, array, constant, rule
 from edgeopt.hardware import target as targets
-from edgeopt.hardware.target import Target
+from edgeopt.hardware.target import Target, arithmetic
 from edgeopt.numbers.kinds import Kind
 from edgeopt.numbers.scores import OutputReport, Outputs, compare, lowest_sqnr_db
 from edgeopt.numbers.words import decibels
@@ -214,7 +214,8 @@ def _run(
         return Checked(target.name, (*problems, f"{target.check.kind}: {e}"), None, _FAILED, (), (), len(feeds))
     names = [str(v.name) for v in source.graph.outputs]
     there = compare(names, expected, ran.outputs, found)
-    here = compare(names, expected, run_all(open_session(path), _named(feeds)), found) if against_float else []
+    session = open_session(path, options=arithmetic(target))
+    here = compare(names, expected, run_all(session, _named(feeds)), found) if against_float else []
     problems += [*_placed(source, ran, target), *_lost(there, here, target)]
     return Checked(target.name, tuple(problems), ran, "", tuple(there), tuple(here), len(feeds))
 
@@ -238,7 +239,7 @@ def _reference(
     CPU provider.
     """
     if options.float_model is None:
-        return run_all(open_session(path), _named(feeds)), model
+        return run_all(open_session(path, options=arithmetic(target)), _named(feeds)), model
     source = graph.canonical(graph.load(options.float_model))
     ours, theirs = ([str(v.name) for v in m.graph.outputs] for m in (model, source))
     if ours != theirs:

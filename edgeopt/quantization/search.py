@@ -19,6 +19,7 @@ from pathlib import Path
 from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError, LostError
 from edgeopt.hardware.host import cores
+from edgeopt.hardware.target import arithmetic
 from edgeopt.listener import Listener
 from edgeopt.numbers.scores import Outputs, lowest_agreement, lowest_sqnr_db, short_db
 from edgeopt.quantization.candidates import Draft, draft
@@ -125,8 +126,9 @@ class Search:
         return self.deadline - self.clock()
 
     def _attempt(self, what: str, made: Draft) -> Attempt:
-        session, shown = open_session(made.model), self.task.shown(made.model)
-        judging = session if shown is made.model else open_session(shown)
+        options, shown = arithmetic(self.task.target), self.task.shown(made.model)
+        session = open_session(made.model, options=options)
+        judging = session if shown is made.model else open_session(shown, options=options)
         outputs = run_all(judging, self.feeds, workers=cores())
         errors = self.task.compared(judging.outputs, [f for _, f in self.feeds], self.reference, outputs)
         metric, speed = self.task.metric, 1.0

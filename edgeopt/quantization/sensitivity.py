@@ -27,6 +27,7 @@ from edgeopt.files.cloud import anywhere
 from edgeopt.graph.ops import array, bias_of, channel_axis, weight_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import cores, numeric_work
+from edgeopt.hardware.target import Target, arithmetic
 from edgeopt.numbers.grid import QParams, fake_quantize
 from edgeopt.numbers.scores import Outputs, class_scores
 from edgeopt.options import takes
@@ -173,7 +174,8 @@ def _trial(task: Task, samples: int) -> _Trial:
             "no output is a float, so that no node's share of a loss can be told; cut the model before ArgMax"
         )
     reference = list(task.reference[:samples])
-    return _Trial(state.model, state.plan, state.params, feeds, reference, task.start.resources.meter, task.shown)
+    meter = task.start.resources.meter
+    return _Trial(state.model, state.plan, state.params, feeds, reference, task.target, meter, task.shown)
 
 
 def _looked_at(
@@ -211,17 +213,20 @@ class _Portable:
     params: Mapping[str, QParams]
     feeds: Sequence[Feed]
     reference: Sequence[Outputs]
+    target: Target
 
     @staticmethod
     def of(trial: _Trial) -> _Portable:
         """Without what only this process has."""
-        return _Portable(graph.proto_bytes(trial.model), trial.plan, trial.params, trial.feeds, trial.reference)
+        kept = trial.plan, trial.params, trial.feeds, trial.reference, trial.target
+        return _Portable(graph.proto_bytes(trial.model), *kept)
 
     @cached_property
     def trial(self) -> _Trial:
         """The trial in a worker, on one thread."""
         model = graph.load(self.proto)
-        return _Trial(model, self.plan, self.params, self.feeds, self.reference, None, lambda m: m, 1)
+        kept = self.plan, self.params, self.feeds, self.reference, self.target
+        return _Trial(model, *kept, None, lambda m: m, 1)
 
 
 def _alone(portable: _Portable, name: str) -> tuple[float, float | None]:
@@ -242,6 +247,7 @@ class _Trial:
     params: Mapping[str, QParams]
     feeds: Sequence[Feed]
     reference: Sequence[Outputs]
+    target: Target
     meter: Meter | None
     shown: Callable[[ir.Model], ir.Model]
     """Gives a form of the model the outputs that are compared."""
@@ -257,7 +263,7 @@ class _Trial:
 
         side: "weights", "activations" or "both".
         """
-        session = open_session(self.quantized(integer, side))
+        session = open_session(self.quantized(integer, side), options=arithmetic(self.target))
         found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=self.workers)
         noise = [
             [a - b for a, b in zip(y, r, strict=True)]
