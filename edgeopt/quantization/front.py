@@ -16,6 +16,7 @@ from edgeopt import graph
 from edgeopt.errors import DataError, ValidityError
 from edgeopt.files import check_folder, empty, json_of, staged, text_of
 from edgeopt.pictures import WIDE, Axes, svg, text
+from edgeopt.quantization.candidates import Draft
 from edgeopt.quantization.check import Tried, verify
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.search import Attempt
@@ -35,18 +36,26 @@ def front(points: Sequence[Attempt]) -> list[Attempt]:
     return sorted(found, key=lambda p: -p.speed)
 
 
-def write_front(task: Task, points: Sequence[Attempt], folder: Path) -> list[Tried]:
+def with_kept(found: list[Attempt], points: Sequence[Attempt], kept: Draft | None) -> list[Attempt]:
+    """The front `found` and the point of the result that was kept, if the samples that calibrate put another before it
+    and the held-out samples did not agree.
+    """
+    missing = [p for p in points if p.draft is kept and not any(q.draft is kept for q in found)]
+    return sorted([*found, *missing[:1]], key=lambda p: -p.speed)
+
+
+def write_front(task: Task, points: Sequence[Attempt], folder: Path, kept: Draft | None = None) -> list[Tried]:
     """Write the models of the front to `folder` as NN-name.onnx, with pareto.json and pareto.svg; each is checked like
     any result.
 
-    The figures compare with the float model on the held-out samples. A model that fails a check is reported in a note
-    and left out.
+    The figures compare with the float model on the held-out samples; the result `kept` is among them. A model that
+    fails a check is reported in a note and left out.
     """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _forget(folder)
     found: list[tuple[str, Tried]] = []
-    for i, p in enumerate(front(points)):
+    for i, p in enumerate(with_kept(front(points), points, kept)):
         name = f"{i + 1:02d}-{re.sub('[^a-z0-9]+', '-', p.what.lower()).strip('-')[:50]}.onnx"
         with staged(folder / name) as stage:
             try:

@@ -85,7 +85,7 @@ def put_away(task: Task, found: Outcome) -> None:
     if found.search is None:
         return
     if task.options.pareto is not None:
-        write_front(task, found.search.all_attempts(), task.options.pareto)
+        write_front(task, found.search.all_attempts(), task.options.pareto, found.kept.draft)
     if not found.interrupted:
         found.search.journal.remove()
 

@@ -175,3 +175,14 @@ def test_a_file_may_be_like_one_that_is_like_another_and_like_a_variant(tmp_path
         )
         known = target.load(name)
         assert (mine.grid, mine.place, mine.demands, mine.cost) == (known.grid, known.place, known.demands, known.cost)
+
+
+@pytest.mark.parametrize(("here", "exact"), [("cpu-x86-avx2", True), ("cpu-x86-vnni", False)])
+def test_exact_sums_of_a_target_are_exact_on_a_machine_that_saturates(
+    here: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "host", lambda: here)
+    assert ("session.x64quantprecision" in target.arithmetic(target.load("wasm"))) == exact
+    assert "session.x64quantprecision" not in target.arithmetic(target.load("cpu-x86-avx2"))
+    # ONNX Runtime has no kernel of int8 by the uint8 weights that exact sums need
+    assert ("session.qdqisint8allowed" in target.arithmetic(target.load("xnnpack"))) != exact

@@ -203,7 +203,8 @@ ARGMAX = """g (float[N,16] x) => (int64[N] y) {
 
 def test_where_no_output_is_a_float_no_move_is_better_than_another() -> None:
     weights = {"w1": normal(32, 16), "w2": normal(32, 32, seed=1), "b1": normal(32, seed=3), "b2": normal(32, seed=4)}
-    search = begun(searching(model=tiny.proto(ARGMAX, **weights).SerializeToString()))
+    # of exact sums: with weights of 7 bits a class is another here and there, which a move mends
+    search = begun(searching(model=tiny.proto(ARGMAX, **weights).SerializeToString(), target="cpu-x86-vnni"))
     assert list(search.kept()) == []
     assert search.best.draft is search.first
 
@@ -455,7 +456,7 @@ def test_what_was_tried_before_is_on_the_front_of_the_search_that_goes_on(
     shown: list[list[str]] = []
     monkeypatch.setattr(
         "edgeopt.quantization.improve.write_front",
-        lambda task, attempts, folder: shown.append([a.what for a in front(attempts)]),
+        lambda task, attempts, folder, kept: shown.append([a.what for a in front(attempts)]),
     )
     high(tmp_path / "whole.onnx", pareto=tmp_path / "front")
     watched(monkeypatch, 6)
