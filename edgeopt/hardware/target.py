@@ -280,7 +280,7 @@ def arithmetic(target: Target) -> dict[str, str]:
     sums if this machine saturates and the target does not. Those are sums of uint8 kernels; with int8 ones kept, there
     is no kernel for them.
     """
-    if target.grid.saturates or not load("host").grid.saturates:
+    if target.grid.saturates or not load(host()).grid.saturates:
         return dict(target.session)
     return {**{k: v for k, v in target.session.items() if k != _INT8_KEPT}, _EXACT: "1"}
 

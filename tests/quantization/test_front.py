@@ -6,6 +6,7 @@ import json
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from edgeopt import quantize
 from edgeopt.errors import UsageError, ValidityError
 from edgeopt.quantization import front as front_module
 from edgeopt.quantization.candidates import Draft
-from edgeopt.quantization.front import front, picture, write_front
+from edgeopt.quantization.front import front, picture, with_kept, write_front
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.search import Attempt
 from edgeopt.runtime.session import open_session
@@ -276,3 +277,12 @@ def test_without_listening_the_front_is_silent(tmp_path: Path, capfd: pytest.Cap
     write_front(task, front_of(task)[:1], tmp_path)
     out, err = capfd.readouterr()
     assert not out and not err
+
+
+def test_the_result_that_held_out_samples_chose_is_on_the_front() -> None:
+    made = [Draft("static", None) for _ in range(2)]  # type: ignore[arg-type]
+    behind, before = (replace(p, draft=d) for p, d in zip(points((20, 1.0), (30, 1.0)), made, strict=True))
+    assert front([behind, before]) == [before]
+    assert with_kept([before], [behind, before], made[0]) == [before, behind]
+    assert with_kept([before], [behind, before], made[1]) == [before]
+    assert with_kept([before], [behind, before], NOBODY) == [before]  # trained after the search: no point of it
