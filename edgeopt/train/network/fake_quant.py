@@ -158,7 +158,7 @@ def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, ma
     s, z = (
         None
         if t is None
-        else _over(torch.from_numpy(t.astype(np.float32)), torch.from_numpy(w), master.axis, master.block)
+        else _over(torch.from_numpy(np.asarray(t, np.float32)), torch.from_numpy(w), master.axis, master.block)
         for t in (scale, zero_point)
     )
     assert s is not None

@@ -52,6 +52,18 @@ def test_without_training_not_a_bit_is_written_differently(quantized: ir.Model) 
     assert graph.proto_bytes(written) == graph.proto_bytes(quantized)
 
 
+@pytest.mark.parametrize("name", ["ryzen-ai", "xnnpack", "tensorrt"])
+def test_grids_of_other_targets_come_back_bit_for_bit_and_learn(name: str, images: np.ndarray) -> None:
+    made = edgeopt.quantize(TEACHER, images, mode="static", measure=False, target=name, rounding="nearest").model
+    model = graph.canonical(made)
+    assert graph.proto_bytes(write_back(model, OnnxModule(model, quantized=True).arrays())) == graph.proto_bytes(model)
+    feeds = [{"image": x[None]} for x in images[:64]]
+    found = edgeopt.distill(
+        model, feeds, teacher=TEACHER, quantized=True, labels=False, temperature=1.0, epochs=3, target=name
+    )
+    assert len(found.log) == 3 and found.after >= found.before
+
+
 def test_every_master_and_every_step_has_a_gradient(quantized: ir.Model, images: np.ndarray) -> None:
     module = OnnxModule(quantized, quantized=True)
     module({"image": torch.from_numpy(images[:4])})["logits"].square().sum().backward()
