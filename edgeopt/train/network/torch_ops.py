@@ -20,6 +20,7 @@ from edgeopt.train.network import torch_attention as transformer
 from edgeopt.train.network import torch_data as data
 from edgeopt.train.network import torch_nn as layers
 from edgeopt.train.network.torch_data import Op, Unsupported, ints
+from edgeopt.train.network.torch_recurrent import recurrent
 
 
 def clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -238,9 +239,9 @@ OPS: dict[str, Op] = {
     "SpaceToDepth": data.space_to_depth,
     "Trilu": data.trilu,
     "Resize": layers.resize,
-    "LSTM": layers.recurrent("LSTM", (0, 2, 3, 1)),
-    "GRU": layers.recurrent("GRU", (1, 0, 2)),
-    "RNN": layers.recurrent("RNN", (0,)),
+    "LSTM": recurrent("LSTM", (0, 2, 3, 1)),
+    "GRU": recurrent("GRU", (1, 0, 2)),
+    "RNN": recurrent("RNN", (0,)),
     "QuantizeLinear": quantize_linear,
     "DequantizeLinear": dequantize_linear,
 }
