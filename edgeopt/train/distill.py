@@ -166,7 +166,7 @@ def _trained(job: Job, score: Callable[[nn.Module], float], first: float) -> Pro
 
 def _in_time(options: Distill, start_s: float, rounds: int) -> Distill:
     """`options` with this generation's share of the minutes that are left for so many."""
-    if options.minutes is None or rounds == options.rounds == 1:
+    if options.minutes is None or options.rounds == 1:
         return options
     left = options.minutes - (time.monotonic() - start_s) / 60
     return options.model_copy(update={"minutes": max(left, _LEAST_MINUTES) / rounds})

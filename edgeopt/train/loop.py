@@ -108,7 +108,7 @@ class Diverged(EdgeoptError):
 
 
 _WINDOW = 20  # the moving average reaches over 1/20 of the steps, if it is not told otherwise
-_FUSED = frozenset({"cpu", "cuda"})  # one pass over memory: a quarter of the time on a CPU
+_FUSED = frozenset({"cpu", "cuda"})  # where one pass over memory updates a weight
 _LOOK = 5  # steps after which the time of an epoch is estimated
 
 
