@@ -90,8 +90,8 @@ def reached(
     best, low, high = made(0.0), 0.0, 1.0
     if best[0] > most:
         raise UsageError(
-            f"--to: no width reaches it: the narrowest network has {best[0] / 1e6:.3g} M, and"
-            f" {most / 1e6:.3g} M are asked for; --depth takes out whole blocks"
+            f"--to: no width reaches it: the narrowest network has {best[0] / 1e6:.5g} M, and"
+            f" {most / 1e6:.5g} M are asked for; --depth takes out whole blocks"
         )
     for _ in range(_TRIES):
         share = (low + high) / 2

@@ -15,6 +15,7 @@ import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ModelError
 from edgeopt.runtime.session import open_session
+from edgeopt.train import evaluation
 from edgeopt.train.network import fake_quant
 from edgeopt.train.network.module import OnnxModule, write_back
 from tests import tiny
@@ -159,3 +160,16 @@ def test_weights_of_four_bits_learn_what_their_rounding_lost(blocked: ir.Model) 
         blocked, feeds, teacher=teacher, quantized=True, labels=False, loss="mse", learning_rate=1e-2, epochs=20
     )
     assert found.after > 0.8 * found.before > found.before  # both below 0: a fifth of the error is gone
+
+
+def test_a_quantized_student_may_be_as_far_from_torch_as_onnx_runtime_is_from_itself(
+    quantized: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds = [{"image": x[None]} for x in images[:40]]
+    how = {"teacher": TEACHER, "quantized": True, "labels": False, "epochs": 1, "learning_rate": 1e-9}
+    monkeypatch.setattr(evaluation, "QUANTIZED_PARITY", 0.0)  # a value on an edge always is beyond it
+    monkeypatch.setattr(evaluation, "_OWN", 1e9)
+    assert edgeopt.distill(quantized, feeds, **how).parity > 0
+    monkeypatch.setattr(evaluation, "_OWN", 0.0)
+    with pytest.raises(ModelError, match="cannot be trained faithfully"):
+        edgeopt.distill(quantized, feeds, **how)
