@@ -11,7 +11,7 @@ from pydantic import Field, SkipValidation, model_validator
 from edgeopt.listener import Listener
 from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Output
 from edgeopt.options.quantize import Targeted
-from edgeopt.options.reading import Reading, Samples
+from edgeopt.options.reading import AnySamples, Reading
 from edgeopt.options.texts import NAMES, Text, whole
 
 _RATE, _QAT_RATE = 3e-4, 1e-4
@@ -44,7 +44,7 @@ class Distill(Reading):
     kind: Kind = Field(
         default="offline", description="A fixed teacher, networks that learn together, or the student itself."
     )
-    peers: Annotated[tuple[Path, ...], Flag("--peer", step=False)] = Field(
+    peers: Annotated[tuple[Path, ...], Flag("--peer")] = Field(
         default=(), description="Models that learn along, with --kind online."
     )
     by: SelfTeacher = Field(
@@ -86,7 +86,9 @@ class Distill(Reading):
     augment: Annotated[tuple[Augmentation, ...], Flag(text=NAMES)] = Field(
         default=(), description="Views, the same to teacher and student: what fits pictures, sound or text."
     )
-    unlabelled: Samples = Field(default=None, description="More samples, of which only the teacher tells something.")
+    unlabelled: Annotated[AnySamples, Flag(text=Text("PATH", str))] = Field(
+        default=None, description="More samples, of which only the teacher tells something."
+    )
     labels: Annotated[bool | Path | None, NO_STEP] = Field(
         default=None, description="CSV file: sample's file name, label. [default: names of folders]"
     )

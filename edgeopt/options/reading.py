@@ -16,7 +16,8 @@ from edgeopt.options.texts import NUMBERS, SIDE, SIDES, Text, whole
 
 Sizes = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Flag("--dim", Text("SIZE", whole), example="seq=128")]
 DataOption = Annotated[str, PYTHON_ONLY, Field(description="Name of the samples in error messages.")]
-Samples = Annotated[str | Path | Iterable[Any] | None, SkipValidation, Flag(text=Text("PATH", str), step=False)]
+AnySamples = Annotated[str | Path | Iterable[Any] | None, SkipValidation]
+Samples = Annotated[AnySamples, Flag(text=Text("PATH", str), step=False)]
 _MOST_BYTES = 1 << 30
 _Side = Annotated[int, Field(ge=1, le=16384)]
 _Layout = Annotated[Literal["NCHW", "NHWC"], BeforeValidator(lambda x: x.upper() if isinstance(x, str) else x)]

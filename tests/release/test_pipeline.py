@@ -704,15 +704,18 @@ def test_a_distill_step_hands_all_its_settings_on(tmp_path: Path, monkeypatch: p
         "freeze": ["w"],
         "qat": True,
     }
-    for more in ({}, {"kind": "self"}):
+    several = {"teacher": ["t.onnx", "u.onnx"], "unlabelled": "more"}
+    for more in ({}, {"kind": "self"}, several, {"kind": "online", "peers": ["p.onnx"]}):
         found = Project.model_validate(
             {"model": "m", "data": {"path": "random"}, "variants": {"a": {"steps": [step | more]}}}
         )
         context = Context(tmp_path, tmp_path / "m", "random", found, Listener())
         with pytest.raises(DataError, match="enough"):
             run_step(found.variants["a"].steps[0], tmp_path / "m", tmp_path / "o", context)
-    (teacher, options), (own, _) = seen
-    assert teacher == tmp_path / "m" and own is None
+    (teacher, options), (own, _), (both, two), (nobody, peer) = seen
+    assert teacher == (tmp_path / "m",) and own is None and nobody is None
+    assert both == (tmp_path / "t.onnx", tmp_path / "u.onnx") and two.unlabelled == str(tmp_path / "more")
+    assert peer.peers == (tmp_path / "p.onnx",)
     assert (options.temperature, options.alpha, options.augment, options.freeze) == (3.0, 0.5, ("flip",), ("w",))
     assert (
         options.quantized and options.match == {"a": "b"} and options.class_axes == {"a": 1} and options.labels is False

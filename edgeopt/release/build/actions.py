@@ -22,7 +22,7 @@ from edgeopt.options.distill import Distill
 from edgeopt.options.models import Shrink, Simplify
 from edgeopt.options.quantize import TABLE, Quantize
 from edgeopt.options.reading import Reading
-from edgeopt.release.project.checks import FILES
+from edgeopt.release.project.checks import FILES, MODELS, SAMPLES, paths
 from edgeopt.release.project.file import Project
 from edgeopt.runtime.norm import norm_distance
 from edgeopt.runtime.session import open_session
@@ -73,13 +73,13 @@ def reads_data(step: Any) -> bool:
     return bool(step.step != "simplify")
 
 
-def files(step: Any, context: Context) -> dict[str, Path]:
+def files(step: Any, context: Context) -> dict[str, tuple[Path, ...]]:
     """Other files that `step` reads, by the option that names them."""
-    given = {key: getattr(step, key, None) for key in FILES}
+    given = {key: tuple(context.root / p for p in paths(step, key) if str(p) != TABLE) for key in FILES}
     target = getattr(step, "target", None)
     if target is not None and targets.is_file(target):
-        given["target"] = target
-    return {key: context.root / path for key, path in given.items() if path is not None and str(path) != TABLE}
+        given["target"] = (context.root / target,)
+    return {key: found for key, found in given.items() if found}
 
 
 def import_from_root(context: Context, *options: str) -> None:
@@ -107,7 +107,10 @@ def _chosen(step: Any, context: Context, more: Mapping[str, Any]) -> dict[str, A
     """The options of `step` and of the project; paths are resolved against the root."""
     reading = {k: v for k, v in data_choices(context.project, context.root).items() if k != "samples"}
     own = {k: v for k, v in step.choices().items() if k not in FILES}
-    return {**reading, **own, **files(step, context), "listener": context.listener, "data_option": "data.path", **more}
+    if SAMPLES in own:
+        own[SAMPLES] = str(context.root / own[SAMPLES])
+    named = {key: found if key in MODELS else found[0] for key, found in files(step, context).items()}
+    return {**reading, **own, **named, "listener": context.listener, "data_option": "data.path", **more}
 
 
 def _simplify(step: Any, source: Path, output: Path, context: Context) -> Facts:
@@ -123,7 +126,7 @@ def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
 
     with temporary_folder() as folder:  # quantize appends to the cost file, and a build must not change its inputs
         given = files(step, context).get("costs")
-        costs = {} if given is None else {"costs": Path(shutil.copy(given, folder / "costs.json"))}
+        costs = {} if given is None else {"costs": Path(shutil.copy(given[0], folder / "costs.json"))}
         if str(getattr(step, "costs", None)) == TABLE:
             costs["costs"] = Path(TABLE)
         costs["book"] = context.root / BOOK  # of the project, so that its builds stay repeatable
@@ -150,18 +153,19 @@ def _shrink(step: Any, source: Path, output: Path, context: Context) -> Facts:
     }
 
 
-def teacher(step: Any, context: Context) -> Path | None:
-    """The model that `step` learns from."""
+def teachers(step: Any, context: Context) -> tuple[Path, ...]:
+    """The models that `step` learns from, or with: if it names none, the float model."""
     if step.step != "distill" or step.kind == "self":
-        return None
-    return context.model if step.teacher is None else context.root / step.teacher
+        return ()
+    given = files(step, context)
+    return given.get("teacher", ()) if given.keys() & MODELS else (context.model,)
 
 
 def _distill(step: Any, source: Path, output: Path, context: Context) -> Facts:
     from edgeopt import distill
 
     labels = context.project.accuracy.labels or False
-    more = {"teacher": teacher(step, context), "output": output, "labels": labels}
+    more = {"teacher": teachers(step, context) or None, "output": output, "labels": labels}
     found = distill(source, context.data, Distill(**_chosen(step, context, more)))
     if not output.is_file():
         raise UsageError(

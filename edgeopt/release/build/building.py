@@ -18,6 +18,7 @@ from edgeopt.release.build import actions, sources, targets
 from edgeopt.release.build.actions import Context
 from edgeopt.release.build.cache import Cache, Entry, key
 from edgeopt.release.document import Evaluation, StepResult, VariantResult
+from edgeopt.release.project.checks import SAMPLES
 from edgeopt.release.project.file import FLOAT, ExportTable, Variant, in_order
 from edgeopt.release.project.metrics import AGAINST_FLOAT
 
@@ -136,9 +137,11 @@ def _variant(
 
 def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterable[object]:
     """All inputs besides the model that determine the output of `step`."""
-    teacher, call = actions.teacher(step, context), getattr(step, "call", None)
-    read = [] if teacher is None else [sources.model_digest(cache, teacher)]
-    read += [cache.digest(file_of(f)) for f in actions.files(step, context).values()]
+    call, more = getattr(step, "call", None), getattr(step, SAMPLES, None)
+    models = (*actions.teachers(step, context), *actions.files(step, context).get("peers", ()))
+    read = [sources.model_digest(cache, model) for model in models]
+    read += [cache.digest(file_of(f)) for found in actions.files(step, context).values() for f in found]
+    read += [] if more is None else [sources.data_digest(cache, more, context.root)]
     read += [] if call is None else [sources.module_digest(cache, call, context.root)]
     samples = (known.data, known.reading) if actions.reads_data(step) else ()
     return (actions.settings(step, context), read, samples, known.versions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from edgeopt.data.listing import exists
 from edgeopt.errors import UsageError
@@ -14,7 +15,9 @@ from edgeopt.release.build.sources import module_files
 from edgeopt.release.project.file import Project
 from edgeopt.release.project.lines import rows_of
 
-FILES = ("teacher", "student_classes", "teacher_classes", "costs")  # options that name files
+MODELS = ("teacher", "peers")  # options that name one or several models
+FILES = (*MODELS, "student_classes", "teacher_classes", "costs")  # options that name files
+SAMPLES = "unlabelled"  # an option that names more samples
 _LIKENESSES = ("agreement", "cosine", "kl")  # of `edgeopt.quantization.metric`; a test keeps them equal
 Place = tuple[str, ...]
 
@@ -37,16 +40,26 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
     named: dict[Place, Path | None] = {("model",): project.model, ("data", "tokenizer"): project.data.tokenizer}
     for variant, v in project.variants.items():
         for i, step in enumerate(v.steps):
-            named |= {("variants", variant, "steps", str(i), key): getattr(step, key, None) for key in FILES}
+            place = ("variants", variant, "steps", str(i))
+            named |= {(*place, key, str(n)): path for key in FILES for n, path in enumerate(paths(step, key))}
+            more = getattr(step, SAMPLES, None)
+            if more is not None and not exists(home / more):
+                yield (*place, SAMPLES), f"{more!r}: no such file or folder in {home}"
             target = getattr(step, "target", None)
             if target is not None and targets.is_file(target):
                 try:
                     targets.load(home / target)
                 except UsageError as e:
-                    yield ("variants", variant, "steps", str(i), "target"), str(e)
+                    yield (*place, "target"), str(e)
     for at, path in named.items():
         if path is not None and str(path) != TABLE and not (exists(home / path) and (home / path).is_file()):
             yield at, f"{str(path)!r}: no such file in {home}"
+
+
+def paths(step: Any, key: str) -> tuple[Path, ...]:
+    """The files that the option `key` of `step` names."""
+    given = getattr(step, key, None)
+    return () if given is None else given if isinstance(given, tuple) else (given,)
 
 
 def _data(project: Project, home: Path) -> Iterator[tuple[Place, str]]:

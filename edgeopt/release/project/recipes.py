@@ -32,6 +32,7 @@ Place = Annotated[Path, Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
+_MODELS = Path | tuple[Path, ...] | None  # in TOML, what takes models of any form in Python
 
 
 def mistake(place: Sequence[str], message: str) -> PydanticCustomError:
@@ -72,7 +73,9 @@ class Python(Table):
 
 
 def _annotation(annotation: Any) -> Any:
-    """`annotation` adapted to TOML: paths are strings, tuples are arrays, a target is a name or a file."""
+    """`annotation` adapted to TOML: paths are strings, tuples are arrays, a target is a name or a file, samples are a
+    path.
+    """
     if annotation is Path:
         return Place
     origin, parts = get_origin(annotation), get_args(annotation)
@@ -84,7 +87,7 @@ def _annotation(annotation: Any) -> Any:
     if origin in (Union, UnionType):
         kept = [p for p in parts if not (isinstance(p, type) and issubclass(p, BaseModel))]
         if str in kept and Path in kept:
-            kept.remove(Path)
+            kept = [p for p in kept if p is not Path and get_origin(p) is not Iterable]
         return functools.reduce(operator.or_, [_annotation(p) for p in kept])
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return Mapping[parts[0], _annotation(parts[1])]  # type: ignore[valid-type, misc]
@@ -94,7 +97,7 @@ def _annotation(annotation: Any) -> Any:
 def _field(name: str, field: FieldInfo) -> tuple[Any, FieldInfo]:
     """The option `field` as a key of a step's table."""
     found, flag = copy.copy(field), flag_of(field)
-    found.annotation = _annotation(Path | None if field.annotation is Any else field.annotation)
+    found.annotation = _annotation(_MODELS if field.annotation is Any else field.annotation)
     found.metadata = [m for m in field.metadata if m is not SkipValidation]
     if flag.key:
         found.alias = found.validation_alias = found.serialization_alias = flag.key
