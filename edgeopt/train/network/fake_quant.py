@@ -11,7 +11,7 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from edgeopt.graph.ops import rule
 from edgeopt.train.network.torch_ops import along
 
 _BIASED = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}
@@ -29,6 +30,7 @@ _LIMITS = {
     ir.DataType.UINT4: (0, 15),
     **{ir.DataType[n]: (np.iinfo(n.lower()).min, np.iinfo(n.lower()).max) for n in ("INT8", "UINT8", "INT32")},
 }
+_STORED = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -172,4 +174,25 @@ def step_names(model: ir.Model, found: dict[str, Master]) -> list[str]:
         str(n.inputs[1].name): None for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1] is not None
     }
     names |= {m.scale: None for m in found.values() if m.x_scale is None}
+    names |= dict.fromkeys(_multipliers(model))
     return [n for n in names if n in model.graph.initializers]
+
+
+def _multipliers(model: ir.Model) -> Iterator[str]:
+    """Scales of integer constants that a Cast and a Mul dequantize, whole or the rows that a Gather reads."""
+    for cast in model.graph:
+        source = _origin(cast.inputs[0]) if cast.op_type == "Cast" else None
+        tensor = source.const_value if source is not None else None
+        if tensor is None or tensor.dtype not in _STORED:
+            continue
+        for mul, i in cast.outputs[0].uses():
+            scale = _origin(mul.inputs[1 - i]) if mul.op_type == "Mul" else None
+            if scale is not None and scale.const_value is not None and scale.const_value.dtype.is_floating_point():
+                yield str(scale.name)
+
+
+def _origin(value: ir.Value | None) -> ir.Value | None:
+    """The value whose elements `value` has, before data was moved."""
+    while value is not None and (node := value.producer()) is not None and rule(node).moves:
+        value = node.inputs[0]
+    return value

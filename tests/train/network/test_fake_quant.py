@@ -162,6 +162,31 @@ def test_weights_of_four_bits_learn_what_their_rounding_lost(blocked: ir.Model) 
     assert found.after > 0.8 * found.before > found.before  # both below 0: a fifth of the error is gone
 
 
+STORED = """g (int64[N] i) => (float[N,48] y) {
+    h = Gather(table, i)
+    m = MatMul(h, a)
+    r = Relu(m)
+    y = Gemm <transB = 1> (r, b, c)
+}"""
+
+
+def test_scales_that_a_mul_applies_learn_in_proportion() -> None:
+    model = tiny.model(STORED, table=normal(4096, 64), a=normal(64, 64), b=normal(48, 64), c=normal(48))
+    feeds = [{"i": np.array([i])} for i in range(400)]
+    stored = graph.canonical(edgeopt.quantize(model, feeds, mode="weights", bits=4, measure=False).model)
+    scales = {str(n) for n in stored.graph.initializers if "scale" in str(n)}
+    assert [n.op_type for n in stored.graph].count("Mul") == 2 and len(scales) == 3
+    assert set(fake_quant.step_names(stored, fake_quant.masters(stored))) == scales
+    rate, steps = 1e-3, 2
+    found = edgeopt.distill(
+        stored, feeds, teacher=model, quantized=True, loss="mse", epochs=steps, batch_size=400, learning_rate=rate,
+        warm_up=0.0, weight_decay=0.0,
+    )  # fmt: skip
+    for name in scales:  # of an absolute rate, scales of 1/100 would have moved by a tenth of themselves a step
+        before, after = (m.graph.initializers[name].const_value.numpy() for m in (stored, found.model))
+        assert 0 < np.abs(np.log(after / before)).max() <= 1.01 * rate * steps
+
+
 def test_a_quantized_student_may_be_as_far_from_torch_as_onnx_runtime_is_from_itself(
     quantized: ir.Model, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
