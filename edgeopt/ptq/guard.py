@@ -1,19 +1,25 @@
 """Find and correct integer weights of a finished QDQ model whose sums could saturate on CPUs without VNNI.
 
 These CPUs add pairs of 8-bit products in 16 bits. `guarded` changes the weights so that no pair can saturate for any
-input; this corrects weights that training moved beyond the limit set by `ptq.grids`.
+input; this corrects weights that training moved beyond the limit set by `ptq.grids`. `guards` are the same for integers
+that change while they are trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgeopt.graph.ops import PRODUCTS
 from edgeopt.numbers.grid import largest_pair
 from edgeopt.ptq.grids import PAIR, reduction_rows, within_pairs
+
+Integers = NDArray[np.integer[Any]]
 
 
 def unguarded(model: ir.Model) -> list[str]:
@@ -32,6 +38,15 @@ def guarded(model: ir.Model) -> ir.Model:
         kept = within_pairs(q, node.op_type, axis).transpose(np.argsort(order))
         weight.const_value = ir.tensor(np.ascontiguousarray(kept), name=weight.name)
     return copy
+
+
+def guards(model: ir.Model) -> dict[str, Callable[[Integers], Integers]]:
+    """What `guarded` does to each weight, by its name; not for tied weights, which are read through a Transpose."""
+    return {
+        str(weight.name): partial(within_pairs, op_type=node.op_type, axis=axis)
+        for node, weight, _, axis, order in _weights(model)
+        if list(order) == sorted(order)
+    }
 
 
 def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, int, Sequence[int]]]:

@@ -64,7 +64,7 @@ class Job:
     def written(self, module: OnnxModule) -> ir.Model:
         """The student with the weights of `module`, as it is evaluated and saved."""
         model = write_back(self.student, module.arrays())
-        return guarded(model) if self.options.quantized and target.load(self.options.target).grid.saturates else model
+        return guarded(model) if _saturates(self.options) else model
 
     def panel(self, threads: int) -> Panel:
         """The teachers that were given."""
@@ -80,6 +80,11 @@ class Job:
     def threads(self) -> int:
         """Threads for a session in this process."""
         return max(1, cores() // self.ranks.local)
+
+
+def _saturates(options: Distill) -> bool:
+    """Whether weights must stay below what saturates on the target."""
+    return options.quantized and target.load(options.target).grid.saturates
 
 
 def check_device(device: str) -> None:
@@ -168,9 +173,14 @@ def _looked_at(
 
 def _module(student: ir.Model, options: Distill, here: Ranks, size: int) -> OnnxModule:
     update = options.batch_norm == "update"
-    module = OnnxModule(student, options.freeze, options.train, quantized=options.quantized, update_norms=update).to(
-        options.device
-    )
+    module = OnnxModule(
+        student,
+        options.freeze,
+        options.train,
+        quantized=options.quantized,
+        saturates=_saturates(options),
+        update_norms=update,
+    ).to(options.device)
     if not module.trained:
         raise ModelError("the student has no float weights to train")
     if update and not module.statistics:

@@ -11,7 +11,7 @@ kernel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -54,11 +54,18 @@ def constant(
     axis: int = 1,
     block: int = 0,
     limits: tuple[int, int],
+    guard: Callable[[Any], Any] | None = None,
 ) -> Tensor:
-    """A float master weight, quantized within `limits` and dequantized; `block`: elements of `axis` with one scale."""
+    """A float master weight, quantized within `limits` and dequantized; `block`: elements of `axis` with one scale;
+    `guard`: changes the integers so that sums cannot saturate, and is the identity backward.
+    """
     z = 0 if zero_point is None else _over(zero_point.to(w.dtype), w, axis, block)
     s = _over(scale, w, axis, block)
-    return (torch.clamp(rounded(w / s) + z, *limits) - z) * s
+    q = torch.clamp(rounded(w / s) + z, *limits)
+    if guard is not None:
+        kept = guard(q.detach().cpu().numpy().astype(np.int8))
+        q = q + (torch.from_numpy(kept).to(q) - q).detach()
+    return (q - z) * s
 
 
 def dequantized(q: Tensor, scale: Tensor, zero_point: Tensor | None, master: Master) -> Tensor:
@@ -141,17 +148,24 @@ def _scale_of(value: ir.Value | None) -> str | None:
 
 
 def calls(
-    model: ir.Model, found: dict[str, Master], scale_of: Callable[[str], Tensor]
+    model: ir.Model,
+    found: dict[str, Master],
+    scale_of: Callable[[str], Tensor],
+    guards: Mapping[str, Callable[[Any], Any]],
 ) -> dict[ir.Node, Callable[..., Any]]:
-    """The function of each Q/DQ node of `model` that replaces that of the operator table."""
+    """The function of each Q/DQ node of `model` that replaces that of the operator table; `guards`: of weights, by
+    name.
+    """
     replaced: dict[ir.Node, Callable[..., Any]] = {
         n: partial(quantize, axis=n.attributes.get_int("axis", 1)) for n in model.graph if n.op_type == "QuantizeLinear"
     }
-    for master in found.values():
+    for name, master in found.items():
         if master.x_scale is not None and master.w_scale is not None:
             replaced[master.node] = partial(bias, scale_of, master.x_scale, master.w_scale)
         else:
-            replaced[master.node] = partial(constant, axis=master.axis, block=master.block, limits=master.limits)
+            replaced[master.node] = partial(
+                constant, axis=master.axis, block=master.block, limits=master.limits, guard=guards.get(name)
+            )
     return replaced
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
+from edgeopt.ptq.guard import guards
 from edgeopt.train.network import fake_quant
 from edgeopt.train.network.choice import choose
 from edgeopt.train.network.fusion import fused
@@ -49,9 +50,11 @@ class OnnxModule(nn.Module):
         train: Sequence[str] = (),
         *,
         quantized: bool = False,
+        saturates: bool = False,
         update_norms: bool = False,
     ) -> None:
-        """`quantized`: train through the Q/DQ of a quantized model, including its integer weights and scales.
+        """`quantized`: train through the Q/DQ of a quantized model, including its integer weights and scales;
+        `saturates`: its weights stay so small that no sum of two products saturates.
         `update_norms`: while training, BatchNormalization uses the statistics of the batch and updates its own.
 
         Raises:
@@ -75,7 +78,9 @@ class OnnxModule(nn.Module):
         ):
             self._slots[value] = len(self._slots)
             self.names[str(value.name)] = self._slots[value]
-        replaced = fake_quant.calls(raised, self.masters, self._step) if quantized else {}
+        replaced = (
+            fake_quant.calls(raised, self.masters, self._step, guards(raised) if saturates else {}) if quantized else {}
+        )
         norms = [n for n in self._nodes if update_norms and n.op_type == "BatchNormalization"]
         replaced |= {n: partial(self._normalized, epsilon=n.attributes.get_float("epsilon", 1e-5)) for n in norms}
         self.statistics = list(dict.fromkeys(str(v.name) for n in norms for v in n.inputs[3:5] if v is not None))

@@ -14,6 +14,7 @@ import torch
 import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ModelError
+from edgeopt.ptq.guard import guarded
 from edgeopt.runtime.session import open_session
 from edgeopt.train import evaluation
 from edgeopt.train.network import fake_quant
@@ -119,6 +120,23 @@ def test_a_spoilt_quantized_student_recovers_and_its_bias_steps_stay_products(
         if master.x_scale is not None and master.w_scale is not None:
             assert np.array_equal(values[master.scale], values[master.x_scale] * values[master.w_scale])
     assert {values[n].dtype for n in found} == {np.dtype(np.int8), np.dtype(np.int32)}
+
+
+def test_weights_that_saturate_are_trained_as_they_are_written(quantized: ir.Model, images: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    weights = {n: m for n, m in fake_quant.masters(quantized).items() if m.kind == ir.DataType.INT8}
+    wild = write_back(
+        quantized,
+        {n: rng.integers(-127, 128, quantized.graph.initializers[n].shape.numpy(), np.int8) for n in weights},
+    )
+    x = {"image": torch.from_numpy(images[:8])}
+    module = OnnxModule(wild, quantized=True, saturates=True)
+    free, kept = OnnxModule(wild, quantized=True)(x)["logits"], OnnxModule(guarded(wild), quantized=True)(x)["logits"]
+    ours = module(x)["logits"]
+    assert torch.equal(ours, kept) and not torch.allclose(ours, free, rtol=0.1)
+    ours.square().sum().backward()
+    slopes = [w.grad for w in module.weights if w.ndim > 1]
+    assert all(g is not None and (g != 0).float().mean() > 0.5 for g in slopes)  # what is cut can come back
 
 
 def test_a_quantized_student_needs_the_option_and_a_float_one_refuses_it(
