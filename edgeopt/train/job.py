@@ -64,7 +64,8 @@ class Job:
     def written(self, module: OnnxModule) -> ir.Model:
         """The student with the weights of `module`, as it is evaluated and saved."""
         model = write_back(self.student, module.arrays())
-        return guarded(model) if _saturates(self.options) else model
+        grid = _grid(self.options)
+        return guarded(model) if grid is not None and grid.saturates else model
 
     def panel(self, threads: int) -> Panel:
         """The teachers that were given."""
@@ -82,9 +83,9 @@ class Job:
         return max(1, cores() // self.ranks.local)
 
 
-def _saturates(options: Distill) -> bool:
-    """Whether weights must stay below what saturates on the target."""
-    return options.quantized and target.load(options.target).grid.saturates
+def _grid(options: Distill) -> target.Grid | None:
+    """What the target demands of the grids of a quantized student."""
+    return target.load(options.target).grid if options.quantized else None
 
 
 def check_device(device: str) -> None:
@@ -178,7 +179,7 @@ def _module(student: ir.Model, options: Distill, here: Ranks, size: int) -> Onnx
         options.freeze,
         options.train,
         quantized=options.quantized,
-        saturates=_saturates(options),
+        grid=_grid(options),
         update_norms=update,
     ).to(options.device)
     if not module.trained:

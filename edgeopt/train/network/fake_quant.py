@@ -4,14 +4,15 @@
 
 so that dy/dx = 1 inside the grid and 0 outside, and dy/ds = r(x/s) - x/s inside and the clipped value outside: the
 gradient of learned step sizes (Esser et al. 2020, LSQ, arXiv:1902.08153). A scale is learned as s_0 e^p, so that it
-stays positive and optimizer steps are relative, which replaces LSQ's gradient scale. Integer weights become float
-master weights that are quantized in every forward pass; an int32 bias is rounded on the grid s_x s_w, as in the integer
-kernel.
+stays positive and optimizer steps are relative, which replaces LSQ's gradient scale; where scales are powers of two,
+e^p is rounded to one forward (Jain et al. 2020, TQT, arXiv:1903.08066). Integer weights become float master weights
+that are quantized in every forward pass; an int32 bias is rounded on the grid s_x s_w, as in the integer kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -36,6 +37,11 @@ _STORED = (ir.DataType.INT8, ir.DataType.UINT8)
 def rounded(x: Tensor) -> Tensor:
     """round(x), with the gradient of x."""
     return x + (torch.round(x) - x).detach()
+
+
+def growth(p: Tensor, *, octaves: bool) -> Tensor:
+    """e^p, by which a scale has grown; `octaves`: the nearest power of two forward."""
+    return torch.exp(rounded(p / math.log(2)) * math.log(2)) if octaves else torch.exp(p)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
@@ -182,14 +188,17 @@ def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, ma
     return np.clip(q, *master.limits).astype(master.kind.numpy())
 
 
-def step_names(model: ir.Model, found: dict[str, Master]) -> list[str]:
-    """Scales that can be learned: of activations and weights, but not of biases, whose scale is a product."""
-    names = {
-        str(n.inputs[1].name): None for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1] is not None
-    }
+def step_names(model: ir.Model, found: dict[str, Master], given: Container[str] = ()) -> list[str]:
+    """Scales that can be learned: of activations and weights, but not of biases, whose scale is a product, nor of what
+    operators in `given` give, which the target demands.
+    """
+    quantizers = [(n, str(n.inputs[1].name)) for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1]]
+    names = {scale: None for _, scale in quantizers}
     names |= {m.scale: None for m in found.values() if m.x_scale is None}
     names |= dict.fromkeys(_multipliers(model))
-    return [n for n in names if n in model.graph.initializers]
+    makers = ((scale, n.inputs[0].producer()) for n, scale in quantizers if n.inputs[0] is not None)
+    demanded = {scale for scale, maker in makers if maker is not None and maker.op_type in given}
+    return [n for n in names if n in model.graph.initializers and n not in demanded]
 
 
 def _multipliers(model: ir.Model) -> Iterator[str]:

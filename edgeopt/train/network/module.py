@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
+from edgeopt.hardware.target import Grid
 from edgeopt.ptq.guard import guards
 from edgeopt.train.network import fake_quant
 from edgeopt.train.network.choice import choose
@@ -50,11 +51,11 @@ class OnnxModule(nn.Module):
         train: Sequence[str] = (),
         *,
         quantized: bool = False,
-        saturates: bool = False,
+        grid: Grid | None = None,
         update_norms: bool = False,
     ) -> None:
-        """`quantized`: train through the Q/DQ of a quantized model, including its integer weights and scales;
-        `saturates`: its weights stay so small that no sum of two products saturates.
+        """`quantized`: train through the Q/DQ of a quantized model, including its integer weights and scales; `grid`:
+        what the target demands of them: powers of two, scales that are given, weights that do not saturate.
         `update_norms`: while training, BatchNormalization uses the statistics of the batch and updates its own.
 
         Raises:
@@ -64,7 +65,8 @@ class OnnxModule(nn.Module):
         raised = graph.raise_opset(model, OPSET).clone()
         self.half = _widen(raised)
         self.masters = fake_quant.masters(raised) if quantized else {}
-        steps = set(fake_quant.step_names(raised, self.masters)) if quantized else set[str]()
+        given = grid.fixed if grid is not None else ()
+        steps = set(fake_quant.step_names(raised, self.masters, given)) if quantized else set[str]()
         self.choice = choose(raised, freeze, train, self.masters.keys() | steps)
         self.inputs = [str(v.name) for v in raised.graph.inputs]
         self.outputs = [str(v.name) for v in raised.graph.outputs]
@@ -79,7 +81,11 @@ class OnnxModule(nn.Module):
             self._slots[value] = len(self._slots)
             self.names[str(value.name)] = self._slots[value]
         replaced = (
-            fake_quant.calls(raised, self.masters, self._step, guards(raised) if saturates else {}) if quantized else {}
+            fake_quant.calls(
+                raised, self.masters, self._step, guards(raised) if grid is not None and grid.saturates else {}
+            )
+            if quantized
+            else {}
         )
         norms = [n for n in self._nodes if update_norms and n.op_type == "BatchNormalization"]
         replaced |= {n: partial(self._normalized, epsilon=n.attributes.get_float("epsilon", 1e-5)) for n in norms}
@@ -90,6 +96,7 @@ class OnnxModule(nn.Module):
         self._parameter_slots: list[int] = []
         self._fixed: dict[int, Tensor] = {}
         self.steps = nn.ParameterList()  # log(scale / initial scale)
+        self._octaves = grid is not None and grid.power_of_two
         self._steps_now: dict[str, Tensor] = {}
         names = [str(n) for n, v in raised.graph.initializers.items() if v.const_value is not None]
         scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
@@ -121,7 +128,7 @@ class OnnxModule(nn.Module):
         if name not in self.masters:
             return tensor
         master = self.masters[name]
-        zero = None if master.zero_point is None else torch.from_numpy(_wide(self._values[master.zero_point]))
+        zero = None if master.zero_point is None else torch.from_numpy(np.array(_wide(self._values[master.zero_point])))
         scale = torch.from_numpy(np.array(self._values[master.scale]))
         return fake_quant.dequantized(tensor, scale, zero, master)
 
@@ -190,7 +197,9 @@ class OnnxModule(nn.Module):
 
     def _parameters_now(self) -> dict[int, Tensor]:
         """Current weights and scales by slot."""
-        steps = (getattr(self, f"step{i}") * torch.exp(p) for i, p in enumerate(self.steps))
+        steps = (
+            getattr(self, f"step{i}") * fake_quant.growth(p, octaves=self._octaves) for i, p in enumerate(self.steps)
+        )
         self._steps_now = dict(zip(self._step_names, steps, strict=True))
         now: dict[int, Tensor] = dict(zip(self._parameter_slots, self.weights, strict=True))
         now |= {self.names[name]: getattr(self, f"statistic{i}") for i, name in enumerate(self.statistics)}

@@ -14,6 +14,7 @@ import torch
 import edgeopt
 from edgeopt import graph
 from edgeopt.errors import ModelError
+from edgeopt.hardware.target import load
 from edgeopt.ptq.guard import guarded
 from edgeopt.runtime.session import open_session
 from edgeopt.train import evaluation
@@ -64,6 +65,31 @@ def test_grids_of_other_targets_come_back_bit_for_bit_and_learn(name: str, image
         model, feeds, teacher=TEACHER, quantized=True, labels=False, temperature=1.0, epochs=3, target=name
     )
     assert len(found.log) == 3 and found.after >= found.before
+    assert name != "ryzen-ai" or octaves(found.model)
+
+
+def octaves(model: ir.Model) -> bool:
+    """Whether all scales of `model` are powers of two."""
+    scales = [v.const_value.numpy() for n, v in model.graph.initializers.items() if n.endswith("scale")]
+    return len(scales) > 8 and all(np.array_equal(np.log2(s), np.rint(np.log2(s))) for s in scales)
+
+
+def test_a_scale_of_powers_of_two_grows_by_octaves_with_the_gradient_of_any_other() -> None:
+    p = torch.tensor([-1.1, -0.3, 0.0, 0.36, 1.5], requires_grad=True)
+    y = fake_quant.growth(p, octaves=True)
+    assert y.tolist() == pytest.approx([0.25, 1, 1, 2, 4])
+    (found,) = torch.autograd.grad(y.sum(), p)
+    assert torch.allclose(found, y)  # of e^p, d/dp = e^p
+
+
+def test_scales_that_the_target_gives_stay() -> None:
+    model = tiny.model("g (float[N,8] x) => (float[N,8] y) { m = MatMul(x, a)  y = Sigmoid(m) }", a=normal(8, 8))
+    feeds = [{"x": normal(1, 8, seed=i)} for i in range(32)]
+    made = edgeopt.quantize(model, feeds, mode="static", measure=False, target="qnn-htp").model
+    free, kept = (fake_quant.step_names(made, fake_quant.masters(made), of) for of in ((), load("qnn-htp").grid.fixed))
+    (demanded,) = set(free) - set(kept)
+    (reader,) = [n for n in made.graph if n.op_type == "QuantizeLinear" and n.inputs[1].name == demanded]
+    assert reader.inputs[0].producer().op_type == "Sigmoid"
 
 
 def test_every_master_and_every_step_has_a_gradient(quantized: ir.Model, images: np.ndarray) -> None:
@@ -130,7 +156,7 @@ def test_weights_that_saturate_are_trained_as_they_are_written(quantized: ir.Mod
         {n: rng.integers(-127, 128, quantized.graph.initializers[n].shape.numpy(), np.int8) for n in weights},
     )
     x = {"image": torch.from_numpy(images[:8])}
-    module = OnnxModule(wild, quantized=True, saturates=True)
+    module = OnnxModule(wild, quantized=True, grid=load("cpu-x86-avx2").grid)
     free, kept = OnnxModule(wild, quantized=True)(x)["logits"], OnnxModule(guarded(wild), quantized=True)(x)["logits"]
     ours = module(x)["logits"]
     assert torch.equal(ours, kept) and not torch.allclose(ours, free, rtol=0.1)
