@@ -71,8 +71,7 @@ class Checked:
         ran = self.ran
         if ran is None:
             by_table = [f"nodes    {self.by_table}"] if self.by_table else []
-            why = f": {self.why_not}" if self.why_not else ""
-            return [f"checked  by rules only{why}", *by_table]
+            return [f"checked  by rules only: {self.why_not}", *by_table]
         found = [f"checked  in {ran.runtime}, {self.samples} sample{'s' * (self.samples > 1)}"]
         if ran.nodes:
             parts = "" if ran.partitions is None else f"; {ran.partitions} partition{'s' * (ran.partitions != 1)}"
