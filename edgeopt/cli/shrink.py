@@ -21,7 +21,7 @@ from edgeopt.options.models import Shrink
 @click.option("--no-labels", is_flag=True, help="Do not take folder names for labels.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def shrink(model: Path, no_labels: bool, form: str, **given: object) -> None:
-    """Make a student: the same network with fewer channels or blocks, to be trained with `edgeopt distill`.
+    """Make a student: the same network with fewer channels, blocks or ranks, to be trained with `edgeopt distill`.
 
     \b
     Example: edgeopt shrink teacher.onnx --width 0.5 -o student.onnx
@@ -38,7 +38,8 @@ def shrink(model: Path, no_labels: bool, form: str, **given: object) -> None:
     if form == "json":
         facts = {
             "path": str(found.path), "parameters": found.parameters, "macs": found.macs, "widths": dict(found.widths),
-            "influence": dict(found.influence), "removed": found.removed, "curve": [asdict(p) for p in found.curve],
+            "influence": dict(found.influence), "removed": found.removed, "ranks": dict(found.ranks),
+            "curve": [asdict(p) for p in found.curve],
         }  # fmt: skip
         click.echo(json.dumps(facts, indent=2))
         return
@@ -47,6 +48,8 @@ def shrink(model: Path, no_labels: bool, form: str, **given: object) -> None:
     if found.widths:
         narrower = sum(a < b for b, a in found.widths.values())
         click.echo(f"channels    {narrower} of {len(found.widths)} groups are narrower")
+    if found.ranks:
+        click.echo(f"ranks       {len(found.ranks)} layers are products of two")
     if found.influence:
         click.echo(f"blocks      {len(found.influence)} -> {len(found.influence) - len(found.removed)}")
         for name in found.removed:

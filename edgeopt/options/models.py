@@ -66,6 +66,9 @@ class Shrink(Reading):
     force: Force = Field(default=False, description="Overwrite the output.")
     width: float = Field(default=1.0, gt=0, le=1, description="Share of the channels and attention heads that stay.")
     depth: float = Field(default=1.0, gt=0, le=1, description="Share of the residual blocks that stay.")
+    rank: float = Field(
+        default=1.0, gt=0, le=1, description="Share of matrices and convolutions that stays, as products of two."
+    )
     to: str | None = Field(
         default=None, description="Instead of --width: what share stays, such as '30% macs' or '50% parameters'."
     )
@@ -102,10 +105,10 @@ class Shrink(Reading):
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.width == self.depth == 1 and self.to is None:
+        if self.width == self.depth == self.rank == 1 and self.to is None:
             raise ValueError(
-                "say what shall go: {width} 0.5 for half of the channels, {depth} 0.5 for half of the blocks, {to}"
-                " '30% macs' for what stays"
+                "say what shall go: {width} 0.5 for half of the channels, {depth} 0.5 for half of the blocks, {rank}"
+                " 0.5 for half of the weights, {to} '30% macs' for what stays"
             )
         if self.to is not None:
             goal(self.to)

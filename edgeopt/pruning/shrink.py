@@ -32,6 +32,7 @@ from edgeopt.passes.static_sizes import Known, known, static_sizes
 from edgeopt.pruning import depth as deep
 from edgeopt.pruning import width as wide
 from edgeopt.pruning.goal import blocks, costs_of, globally, reached
+from edgeopt.pruning.rank import low_rank
 from edgeopt.pruning.teaching import Point, drawn, settled_reading, taught
 from edgeopt.pruning.units import Units
 from edgeopt.runtime.costs import node_times
@@ -56,6 +57,8 @@ class Shrunk:
     """Influence of each residual block."""
     removed: tuple[str, ...]
     """The removed residual blocks."""
+    ranks: Mapping[str, tuple[int, int]]
+    """Ranks before and after, of layers that became products."""
     curve: tuple[Point, ...] = ()
     """With `minutes`: what was left and what it was worth after each step."""
 
@@ -64,8 +67,8 @@ class Shrunk:
 @anywhere
 def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     """A smaller network with the same inputs and outputs: a share `width` of the channels (and attention heads) of
-    every layer that is free, a share `depth` of the residual blocks. It must be trained (`edgeopt.distill`) to be
-    useful.
+    every layer that is free, a share `depth` of the residual blocks, a share `rank` of the weights. It must be trained
+    (`edgeopt.distill`) to be useful.
 
     Raises:
         UsageError: an invalid share, importance that needs data, or an output that is the model itself.
@@ -95,6 +98,9 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     looked_at = feeds if options.importance == "first-order" else []
     if options.width < 1:
         result, widths = _narrowed(result, options.width, looked_at, feed, kept, numbers)
+    ranks: dict[str, tuple[int, int]] = {}
+    if options.rank < 1:
+        result, ranks = low_rank(result, options.rank, feeds if options.data is not None else [], kept)
     curve: tuple[Point, ...] = ()
     if options.to is not None:
         result, widths, curve = _to_goal(source, result, options, looked_at, feed)
@@ -112,6 +118,7 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
         widths=widths,
         influence=influence,
         removed=removed,
+        ranks=ranks,
         curve=curve,
     )
 

@@ -76,6 +76,7 @@ def test_json_holds_the_facts_and_nothing_else_is_on_stdout(here: Path, run: Run
         "parameters": [56, 28],
         "macs": [56, 28],
         "influence": {},
+        "ranks": {},
         "removed": [],
         "curve": [],
     }

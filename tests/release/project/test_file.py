@@ -60,7 +60,7 @@ keep = ["Softmax"]
 io_types = "keep"
 
 [variants.small]
-steps = [{ step = "shrink", width = 0.5, depth = 1.0, importance = "norm", dims = { batch = 2 } }, { step = "shrink", to = "30% macs", steps = 2, widths = "global", cost = "time", importance = "first-order", minutes = 1.0, learning_rate = 0.1, augment = ["flip"] }, { step = "distill", epochs = 3, batch_size = 4, learning_rate = 0.1, minutes = 1.5, seed = 3, teacher = "big.onnx", loss = "auto", hints = { inner = "other" }, hint_weight = 1.5, batch_norm = "frozen", label_smoothing = 0.1, unlabelled = "more" }, { step = "distill", kind = "online", peers = ["peer.onnx"] }]
+steps = [{ step = "shrink", width = 0.5, depth = 1.0, rank = 0.5, importance = "norm", dims = { batch = 2 } }, { step = "shrink", to = "30% macs", steps = 2, widths = "global", cost = "time", importance = "first-order", minutes = 1.0, learning_rate = 0.1, augment = ["flip"] }, { step = "distill", epochs = 3, batch_size = 4, learning_rate = 0.1, minutes = 1.5, seed = 3, teacher = "big.onnx", loss = "auto", hints = { inner = "other" }, hint_weight = 1.5, batch_norm = "frozen", label_smoothing = 0.1, unlabelled = "more" }, { step = "distill", kind = "online", peers = ["peer.onnx"] }]
 
 [[variants.own.steps]]
 step = "python"
