@@ -136,6 +136,9 @@ class Objective:
         return alpha * distilled + (1 - alpha) * supervised(self.loss, student, labels, self.smoothing)
 
 
+_MANY, _STANDS_OUT = 64, 0.1  # classes, of which one stands out where a network was trained to tell them apart
+
+
 def guess(teacher: list[Tensor], told: bool = False) -> tuple[str, str]:
     """(a loss that fits the values of an output [batch, ...] over some batches: probabilities, sigmoids, logits or an
     embedding; why it does). `told`: the last axis is known to be that of classes.
@@ -151,4 +154,11 @@ def guess(teacher: list[Tensor], told: bool = False) -> tuple[str, str]:
     unit = all(torch.allclose(x.norm(dim=-1), torch.ones(len(x)), atol=1e-3) for x in rows)
     if classes and (unit or all(x.min() >= 0 for x in rows)):
         return "cosine", f"an embedding: {'each row has length 1' if unit else 'no value is negative'}"
+    if classes and rows[0].shape[-1] >= _MANY:
+        largest = float(torch.cat([x.softmax(-1).amax(-1) for x in rows]).mean())
+        if largest < _STANDS_OUT:
+            return (
+                "cosine",
+                f"an embedding: as scores, the best of {rows[0].shape[-1]} has {largest:.1%} on the average",
+            )
     return ("kd", "rows of class scores") if classes else ("mse", "no row of classes, no embedding")

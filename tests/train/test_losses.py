@@ -115,6 +115,14 @@ def test_rows_of_length_one_and_rows_that_are_never_negative_are_embeddings() ->
     assert guess([torch.softmax(S, -1), torch.nn.functional.one_hot(LABELS, 5).double()])[0] == "probabilities"
 
 
+def test_rows_in_which_no_class_stands_out_are_an_embedding() -> None:
+    x = torch.randn(32, 384, generator=GENERATOR)
+    assert guess([0.3 * x])[0] == "cosine" and "0.6% on the average" in guess([0.3 * x])[1]
+    assert guess([5 * x])[0] == "kd"
+    assert guess([0.3 * x[:, :45]])[0] == "kd"  # of few classes a weak network prefers none
+    assert guess([0.3 * x], told=True)[0] == "kd"
+
+
 @pytest.mark.parametrize("rest", [(), (4,)])
 def test_a_loss_is_guessed_of_batches_of_many_lengths(rest: tuple[int, ...]) -> None:
     found = [torch.randn(2, s, *rest, generator=GENERATOR) for s in (3, 7, 1)]
