@@ -14,7 +14,7 @@ from edgeopt.options.quantize import Targeted
 from edgeopt.options.reading import AnySamples, Reading
 from edgeopt.options.texts import NAMES, Text, whole
 
-_RATE, _QAT_RATE = 3e-4, 1e-4
+_RATES = {32: 3e-4, 8: 2e-5, 4: 1e-4}  # by the bits of weights: of 4 they have far to go to another integer
 Kind = Literal["offline", "online", "self"]
 _RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha: the table of `scripts/sweep_distill`
     "offline": (2.0, 0.9),
@@ -75,7 +75,11 @@ class Distill(Reading):
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="How weights are updated.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Of --optimizer sgd.")
     learning_rate: Annotated[float | None, Flag("--lr")] = Field(
-        default=None, gt=0, description=f"Highest rate of a step. [default: {_RATE:g}, or {_QAT_RATE:g} with --qat]"
+        default=None,
+        gt=0,
+        description="Highest rate of a step. [default: {:g}; with --qat {:g}, of 4-bit weights {:g}]".format(
+            *_RATES.values()
+        ),
     )
     warm_up: float = Field(default=0.05, ge=0, le=1, description="Share of the steps in which the rate rises.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
@@ -123,10 +127,9 @@ class Distill(Reading):
     )
     listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
-    @property
-    def rate(self) -> float:
-        """The learning rate: as chosen, or lower for a quantized student."""
-        return self.learning_rate if self.learning_rate is not None else _QAT_RATE if self.quantized else _RATE
+    def rate(self, bits: int = 32) -> float:
+        """The learning rate: as chosen, or what suits weights of so many bits; of floats 32."""
+        return _RATES[bits] if self.learning_rate is None else self.learning_rate
 
     @property
     def softening(self) -> float:

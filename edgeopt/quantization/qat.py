@@ -31,7 +31,6 @@ def trained(task: Task, draft: Draft) -> Draft:
         quantized=True,
         labels=False,
         temperature=1.0,
-        learning_rate=2e-5,
         batch_size=16,
         target=task.target,
         minutes=task.options.qat_minutes,

@@ -189,6 +189,7 @@ def _generation(
     if generation and options.checkpoint is not None:
         name = f"{options.checkpoint.name}.{generation + 1}"
         options = options.model_copy(update={"checkpoint": options.checkpoint.with_name(name)})
+    options = options.model_copy(update={"learning_rate": options.rate(job.module.bits)})
     train = job.train
     if options.kind == "self" and options.by == "generations" and not generation:
         train = train.labelled()  # there is nobody to tell anything of the others

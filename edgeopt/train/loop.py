@@ -211,9 +211,9 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
     ]
     fused = {p.device.type for p in parameters} <= _FUSED
     optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(groups, lr=options.rate, fused=fused)
+        torch.optim.AdamW(groups, lr=options.rate(), fused=fused)
         if options.optimizer == "adamw"
-        else torch.optim.SGD(groups, lr=options.rate, momentum=options.momentum, fused=fused)
+        else torch.optim.SGD(groups, lr=options.rate(), momentum=options.momentum, fused=fused)
     )
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
     average = copy.deepcopy(modules[0]).eval() if options.averaged else None
@@ -258,7 +258,7 @@ def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options:
             break
         steps = max(1, run.steps_per_epoch * run.progress.epochs)
         for group in run.optimizer.param_groups:
-            group["lr"] = options.rate * _rate(run.progress.step, steps, options.warm_up)
+            group["lr"] = options.rate() * _rate(run.progress.step, steps, options.warm_up)
         for _ in range(options.accumulate):
             batch = next(examples, None)
             if batch is None:

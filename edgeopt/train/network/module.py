@@ -132,6 +132,11 @@ class OnnxModule(nn.Module):
         scale = torch.from_numpy(np.array(self._values[master.scale]))
         return fake_quant.dequantized(tensor, scale, zero, master)
 
+    @property
+    def bits(self) -> int:
+        """Bits of the narrowest weights."""
+        return min((m.kind.bitwidth for m in self.masters.values()), default=32)
+
     def forward(self, feed: Mapping[str, Tensor], taps: Sequence[str] = ()) -> dict[str, Tensor]:
         """Outputs by name, and the intermediate values named in `taps`."""
         missing = [t for t in taps if t not in self.names]

@@ -206,6 +206,14 @@ def test_weights_of_four_bits_learn_what_their_rounding_lost(blocked: ir.Model) 
     assert found.after > 0.8 * found.before > found.before  # both below 0: a fifth of the error is gone
 
 
+def test_the_rate_follows_the_bits_of_the_weights(quantized: ir.Model, blocked: ir.Model, images: np.ndarray) -> None:
+    how = {"quantized": True, "labels": False, "epochs": 1, "warm_up": 1.0, "batch_size": 8}
+    teacher = tiny.model(BLOCKS, a=normal(64, 64), b=normal(64, 48))
+    eight = edgeopt.distill(quantized, [{"image": x[None]} for x in images[:32]], teacher=TEACHER, **how)
+    four = edgeopt.distill(blocked, [{"x": normal(1, 64, seed=i)} for i in range(32)], teacher=teacher, **how)
+    assert (eight.log[-1].learning_rate, four.log[-1].learning_rate) == (2e-5, 1e-4)
+
+
 STORED = """g (int64[N] i) => (float[N,48] y) {
     h = Gather(table, i)
     m = MatMul(h, a)
