@@ -183,21 +183,28 @@ def paired(ours: Sequence[float], control: Sequence[float]) -> tuple[float, floa
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
 
-def table(lesson: Lesson, ways: Mapping[str, Mapping[str, Any]], seeds: int) -> dict[str, list[float]]:
-    """Run all ways for all seeds (the first way is the control), print the table, and return the accuracies."""
+def table(
+    lesson: Lesson, ways: Mapping[str, Mapping[str, Any]], seeds: int, controls: int = 1
+) -> dict[str, list[float]]:
+    """Run all ways for all seeds, print the table, and return the accuracies; the first `controls` ways are what the
+    others are compared with.
+    """
     found: dict[str, list[float]] = {name: [] for name in ways}
     for seed in range(seeds):
         for name, way in ways.items():
             found[name].append(figure(lesson, name, way, seed))
-    control, teacher = next(iter(found)), accuracy(lesson.teacher(), lesson.test())
-    alone = float(np.mean(found[control]))
+    against, teacher = list(found)[:controls], accuracy(lesson.teacher(), lesson.test())
+    alone = float(np.mean(found[against[0]]))
     print(f"\n{lesson.name}: teacher {teacher:.4f}; {seeds} seeds, {len(lesson.test())} test samples\n")
-    print(f"| student | accuracy | above {control} | of the gap closed |\n|---|---|---|---|")
+    print(f"| student | accuracy | {' | '.join(f'above {c}' for c in against)} | of the gap closed |")
+    print("|---|---|" + "---|" * controls + "---|")
     for name, values in found.items():
-        mean, low, high = paired(values, found[control])
-        gap = f"{mean / (teacher - alone):.0%}" if name != control else ""
-        above = f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" if name != control else ""
-        print(f"| {name} | {np.mean(values):.4f} | {above} | {gap} |", flush=True)
+        above = []
+        for control in against:
+            mean, low, high = (100 * x for x in paired(values, found[control]))
+            above.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" if name != control else "")
+        gap = f"{(np.mean(values) - alone) / (teacher - alone):.0%}" if name != against[0] else ""
+        print(f"| {name} | {np.mean(values):.4f} | {' | '.join(above)} | {gap} |", flush=True)
     return found
 
 
