@@ -89,9 +89,8 @@ def parity_of(job: Job) -> float:
         ours = job.module.eval()({k: v.to(job.options.device) for k, v in batch.feed.items()})
     worst = _apart({name: ours[name].cpu().numpy() for name in wanted}, wanted)
     limit = QUANTIZED_PARITY if job.options.quantized else HALF_PARITY if job.module.half else PARITY
-    if (
-        job.options.quantized and worst > limit
-    ):  # in a deep network one value rounded to the other side moves all after it
+    if job.options.quantized and worst > limit:
+        # in a deep network one value rounded to the other side moves all after it
         limit = max(limit, _OWN * _apart(teachers.outputs(open_session(job.student, level="none"), batch), wanted))
     if not worst <= limit:
         raise ModelError(
