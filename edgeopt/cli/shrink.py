@@ -31,7 +31,7 @@ def shrink(model: Path, no_labels: bool, form: str, **given: object) -> None:
         if no_labels and given["labels"] is not None:
             raise UsageError("--labels and --no-labels: one of them")
         options = chosen(Shrink, given, listener=ears, **({"labels": False} if no_labels else {}))
-        from edgeopt.pruning.shrink import shrink as run
+        from edgeopt import shrink as run
 
         path = options.output or beside(model, f"{model.stem}.small.onnx")
         found = run(model, options.model_copy(update={"output": path}))

@@ -98,9 +98,8 @@ def shrink(model: graph.Source, options: Shrink) -> Shrunk:
     looked_at = feeds if options.importance == "first-order" else []
     if options.width < 1:
         result, widths = _narrowed(result, options.width, looked_at, feed, kept, numbers)
-    ranks: dict[str, tuple[int, int]] = {}
-    if options.rank < 1:
-        result, ranks = low_rank(result, options.rank, feeds if options.data is not None else [], kept)
+    given = feeds if options.data is not None else []
+    result, ranks = low_rank(result, options.rank, given, kept) if options.rank < 1 else (result, {})
     curve: tuple[Point, ...] = ()
     if options.to is not None:
         result, widths, curve = _to_goal(source, result, options, looked_at, feed)

@@ -12,7 +12,7 @@ that are quantized in every forward pass; an int32 bias is rounded on the grid s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from edgeopt.graph.ops import rule
+from edgeopt.hardware.target import Grid
+from edgeopt.ptq.guard import guards
 from edgeopt.train.network.torch_ops import along
 
 _BIASED = {"Conv": 2, "Gemm": 2, "ConvTranspose": 2}
@@ -157,11 +159,10 @@ def calls(
     model: ir.Model,
     found: dict[str, Master],
     scale_of: Callable[[str], Tensor],
-    guards: Mapping[str, Callable[[Any], Any]],
+    grid: Grid | None = None,
 ) -> dict[ir.Node, Callable[..., Any]]:
-    """The function of each Q/DQ node of `model` that replaces that of the operator table; `guards`: of weights, by
-    name.
-    """
+    """The function of each Q/DQ node of `model` that replaces that of the operator table; `grid`: of the target."""
+    limits = guards(model) if grid is not None and grid.saturates else {}
     replaced: dict[ir.Node, Callable[..., Any]] = {
         n: partial(quantize, axis=n.attributes.get_int("axis", 1)) for n in model.graph if n.op_type == "QuantizeLinear"
     }
@@ -170,7 +171,7 @@ def calls(
             replaced[master.node] = partial(bias, scale_of, master.x_scale, master.w_scale)
         else:
             replaced[master.node] = partial(
-                constant, axis=master.axis, block=master.block, limits=master.limits, guard=guards.get(name)
+                constant, axis=master.axis, block=master.block, limits=master.limits, guard=limits.get(name)
             )
     return replaced
 
@@ -188,10 +189,11 @@ def integers(w: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None, ma
     return np.clip(q, *master.limits).astype(master.kind.numpy())
 
 
-def step_names(model: ir.Model, found: dict[str, Master], given: Container[str] = ()) -> list[str]:
-    """Scales that can be learned: of activations and weights, but not of biases, whose scale is a product, nor of what
-    operators in `given` give, which the target demands.
+def step_names(model: ir.Model, found: dict[str, Master], grid: Grid | None = None) -> list[str]:
+    """Scales that can be learned: of activations and weights, but not of biases, whose scale is a product, nor those
+    that the target gives the outputs of some operators in its `grid`.
     """
+    given = grid.fixed if grid is not None else {}
     quantizers = [(n, str(n.inputs[1].name)) for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1]]
     names = {scale: None for _, scale in quantizers}
     names |= {m.scale: None for m in found.values() if m.x_scale is None}

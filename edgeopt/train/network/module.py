@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
 from edgeopt.hardware.target import Grid
-from edgeopt.ptq.guard import guards
 from edgeopt.train.network import fake_quant
 from edgeopt.train.network.choice import choose
 from edgeopt.train.network.fusion import fused
@@ -65,28 +64,16 @@ class OnnxModule(nn.Module):
         raised = graph.raise_opset(model, OPSET).clone()
         self.half = _widen(raised)
         self.masters = fake_quant.masters(raised) if quantized else {}
-        given = grid.fixed if grid is not None else ()
-        steps = set(fake_quant.step_names(raised, self.masters, given)) if quantized else set[str]()
+        steps = set(fake_quant.step_names(raised, self.masters, grid)) if quantized else set[str]()
         self.choice = choose(raised, freeze, train, self.masters.keys() | steps)
         self.inputs = [str(v.name) for v in raised.graph.inputs]
         self.outputs = [str(v.name) for v in raised.graph.outputs]
-        self._slots: dict[ir.Value, int] = {}
         self._nodes = list(raised.graph)
-        self.names: dict[str, int] = {}
-        for value in (
-            *raised.graph.inputs,
-            *raised.graph.initializers.values(),
-            *(v for n in self._nodes for v in n.outputs),
-        ):
-            self._slots[value] = len(self._slots)
-            self.names[str(value.name)] = self._slots[value]
-        replaced = (
-            fake_quant.calls(
-                raised, self.masters, self._step, guards(raised) if grid is not None and grid.saturates else {}
-            )
-            if quantized
-            else {}
-        )
+        made = (v for n in self._nodes for v in n.outputs)
+        values = dict.fromkeys((*raised.graph.inputs, *raised.graph.initializers.values(), *made))
+        self._slots: dict[ir.Value, int] = {value: i for i, value in enumerate(values)}
+        self.names: dict[str, int] = {str(value.name): i for value, i in self._slots.items()}
+        replaced = fake_quant.calls(raised, self.masters, self._step, grid) if quantized else {}
         norms = [n for n in self._nodes if update_norms and n.op_type == "BatchNormalization"]
         replaced |= {n: partial(self._normalized, epsilon=n.attributes.get_float("epsilon", 1e-5)) for n in norms}
         self.statistics = list(dict.fromkeys(str(v.name) for n in norms for v in n.inputs[3:5] if v is not None))

@@ -86,7 +86,7 @@ def test_scales_that_the_target_gives_stay() -> None:
     model = tiny.model("g (float[N,8] x) => (float[N,8] y) { m = MatMul(x, a)  y = Sigmoid(m) }", a=normal(8, 8))
     feeds = [{"x": normal(1, 8, seed=i)} for i in range(32)]
     made = edgeopt.quantize(model, feeds, mode="static", measure=False, target="qnn-htp").model
-    free, kept = (fake_quant.step_names(made, fake_quant.masters(made), of) for of in ((), load("qnn-htp").grid.fixed))
+    free, kept = (fake_quant.step_names(made, fake_quant.masters(made), of) for of in (None, load("qnn-htp").grid))
     (demanded,) = set(free) - set(kept)
     (reader,) = [n for n in made.graph if n.op_type == "QuantizeLinear" and n.inputs[1].name == demanded]
     assert reader.inputs[0].producer().op_type == "Sigmoid"
