@@ -16,7 +16,7 @@ from edgeopt.options.texts import NAMES, Text, whole
 
 _RATES = {32: 3e-4, 8: 2e-5, 4: 1e-4}  # by the bits of weights: of 4 they have far to go to another integer
 Kind = Literal["offline", "online", "self"]
-_RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha: the table of `scripts/sweep_distill`
+_RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha; `scripts/sweep_distill` compares them
     "offline": (2.0, 0.9),
     "online": (2.0, 0.5),
     "self": (2.0, 0.5),

@@ -11,6 +11,7 @@ layers. A layer whose product would not be smaller stays whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,6 @@ from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, rows
 
 Wide = NDArray[np.float64]
 Ranks = Mapping[str, tuple[int, int]]
-_DAMP = 1e-6  # of the mean of the diagonal of E[x x^T]
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,14 @@ def low_rank(
     """
     copy = model.clone()
     free = [n for n in copy.graph if n.name not in kept and n.attributes.get_int("group", 1) == 1]
-    found = [x for x in layers(copy, frozenset(str(n.name) for n in free)) if len(x) == 1 and _alone(x)]
+    found = [x for x in layers(copy, frozenset(str(n.name) for n in free)) if len(x) == 1 and _fits(x)]
     seen = gather(copy, found, [(str(i), lambda f=f: f) for i, f in enumerate(feeds)]) if feeds else {}  # type: ignore[misc]
     factors = [_factors(layer, seen.get(name(layer))) for layer in found]
     factors = [f for f in factors if f.left(np.inf) < f.sizes[1]]
     if not factors:
-        raise ModelError("--rank: no matrix or convolution could be the product of two smaller ones")
+        raise ModelError(
+            "--rank: no matrix or convolution could be the product of two smaller ones (tied and grouped weights stay)"
+        )
     least = _least(factors, share)
     names, ranks = Names(copy), dict[str, tuple[int, int]]()
     for f in factors:
@@ -85,24 +87,38 @@ def low_rank(
     return copy, ranks
 
 
-def _alone(layer: Layer) -> bool:
-    """Whether nothing but the one node reads its weight."""
+def _fits(layer: Layer) -> bool:
+    """Whether the weight is float32, and nothing but the one node reads it."""
     weight = weight_of(layer[0])
-    return weight is not None and len(weight.uses()) == 1
+    alone = weight is not None and len(weight.uses()) == 1 and not weight.is_graph_output()
+    return alone and weight is not None and weight.dtype == ir.DataType.FLOAT
 
 
 def _factors(layer: Layer, moments: LayerMoments | None) -> _Factors:
     w = rows(layer[0])[0].astype(np.float64)
-    if moments is None:
+    h = None if moments is None else _shrunk(moments)
+    if h is None:
         forth = back = np.ones((1, 1, 1))
     else:
-        h = moments.covariance([False]).astype(np.float64)
         values, q = np.linalg.eigh(h)
-        root = np.sqrt(np.maximum(values, 0) + _DAMP * np.trace(h, axis1=1, axis2=2)[:, None] / h.shape[-1] + 1e-30)
+        root = np.sqrt(np.maximum(values, 0))
         forth, back = q * root[:, None, :], (q / root[:, None, :]).transpose(0, 2, 1)
     u, s, v = np.linalg.svd(_blockwise(w, forth), full_matrices=False)
     root = np.sqrt(s)
     return _Factors(layer[0], u * root, _blockwise(root[:, None] * v, back), s)
+
+
+def _shrunk(moments: LayerMoments) -> Wide | None:
+    """E[x x^T], in blocks, moved towards a multiple of the identity by how few columns tell it (as by a prior worth as
+    many columns as there are inputs); None where a block was always zero, so that nothing is told.
+    """
+    h = moments.covariance([False]).astype(np.float64)
+    size = h.shape[-1]
+    level = np.trace(h, axis1=1, axis2=2)[:, None, None] / size
+    if not level.all():
+        return None
+    prior = size / (size + moments.count)
+    return np.asarray((1 - prior) * h + prior * level * np.eye(size))
 
 
 def _blockwise(w: Wide, m: Wide) -> Wide:
@@ -120,8 +136,8 @@ def _least(factors: Sequence[_Factors], share: float) -> float:
     low, high = 0, len(worths)  # of the largest worth above all, each layer keeps the fewest
     levels = np.append(worths, np.inf)
     if sum(f.left(np.inf) for f in factors) > share * whole:
-        few = sum(f.left(np.inf) for f in factors) / whole
-        raise UsageError(f"--rank {share:g}: no ranks are so few; the least is {few:.2g}")
+        few = math.ceil(100 * sum(f.left(np.inf) for f in factors) / whole) / 100
+        raise UsageError(f"--rank {share:g}: no ranks are so few; the least is {few:g}")
     while low < high:
         middle = (low + high) // 2
         if sum(f.left(levels[middle]) for f in factors) <= share * whole:

@@ -84,8 +84,9 @@ def taught(source: ir.Model, model: ir.Model, options: Shrink, minutes: float, f
     reading = options.model_dump(include=set(Reading.model_fields) - {"samples"}, exclude_unset=True)
     how = Distill.of(
         {
-            **reading, "teacher": source, "labels": options.labels, "minutes": minutes, "epochs": _EPOCHS, "batch_size": _BATCH,
-            "learning_rate": options.learning_rate, "augment": options.augment, "listener": options.listener,
+            **reading, "teacher": source, "labels": options.labels, "minutes": minutes, "epochs": _EPOCHS,
+            "batch_size": _BATCH, "learning_rate": options.learning_rate, "augment": options.augment,
+            "listener": options.listener,
         },
         "command line",
     )  # fmt: skip

@@ -65,7 +65,8 @@ def _weights(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Value, np.ndarray, i
             continue
         q = weight.const_value.numpy()
         order = range(q.ndim) if turn is None else turn.attributes.get_ints("perm", range(q.ndim)[::-1])
-        q, axis = q.transpose(order), dequantize.attributes.get_int("axis", 1)
+        q = q.transpose(order)
+        axis = {"Conv": 0, "Gemm": 1 - node.attributes.get_int("transB", 0)}.get(node.op_type, q.ndim - 1)
         depthwise = node.op_type == "Conv" and node.attributes.get_int("group", 1) > 1 and q.shape[1] == 1
         if q.dtype == np.int8 and not depthwise:
-            yield node, weight, q, axis % q.ndim, order
+            yield node, weight, q, axis, order

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -126,7 +127,13 @@ def prepare(
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
         listener.note(line)
     size, seen = _looked_at({"student": student, **teachers}, held, size, listener)
-    pairs = paired(matched(student, teacher, options.match), seen["student"], seen["teacher"], options)
+    pairs = paired(
+        matched(student, teacher, options.match),
+        seen["student"],
+        seen["teacher"],
+        options,
+        partial(_labelled, examples, options),
+    )
     why = _unlabelled(examples, options, pairs[0], seen["student"][pairs[0].student][0].shape[-1])
     if examples.labels is not None and why:
         listener.note(why)
@@ -275,6 +282,15 @@ def _answers(who: str, session: Session, some: Examples, size: int) -> dict[str,
                 f"output {name!r} of the {who} holds NaN before any training: mend the model or the samples"
             )
     return to_tensors(found)
+
+
+def _labelled(examples: Examples, options: Distill, width: int) -> bool:
+    """Whether the labels are those of an output of so many classes; folders that are as many may be."""
+    if examples.labels is None:
+        return False
+    if examples.classes and options.labels is None and options.student_classes is None:
+        return len(examples.classes) == width
+    return int(examples.labels.max()) < width
 
 
 def _unlabelled(examples: Examples, options: Distill, pair: Pair, classes: int) -> str:

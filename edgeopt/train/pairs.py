@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,8 +106,10 @@ def paired(
     ours: Mapping[str, Sequence[Tensor]],
     theirs: Mapping[str, Sequence[Tensor]],
     options: Distill,
+    labelled: Callable[[int], bool] = lambda width: False,
 ) -> tuple[Pair, ...]:
-    """A pair for each of `names`, with its loss; `ours`, `theirs`: values for some batches by output name.
+    """A pair for each of `names`, with its loss; `ours`, `theirs`: values for some batches by output name; `labelled`:
+    whether there are labels of so many classes.
 
     Raises:
         UsageError: an unknown loss, an axis that does not exist, or values that cannot be compared.
@@ -127,7 +129,7 @@ def paired(
             continue
         pair = Pair(name, other, options.loss, axis=_axis(options.class_axes.get(name), values[1], name))
         if pair.loss == "auto":
-            told = pair.axis is not None
+            told = pair.axis is not None or labelled(values[1].shape[-1])
             loss, why = losses.guess([pair.theirs(y) for y in theirs[other]], told)
             pair = replace(pair, loss=loss)
             options.listener.note(f"--loss auto: {loss} for {name}: {why}")

@@ -64,6 +64,25 @@ def test_samples_say_which_directions_count() -> None:
     assert np.square(white - y).sum() < 0.5 * np.square(plain - y).sum()
 
 
+def test_few_samples_do_not_make_it_worse_than_none() -> None:
+    model = tiny.model("g (float[N,256] x) => (float[N,200] y) { y = MatMul(x, w) }", w=normal(256, 200))
+    feeds = [{"x": normal(1, 256, seed=i)} for i in range(96)]
+    y, plain, few = (
+        np.concatenate([open_session(m).run(f)[0] for f in feeds[32:]])
+        for m in (model, edgeopt.shrink(model, rank=0.5).model, edgeopt.shrink(model, rank=0.5, data=feeds[:32]).model)
+    )
+    assert np.square(few - y).sum() < 1.05 * np.square(plain - y).sum()
+
+
+def test_what_tells_nothing_or_is_no_float_does_no_harm() -> None:
+    body = "g (float[N,64] x, int32[2,2] i) => (float[N,80] y, int32[2,2] j) { y = MatMul(x, w)  j = MatMul(i, k) }"
+    model = tiny.model(body, w=normal(64, 80), k=np.ones((2, 2), np.int32))
+    zeros = [{"x": np.zeros((1, 64), np.float32), "i": np.ones((2, 2), np.int32)}]
+    made = edgeopt.shrink(model, rank=0.5, data=zeros)
+    largest = [np.abs(v.const_value.numpy()).max() for v in made.model.graph.initializers.values()]
+    assert len(made.ranks) == 1 and max(largest) < 100
+
+
 def test_ranks_go_where_they_tell_least() -> None:
     model = tiny.model(
         "g (float[N,64] x) => (float[N,64] y) { h = MatMul(x, a)  r = Relu(h)  y = MatMul(r, b) }",

@@ -41,3 +41,15 @@ def test_a_weight_is_reduced_along_the_axis_that_its_product_sums(how: str) -> N
         and (kept[2:] == columns[2:]).all()
         and (kept[:, 0] == columns[:, 0]).all()
     )
+
+
+def test_of_a_scale_for_the_whole_tensor_the_product_says_what_is_summed() -> None:
+    w = np.array([[127, 127, 0, 0], [1, 2, 3, 4]], np.int8)  # [channel, summed], read by a Gemm with transB
+    proto = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17]> g (float[1,4] x) => (float[1,2] y) '
+        "{ v = DequantizeLinear (w, s, z)  y = Gemm <transB = 1> (x, v) }"
+    )
+    constants = {"w": w, "s": np.float32(1), "z": np.int8(0)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(c), name) for name, c in constants.items())
+    after = guarded(ir.from_proto(proto)).graph.initializers["w"].const_value
+    assert after is not None and after.numpy()[0, :2].astype(int).sum() == PAIR

@@ -249,3 +249,14 @@ def test_labels_of_an_output_that_tells_no_classes_are_not_used_and_that_is_said
         made.append(distill(toys.perceptron(), data, teacher=toys.perceptron(7), loss="mse", **more, **toys.QUICK))
     assert any("labels are not used: output 'y' tells no classes (--loss mse)" in n for n in notes)
     assert made[0].metric == "held-out fidelity to the teacher" and toys.same_bytes(made[0].model, made[1].model)
+
+
+def test_scores_of_which_none_stands_out_are_classes_where_there_are_labels() -> None:
+    body = "g (float[N,8] x) => (float[N,80] y) { y = MatMul(x, w) }"
+    model = tiny.model(body, w=0.1 * toys.normal(0, 8, 80))
+    feeds = [{"x": toys.normal(i, 1, 8), "label": np.array([i % 80])} for i in range(160)]
+    for labels, loss in ((None, "kd"), (False, "cosine")):
+        notes: list[str] = []
+        distill(model, feeds, teacher=model, epochs=1, labels=labels, listener=Listener(note=notes.append))
+        assert any(n.startswith(f"--loss auto: {loss} for y") for n in notes)
+        assert not any("labels are not used" in n for n in notes)

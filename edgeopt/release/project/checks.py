@@ -43,7 +43,7 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
             place = ("variants", variant, "steps", str(i))
             named |= {(*place, key, str(n)): path for key in FILES for n, path in enumerate(paths(step, key))}
             more = getattr(step, SAMPLES, None)
-            if more is not None and not exists(home / more):
+            if more is not None and not (more and exists(home / more)):
                 yield (*place, SAMPLES), f"{more!r}: no such file or folder in {home}"
             target = getattr(step, "target", None)
             if target is not None and targets.is_file(target):

@@ -11,7 +11,16 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -32,7 +41,10 @@ Place = Annotated[Path, Field(strict=False)]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Numbers = Annotated[tuple[int, ...], Field(strict=False)]
 Count = Annotated[int, Field(ge=1)]
-_MODELS = Path | tuple[Path, ...] | None  # in TOML, what takes models of any form in Python
+_MODELS = Annotated[  # in TOML, what takes models of any form in Python
+    tuple[Path, ...] | None,
+    BeforeValidator(lambda x: (x,) if isinstance(x, str) else x, json_schema_input_type=str | list[str] | None),
+]
 
 
 def mistake(place: Sequence[str], message: str) -> PydanticCustomError:

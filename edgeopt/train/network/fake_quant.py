@@ -12,7 +12,7 @@ that are quantized in every forward pass; an int32 bias is rounded on the grid s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ def rounded(x: Tensor) -> Tensor:
 
 def growth(p: Tensor, *, octaves: bool) -> Tensor:
     """e^p, by which a scale has grown; `octaves`: the nearest power of two forward."""
-    return torch.exp(rounded(p / math.log(2)) * math.log(2)) if octaves else torch.exp(p)
+    return torch.exp2(rounded(p / math.log(2))) if octaves else torch.exp(p)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int = 1, **_: Any) -> Tensor:
@@ -193,14 +193,50 @@ def step_names(model: ir.Model, found: dict[str, Master], grid: Grid | None = No
     """Scales that can be learned: of activations and weights, but not of biases, whose scale is a product, nor those
     that the target gives the outputs of some operators in its `grid`.
     """
-    given = grid.fixed if grid is not None else {}
+    fixed = grid.fixed if grid is not None else {}
     quantizers = [(n, str(n.inputs[1].name)) for n in model.graph if n.op_type == "QuantizeLinear" and n.inputs[1]]
     names = {scale: None for _, scale in quantizers}
     names |= {m.scale: None for m in found.values() if m.x_scale is None}
     names |= dict.fromkeys(_multipliers(model))
-    makers = ((scale, n.inputs[0].producer()) for n, scale in quantizers if n.inputs[0] is not None)
-    demanded = {scale for scale, maker in makers if maker is not None and maker.op_type in given}
-    return [n for n in names if n in model.graph.initializers and n not in demanded]
+    demanded = {scale for n, scale in quantizers if _type(n) in fixed.get(_maker(n), {})}
+    known = [n for n in names if n in model.graph.initializers]
+    leader = tied_steps(model, known)
+    demanded |= {leader[n] for n in demanded & leader.keys()}
+    return [n for n in known if leader.get(n, n) not in demanded]
+
+
+def tied_steps(model: ir.Model, names: Collection[str]) -> dict[str, str]:
+    """Scales among `names` that have to stay equal to another, by name: of the values before and behind nodes that only
+    move data, where integer kernels need one grid.
+    """
+    leader: dict[str, str] = {}
+    for node in model.graph:
+        scale = _scale_of(node.inputs[0]) if rule(node).moves and node.inputs else None
+        for reader, _ in node.outputs[0].uses() if scale is not None else ():
+            step = str(reader.inputs[1].name) if reader.op_type == "QuantizeLinear" and reader.inputs[1] else None
+            first = leader.get(str(scale), str(scale))
+            if step in names and first in names and step != first and step not in leader and _equal(model, step, first):
+                leader[str(step)] = first
+    return leader
+
+
+def _equal(model: ir.Model, *names: str | None) -> bool:
+    tensors = [model.graph.initializers[str(n)].const_value for n in names]
+    return len({t.numpy().tobytes() for t in tensors if t is not None}) == 1
+
+
+def _maker(quantizer: ir.Node) -> str:
+    """The operator whose output is quantized."""
+    maker = quantizer.inputs[0].producer() if quantizer.inputs[0] is not None else None
+    return maker.op_type if maker is not None else ""
+
+
+def _type(quantizer: ir.Node) -> str:
+    """The type of the integers, as in `Grid.fixed`."""
+    kind = quantizer.outputs[0].dtype
+    zero = quantizer.inputs[2] if len(quantizer.inputs) > 2 else None
+    kind = zero.const_value.dtype if zero is not None and zero.const_value is not None else kind
+    return "uint8" if kind is None else kind.name.lower()
 
 
 def _multipliers(model: ir.Model) -> Iterator[str]:

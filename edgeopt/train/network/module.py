@@ -89,8 +89,9 @@ class OnnxModule(nn.Module):
         scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
         self._values = {n: _array(raised, n) for n in names if n in scales}
         chosen = set(self.choice.trainable)
-        self._step_names = [n for n in names if n in chosen & steps]
-        self.trained = [n for n in names if n in chosen - set(self._step_names) or n in self.masters]
+        self._ties = fake_quant.tied_steps(raised, chosen & steps)
+        self._step_names = [n for n in names if n in (chosen & steps) - self._ties.keys()]
+        self.trained = [n for n in names if n in chosen - steps or n in self.masters]
         for name in names:
             self._register(name, self._start(name, raised), name in chosen)
         self._planning = False
@@ -193,6 +194,7 @@ class OnnxModule(nn.Module):
             getattr(self, f"step{i}") * fake_quant.growth(p, octaves=self._octaves) for i, p in enumerate(self.steps)
         )
         self._steps_now = dict(zip(self._step_names, steps, strict=True))
+        self._steps_now |= {name: self._steps_now[first] for name, first in self._ties.items()}
         now: dict[int, Tensor] = dict(zip(self._parameter_slots, self.weights, strict=True))
         now |= {self.names[name]: getattr(self, f"statistic{i}") for i, name in enumerate(self.statistics)}
         return now | {self.names[name]: s for name, s in self._steps_now.items()}

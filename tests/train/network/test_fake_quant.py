@@ -82,11 +82,38 @@ def test_a_scale_of_powers_of_two_grows_by_octaves_with_the_gradient_of_any_othe
     assert torch.allclose(found, y)  # of e^p, d/dp = e^p
 
 
+def test_scales_before_and_behind_a_move_stay_equal(images: np.ndarray) -> None:
+    model = tiny.model(
+        "g (float[N,3,8,8] x) => (float[N,4] y) { c = Conv(x, w)  m = MaxPool <kernel_shape = [2, 2]> (c)"
+        "  f = Flatten(m)  y = Gemm <transB = 1> (f, v) }",
+        w=normal(4, 3, 3, 3),
+        v=normal(4, 100),
+    )
+    feeds = [{"x": normal(1, 3, 8, 8, seed=i)} for i in range(32)]
+    made = graph.canonical(edgeopt.quantize(model, feeds, mode="static", measure=False, include=("Conv", "Gemm")).model)
+    names = fake_quant.step_names(made, fake_quant.masters(made))
+    ties = fake_quant.tied_steps(made, names)
+    moves = [n for n in made.graph if n.op_type in ("MaxPool", "Flatten")]
+    assert len(moves) == 2 and ties
+    module = OnnxModule(made, quantized=True)
+    module({"x": torch.from_numpy(feeds[0]["x"])})["y"].square().sum().backward()
+    torch.optim.SGD(module.steps, lr=1.0).step()
+    found, old = module.arrays(), OnnxModule(made, quantized=True).arrays()
+    assert all(found[a] == found[b] != old[b] == old[a] for a, b in ties.items())
+
+
+GRID = load("qnn-htp:a16").grid
+
+
 def test_scales_that_the_target_gives_stay() -> None:
     model = tiny.model("g (float[N,8] x) => (float[N,8] y) { m = MatMul(x, a)  y = Sigmoid(m) }", a=normal(8, 8))
     feeds = [{"x": normal(1, 8, seed=i)} for i in range(32)]
-    made = edgeopt.quantize(model, feeds, mode="static", measure=False, target="qnn-htp").model
-    free, kept = (fake_quant.step_names(made, fake_quant.masters(made), of) for of in (None, load("qnn-htp").grid))
+    plain, made = (
+        graph.canonical(edgeopt.quantize(model, feeds, mode="static", measure=False, target=t).model)
+        for t in ("qnn-htp", "qnn-htp:a16")
+    )
+    assert len({len(fake_quant.step_names(plain, fake_quant.masters(plain), g)) for g in (None, GRID)}) == 1
+    free, kept = (fake_quant.step_names(made, fake_quant.masters(made), of) for of in (None, GRID))
     (demanded,) = set(free) - set(kept)
     (reader,) = [n for n in made.graph if n.op_type == "QuantizeLinear" and n.inputs[1].name == demanded]
     assert reader.inputs[0].producer().op_type == "Sigmoid"
