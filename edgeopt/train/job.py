@@ -127,13 +127,8 @@ def prepare(
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
         listener.note(line)
     size, seen = _looked_at({"student": student, **teachers}, held, size, listener)
-    pairs = paired(
-        matched(student, teacher, options.match),
-        seen["student"],
-        seen["teacher"],
-        options,
-        partial(_labelled, examples, options),
-    )
+    names, labelled = matched(student, teacher, options.match), partial(_labelled, examples, options)
+    pairs = paired(names, seen["student"], seen["teacher"], options, labelled)
     why = _unlabelled(examples, options, pairs[0], seen["student"][pairs[0].student][0].shape[-1])
     if examples.labels is not None and why:
         listener.note(why)
@@ -158,10 +153,7 @@ def prepare(
     _check_labels(job)
     if others:
         check_alike(job, others, "--teacher")
-    known = [str(v.name) for node in teacher.graph for v in node.outputs]
-    for name in options.hints.values():
-        if name not in known:
-            raise UsageError(f"--hint: the teacher has no value {name!r}{suggestion(name, known)}")
+    _check_hints(job)
     return job
 
 
@@ -347,6 +339,13 @@ def _check_quantized(student: ir.Model, options: Distill) -> None:
         )
     if options.quantized and not found:
         raise ModelError("--qat trains a quantized student, and this one has no Q/DQ: edgeopt quantize makes it")
+
+
+def _check_hints(job: Job) -> None:
+    known = [str(v.name) for node in job.teacher.graph for v in node.outputs]
+    for name in job.options.hints.values():
+        if name not in known:
+            raise UsageError(f"--hint: the teacher has no value {name!r}{suggestion(name, known)}")
 
 
 def _check_labels(job: Job) -> None:
