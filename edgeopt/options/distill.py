@@ -15,6 +15,7 @@ from edgeopt.options.reading import AnySamples, Reading
 from edgeopt.options.texts import NAMES, Text, whole
 
 _RATES = {32: 3e-4, 8: 2e-5, 4: 1e-4}  # by the bits of weights: of 4 they have far to go to another integer
+_BATCH, _SMALL_BATCH = 32, 8
 Kind = Literal["offline", "online", "self"]
 _RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha; `scripts/sweep_distill` compares them
     "offline": (2.0, 0.9),
@@ -70,7 +71,11 @@ class Distill(Reading):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Share of a label that all classes get.")
     epochs: int = Field(default=20, ge=1, description="Passes over the samples, at the most.")
     minutes: float | None = Field(default=None, gt=0, description="Stop after so long, if the epochs are not over.")
-    batch_size: int = Field(default=32, ge=1, description="Samples a batch.")
+    batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"Samples a batch. [default: {_BATCH}, or {_SMALL_BATCH} with --minutes: more steps in them]",
+    )
     accumulate: int = Field(default=1, ge=1, description="Batches a step.")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="How weights are updated.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Of --optimizer sgd.")
@@ -130,6 +135,11 @@ class Distill(Reading):
     def rate(self, bits: int = 32) -> float:
         """The learning rate: as chosen, or what suits weights of so many bits; of floats 32."""
         return _RATES[bits] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def batch(self) -> int:
+        """Samples a batch: as chosen, or fewer where the time is limited."""
+        return self.batch_size or (_BATCH if self.minutes is None else _SMALL_BATCH)
 
     @property
     def softening(self) -> float:

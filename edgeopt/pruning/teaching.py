@@ -25,7 +25,6 @@ from edgeopt.runtime.session import open_session
 
 _EPOCHS = 10_000  # the minutes end it
 _TIMED_S = 2.0
-_BATCH = 8  # of the same minutes, more steps than of 32
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def taught(source: ir.Model, model: ir.Model, options: Shrink, minutes: float, f
     how = Distill.of(
         {
             **reading, "teacher": source, "labels": options.labels, "minutes": minutes, "epochs": _EPOCHS,
-            "batch_size": _BATCH, "learning_rate": options.learning_rate, "augment": options.augment,
+            "learning_rate": options.learning_rate, "augment": options.augment,
             "listener": options.listener,
         },
         "command line",

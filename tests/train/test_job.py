@@ -321,3 +321,15 @@ def test_generations_share_the_minutes() -> None:
     start = time.monotonic()
     distill(toys.perceptron(), toys.samples(40, labels=True), kind="self", generations=3, epochs=10**6, minutes=0.05)
     assert time.monotonic() - start < 9  # three of three seconds each, and reading
+
+
+def test_a_limit_of_time_asks_for_small_batches_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
+    assert [edgeopt.Distill(**x).batch for x in ({}, {"minutes": 1.0}, {"minutes": 1.0, "batch_size": 64})] == [
+        32,
+        8,
+        64,
+    ]
+    how = {"teacher": toys.perceptron(7), "checkpoint": tmp_path / "state.pt"}
+    distill(toys.perceptron(), toys.samples(40), epochs=1, **how)
+    with pytest.raises(DataError, match="other options"):
+        distill(toys.perceptron(), toys.samples(40), epochs=1, minutes=1.0, resume=True, **how)
