@@ -28,8 +28,8 @@ from edgeopt.runtime.session import Session, open_session, try_loops, with_outpu
 from edgeopt.train import batches as data_of
 from edgeopt.train import losses, views
 from edgeopt.train.batches import Examples
-from edgeopt.train.network.fake_quant import masters
 from edgeopt.train.network.module import OnnxModule, write_back
+from edgeopt.train.network.qdq import masters
 from edgeopt.train.pairs import Pair, class_names, matched, named_like, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks
 from edgeopt.train.teachers import Panel, answers, together

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from edgeopt import graph
 from edgeopt.errors import ModelError, UsageError, suggestion
 from edgeopt.hardware.target import Grid
-from edgeopt.train.network import fake_quant
+from edgeopt.train.network import fake_quant, qdq
 from edgeopt.train.network.choice import choose
 from edgeopt.train.network.fusion import fused
 from edgeopt.train.network.program import Instruction, run, with_drops
@@ -63,8 +63,8 @@ class OnnxModule(nn.Module):
         super().__init__()
         raised = graph.raise_opset(model, OPSET).clone()
         self.half = _widen(raised)
-        self.masters = fake_quant.masters(raised) if quantized else {}
-        steps = set(fake_quant.step_names(raised, self.masters, grid)) if quantized else set[str]()
+        self.masters = qdq.masters(raised) if quantized else {}
+        steps = set(qdq.step_names(raised, self.masters, grid)) if quantized else set[str]()
         self.choice = choose(raised, freeze, train, self.masters.keys() | steps)
         self.inputs = [str(v.name) for v in raised.graph.inputs]
         self.outputs = [str(v.name) for v in raised.graph.outputs]
@@ -89,7 +89,7 @@ class OnnxModule(nn.Module):
         scales = {n for m in self.masters.values() for n in (m.scale, m.zero_point, m.x_scale, m.w_scale)}
         self._values = {n: _array(raised, n) for n in names if n in scales}
         chosen = set(self.choice.trainable)
-        self._ties = fake_quant.tied_steps(raised, chosen & steps)
+        self._ties = qdq.tied_steps(raised, chosen & steps)
         self._step_names = [n for n in names if n in (chosen & steps) - self._ties.keys()]
         self.trained = [n for n in names if n in chosen - steps or n in self.masters]
         for name in names:

@@ -18,7 +18,7 @@ from edgeopt.hardware.target import load
 from edgeopt.ptq.guard import guarded
 from edgeopt.runtime.session import open_session
 from edgeopt.train import evaluation
-from edgeopt.train.network import fake_quant
+from edgeopt.train.network import fake_quant, qdq
 from edgeopt.train.network.module import OnnxModule, write_back
 from tests import tiny
 from tests.models import normal
@@ -91,8 +91,8 @@ def test_scales_before_and_behind_a_move_stay_equal(images: np.ndarray) -> None:
     )
     feeds = [{"x": normal(1, 3, 8, 8, seed=i)} for i in range(32)]
     made = graph.canonical(edgeopt.quantize(model, feeds, mode="static", measure=False, include=("Conv", "Gemm")).model)
-    names = fake_quant.step_names(made, fake_quant.masters(made))
-    ties = fake_quant.tied_steps(made, names)
+    names = qdq.step_names(made, qdq.masters(made))
+    ties = qdq.tied_steps(made, names)
     moves = [n for n in made.graph if n.op_type in ("MaxPool", "Flatten")]
     assert len(moves) == 2 and ties
     module = OnnxModule(made, quantized=True)
@@ -112,8 +112,8 @@ def test_scales_that_the_target_gives_stay() -> None:
         graph.canonical(edgeopt.quantize(model, feeds, mode="static", measure=False, target=t).model)
         for t in ("qnn-htp", "qnn-htp:a16")
     )
-    assert len({len(fake_quant.step_names(plain, fake_quant.masters(plain), g)) for g in (None, GRID)}) == 1
-    free, kept = (fake_quant.step_names(made, fake_quant.masters(made), of) for of in (None, GRID))
+    assert len({len(qdq.step_names(plain, qdq.masters(plain), g)) for g in (None, GRID)}) == 1
+    free, kept = (qdq.step_names(made, qdq.masters(made), of) for of in (None, GRID))
     (demanded,) = set(free) - set(kept)
     (reader,) = [n for n in made.graph if n.op_type == "QuantizeLinear" and n.inputs[1].name == demanded]
     assert reader.inputs[0].producer().op_type == "Sigmoid"
@@ -150,7 +150,7 @@ def test_a_spoilt_quantized_student_recovers_and_its_bias_steps_stay_products(
     quantized: ir.Model, images: np.ndarray
 ) -> None:
     rng = np.random.default_rng(0)
-    found = fake_quant.masters(quantized)
+    found = qdq.masters(quantized)
     spoilt = write_back(
         quantized,
         {
@@ -169,7 +169,7 @@ def test_a_spoilt_quantized_student_recovers_and_its_bias_steps_stay_products(
     )
     assert made.before < made.after / 2 < 0  # minus the divergence: at least halved
     values = {n: v.const_value.numpy() for n, v in made.model.graph.initializers.items() if v.const_value is not None}
-    for master in fake_quant.masters(made.model).values():
+    for master in qdq.masters(made.model).values():
         if master.x_scale is not None and master.w_scale is not None:
             assert np.array_equal(values[master.scale], values[master.x_scale] * values[master.w_scale])
     assert {values[n].dtype for n in found} == {np.dtype(np.int8), np.dtype(np.int32)}
@@ -177,7 +177,7 @@ def test_a_spoilt_quantized_student_recovers_and_its_bias_steps_stay_products(
 
 def test_weights_that_saturate_are_trained_as_they_are_written(quantized: ir.Model, images: np.ndarray) -> None:
     rng = np.random.default_rng(0)
-    weights = {n: m for n, m in fake_quant.masters(quantized).items() if m.kind == ir.DataType.INT8}
+    weights = {n: m for n, m in qdq.masters(quantized).items() if m.kind == ir.DataType.INT8}
     wild = write_back(
         quantized,
         {n: rng.integers(-127, 128, quantized.graph.initializers[n].shape.numpy(), np.int8) for n in weights},
@@ -255,7 +255,7 @@ def test_scales_that_a_mul_applies_learn_in_proportion() -> None:
     stored = graph.canonical(edgeopt.quantize(model, feeds, mode="weights", bits=4, measure=False).model)
     scales = {str(n) for n in stored.graph.initializers if "scale" in str(n)}
     assert [n.op_type for n in stored.graph].count("Mul") == 2 and len(scales) == 3
-    assert set(fake_quant.step_names(stored, fake_quant.masters(stored))) == scales
+    assert set(qdq.step_names(stored, qdq.masters(stored))) == scales
     rate, steps = 1e-3, 2
     found = edgeopt.distill(
         stored, feeds, teacher=model, quantized=True, loss="mse", epochs=steps, batch_size=400, learning_rate=rate,
