@@ -12,8 +12,10 @@ layers. A layer whose product would not be smaller stays whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -24,10 +26,10 @@ from edgeopt.errors import ModelError, UsageError
 from edgeopt.graph.edit import Names, drop_unused, initializer, node
 from edgeopt.graph.ops import channel_axis, weight_of
 from edgeopt.pruning.width import MULTIPLE
-from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, rows
+from edgeopt.ptq.moments import Layer, LayerMoments, Sample, gather, layers, name, parts, rows
 
 Wide = NDArray[np.float64]
-Ranks = Mapping[str, tuple[int, int]]
+_RAM = 1 << 30  # bytes of moments at a time; of a layer that needs more, nothing is known
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,14 @@ class _Factors:
         out, n = len(self.b), self.a.shape[1]
         return out + n, out * n
 
+    @cached_property
+    def worth(self) -> Wide:
+        """Of each component, the share of s^2 per parameter."""
+        return np.asarray(self.s**2 / max(float((self.s**2).sum()), 1e-30) / self.sizes[0])
+
     def rank(self, least: float) -> int:
         """How many components are worth at least `least`, up to a multiple of `MULTIPLE`."""
-        worth = self.s**2 / max(float((self.s**2).sum()), 1e-30) / self.sizes[0]
-        return max(1, -(-int((worth >= least).sum()) // MULTIPLE)) * MULTIPLE
+        return max(1, math.ceil(int((self.worth >= least).sum()) / MULTIPLE)) * MULTIPLE
 
     def left(self, least: float) -> int:
         """The parameters that are left at the rank of `least`."""
@@ -68,9 +74,7 @@ def low_rank(
     copy = model.clone()
     free = [n for n in copy.graph if n.name not in kept and n.attributes.get_int("group", 1) == 1]
     found = [x for x in layers(copy, frozenset(str(n.name) for n in free)) if len(x) == 1 and _fits(x)]
-    seen = gather(copy, found, [(str(i), lambda f=f: f) for i, f in enumerate(feeds)]) if feeds else {}  # type: ignore[misc]
-    factors = [_factors(layer, seen.get(name(layer))) for layer in found]
-    factors = [f for f in factors if f.left(np.inf) < f.sizes[1]]
+    factors = [f for f in _all_factors(copy, found, feeds) if f.left(np.inf) < f.sizes[1]]
     if not factors:
         raise ModelError(
             "--rank: no matrix or convolution could be the product of two smaller ones (tied and grouped weights stay)"
@@ -90,22 +94,33 @@ def low_rank(
 def _fits(layer: Layer) -> bool:
     """Whether the weight is float32, and nothing but the one node reads it."""
     weight = weight_of(layer[0])
-    alone = weight is not None and len(weight.uses()) == 1 and not weight.is_graph_output()
-    return alone and weight is not None and weight.dtype == ir.DataType.FLOAT
+    if weight is None or weight.dtype != ir.DataType.FLOAT:
+        return False
+    return len(weight.uses()) == 1 and not weight.is_graph_output()
+
+
+def _all_factors(model: ir.Model, found: Sequence[Layer], feeds: Sequence[Feed]) -> list[_Factors]:
+    """The factors of each layer, whitened by what it reads of `feeds`, if there are any."""
+    samples: list[Sample] = [(str(i), partial(dict, feed)) for i, feed in enumerate(feeds)]
+    some, large = parts(found, _RAM, _RAM) if feeds else ([], list(found))
+    factors = [_factors(layer, None) for layer in large]
+    for part in some:
+        seen = gather(model, part, samples)
+        factors += [_factors(layer, seen.get(name(layer))) for layer in part]
+    return factors
 
 
 def _factors(layer: Layer, moments: LayerMoments | None) -> _Factors:
     w = rows(layer[0])[0].astype(np.float64)
     h = None if moments is None else _shrunk(moments)
     if h is None:
-        forth = back = np.ones((1, 1, 1))
+        u, s, v = np.linalg.svd(w, full_matrices=False)
     else:
         values, q = np.linalg.eigh(h)
         root = np.sqrt(np.maximum(values, 0))
-        forth, back = q * root[:, None, :], (q / root[:, None, :]).transpose(0, 2, 1)
-    u, s, v = np.linalg.svd(_blockwise(w, forth), full_matrices=False)
-    root = np.sqrt(s)
-    return _Factors(layer[0], u * root, _blockwise(root[:, None] * v, back), s)
+        u, s, v = np.linalg.svd(_blockwise(w, q * root[:, None, :]), full_matrices=False)
+        v = _blockwise(v, (q / root[:, None, :]).transpose(0, 2, 1))
+    return _Factors(layer[0], u * np.sqrt(s), np.sqrt(s)[:, None] * v, s)
 
 
 def _shrunk(moments: LayerMoments) -> Wide | None:
@@ -122,29 +137,22 @@ def _shrunk(moments: LayerMoments) -> Wide | None:
 
 
 def _blockwise(w: Wide, m: Wide) -> Wide:
-    """`w` [n, in] times the matrix with the blocks `m` on its diagonal; a block of one element is the identity."""
-    if m.shape[-1] == 1:
-        return w
-    parts = np.split(w, len(m), axis=1)
-    return np.concatenate([part @ block for part, block in zip(parts, m, strict=True)], axis=1)
+    """`w` [n, in] times the matrix with the blocks `m` on its diagonal."""
+    pieces = np.split(w, len(m), axis=1)
+    return np.concatenate([piece @ block for piece, block in zip(pieces, m, strict=True)], axis=1)
 
 
 def _least(factors: Sequence[_Factors], share: float) -> float:
     """The smallest worth at which a share `share` of the parameters stays."""
     whole = sum(f.sizes[1] for f in factors)
-    worths = np.unique(np.concatenate([f.s**2 / max((f.s**2).sum(), 1e-30) / f.sizes[0] for f in factors]))
-    low, high = 0, len(worths)  # of the largest worth above all, each layer keeps the fewest
-    levels = np.append(worths, np.inf)
-    if sum(f.left(np.inf) for f in factors) > share * whole:
-        few = math.ceil(100 * sum(f.left(np.inf) for f in factors) / whole) / 100
-        raise UsageError(f"--rank {share:g}: no ranks are so few; the least is {few:g}")
-    while low < high:
-        middle = (low + high) // 2
-        if sum(f.left(levels[middle]) for f in factors) <= share * whole:
-            high = middle
-        else:
-            low = middle + 1
-    return float(levels[low])
+    levels = np.append(np.unique(np.concatenate([f.worth for f in factors])), np.inf)
+
+    def left(level: float) -> float:
+        return sum(f.left(level) for f in factors) / whole
+
+    if left(np.inf) > share:
+        raise UsageError(f"--rank {share:g}: no ranks are so few; the least is {math.ceil(100 * left(np.inf)) / 100:g}")
+    return float(levels[bisect_left(levels, -share, key=lambda level: -left(level))])
 
 
 def _split(model: ir.Model, names: Names, f: _Factors, rank: int) -> None:

@@ -139,9 +139,10 @@ class Objective:
 _MANY, _STANDS_OUT = 64, 0.1  # classes, of which one stands out where a network was trained to tell them apart
 
 
-def guess(teacher: list[Tensor], told: bool = False) -> tuple[str, str]:
+def guess(teacher: list[Tensor], told: bool = False, labelled: bool = False) -> tuple[str, str]:
     """(a loss that fits the values of an output [batch, ...] over some batches: probabilities, sigmoids, logits or an
-    embedding; why it does). `told`: the last axis is known to be that of classes.
+    embedding; why it does). `told`: the last axis is known to be that of classes; `labelled`: there are labels of so
+    many classes, so that rows in which none stands out are scores.
     """
     rows = [_rows(t).float() for t in teacher]
     classes = teacher[0].ndim == 2 and rows[0].shape[-1] > 1
@@ -154,7 +155,7 @@ def guess(teacher: list[Tensor], told: bool = False) -> tuple[str, str]:
     unit = all(torch.allclose(x.norm(dim=-1), torch.ones(len(x)), atol=1e-3) for x in rows)
     if classes and (unit or all(x.min() >= 0 for x in rows)):
         return "cosine", f"an embedding: {'each row has length 1' if unit else 'no value is negative'}"
-    if classes and rows[0].shape[-1] >= _MANY:
+    if classes and not labelled and rows[0].shape[-1] >= _MANY:
         largest = float(torch.cat([x.softmax(-1).amax(-1) for x in rows]).mean())
         if largest < _STANDS_OUT:
             return (

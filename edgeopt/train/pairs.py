@@ -129,8 +129,8 @@ def paired(
             continue
         pair = Pair(name, other, options.loss, axis=_axis(options.class_axes.get(name), values[1], name))
         if pair.loss == "auto":
-            told = pair.axis is not None or labelled(values[1].shape[-1])
-            loss, why = losses.guess([pair.theirs(y) for y in theirs[other]], told)
+            given = [pair.theirs(y) for y in theirs[other]]
+            loss, why = losses.guess(given, pair.axis is not None, labelled(values[1].shape[-1]))
             pair = replace(pair, loss=loss)
             options.listener.note(f"--loss auto: {loss} for {name}: {why}")
         pair = replace(pair, order=_fitting(order, pair.theirs(values[1]), other))

@@ -120,7 +120,9 @@ def test_rows_in_which_no_class_stands_out_are_an_embedding() -> None:
     assert guess([0.3 * x])[0] == "cosine" and "0.6% on the average" in guess([0.3 * x])[1]
     assert guess([5 * x])[0] == "kd"
     assert guess([0.3 * x[:, :45]])[0] == "kd"  # of few classes a weak network prefers none
-    assert guess([0.3 * x], told=True)[0] == "kd"
+    assert guess([0.3 * x], told=True)[0] == guess([0.3 * x], labelled=True)[0] == "kd"
+    assert guess([torch.nn.functional.normalize(x, dim=1)], labelled=True)[0] == "cosine"  # labels or not
+    assert guess([0.3 * x.reshape(4, 8, 384)], labelled=True)[0] == "mse"
 
 
 @pytest.mark.parametrize("rest", [(), (4,)])

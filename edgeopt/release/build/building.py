@@ -138,9 +138,10 @@ def _variant(
 def _about(step: Any, context: Context, cache: Cache, known: Digests) -> Iterable[object]:
     """All inputs besides the model that determine the output of `step`."""
     call, more = getattr(step, "call", None), getattr(step, SAMPLES, None)
-    models = (*actions.teachers(step, context), *actions.files(step, context).get("peers", ()))
+    named = {key: found for key, found in actions.files(step, context).items() if key != "teacher"}
+    models = (*actions.teachers(step, context), *named.pop("peers", ()))
     read = [sources.model_digest(cache, model) for model in models]
-    read += [cache.digest(file_of(f)) for found in actions.files(step, context).values() for f in found]
+    read += [cache.digest(file_of(f)) for found in named.values() for f in found]
     read += [] if more is None else [sources.data_digest(cache, more, context.root)]
     read += [] if call is None else [sources.module_digest(cache, call, context.root)]
     samples = (known.data, known.reading) if actions.reads_data(step) else ()

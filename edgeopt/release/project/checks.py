@@ -37,11 +37,12 @@ def check(project: Project, home: Path, file: Path, *, code: bool = True) -> Non
 
 
 def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
-    named: dict[Place, Path | None] = {("model",): project.model, ("data", "tokenizer"): project.data.tokenizer}
+    named: list[tuple[Place, Path | None]] = [(("model",), project.model)]
+    named.append((("data", "tokenizer"), project.data.tokenizer))
     for variant, v in project.variants.items():
         for i, step in enumerate(v.steps):
             place = ("variants", variant, "steps", str(i))
-            named |= {(*place, key, str(n)): path for key in FILES for n, path in enumerate(paths(step, key))}
+            named += [((*place, key), path) for key in FILES for path in paths(step, key)]
             more = getattr(step, SAMPLES, None)
             if more is not None and not (more and exists(home / more)):
                 yield (*place, SAMPLES), f"{more!r}: no such file or folder in {home}"
@@ -51,7 +52,7 @@ def _files(project: Project, home: Path) -> Iterator[tuple[Place, str]]:
                     targets.load(home / target)
                 except UsageError as e:
                     yield (*place, "target"), str(e)
-    for at, path in named.items():
+    for at, path in named:
         if path is not None and str(path) != TABLE and not (exists(home / path) and (home / path).is_file()):
             yield at, f"{str(path)!r}: no such file in {home}"
 
