@@ -1,7 +1,7 @@
 """ONNX models as graphs: files, canonical form, operator table, edits, and the plan of a quantized model."""
 
 from edgeopt.graph.facts import above_protobuf, bytes_by_dtype, fixed, size_bytes
-from edgeopt.graph.form import at_shapes, canonical, lower_opset, raise_opset, typed
+from edgeopt.graph.form import at_shapes, canonical, free_sizes, lower_opset, raise_opset, typed
 from edgeopt.graph.serialization import (
     Source,
     check_valid,
@@ -23,6 +23,7 @@ __all__ = [
     "embedded",
     "external_files",
     "fixed",
+    "free_sizes",
     "load",
     "lower_opset",
     "proto_bytes",

@@ -68,11 +68,17 @@ def canonical(model: ir.Model, optional: frozenset[str] = frozenset(), *, copy: 
                 f"input {value.name!r} is a {value.type}: "
                 "only inputs that are tensors of numbers can be quantized or measured"
             )
-        if value.shape is not None:
-            dims = [None if isinstance(d, int) and d < 1 else d for d in value.shape]
-            value.shape = ir.Shape(dims)
+    free_sizes(found)
     _name_nodes(found)
     return found
+
+
+def free_sizes(model: ir.Model) -> ir.Model:
+    """`model`, changed in place: sizes of inputs below 1, as Paddle writes those that vary, are free."""
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape([None if isinstance(d, int) and d < 1 else d for d in value.shape])
+    return model
 
 
 def _check_functions(model: ir.Model) -> None:

@@ -203,7 +203,7 @@ def _figure(x: float) -> float | None:
 
 def made_up(path: Path, dims: Mapping[str, int]) -> Feed:
     """Generated inputs for the model at `path`, with those of `dims` that are free in it."""
-    model = graph.load(path)
+    model = graph.free_sizes(graph.load(path))
     free = set(free_dims(model))
     return feed_for(model, {name: size for name, size in dims.items() if name in free})
 

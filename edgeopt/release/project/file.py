@@ -345,6 +345,7 @@ def _told(error: Mapping[str, Any], rows: Rows, path: Path) -> str:
     tags = [i for i, p in enumerate(loc) if i and isinstance(loc[i - 1], int) and p in STEPS]
     place = [*(str(p) for i, p in enumerate(loc) if i not in tags), *context.get("place", ())]
     message = str(error["msg"]).removeprefix("Value error, ")
+    message = message.replace("a valid tuple", "an array").replace("a valid dictionary", "a table")  # as TOML says
     if error["type"] == "extra_forbidden":
         message = f"no such key{suggestion(place[-1], _fields(loc))}"
     elif error["type"] == "union_tag_invalid":

@@ -293,6 +293,13 @@ def test_answers_are_the_same_twice_and_tell_shape_and_first_values(tmp_path: Pa
     assert [(a["output"], a["shape"], len(a["first"])) for a in first] == [("y", [1, 6], 6)]
 
 
+def test_a_dimension_of_minus_one_is_free(tmp_path: Path) -> None:
+    model = network()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1  # as Paddle exports batches
+    onnx.save(model, tmp_path / "m.onnx")
+    assert [a["shape"] for a in answers(tmp_path / "m.onnx")] == [[1, 6]]
+
+
 def test_the_opset_is_that_of_the_file(judge: Judge) -> None:
     j, context = judge(network(), normal(40, 4))
     assert evaluate(j, context.model).opset == 17

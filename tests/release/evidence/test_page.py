@@ -397,3 +397,7 @@ def test_the_page_allows_nothing_from_outside() -> None:
     assert not re.search(
         r"""(?:src|href)\s*=\s*(?!["']?data:)|url\(|@import|https?:""", re.sub(r'content="[^"]*"', "", text)
     )
+
+
+def test_a_run_without_gates_says_so_beside_its_exit_code() -> None:
+    assert "no gates &middot; exit code 0" in " ".join(page([run(variant())]).split())

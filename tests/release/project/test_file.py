@@ -568,6 +568,12 @@ def test_a_byte_order_mark_as_windows_editors_write_it_is_taken(tmp_path: Path) 
     assert load(file) == Project.model_validate(tomllib.loads(MINIMAL))
 
 
+def test_a_mistake_is_told_in_the_words_of_toml(tmp_path: Path) -> None:
+    text = MINIMAL.replace('{ step = "fp16" }', '{ step = "distill", teacher = 3 }')
+    message = told(text, tmp_path)
+    assert lines_told(message) == [5] and message.endswith("teacher: Input should be an array")
+
+
 def test_a_step_that_learns_from_itself_has_no_teacher(tmp_path: Path) -> None:
     text = MINIMAL.replace('{ step = "fp16" }', '{ step = "distill", kind = "self", teacher = "big.onnx" }')
     message = told(text, tmp_path)
