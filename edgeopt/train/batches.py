@@ -83,6 +83,7 @@ def read(
     listed = _listed(wanted) if isinstance(wanted, Path) else None
     feeds = Spill(free_bytes() // _SHARE)
     names: list[str | None] = []
+    entries: set[str | None] = set()
     problems: dict[str, str] = {}
     for i, (name, reader) in enumerate((*samples, *unlabelled)):
         try:
@@ -101,9 +102,14 @@ def read(
             names.append(_found(listed, name))
         else:
             names.append(given if given is not None else _folder(name))
+            entries |= {given} - {None}
     if not names:
         raise DataError(f"no sample can be read: {next(iter(problems.values()), 'the folder is empty')}")
     labels, classes = _labels(names, classes) if wanted is not False else (None, ())
+    if wanted is None and labels is None and entries == set(names) and len(entries) == 1:
+        raise DataError(
+            f"every entry 'label' is {names[0]}: one class teaches nothing. --no-labels learns from the teacher alone"
+        )
     if wanted and labels is None:
         raise DataError(
             f"{wanted}: one label for all samples, which teaches nothing"

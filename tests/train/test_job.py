@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -321,6 +322,15 @@ def test_generations_share_the_minutes() -> None:
     start = time.monotonic()
     distill(toys.perceptron(), toys.samples(40, labels=True), kind="self", generations=3, epochs=10**6, minutes=0.05)
     assert time.monotonic() - start < 9  # three of three seconds each, and reading
+
+
+@pytest.mark.parametrize("how", [{"kind": "self"}, {"teacher": toys.perceptron(7)}])
+def test_labels_of_one_class_are_refused_with_the_way_out(how: dict[str, Any]) -> None:
+    feeds = [{**f, "label": np.array([2])} for f in toys.samples(40)]
+    with pytest.raises(DataError, match=r"every entry 'label' is 2: one class teaches nothing\. --no-labels"):
+        distill(toys.perceptron(), feeds, epochs=1, **how)
+    if "teacher" in how:
+        assert "fidelity" in distill(toys.perceptron(), feeds, epochs=1, labels=False, **how).metric
 
 
 def test_a_limit_of_time_asks_for_small_batches_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
