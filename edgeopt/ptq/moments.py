@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
+from edgeopt.graph.facts import above_protobuf
 from edgeopt.graph.ops import activations, array, channel_axis, weight_of
+from edgeopt.graph.serialization import load, proto_bytes
 from edgeopt.hardware.host import cores, threads
 from edgeopt.ptq.grids import by_weight
 from edgeopt.runtime.session import Feed, reading
+from edgeopt.runtime.spread import Spread
 
 POSITIONS = 128
 BLOCK = 512  # largest number of inputs that compensate each other's rounding, computed with in float64
@@ -216,11 +220,17 @@ def gather(
     wanted: Sequence[Layer],
     samples: Sequence[Sample],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    by: Spread | None = None,
 ) -> dict[str, LayerMoments]:
-    """Moments of layers (of `model`) by the names of their weights, in one pass over the samples."""
+    """Moments of layers (of `model`) by the names of their weights, in one pass over the samples; the same whoever
+    takes the columns (`by`).
+    """
     found: dict[str, LayerMoments] = {}
     waiting: list[Mapping[str, NDArray[np.float32]]] = []
-    for done, columns_of in enumerate(_columns(model, [n for layer in wanted for n in layer], samples), 1):
+    nodes = [n for layer in wanted for n in layer]
+    elsewhere = by is not None and not above_protobuf(model)
+    taken = _taken_by(by, model, nodes, samples) if by and elsewhere else _taken(model, nodes, samples)
+    for done, columns_of in enumerate(taken, 1):
         waiting.append(columns_of)
         if len(waiting) == _TOGETHER or done == len(samples):
             for layer in wanted:
@@ -236,27 +246,68 @@ def gather(
     return {key: m for key, m in found.items() if m.count and np.isfinite(m.h).all()}
 
 
-def _columns(
+@dataclass(frozen=True)
+class _Taking:
+    """A model and the nodes whose columns are taken, in bytes that are opened once."""
+
+    proto: bytes
+    names: frozenset[str]
+
+    @cached_property
+    def columns(self) -> Callable[[int, Feed], Mapping[str, NDArray[np.float32]]]:
+        """Gives the columns of a sample by its number."""
+        model = load(self.proto)
+        return _columns(model, [n for n in model.graph if n.name in self.names])
+
+
+def _of_sample(taking: _Taking, item: tuple[int, Feed | None]) -> Mapping[str, NDArray[np.float32]]:
+    number, feed = item
+    return {} if feed is None else taking.columns(number, feed)
+
+
+def _taken_by(
+    by: Spread, model: ir.Model, nodes: Sequence[ir.Node], samples: Sequence[Sample]
+) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+    """`_taken` by workers elsewhere; samples are read here."""
+    shared = by.shared(_Taking(proto_bytes(model), frozenset(str(n.name) for n in nodes)))
+    return by.map(_of_sample, shared, ((i, _read(read)) for i, (_, read) in enumerate(samples)))
+
+
+def _taken(
     model: ir.Model, nodes: Sequence[ir.Node], samples: Sequence[Sample]
 ) -> Iterator[Mapping[str, NDArray[np.float32]]]:
     """Columns of each node, one mapping for each sample, in order; empty for samples that cannot be read."""
-    read = {str(n.name): str(activations(n)[0][1].name) for n in nodes}
-    run = reading(model, read.values())
+    columns_of = _columns(model, nodes)
 
-    def work(seed: int) -> dict[str, NDArray[np.float32]]:
-        try:
-            feed = samples[seed][1]()
-        except DataError:
-            return {}
-        values = run(feed)
-        there = [n for n in nodes if values[read[str(n.name)]].size]
-        return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(seed)) for n in there}
+    def work(number: int) -> Mapping[str, NDArray[np.float32]]:
+        feed = _read(samples[number][1])
+        return {} if feed is None else columns_of(number, feed)
 
     with threads(cores()) as pool:
-        ahead: deque[Future[dict[str, NDArray[np.float32]]]] = deque()
-        for seed in range(len(samples)):
-            ahead.append(pool.submit(work, seed))
+        ahead: deque[Future[Mapping[str, NDArray[np.float32]]]] = deque()
+        for number in range(len(samples)):
+            ahead.append(pool.submit(work, number))
             if len(ahead) > cores():  # limits the number of results waiting in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def _read(read: Callable[[], Feed]) -> Feed | None:
+    try:
+        return read()
+    except DataError:
+        return None
+
+
+def _columns(model: ir.Model, nodes: Sequence[ir.Node]) -> Callable[[int, Feed], Mapping[str, NDArray[np.float32]]]:
+    """A function that gives the columns of `nodes` by name for a sample, whose number is the seed of their places."""
+    read = {str(n.name): str(activations(n)[0][1].name) for n in nodes}
+    run = reading(model, read.values())
+
+    def columns_of(number: int, feed: Feed) -> Mapping[str, NDArray[np.float32]]:
+        values = run(feed)
+        there = [n for n in nodes if values[read[str(n.name)]].size]
+        return {str(n.name): columns(n, values[read[str(n.name)]], np.random.default_rng(number)) for n in there}
+
+    return columns_of

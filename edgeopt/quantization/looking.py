@@ -105,6 +105,7 @@ def layer_moments(state: State, samples: int) -> Iterator[Mapping[str, LayerMome
                     missing,
                     state.samples[: affordable(state.source, state.probes, samples)],
                     lambda done, total: resources.listener.progress("looking at what layers read", done, total),
+                    resources.spread,
                 )
                 if missing
                 else {}

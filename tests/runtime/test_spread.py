@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 import edgeopt
-from edgeopt.errors import CalibrationError, LostError, UsageError
+from edgeopt.errors import CalibrationError, DataError, LostError, UsageError
 from edgeopt.numbers.observers import Statistics
+from edgeopt.ptq.moments import gather, layers
 from edgeopt.runtime import calibrate
 from edgeopt.runtime import spread as module
 from edgeopt.runtime.probe import probe
@@ -60,6 +61,10 @@ def refuses(a: int, b: int) -> int:
 def dies(a: int, b: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return 0
+
+
+def broken() -> Any:
+    raise DataError("not read")
 
 
 def samples(count: int) -> list[tuple[str, Any]]:
@@ -119,6 +124,18 @@ def test_statistics_are_the_same_bit_by_bit_wherever_they_are_collected(
         found = observed(Spread(executor))
         assert found.keys() == alone.keys()
         assert all(repr(found[name]) == repr(alone[name]) for name in alone)
+
+
+def test_moments_are_the_same_bit_by_bit_wherever_their_columns_are_taken() -> None:
+    model, inline = tiny.model(DENSE, w=W), Inline()
+    read: list[tuple[str, Any]] = samples(9)
+    read[4] = ("broken", broken)
+    wanted = layers(model, frozenset(str(n.name) for n in model.graph))
+    alone, *others = (
+        gather(model, wanted, read, by=by) for by in (None, Spread(inline), Spread(ThreadPoolExecutor(7)))
+    )
+    assert inline.tasks == 9 and alone["w"].counts == (8, 8)
+    assert all(repr(alone) == repr(found) for found in others)
 
 
 def test_a_value_that_is_not_finite_is_told_from_elsewhere_too() -> None:
