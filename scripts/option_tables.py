@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from edgeopt.cli.flags import order
 from edgeopt.options.declare import PYTHON_ONLY, Options, called, flag_of, known_names
 from edgeopt.options.distill import Distill
 from edgeopt.options.models import CheckFile, Export, Inspect, PreviewOptions, Shrink, Simplify
@@ -50,7 +51,8 @@ def table(name: str) -> str:
 
 
 def _rows(options: type[Options], name: str) -> Iterator[str]:
-    for field_name, field in options.model_fields.items():
+    for field_name in order(options):
+        field = options.model_fields[field_name]
         if name != "reading" and options is not Reading and field_name in Reading.model_fields:
             continue  # a table of their own
         if flag_of(field) == PYTHON_ONLY:

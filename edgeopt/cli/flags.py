@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
-from edgeopt.options.declare import ChoiceTable, Flag, Options, called, flag_of, is_mapping, known_names
+from edgeopt.options.declare import ChoiceTable, Flag, Options, Spreading, called, flag_of, is_mapping, known_names
 from edgeopt.options.reading import Reading
 from edgeopt.options.texts import Text, pairs
 
@@ -22,7 +22,7 @@ def options_of(model: type[Options], without: Collection[str] = ()) -> Callable[
     """A decorator that adds the options of `model` to a command, the function's own before those of reading samples."""
 
     def add(command: Command) -> Command:
-        for name in reversed(_order(model)):
+        for name in reversed(order(model)):
             if flag_of(model.model_fields[name]).cli and name not in without:
                 command = _option(model, name, model.model_fields[name])(command)
         return command
@@ -30,10 +30,10 @@ def options_of(model: type[Options], without: Collection[str] = ()) -> Callable[
     return add
 
 
-def _order(model: type[Options]) -> list[str]:
-    """Names of the fields: the function's own, then those of reading samples."""
+def order(model: type[Options]) -> list[str]:
+    """Names of the fields: the function's own, then who does the work, then those of reading samples."""
     reading = [c for c in model.__mro__ if c in Reading.__mro__]
-    own = [c for c in reversed(model.__mro__) if c not in reading]
+    own = sorted((c for c in reversed(model.__mro__) if c not in reading), key=lambda c: c is Spreading)
     names = [name for c in (*own, *reading) for name in getattr(c, "__annotations__", {}) if name in model.model_fields]
     return list(dict.fromkeys(names))
 

@@ -164,12 +164,23 @@ class Options(_Base):
         return self.model_dump(mode="json", include=kept, fallback=lambda x: getattr(x, "__qualname__", str(x)))
 
 
-Jobs = Annotated[int | None, NO_STEP, Field(ge=1, le=1024)]
-Cluster = Annotated[str | None, Flag(text=Text("dask://HOST:PORT", str), step=False)]
-Work = Annotated[Any, SkipValidation, PYTHON_ONLY]
-OF_JOBS = "Processes for calibration and blame, beside whose work nothing is timed. [default: threads of this one]"
-OF_CLUSTER = "The same on the workers of a Dask scheduler."
-OF_EXECUTOR = "The same by any `concurrent.futures.Executor`."
+class Spreading(Options):
+    """Who does work whose parts do not depend on each other."""
+
+    jobs: Annotated[int | None, NO_STEP] = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Processes for what samples or nodes give one by one. [default: threads of this one]",
+    )
+    cluster: Annotated[str | None, Flag(text=Text("dask://HOST:PORT", str), step=False)] = Field(
+        default=None, description="The same on the workers of a Dask scheduler."
+    )
+    executor: Annotated[Any, SkipValidation, PYTHON_ONLY] = Field(
+        default=None, description="The same by any `concurrent.futures.Executor`."
+    )
+
+
 Output = Annotated[Path | None, Flag(short="-o", step=False)]
 Force = Annotated[bool, NO_STEP]
 Callbacks = Annotated[Listener, SkipValidation, PYTHON_ONLY]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SkipValidation, model_validator
 
 from edgeopt.listener import Listener
-from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Output
+from edgeopt.options.declare import NO_STEP, Callbacks, Flag, Force, Output, Spreading
 from edgeopt.options.quantize import Targeted
 from edgeopt.options.reading import AnySamples, Reading
 from edgeopt.options.texts import NAMES, Text, whole
@@ -33,7 +33,7 @@ def _by_kind(place: int) -> str:
     return ", ".join(f"{recipe[place]:g} {kind}" for kind, recipe in _RECIPES.items())
 
 
-class Distill(Reading):
+class Distill(Reading, Spreading):
     """Options of `distill`."""
 
     teacher: Annotated[Any, SkipValidation, Flag(text=Text("PATH", Path), several=True)] = Field(
@@ -189,6 +189,11 @@ class Distill(Reading):
             raise ValueError("{loss} dkd needs labels, and {unlabelled} samples have none")
         if self.cache is not None and (self.augment or self.kind == "online"):
             raise ValueError("{cache} keeps answers to fixed views: not with {augment} or {kind} online")
+        asked = next((n for n in ("jobs", "cluster", "executor") if getattr(self, n) is not None), None)
+        if asked is not None and (self.augment or self.kind == "online"):
+            raise ValueError(
+                f"{{{asked}}} asks a teacher for its answers to fixed views: not with {{augment}} or {{kind}} online"
+            )
         if self.loss == "dkd" and "mixup" in self.augment:
             raise ValueError("{loss} dkd needs labels, and {augment} mixup has none that fit")
         if "mixup" in self.augment and (self.kind != "offline" or self.classifiers):

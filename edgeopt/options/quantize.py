@@ -14,18 +14,13 @@ from edgeopt.listener import Listener
 from edgeopt.numbers.kinds import KINDS, Kind
 from edgeopt.options.declare import (
     NO_STEP,
-    OF_CLUSTER,
-    OF_EXECUTOR,
-    OF_JOBS,
     PYTHON_ONLY,
     Callbacks,
     ChoiceTable,
-    Cluster,
     Flag,
     Force,
-    Jobs,
     Output,
-    Work,
+    Spreading,
 )
 from edgeopt.options.devices import OF_DEVICE, Device
 from edgeopt.options.reading import DataOption, Reading, Sizes
@@ -62,7 +57,7 @@ class Placing(Reading):
     listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
 
-class Quantize(Placing):
+class Quantize(Placing, Spreading):
     """Options of `quantize`. Without a bar of the user's a result has to be close to float by edgeopt's own."""
 
     output: Output = Field(default=None, description="File to write. [default: MODEL.int8.onnx]")
@@ -132,9 +127,6 @@ class Quantize(Placing):
     qat: bool = Field(default=False, description="Train the static result on through its Q/DQ (needs torch).")
     qat_minutes: float | None = Field(default=10.0, gt=0, description="Time limit of --qat, in minutes.")
     qat_epochs: int = Field(default=4, ge=1, description="Largest number of epochs of --qat.")
-    jobs: Jobs = Field(default=None, description=OF_JOBS)
-    cluster: Cluster = Field(default=None, description=OF_CLUSTER)
-    executor: Work = Field(default=None, description=OF_EXECUTOR)
     device: Device = Field(default=None, description=OF_DEVICE)
     measure: Annotated[bool, NO_STEP] = Field(default=True, description="Time the result against float.")
     kinds: Annotated[Mapping[str, Kind], Flag("--kind", example="scores=classes")] = Field(
@@ -219,12 +211,9 @@ class Quantize(Placing):
         return self
 
 
-class SensitivityOptions(Placing):
+class SensitivityOptions(Placing, Spreading):
     """Options of `sensitivity`."""
 
-    jobs: Jobs = Field(default=None, description=OF_JOBS)
-    cluster: Cluster = Field(default=None, description=OF_CLUSTER)
-    executor: Work = Field(default=None, description=OF_EXECUTOR)
     device: Device = Field(default=None, description=OF_DEVICE)
     samples: int = Field(default=8, ge=1, description="Held-out samples that it is measured on.")
     budget_s: Annotated[float, Flag("--budget", TIME)] = Field(

@@ -27,6 +27,7 @@ from edgeopt.files.cloud import anywhere
 from edgeopt.options import takes
 from edgeopt.options.distill import Distill
 from edgeopt.runtime.session import open_session
+from edgeopt.runtime.spread import spread
 from edgeopt.train import batches as data_of
 from edgeopt.train import signs, teachers
 from edgeopt.train.evaluation import parity_of, scores
@@ -182,6 +183,15 @@ def _forget(job: Job) -> None:
             old.unlink()
 
 
+def _ask(job: Job, panel: teachers.Panel, store: teachers.KeptAnswers, train: data_of.Examples) -> None:
+    """Have the teachers asked elsewhere, if that is wanted."""
+    options = job.options
+    with spread(options.executor, options.jobs, options.cluster, job.listener.note) as by:
+        if by is not None:
+            for done in teachers.ask(job.portable_panel(), panel, store, train, job.size, by):
+                job.listener.progress("asking the teacher", done, len(train))
+
+
 def _generation(
     job: Job, teacher: ir.Model, generation: int, score: Callable[[nn.Module], float], first: float
 ) -> Progress:
@@ -202,6 +212,7 @@ def _generation(
                 models = b"".join(graph.proto_bytes(m) for m in (teacher, *job.others))
                 place = teachers.kept(options.cache, models + repr(panel.outputs).encode(), job.whole, job.ranks.rank)
                 store = stack.enter_context(place)
+                _ask(replace(job, teacher=teacher), panel, store, train)
             teach = teachers.fixed(panel, store, options.device)
         hints, heads = hints_of(job), heads_of(job)
         found = fit(

@@ -32,7 +32,7 @@ from edgeopt.train.network.module import OnnxModule, write_back
 from edgeopt.train.network.qdq import masters
 from edgeopt.train.pairs import Pair, class_names, matched, named_like, paired, same, to_tensors
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.teachers import Panel, answers, together
+from edgeopt.train.teachers import Panel, PortablePanel, answers, together
 
 _LOOKED_AT = 4
 _NORM_BATCH = 32
@@ -70,13 +70,22 @@ class Job:
 
     def panel(self, threads: int) -> Panel:
         """The teachers that were given."""
+        models, names = self._asked()
+        return Panel([open_session(m, threads=threads) for m in models], names)
+
+    def portable_panel(self) -> PortablePanel:
+        """The teachers that were given, for other processes."""
+        models, names = self._asked()
+        return PortablePanel([proto_bytes(m) for m in models], names)
+
+    def _asked(self) -> tuple[list[ir.Model], list[dict[str, str]]]:
+        """(the teachers, how outputs of those beside the first are called): see `Panel`."""
         wanted = [*dict.fromkeys([*(p.teacher for p in self.pairs), *self.options.hints.values()])]
         names = []
         for model in self.others:
             of = named_like(self.student, model, self.options.match)
             names.append({p.teacher: of[p.student] for p in self.pairs if p.student in of})
-        models = [with_outputs(self.teacher, wanted), *self.others]
-        return Panel([open_session(m, threads=threads) for m in models], names)
+        return [with_outputs(self.teacher, wanted), *self.others], names
 
     @property
     def threads(self) -> int:
@@ -319,7 +328,7 @@ def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options:
 _FORGET = frozenset(
     {
         "checkpoint", "resume", "log", "tensorboard", "cache", "minutes", "patience", "device", "epochs", "accumulate",
-        "tokenizer", "listener", "teacher", "output", "force", "unlabelled",
+        "tokenizer", "listener", "teacher", "output", "force", "unlabelled", "jobs", "cluster", "executor",
     }
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from edgeopt.data import Feed
 from edgeopt.data.arrays import BROKEN_ARRAY
 from edgeopt.errors import DataError
 from edgeopt.files import temporary_folder
-from edgeopt.runtime.session import Session
+from edgeopt.graph.serialization import load
+from edgeopt.runtime.session import Session, open_session
+from edgeopt.runtime.spread import Spread
 from edgeopt.train.batches import Batch, Examples, batches
 
 _ALIKE = 0.05  # relative to the output's size; quantized values may round differently in another batch
@@ -125,6 +128,23 @@ class Panel:
             if all(name in names for names in self.names)
         }
         return {**first, **means}
+
+
+@dataclass(frozen=True)
+class PortablePanel:
+    """Teachers as bytes, which are opened once, on one thread."""
+
+    protos: Sequence[bytes]
+    names: Sequence[Mapping[str, str]]
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The teachers, opened."""
+        return Panel([open_session(load(p)) for p in self.protos], self.names)
+
+
+def _answered(asked: PortablePanel, batch: Batch) -> dict[str, NDArray[Any]]:
+    return asked.panel(batch)
 
 
 class KeptAnswers:
@@ -245,6 +265,24 @@ def fixed(panel: Panel, store: KeptAnswers | None, device: str) -> Teacher:
 
     separate: dict[tuple[Any, ...], bool] = {}
     return teach
+
+
+def ask(
+    asked: PortablePanel, panel: Panel, store: KeptAnswers, examples: Examples, size: int, by: Spread
+) -> Iterator[int]:
+    """Have all samples answered by the workers of `by` before training, into `store`; yields how many are. Samples
+    that do not go together, or on a full disk, are asked again while training.
+    """
+    done, separate = 0, dict[tuple[Any, ...], bool]()
+    found = by.map(_answered, by.shared(asked), batches(examples, size))
+    for batch, answers in zip(batches(examples, size), found, strict=True):
+        key = _shapes(batch)
+        if key not in separate:
+            separate[key] = _by_sample(panel, batch, answers)
+        if separate[key]:
+            store.put(batch, answers)
+        done += len(batch.indices)
+        yield done
 
 
 def widened(y: Tensor) -> Tensor:

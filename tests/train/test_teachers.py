@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from edgeopt import distill
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, UsageError
+from edgeopt.listener import Listener
 from edgeopt.runtime.session import open_session
 from edgeopt.train.batches import Batch, Examples, batches, shuffled
 from edgeopt.train.teachers import Panel, fixed, kept, outputs
@@ -185,6 +187,41 @@ def test_a_student_is_the_same_with_a_cache_that_is_empty_full_or_not_there(tmp_
     assert made[0].improved and list((tmp_path / "cache").iterdir())
     # rows of a product are the same in every batch of full vectors: nothing but the place they come from differs
     assert all(toys.same_bytes(made[0].model, m.model) for m in made[1:])
+
+
+class Watched(ThreadPoolExecutor):
+    """Counts its tasks."""
+
+    tasks = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.tasks += 1
+        return super().submit(fn, *args, **kwargs)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("how", "asked"),
+    [
+        ({"teacher": toys.perceptron(7)}, 4),  # 64 samples in batches of 16
+        ({"teacher": [toys.perceptron(7), toys.perceptron(9)]}, 4),
+        ({"kind": "self", "generations": 3}, 8),
+    ],
+)
+def test_a_student_is_the_same_whoever_asks_its_teachers(how: dict[str, Any], asked: int, workers: int) -> None:
+    executor, seen = Watched(workers), list[tuple[str, int]]()
+    listener = Listener(progress=lambda stage, done, total: seen.append((stage, done)))
+    alone = distill(toys.perceptron(), toys.samples(labels=True), **how, **toys.QUICK)
+    made = distill(
+        toys.perceptron(), toys.samples(labels=True), executor=executor, listener=listener, **how, **toys.QUICK
+    )
+    assert executor.tasks == asked and ("asking the teacher", 64) in seen
+    assert alone.improved and toys.same_bytes(alone.model, made.model)
+
+
+def test_answers_to_views_cannot_be_asked_for_before() -> None:
+    with pytest.raises(UsageError, match="jobs asks a teacher for its answers to fixed views: not with augment"):
+        distill(toys.perceptron(), toys.samples(), teacher=toys.perceptron(7), jobs=2, augment=("noise",))
 
 
 def test_several_teachers_answer_with_their_mean_and_what_only_the_first_has_is_its_own() -> None:
