@@ -14,7 +14,7 @@ from edgeopt.options.quantize import Targeted
 from edgeopt.options.reading import AnySamples, Reading
 from edgeopt.options.texts import NAMES, Text, whole
 
-_RATES = {32: 3e-4, 8: 2e-5, 4: 1e-4}  # by the bits of weights: of 4 they have far to go to another integer
+_RATES = {8: 2e-5, 4: 1e-4}  # of quantized weights by their bits: of 4 they have far to go to another integer
 _BATCH, _SMALL_BATCH = 32, 8
 Kind = Literal["offline", "online", "self"]
 _RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha; `scripts/sweep_distill` compares them
@@ -82,9 +82,8 @@ class Distill(Reading, Spreading):
     learning_rate: Annotated[float | None, Flag("--lr")] = Field(
         default=None,
         gt=0,
-        description="Highest rate of a step. [default: {:g}; with --qat {:g}, of 4-bit weights {:g}]".format(
-            *_RATES.values()
-        ),
+        description=f"Highest rate of a step. [default: the best in short runs; with --qat {_RATES[8]:g}, of 4-bit"
+        f" weights {_RATES[4]:g}]",
     )
     warm_up: float = Field(default=0.05, ge=0, le=1, description="Share of the steps in which the rate rises.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a gradient.")
@@ -132,9 +131,9 @@ class Distill(Reading, Spreading):
     )
     listener: Callbacks = Field(default=Listener(), description="Receives notes and progress.")
 
-    def rate(self, bits: int = 32) -> float:
-        """The learning rate: as chosen, or what suits weights of so many bits; of floats 32."""
-        return _RATES[bits] if self.learning_rate is None else self.learning_rate
+    def rate(self, bits: int) -> float | None:
+        """The learning rate: as chosen, or what suits weights of so many bits; None for floats, whose is tried."""
+        return _RATES.get(bits) if self.learning_rate is None else self.learning_rate
 
     @property
     def batch(self) -> int:

@@ -17,10 +17,10 @@ from edgeopt.train import losses, teachers
 from edgeopt.train.attachments import Heads, Hints, check_heads
 from edgeopt.train.batches import Batch
 from edgeopt.train.job import Job
-from edgeopt.train.loop import Lesson, Moment
 from edgeopt.train.network.module import OnnxModule
 from edgeopt.train.network.taps import channels_first, inner_values
 from edgeopt.train.pairs import named_like
+from edgeopt.train.steps import Lesson, Moment
 
 Values = Mapping[str, Tensor]
 _RISE = 0.3  # share of the steps in which the weight of a teacher that learns rises

@@ -30,6 +30,8 @@ from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
 from edgeopt.train.ranks import Ranks
+from edgeopt.train.rates import FIRST, tried
+from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, set_rate, take
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Progress:
     """Where the loss became NaN or infinite."""
     identity: str = ""
     """Digest of the job."""
+    rate: float = 0.0
+    """The highest learning rate; 0 before it is known."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """The best weights so far."""
     log: list[Epoch] = field(default_factory=list)
@@ -90,30 +94,13 @@ class TrainingRun:
         return self.average if self.average is not None else self.modules[0]
 
 
-@dataclass(frozen=True)
-class Moment:
-    """Where training stands at a step."""
-
-    done: float
-    """Share of all steps that were taken."""
-    average: nn.Module | None
-    """The student's moving average, if there is one."""
-
-
-Lesson = Callable[[Batch, Moment], Tensor]
-
-
 class Diverged(EdgeoptError):
     """The loss became NaN or infinite before any epoch improved on the input."""
 
 
 _WINDOW = 20  # the moving average reaches over 1/20 of the steps, if it is not told otherwise
-_FUSED = frozenset({"cpu", "cuda"})  # where one pass over memory updates a weight
 _LOOK = 5  # steps after which the time of an epoch is estimated
-
-
-class _NotFinite(Exception):
-    """The loss or its gradient is NaN or infinite."""
+_TRYING = 0.15  # share of the minutes in which rates are tried
 
 
 def fit(
@@ -146,10 +133,12 @@ def fit(
     if not progress.weights:
         progress.first = progress.best = first
         progress.weights = _state(modules[0])
+    if not progress.rate:
+        progress.rate = options.learning_rate or _tried(run, lesson, epoch_batches, options, listener, start)
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
             _one(run, lesson, epoch_batches(progress.epoch), score, options, listener, start)
-    except _NotFinite as e:
+    except NotFiniteError as e:
         progress.diverged = str(e)
         if progress.best_epoch == 0:
             raise Diverged(f"{e}: lower --lr, or raise --warm-up; nothing was written") from e
@@ -157,6 +146,27 @@ def fit(
     finally:
         modules[0].load_state_dict(progress.weights)
     return progress
+
+
+def _tried(
+    run: TrainingRun,
+    lesson: Lesson,
+    epoch_batches: Callable[[int], Iterator[Batch]],
+    options: Distill,
+    listener: Listener,
+    start: float,
+) -> float:
+    """The learning rate that is best in short runs."""
+    limit = math.inf if options.minutes is None else 60 * _TRYING * options.minutes
+    late = lambda: run.ranks.told([time.monotonic() - start])[0] > limit  # noqa: E731
+    total = run.steps_per_epoch * run.progress.epochs
+    found = tried(run.modules, run.average, lesson, epoch_batches, total, options, run.ranks, late)
+    if not any(map(math.isfinite, found.values())):
+        return FIRST[options.optimizer]
+    losses = ", ".join(f"{rate:g}: {loss:.4g}" for rate, loss in sorted(found.items()) if math.isfinite(loss))
+    best = min(found, key=lambda rate: found[rate])
+    listener.note(f"--lr {best:g}, by the loss after a few steps ({losses})")
+    return best
 
 
 def _one(
@@ -183,8 +193,8 @@ def _one(
         progress.kept_epoch, progress.weights = progress.epoch, _state(run.judged)
     left_s = 60 * (options.minutes or 0.0) - (time.monotonic() - start)
     _fit_into_minutes(run, time.monotonic() - begun, left_s, options)
-    seconds, rate = time.monotonic() - start, run.optimizer.param_groups[0]["lr"]
-    progress.log.append(Epoch(progress.epoch, loss, held_out, rate, round(seconds, 3)))
+    seconds = time.monotonic() - start
+    progress.log.append(Epoch(progress.epoch, loss, held_out, _now(run), round(seconds, 3)))
     left = (time.monotonic() - begun) * (progress.epochs - progress.epoch)
     figures = f"loss {loss:.4f}, held out {held_out:.4f} (best {progress.best:.4f})"
     if options.minutes is None:
@@ -204,17 +214,7 @@ def _scored(run: TrainingRun, score: Callable[[nn.Module], float]) -> float:
 
 
 def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ranks, identity: str) -> TrainingRun:
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    groups = [  # no decay for biases, scales and norms
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = {p.device.type for p in parameters} <= _FUSED
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.AdamW(groups, lr=options.rate(), fused=fused)
-        if options.optimizer == "adamw"
-        else torch.optim.SGD(groups, lr=options.rate(), momentum=options.momentum, fused=fused)
-    )
+    optimizer = optimizer_of(modules, options, FIRST[options.optimizer])
     steps = math.ceil(batch_count / (options.accumulate * ranks.count))
     average = copy.deepcopy(modules[0]).eval() if options.averaged else None
     progress = Progress(epochs=options.epochs, asked=options.epochs, identity=identity)
@@ -227,14 +227,6 @@ def _begin(modules: nn.ModuleList, batch_count: int, options: Distill, ranks: Ra
     return run
 
 
-def _rate(step: int, total: int, warm_up: float) -> float:
-    """Learning-rate factor at a step: linear warm-up, then cosine to 0."""
-    first = max(1, round(warm_up * total))
-    if step < first:
-        return (step + 1) / first
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - first) / max(1, total - first))))
-
-
 def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, options: Distill) -> None:
     """Set the number of epochs (and so the schedule) to what fits into `left` seconds; estimated after the first steps,
     and after every epoch from its duration.
@@ -245,50 +237,36 @@ def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, optio
 
 
 def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: Distill, begun: float) -> float:
-    """One pass, or as much as fits into the minutes since `begun`; returns the mean loss over all ranks. Every rank
-    takes every step, with or without a batch.
-    """
+    """One pass, or as much as fits into the minutes since `begun`; returns the mean loss over all ranks."""
     run.modules.train()
     total, count, start = 0.0, 0, time.monotonic()
     for step in range(run.steps_per_epoch):
         if options.minutes is not None and run.progress.epoch == 0 and step == _LOOK:
             seconds = (time.monotonic() - start) / _LOOK * run.steps_per_epoch
-            _fit_into_minutes(run, seconds, 60 * options.minutes, options)
+            _fit_into_minutes(run, seconds, 60 * options.minutes - (start - begun), options)
         if step % _LOOK == _LOOK - 1 and _late(run, time.monotonic() - begun, options):
             break
         steps = max(1, run.steps_per_epoch * run.progress.epochs)
-        for group in run.optimizer.param_groups:
-            group["lr"] = options.rate() * _rate(run.progress.step, steps, options.warm_up)
-        for _ in range(options.accumulate):
-            batch = next(examples, None)
-            if batch is None:
-                break
-            value = lesson(batch, Moment(run.progress.step / steps, run.average))
-            (value / (options.accumulate * run.ranks.count)).backward()
-            if not torch.isfinite(value):
-                _poison(run)
-            total, count = total + value.item(), count + 1
-        _step(run, options, step)
+        set_rate(run.optimizer, run.progress.rate, run.progress.step, steps, options.warm_up)
+        moment = Moment(run.progress.step / steps, run.average)
+        try:
+            value, taken = take(run.modules, run.optimizer, lesson, examples, moment, options, run.ranks)
+        except NotFiniteError as e:
+            where = f"epoch {run.progress.epoch + 1}, step {step + 1}, at a rate of {_now(run):.2g}"
+            raise NotFiniteError(f"the loss or its gradient is not a number in {where}") from e
+        total, count = total + value, count + taken
+        run.progress.step += 1
+        _averaged(run, options)
     total, count_all = run.ranks.total([total, count])
     return total / max(1.0, count_all)
 
 
-def _poison(run: TrainingRun) -> None:
-    """Set a gradient to NaN, so that every rank sees the failure."""
-    parameter = next(p for p in run.modules.parameters() if p.requires_grad)
-    parameter.grad = torch.full_like(parameter, math.nan)
+def _now(run: TrainingRun) -> float:
+    return float(run.optimizer.param_groups[0]["lr"])
 
 
-def _step(run: TrainingRun, options: Distill, step: int) -> None:
-    run.ranks.sum_gradients(p for p in run.modules.parameters() if p.requires_grad)
-    norm = nn.utils.clip_grad_norm_([p for p in run.modules.parameters() if p.grad is not None], options.clip)
-    if not torch.isfinite(norm):
-        rate = run.optimizer.param_groups[0]["lr"]
-        where = f"epoch {run.progress.epoch + 1}, step {step + 1}, at a rate of {rate:.2g}"
-        raise _NotFinite(f"the loss or its gradient is not a number in {where}")
-    run.optimizer.step()
-    run.progress.step += 1
-    run.optimizer.zero_grad()
+def _averaged(run: TrainingRun, options: Distill) -> None:
+    """Let the moving average follow."""
     if run.average is not None:
         share = 1 - _decay(run, options)
         with torch.no_grad():

@@ -204,7 +204,7 @@ def test_a_wrong_choice_is_refused_in_words(
 def test_a_checkpoint_of_another_student_is_refused(feeds: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
     (tmp_path / "state.pt").write_bytes(b"no checkpoint")
     with pytest.raises(DataError, match=r"state\.pt: no checkpoint of this student"):
-        distill(student(), feeds[:50], teacher=TEACHER, checkpoint=tmp_path / "state.pt", resume=True)
+        distill(student(), unlabelled(feeds[:50]), teacher=TEACHER, checkpoint=tmp_path / "state.pt", resume=True)
 
 
 def test_a_file_comes_back_as_it_was_but_for_its_weights(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+"""A rate by trial: the best of a ladder where losses have one valley, the weights as they were, whoever asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeopt import distill
+from edgeopt.options.distill import Distill
+from edgeopt.train.ranks import Ranks
+from edgeopt.train.rates import _LADDER, FIRST, climbed, tried
+from tests.train import toys
+
+
+@pytest.mark.parametrize("first", FIRST.values())
+@pytest.mark.parametrize("best", _LADDER)
+def test_of_losses_with_one_valley_its_lowest_rate_is_found(best: float, first: float) -> None:
+    asked: list[float] = []
+
+    def loss(rate: float) -> float:
+        asked.append(rate)
+        return abs(math.log(rate / best))
+
+    found = climbed(loss, first)
+    assert min(found, key=lambda rate: found[rate]) == best
+    assert len(asked) == len(set(asked)) == len(found)  # no rate is tried twice
+
+
+def test_a_rate_that_diverges_ends_the_way_up() -> None:
+    found = climbed(lambda rate: math.inf if rate > 1e-3 else 1 - rate, 3e-4)
+    assert list(found) == [3e-4, 1e-3, 3e-3]
+
+
+class Bowl(nn.Module):
+    """Weights that want to be 1, each with another curvature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(8))
+
+    def loss(self) -> Tensor:
+        return ((self.w - 1).square() * torch.linspace(0.1, 1, 8)).sum()
+
+
+def search(total: int, *, late: bool = False, **choices: Any) -> tuple[dict[float, float], Bowl]:
+    bowl = Bowl()
+
+    def batches(epoch: int) -> Iterator[Any]:
+        yield from range(3)
+
+    options = Distill(**choices)
+    found = tried(nn.ModuleList([bowl]), None, lambda b, m: bowl.loss(), batches, total, options, Ranks(), lambda: late)
+    return found, bowl
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weights_are_left_as_they_were_and_the_best_rate_reaches_furthest(optimizer: str) -> None:
+    found, bowl = search(1000, optimizer=optimizer)
+    assert torch.equal(bowl.w, torch.zeros(8)) and (bowl.w.grad is None or not bowl.w.grad.any())
+    best = min(found, key=lambda rate: found[rate])
+    assert best >= 0.03 and found[best] < 0.1 < Bowl().loss().item()  # .1 a step goes 1 far in 30 steps
+
+
+def test_a_run_that_is_too_short_or_out_of_time_tries_nothing() -> None:
+    assert search(99)[0] == {}
+    assert search(100)[0]
+    assert set(search(1000, late=True)[0].values()) == {math.inf}
+
+
+def test_without_lr_a_student_learns_more_than_at_the_first_rate_and_a_run_goes_on_with_its_own(tmp_path: Any) -> None:
+    data, how = toys.samples(200, labels=True), {"teacher": toys.perceptron(7), "epochs": 10, "batch_size": 8}
+    notes: list[str] = []
+    made = distill(toys.perceptron(), data, listener=toys.Listener(note=notes.append), **how)
+    low = distill(toys.perceptron(), data, learning_rate=FIRST["adamw"], **how)
+    assert made.after > low.after and made.log[1].learning_rate > 3 * low.log[1].learning_rate
+    assert any(line.startswith("--lr 0.") and "after a few steps" in line for line in notes)
+    state = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        distill(toys.perceptron(), data, checkpoint=state, listener=toys.stopping(4), **how)
+    notes.clear()
+    listener = toys.Listener(note=notes.append)
+    resumed = distill(toys.perceptron(), data, checkpoint=state, resume=True, listener=listener, **how)
+    assert toys.same_bytes(resumed.model, made.model) and not any(line.startswith("--lr") for line in notes)
