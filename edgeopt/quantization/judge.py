@@ -20,7 +20,7 @@ _SMALLER = 1.25  # a result must reach this, or be faster
 _LEAST_WORK = 0.05  # of all; integers are four times as fast at most, and little else becomes faster with them
 _NO_LARGER = 0.99  # scales of weights that were already integers may make it slightly larger
 _BEHIND = {
-    "balanced": "another one is smaller and faster together",
+    "balanced": "another one gains more by size and speed together",
     "speed": "another one is faster",
     "size": "another one is smaller",
     "accuracy": "another one is nearer to float",
@@ -143,8 +143,10 @@ def gains(t: Tried) -> bool:
 
 
 def plenty(task: Task, t: Tried) -> bool:
-    """Whether a result is close to float and both smaller and faster, so that no other has to be tried."""
-    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= FASTER
+    """Whether a result is close to float and both smaller and faster, so that no other has to be tried. One that is
+    run here without a single kernel of integers is no better than stored weights, and others may be.
+    """
+    faster = t.draft.static if t.latency is None else t.latency.speedup_low >= FASTER and bool(t.kernels.integer)
     return good(task, t) and t.smaller >= _SMALLER and faster
 
 

@@ -27,7 +27,8 @@ from edgeopt.numbers.kinds import Kind
 from edgeopt.numbers.scores import OutputReport, Outputs, compare
 from edgeopt.options.quantize import Quantize
 from edgeopt.passes.activations import fast_activations
-from edgeopt.passes.gated import fuse_gelu
+from edgeopt.passes.gated import fuse_gelu, fuse_gelu_here
+from edgeopt.passes.layer_norm import fuse_layer_norm
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
@@ -224,11 +225,16 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
     """The float model to begin with; activations that the user names stay as they are, and all for other processors,
     as fp16 is.
     """
-    found = simplify(single)
-    found = fuse_gelu(found) if target.demands.gelu else found
-    named = select([model, found], (*options.exclude, *options.include))
     faster = target.demands.rewritten and options.mode != "fp16"
-    return fast_activations(found, named) if faster else found
+
+    def fused(x: ir.Model) -> ir.Model:
+        if not faster:
+            return fuse_gelu(x) if target.demands.gelu else x
+        named = select([model, x], (*options.exclude, *options.include))
+        return fuse_gelu_here(fuse_layer_norm(x, named), named)
+
+    found = fused(simplify(fused(single)))  # before too: a factor may be folded into what comes next
+    return fast_activations(found, select([model, found], (*options.exclude, *options.include))) if faster else found
 
 
 def _outputs(
@@ -341,10 +347,11 @@ def _check(model: ir.Model) -> None:
                 f"{value.name!r} is bfloat16, which ONNX Runtime cannot exchange with Python: put a Cast from or to "
                 "float32 there"
             )
+    computing = [how for n in model.graph.all_nodes() if (how := _COMPUTES.get(n.op_type))]
     for node in model.graph.all_nodes():
         computed = node.op_type == "DequantizeLinear" and not constant(node.inputs[0])
         if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or computed:
-            how = _COMPUTES.get(node.op_type, "static int8")
+            how = next(iter(computing), "static int8")  # Q/DQ of an embedding may stand before what is dynamic
             raise ModelError(
                 f"node {node.name!r} is a {node.op_type}: the model is quantized already ({how}), and its floats "
                 "are lost; quantize the float model it was made of. edgeopt profile, compare and inspect "

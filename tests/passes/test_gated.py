@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeopt.passes.gated import fuse_gelu, fuse_hardswish
+from edgeopt.passes.gated import fuse_gelu, fuse_gelu_here, fuse_hardswish
 from tests import tiny
 
 CONSTANTS = {"three": 3.0, "zero": 0.0, "six": 6.0, "sixth": 1 / 6, "four": 4.0}
@@ -129,3 +129,26 @@ def test_every_spelling_of_gelu_is_recognised(inside: str, outside: str) -> None
 def test_what_only_looks_like_gelu_stays(other: str) -> None:
     model = gelu_model(NO_GELU[other])
     assert fuse_gelu(model) is model
+
+
+@pytest.mark.parametrize("inside", ERROR)
+@pytest.mark.parametrize("outside", FACTORS)
+def test_every_spelling_is_one_node_of_onnxruntime_at_the_opset_of_the_model(inside: str, outside: str) -> None:
+    model = gelu_model(f"{ERROR[inside]}  {FACTORS[outside]}")
+    result = fuse_gelu_here(model)
+    assert [(n.domain, n.op_type) for n in result.graph] == [("com.microsoft", "Gelu")]
+    assert result.opset_imports == {**model.opset_imports, "com.microsoft": 1}
+    np.testing.assert_allclose(tiny.run(result, X)[0], tiny.run(model, X)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_gelu_of_which_the_user_names_a_node_stays() -> None:
+    model = gelu_model(f"{ERROR['divided']}  {FACTORS['half (a x)']}")
+    for node in model.graph:
+        assert fuse_gelu_here(model, {str(node.name)}).graph.num_nodes() == model.graph.num_nodes()
+    assert tiny.operators(fuse_gelu_here(model, {"another"})) == ["Gelu"]
+
+
+@pytest.mark.parametrize("other", NO_GELU)
+def test_what_only_looks_like_gelu_stays_for_onnxruntime_too(other: str) -> None:
+    model = gelu_model(NO_GELU[other])
+    assert fuse_gelu_here(model) is model

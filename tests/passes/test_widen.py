@@ -127,6 +127,16 @@ def test_a_file_of_stored_weights_is_quantized_like_any_other() -> None:
     assert found.report.worst_sqnr_db > 25 and len(found.report.integer_nodes) >= 2
 
 
+def test_a_dynamic_model_is_called_so_where_q_and_dq_stand_before_what_is_dynamic() -> None:
+    text = """g (float[1,8] x) => (float[1,4] y) {
+        q = QuantizeLinear(x, s, z)  d = DequantizeLinear(q, s, z)
+        a, b, c = DynamicQuantizeLinear(d)  i = MatMulInteger(a, w, c)  f = Cast <to = 1> (i)  y = Mul(f, b)
+    }"""
+    weights = {"s": np.float32(0.1), "z": np.uint8(128), "w": np.ones((8, 4), np.int8)}
+    with pytest.raises(ModelError, match=r"is a QuantizeLinear: the model is quantized already \(dynamic int8\)"):
+        edgeopt.quantize(graph.proto_bytes(tiny.model(text, **weights)), tiny.feeds(8, x=(1, 8)))
+
+
 def test_a_model_that_computes_in_integers_is_refused_and_told_what_it_is_and_what_takes_it() -> None:
     model = tiny.model(GRID, v=normal(64, 64), w=normal(64, 64, seed=1))
     samples = tiny.feeds(24, x=(1, 64))

@@ -29,6 +29,7 @@ from edgeopt.quantization.judge import (
     near_enough,
     nearer,
     nearest,
+    plenty,
     preferred,
     promising,
     undecided,
@@ -301,8 +302,20 @@ def test_a_result_is_worth_having_for_its_size_or_its_speed(
     result = tried(30.0, None, speedup, smaller=smaller, static=static)
     assert gains(result) == good(bench(), result) == worth
     words = why_not(bench(), result)
-    assert words == "another one is smaller and faster together" if worth else words.startswith("gains too little (")
+    assert (
+        words == "another one gains more by size and speed together"
+        if worth
+        else words.startswith("gains too little (")
+    )
     assert ("larger than float" in words) == (smaller < 1)
+
+
+@pytest.mark.parametrize("integer", [{}, {"QLinearConv": 2}])
+def test_a_result_without_a_kernel_of_integers_does_not_end_the_trials(integer: dict[str, int]) -> None:
+    result = replace(tried(30.0, None, 1.5), kernels=Kernels(integer, {}, {}))
+    assert good(bench(), result) and plenty(bench(), result) == bool(integer)
+    elsewhere = tried(30.0, None, None)  # whose kernels are not those of this machine
+    assert plenty(bench(), elsewhere)
 
 
 def test_what_is_nearer_is_not_kept_for_as_much_gain_where_it_is_slower() -> None:

@@ -164,6 +164,15 @@ def test_a_row_for_each_item_is_a_state_only_if_the_names_say_so(
     assert fed_back(model, feed, open_session(model).run(feed)) == fed
 
 
+@pytest.mark.parametrize(("size", "fed"), [("6", {1: "h"}), ("n", {})])
+def test_a_state_may_be_a_vector_of_a_fixed_size(size: str, fed: dict[int, str]) -> None:
+    text = f"""g (float[1,8] x, float[{size}] h) => (float[1,6] y, float[{size}] next) {{
+        a = MatMul(x, v)  b = Add(a, h)  y = Tanh(b)  next = Squeeze(y) }}"""
+    model = tiny.model(text, v=normal(8, 6))
+    feed = {"x": normal(1, 8), "h": normal(6)}
+    assert fed_back(model, feed, open_session(model).run(feed)) == fed
+
+
 def test_places_of_landmarks_in_pixels_are_no_classes() -> None:
     model = tiny.model("g (float[N,8] x) => (float[N,30] y) { y = MatMul(x, w) }", w=normal(8, 30))
     (out,) = model.graph.outputs
