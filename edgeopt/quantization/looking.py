@@ -59,11 +59,11 @@ def _observed(state: State, values: Sequence[str]) -> Mapping[str, Statistics]:
     """Statistics of `values`; the first time, announce the expected cost."""
     resources, total = state.resources, len(state.samples)
     listener, cache = resources.listener, resources.cache
-    first = "calibrate" not in cache.seconds
+    first, probes = "calibrate" not in cache.seconds, cache.probes.get(id(state.source), state.probes)
     max_ram = resources.max_ram or free_bytes() // 2
     with cache.timed("calibrate"):
         if first:
-            expected = calibrate.forecast(state.source, values, state.probes, max_ram)
+            expected = calibrate.forecast(state.source, values, probes, max_ram)
             passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
             start = time.perf_counter()
             resources.run(resources.feeds[0])
@@ -74,7 +74,7 @@ def _observed(state: State, values: Sequence[str]) -> Mapping[str, Statistics]:
             state.source,
             values,
             state.samples,
-            probes=state.probes,
+            probes=probes,
             max_ram=max_ram,
             progress=lambda done, of: listener.progress("calibrating", done, of),
             by=resources.spread,

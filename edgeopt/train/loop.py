@@ -134,7 +134,7 @@ def fit(
         progress.first = progress.best = first
         progress.weights = _state(modules[0])
     if not progress.rate:
-        progress.rate = options.learning_rate or _tried(run, lesson, epoch_batches, options, listener, start)
+        progress.rate = options.learning_rate or _tried(run, lesson, epoch_batches, options, listener)
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
             _one(run, lesson, epoch_batches(progress.epoch), score, options, listener, start)
@@ -154,13 +154,11 @@ def _tried(
     epoch_batches: Callable[[int], Iterator[Batch]],
     options: Distill,
     listener: Listener,
-    start: float,
 ) -> float:
     """The learning rate that is best in short runs."""
-    limit = math.inf if options.minutes is None else 60 * _TRYING * options.minutes
-    late = lambda: run.ranks.told([time.monotonic() - start])[0] > limit  # noqa: E731
+    limit_s = None if options.minutes is None else 60 * _TRYING * options.minutes
     total = run.steps_per_epoch * run.progress.epochs
-    found = tried(run.modules, run.average, lesson, epoch_batches, total, options, run.ranks, late)
+    found = tried(run.modules, run.average, lesson, epoch_batches, total, options, run.ranks, limit_s)
     if not any(map(math.isfinite, found.values())):
         return FIRST[options.optimizer]
     losses = ", ".join(f"{rate:g}: {loss:.4g}" for rate, loss in sorted(found.items()) if math.isfinite(loss))
