@@ -15,7 +15,7 @@ from edgeopt.options.reading import AnySamples, Reading
 from edgeopt.options.texts import NAMES, Text, whole
 
 _RATES = {8: 2e-5, 4: 1e-4}  # of quantized weights by their bits: of 4 they have far to go to another integer
-_BATCH, _SMALL_BATCH = 32, 8
+_BATCH, _SMALL_BATCH, _FEW = 32, 8, 1000
 Kind = Literal["offline", "online", "self"]
 _RECIPES: Mapping[Kind, tuple[float, float]] = {  # temperature, alpha; `scripts/sweep_distill` compares them
     "offline": (2.0, 0.9),
@@ -74,7 +74,8 @@ class Distill(Reading, Spreading):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description=f"Samples a batch. [default: {_BATCH}, or {_SMALL_BATCH} with --minutes: more steps in them]",
+        description=f"Samples a batch. [default: {_BATCH}; for more steps {_SMALL_BATCH} with --minutes, or of fewer"
+        f" than {_FEW} samples]",
     )
     accumulate: int = Field(default=1, ge=1, description="Batches a step.")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="How weights are updated.")
@@ -135,10 +136,9 @@ class Distill(Reading, Spreading):
         """The learning rate: as chosen, or what suits weights of so many bits; None for floats, whose is tried."""
         return _RATES.get(bits) if self.learning_rate is None else self.learning_rate
 
-    @property
-    def batch(self) -> int:
-        """Samples a batch: as chosen, or fewer where the time is limited."""
-        return self.batch_size or (_BATCH if self.minutes is None else _SMALL_BATCH)
+    def batch(self, samples: int) -> int:
+        """Samples a batch: as chosen, or fewer where the time is limited or an epoch of so many samples is short."""
+        return self.batch_size or (_BATCH if self.minutes is None and samples >= _FEW else _SMALL_BATCH)
 
     @property
     def softening(self) -> float:

@@ -228,6 +228,7 @@ def _generation(
             job.listener,
             job.ranks,
             identity=job.identity,
+            held=lambda: data_of.batches(job.held, job.size),
         )
     for line in signs.agreed(job, networks) if job.peers and job.ranks.first else ():
         job.listener.note(line)

@@ -126,11 +126,9 @@ def prepare(
         views.check(options.augment, examples.feeds[0], fixed)
     train, held = (examples.part(i) for i in data_of.divide(examples, options.seed))
     limits = [x for x in (data_of.batch_limit(specs(m)) for m in (student, *teachers.values())) if x is not None]
-    size = min([options.batch, *limits])
-    if size < options.batch and limits:
-        listener.note(
-            f"batches of {size}, which a model fixes (not {options.batch}); --accumulate makes steps of several"
-        )
+    size = min([batch := options.batch(len(train)), *limits])
+    if size < batch and limits:
+        listener.note(f"batches of {size}, which a model fixes (not {batch}); --accumulate makes steps of several")
     _check_quantized(student, options)
     module = _module(student, options, here, size)
     for line in (f"{a} and {b} are equal but apart: each learns for itself" for a, b in module.choice.twins):
@@ -320,7 +318,7 @@ def _identity(models: Sequence[ir.Model], examples: Sequence[Examples], options:
                 digest.update(f"{name}{feed[name].shape}".encode() + np.ascontiguousarray(feed[name]).tobytes())
         digest.update(b"" if part.labels is None else part.labels.tobytes())
     kept = {k: v for k, v in vars(options).items() if k not in _FORGET}
-    digest.update(repr((options.batch, *sorted(kept.items()))).encode())
+    digest.update(repr((options.batch(len(examples[0])), *sorted(kept.items()))).encode())
     return digest.hexdigest()
 
 

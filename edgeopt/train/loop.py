@@ -15,7 +15,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,13 +114,15 @@ def fit(
     listener: Listener,
     ranks: Ranks,
     identity: str = "",
+    held: Callable[[], Iterable[Batch]] = tuple,
 ) -> Progress:
     """Train `modules` until epochs, minutes or patience run out; the student is left with its best weights.
 
     `lesson`: the loss of a batch at a moment. `epoch_batches`: this rank's
     batches of an epoch by number; `batch_count`: those of all ranks. `score`: the held-out metric of a module, higher
     is better, called on rank 0; `first`: of the student as it is, which is returned unchanged if nothing beats it.
-    `identity`: digest of the job; a checkpoint of a different one is refused.
+    `identity`: digest of the job; a checkpoint of a different one is refused. `held`: held-out batches, on which rates
+    are compared.
 
     Raises:
         Diverged: the loss became NaN or infinite before any epoch improved on the input; the student has its best
@@ -134,7 +136,7 @@ def fit(
         progress.first = progress.best = first
         progress.weights = _state(modules[0])
     if not progress.rate:
-        progress.rate = options.learning_rate or _tried(run, lesson, epoch_batches, options, listener)
+        progress.rate = options.learning_rate or _tried(run, lesson, epoch_batches, held, options, listener)
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
             _one(run, lesson, epoch_batches(progress.epoch), score, options, listener, start)
@@ -152,18 +154,19 @@ def _tried(
     run: TrainingRun,
     lesson: Lesson,
     epoch_batches: Callable[[int], Iterator[Batch]],
+    held: Callable[[], Iterable[Batch]],
     options: Distill,
     listener: Listener,
 ) -> float:
     """The learning rate that is best in short runs."""
     limit_s = None if options.minutes is None else 60 * _TRYING * options.minutes
     total = run.steps_per_epoch * run.progress.epochs
-    found = tried(run.modules, run.average, lesson, epoch_batches, total, options, run.ranks, limit_s)
+    found = tried(run.modules, run.average, lesson, epoch_batches, held, total, options, run.ranks, limit_s)
     if not any(map(math.isfinite, found.values())):
         return FIRST[options.optimizer]
     losses = ", ".join(f"{rate:g}: {loss:.4g}" for rate, loss in sorted(found.items()) if math.isfinite(loss))
     best = min(found, key=lambda rate: found[rate])
-    listener.note(f"--lr {best:g}, by the loss after a few steps ({losses})")
+    listener.note(f"--lr {best:g}, by the held-out loss after a few steps ({losses})")
     return best
 
 

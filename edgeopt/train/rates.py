@@ -1,5 +1,5 @@
 """The learning rate by trial: a few rates train the same few steps from the same weights, each with the schedule of a
-whole run in small, and the one with the lowest loss on the batches that come next is taken.
+whole run in small, and the one with the lowest loss on held-out batches is taken.
 
 What a network can bear differs by orders of magnitude: random weights of a small network want .01, a pruned one that
 was trained before .0003. A short run tells them apart, and with its decaying rate it is not blinded by the noise of a
@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -25,8 +25,8 @@ from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, se
 _LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST: Mapping[str, float] = {"adamw": 3e-4, "sgd": 1e-2}
 """Where the search begins, by optimizer; what is taken where a run is too short for it."""
-_STEPS, _SHARE = 200, 25  # of a trial: 1/25 of the run, since a high rate wins every short one; at most so many
-_FEWEST = 5
+_LEAST, _MOST, _SHARE = 30, 200, 25  # steps of a trial: 1/25 of the run, since a high rate wins every short one
+_FEWEST = 5  # steps that tell anything
 _JUDGED = 16  # batches
 _TRIALS = 5  # that there are, mostly
 _TIMED = 3  # steps
@@ -52,6 +52,7 @@ def tried(
     average: nn.Module | None,
     lesson: Lesson,
     epoch_batches: Callable[[int], Iterator[Batch]],
+    held: Callable[[], Iterable[Batch]],
     total: int,
     options: Distill,
     ranks: Ranks,
@@ -60,34 +61,32 @@ def tried(
     """The losses of the rates that were tried for a run of `total` steps, the weights being left as they were; empty if
     it is too short. `limit_s`: how long all trials may take, about.
     """
-    steps = min(_STEPS, total // _SHARE)
+    steps = min(_MOST, max(total // _SHARE, min(_LEAST, total)))
     start = {k: v.clone() for k, v in modules.state_dict().items()}
 
-    def trained(rate: float, count: int) -> Iterator[Batch]:
-        """Take so many steps; the batches that come next."""
+    def train(rate: float, count: int) -> None:
         modules.load_state_dict(start)
-        batches = itertools.chain.from_iterable(epoch_batches(epoch) for epoch in range(count + _JUDGED))
+        batches = itertools.chain.from_iterable(epoch_batches(epoch) for epoch in range(count))
         optimizer = optimizer_of(modules, options, rate)
         for step in range(count):
             set_rate(optimizer, rate, step, count, options.warm_up)
             take(modules, optimizer, lesson, batches, Moment(step / total, average), options, ranks)
-        return batches
 
     def loss(rate: float) -> float:
         try:
-            batches = trained(rate, steps)
+            train(rate, steps)
         except NotFiniteError:
             return math.inf
         with torch.no_grad():
-            values = [lesson(b, Moment(steps / total, average)).item() for b in itertools.islice(batches, _JUDGED)]
-        value, count = ranks.total([sum(values), len(values)])
-        return value / max(1.0, count) if math.isfinite(value) else math.inf
+            values = [lesson(b, Moment(steps / total, average)).item() for b in itertools.islice(held(), _JUDGED)]
+        (value,) = ranks.told([sum(values) / max(1, len(values))])
+        return value if math.isfinite(value) else math.inf
 
     modules.train()
     try:
         if limit_s is not None and steps >= _FEWEST:
             begun = time.monotonic()
-            trained(FIRST[options.optimizer], _TIMED)
+            train(FIRST[options.optimizer], _TIMED)
             (second,) = ranks.told([(time.monotonic() - begun) / _TIMED])
             steps = min(steps, int(limit_s / _TRIALS / max(second, 1e-9)) - _JUDGED // 2)
         return climbed(loss, FIRST[options.optimizer]) if steps >= _FEWEST else {}

@@ -333,13 +333,10 @@ def test_labels_of_one_class_are_refused_with_the_way_out(how: dict[str, Any]) -
         assert "fidelity" in distill(toys.perceptron(), feeds, epochs=1, labels=False, **how).metric
 
 
-def test_a_limit_of_time_asks_for_small_batches_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
-    assert [edgeopt.Distill(**x).batch for x in ({}, {"minutes": 1.0}, {"minutes": 1.0, "batch_size": 64})] == [
-        32,
-        8,
-        64,
-    ]
+def test_a_limit_of_time_and_few_samples_ask_for_small_batches_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
+    choices = ({}, {"minutes": 1.0}, {"batch_size": 64}, {"minutes": 1.0, "batch_size": 64})
+    assert [edgeopt.Distill(**x).batch(n) for n in (999, 1000) for x in choices] == [8, 8, 64, 64, 32, 8, 64, 64]
     how = {"teacher": toys.perceptron(7), "checkpoint": tmp_path / "state.pt"}
-    distill(toys.perceptron(), toys.samples(40), epochs=1, **how)
+    distill(toys.perceptron(), toys.samples(1250), epochs=1, **how)
     with pytest.raises(DataError, match="other options"):
-        distill(toys.perceptron(), toys.samples(40), epochs=1, minutes=1.0, resume=True, **how)
+        distill(toys.perceptron(), toys.samples(1250), epochs=1, minutes=1.0, resume=True, **how)
