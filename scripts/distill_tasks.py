@@ -46,6 +46,8 @@ class Lesson:
     more: Callable[[], list[Feed]]
     """Without labels."""
     test: Callable[[], list[Feed]]
+    views: tuple[str, ...]
+    """Augmentations that fit."""
     usual: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -100,7 +102,8 @@ def _gloss(name: str, student: Callable[[int], onnx.ModelProto], labels: int, **
         lambda: _glosses(first, first + labels),
         lambda: without_label(_glosses(first + labels, first + labels + 40_000)),
         lambda: _glosses(0, first),
-        {"batch_size": 64, "cache": MODELS / ".teacher", **usual},
+        ("mask",),
+        {"cache": MODELS / ".teacher", **usual},
     )
 
 
@@ -112,7 +115,8 @@ def _digit(labels: int, **usual: Any) -> Lesson:
         lambda: _digits()[0][:labels],
         lambda: without_label(_digits()[0][labels:]),
         lambda: _digits()[1],
-        {"learning_rate": 3e-3, **usual},
+        ("crop",),
+        usual,
     )
 
 
@@ -121,18 +125,22 @@ def lessons() -> dict[str, Lesson]:
     all_of = [
         _digit(500, epochs=120),
         _digit(3500, epochs=40),
-        _gloss("convolutional", task_glosses.convolutional, 5_000, epochs=24, learning_rate=2e-3),
-        _gloss("narrow", task_glosses.narrow, 5_000, epochs=24, learning_rate=1e-3),
+        _gloss("convolutional", task_glosses.convolutional, 5_000, epochs=24),
+        _gloss("narrow", task_glosses.narrow, 5_000, epochs=24),
     ]
     return {lesson.name: lesson for lesson in all_of}
 
 
 def options_of(lesson: Lesson, way: Mapping[str, Any], seed: int, folder: Path) -> dict[str, Any]:
     """The options of `distill` of a run. Of `way`, "taught" brings the teacher, "more" its samples without labels (for
-    so many epochs at least), and "networks" the number of networks or generations that share the epochs of one alone.
+    so many epochs at least), "views" the augmentations of the lesson, "patience" so many times as many epochs, and
+    "networks" the number of networks or generations that share the epochs of one alone.
     """
     usual = dict(lesson.usual)
-    own = {k: v for k, v in way.items() if k not in ("taught", "more", "networks")}
+    own = {k: v for k, v in way.items() if k not in ("taught", "more", "networks", "views", "patience")}
+    usual["epochs"] *= way.get("patience", 1)
+    if way.get("views"):
+        own["augment"] = lesson.views
     networks = way.get("networks", 1)
     usual["epochs"] = max(1, usual["epochs"] // networks)
     if way.get("more"):  # as many samples in all, but so many epochs at least
