@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from edgeopt.runtime.session import Feed, open_session, with_outputs
 
-_VALUES_A_RUN = 64  # at first; more where they are small, fewer where they are large
-_GROWTH, _FEWEST = 3, 64
-_LARGE = 24  # as many values as large as the largest so far fit into this many times as many bytes
+_VALUES_A_RUN = 400  # at first; as many more as fit where they are small
+_GROWTH = 8
 _RUN_BYTES = 256e6
 _SIZES = 16  # largest number of elements of a value that may be a shape
 MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
@@ -87,19 +86,18 @@ def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict
 def _values(model: ir.Model, feed: Feed, limit_s: float | None = None) -> Iterator[tuple[str, NDArray[Any]]]:
     values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
     yield from feed.items()
-    start, count, largest, shown = 0, _VALUES_A_RUN, 1, model
+    start, count, shown = 0, _VALUES_A_RUN, model
     while start < len(values):
         shown = with_outputs(shown, values[start : start + count], copy=shown is model)
-        session = open_session(shown, level="none", threads=2, arena=False)
+        session = open_session(shown, level="none", threads=2)
         known = tuple(o.name for o in session.raw.get_outputs() if o.type != "tensor(bfloat16)")  # NumPy has none
         session = replace(session, outputs=known)
-        arrays, used = dict(zip(session.outputs, session.run(feed, limit_s), strict=True)), 1
-        while arrays:
-            name, x = arrays.popitem()  # its memory is free before the next run
-            if isinstance(x, np.ndarray):
-                used, largest = used + x.nbytes, max(largest, x.nbytes)
-                yield name, x
-            del x
-        fitting = min(count / used, _LARGE / largest) * _RUN_BYTES  # of large ones there may be more
+        arrays = [
+            (n, x)
+            for n, x in zip(session.outputs, session.run(feed, limit_s), strict=True)
+            if isinstance(x, np.ndarray)
+        ]
+        yield from arrays
+        fitting = count * _RUN_BYTES / max(1, sum(x.nbytes for _, x in arrays))
         more = max(count, fitting / _GROWTH**2) * _GROWTH  # those that follow may be larger
-        start, count = start + count, max(_FEWEST, int(min(fitting, more)))
+        start, count = start + count, int(max(_VALUES_A_RUN, min(fitting, more)))

@@ -97,7 +97,6 @@ def open_session(
     options: Mapping[str, str] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
-    arena: bool = True,
 ) -> Session:
     """Load `model` (in memory or from a file) on the CPU.
 
@@ -113,8 +112,7 @@ def open_session(
     settings.log_severity_level = 4
     settings.graph_optimization_level = LEVELS[level]
     _share_arena()
-    settings.enable_cpu_mem_arena = arena
-    settings.add_session_config_entry("session.use_env_allocators", "1" if arena else "0")
+    settings.add_session_config_entry("session.use_env_allocators", "1")
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
