@@ -32,6 +32,9 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
 _STATES = re.compile(r"(?i)\b[hc](x|n|t|\d|_|\b)|state|hidden|cell|cache|mem|past|present|carry|rnn|lstm|gru|prev|next")
 _EXPLAINED = 0.9  # of the power of an output by an input
 _ALIKE = 3  # letters that names have in common
+_LINEAR = frozenset({"MatMul", "Gemm", "Add", "Conv"})
+_NEIGHBOURS = 0.5  # of the variance, that columns next to each other share
+_MOSTLY, _SURE_ROWS = 0.9, 0.5  # of the positions, that one class wins; mean of the largest probability
 _POOLS = frozenset({"GlobalAveragePool", "ReduceMean", "Relu", "Tanh", "LayerNormalization", "BatchNormalization"})
 _SURE = 0.2  # smallest mean of the largest probability for class logits
 _FIXED = 0.35  # of the variance: what samples have in common of landmarks; .1 to .2 of the scores of classifiers
@@ -214,7 +217,7 @@ def _kind(value: ir.Value, seen: Outputs, all_outputs: Outputs, images: Outputs)
         return "mask"
     rows = [vectors("regression", x) for x in seen]
     if any(x.ndim != 2 for x in rows):
-        return _of_rows(last, named) if first.ndim == 3 and first.shape[-1] > 1 else "signal"
+        return _of_rows(seen, last, named) if first.ndim == 3 and first.shape[-1] > 1 else "signal"
     if len({x.shape[1] for x in rows}) > 1 or (named is None and _varies(value)):
         return "signal"
     return _of_vectors(np.concatenate(rows), last, named)
@@ -261,11 +264,26 @@ def _scores_beside_pixels(x: NDArray[Any]) -> bool:
     return bool(((low >= 0) & (high <= 1)).any() and (high > 1).sum() >= _COLUMNS - 1)
 
 
-def _of_rows(last: str, named: Kind | None) -> Kind:
+def _of_rows(seen: Outputs, last: str, named: Kind | None) -> Kind:
     """The kind of [batch, positions, columns]."""
-    if named == "classes" or last == "LogSoftmax":
+    if named == "classes" or last == "LogSoftmax" or (named is None and last in _LINEAR and _are_scores(seen)):
         return "tokens"
     return "embedding" if named == "embedding" or last == "LayerNormalization" else "signal"
+
+
+def _are_scores(seen: Outputs) -> bool:
+    """Whether every position has scores of classes: a clear winner, not nearly always the same, and columns next to
+    each other have no more to do with each other than others, as bands of a spectrum have.
+    """
+    if len({x.shape[-1] for x in seen}) > 1 or seen[0].shape[-1] < _FEW_CLASSES:
+        return False
+    rows = np.concatenate([x.reshape(-1, x.shape[-1]) for x in seen])
+    share = np.bincount(rows.argmax(-1)).max() / len(rows)
+    if share > _MOSTLY or float(as_probabilities(rows).max(-1).mean()) < _SURE_ROWS:
+        return False
+    centred = rows - rows.mean(0)
+    power = float(np.square(centred).mean())
+    return float((centred[:, 1:] * centred[:, :-1]).mean()) < _NEIGHBOURS * power
 
 
 def _of_vectors(rows: NDArray[Any], last: str, named: Kind | None) -> Kind:

@@ -30,7 +30,7 @@ from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.rates import FIRST, tried
+from edgeopt.train.rates import FIRST, chosen, tried
 from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, set_rate, take
 
 
@@ -162,12 +162,12 @@ def _tried(
     limit_s = None if options.minutes is None else 60 * _TRYING * options.minutes
     total = run.steps_per_epoch * run.progress.epochs
     found = tried(run.modules, run.average, lesson, epoch_batches, held, total, options, run.ranks, limit_s)
-    if not any(map(math.isfinite, found.values())):
+    rate = chosen(found)
+    if rate is None:
         return FIRST[options.optimizer]
-    losses = ", ".join(f"{rate:g}: {loss:.4g}" for rate, loss in sorted(found.items()) if math.isfinite(loss))
-    best = min(found, key=lambda rate: found[rate])
-    listener.note(f"--lr {best:g}, by the held-out loss after a few steps ({losses})")
-    return best
+    losses = ", ".join(f"{x:g}: {loss:.4g}" for x, loss in sorted(found.items()))
+    listener.note(f"--lr {rate:g}, by the held-out loss after a few steps ({losses})")
+    return rate
 
 
 def _one(

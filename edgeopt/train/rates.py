@@ -25,10 +25,11 @@ from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, se
 _LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST: Mapping[str, float] = {"adamw": 3e-4, "sgd": 1e-2}
 """Where the search begins, by optimizer; what is taken where a run is too short for it."""
-_LEAST, _MOST, _SHARE = 30, 200, 25  # steps of a trial: 1/25 of the run, since a high rate wins every short one
+_LEAST, _MOST, _SHARE = 50, 200, 25  # steps of a trial: 1/25 of the run, since a high rate wins every short one
 _FEWEST = 5  # steps that tell anything
 _JUDGED = 16  # batches
 _TRIALS = 5  # that there are, mostly
+_ENOUGH = 0.8  # of what the best rate gains: a whole run wants a lower one than a short run
 _TIMED = 3  # steps
 
 
@@ -47,6 +48,18 @@ def climbed(loss: Callable[[float], float], first: float) -> dict[float, float]:
     return found
 
 
+def chosen(losses: Mapping[float, float]) -> float | None:
+    """The lowest rate that gains nearly as much as the best over not training at all (a rate of 0 in `losses`); None if
+    no loss is finite.
+    """
+    finite = {rate: loss for rate, loss in losses.items() if rate and math.isfinite(loss)}
+    if not finite:
+        return None
+    best = min(finite.values())
+    bar = best + (1 - _ENOUGH) * max(0.0, losses[0.0] - best)
+    return min(rate for rate, loss in finite.items() if loss <= bar)
+
+
 def tried(
     modules: nn.ModuleList,
     average: nn.Module | None,
@@ -58,8 +71,8 @@ def tried(
     ranks: Ranks,
     limit_s: float | None,
 ) -> dict[float, float]:
-    """The losses of the rates that were tried for a run of `total` steps, the weights being left as they were; empty if
-    it is too short. `limit_s`: how long all trials may take, about.
+    """The losses of the rates that were tried for a run of `total` steps, and of a rate of 0, the weights being left as
+    they were; empty if the run is too short. `limit_s`: how long all trials may take, about.
     """
     steps = min(_MOST, max(total // _SHARE, min(_LEAST, total)))
     start = {k: v.clone() for k, v in modules.state_dict().items()}
@@ -74,7 +87,7 @@ def tried(
 
     def loss(rate: float) -> float:
         try:
-            train(rate, steps)
+            train(rate, steps if rate else 0)
         except NotFiniteError:
             return math.inf
         with torch.no_grad():
@@ -89,7 +102,7 @@ def tried(
             train(FIRST[options.optimizer], _TIMED)
             (second,) = ranks.told([(time.monotonic() - begun) / _TIMED])
             steps = min(steps, int(limit_s / _TRIALS / max(second, 1e-9)) - _JUDGED // 2)
-        return climbed(loss, FIRST[options.optimizer]) if steps >= _FEWEST else {}
+        return {0.0: loss(0.0), **climbed(loss, FIRST[options.optimizer])} if steps >= _FEWEST else {}
     except NotFiniteError:
         return {}
     finally:

@@ -164,6 +164,29 @@ def test_a_row_for_each_item_is_a_state_only_if_the_names_say_so(
     assert fed_back(model, feed, open_session(model).run(feed)) == fed
 
 
+def _rows(kind: str) -> np.ndarray:
+    """[positions, 40 columns]: scores of classes, of which some are frequent; a spectrum in decibels; hidden values of
+    which one column is far above the others."""
+    rng = np.random.default_rng(0)
+    if kind == "scores":
+        often = rng.standard_normal(40) * 3 - 4
+        return often + rng.standard_normal((400, 40)) + 12 * np.eye(40)[rng.integers(0, 12, 400)]
+    if kind == "spectrum":
+        noise = rng.standard_normal((400, 52))
+        return 8 * np.stack([noise[:, i : i + 40] for i in range(12)]).mean(0) * np.sqrt(12)
+    return rng.standard_normal((400, 40)) + 9 * (np.arange(40) == 5)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("scores", "tokens"), ("spectrum", "signal"), ("hidden", "signal")])
+def test_scores_at_every_position_are_told_from_spectra_and_hidden_values_by_what_they_are(
+    kind: str, found: str
+) -> None:
+    model = tiny.model("g (float[1,T,40] x) => (float[1,T,40] y) { y = MatMul(x, w) }", w=np.eye(40, dtype=np.float32))
+    rows = _rows(kind).astype(np.float32)
+    outs = [[rows[None, start : start + 80]] for start in range(0, 400, 80)]
+    assert kinds(model, {"x": outs[0][0]}, outs, {}) == {"y": found}
+
+
 @pytest.mark.parametrize(("size", "fed"), [("6", {1: "h"}), ("n", {})])
 def test_a_state_may_be_a_vector_of_a_fixed_size(size: str, fed: dict[int, str]) -> None:
     text = f"""g (float[1,8] x, float[{size}] h) => (float[1,6] y, float[{size}] next) {{
