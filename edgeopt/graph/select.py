@@ -30,15 +30,22 @@ def select(models: Sequence[ir.Model], patterns: Sequence[str]) -> frozenset[str
     Raises:
         UsageError: a pattern matches nothing.
     """
-    nodes = [(str(n.name), n.op_type) for model in models for n in model.graph.all_nodes()]
     found: set[str] = set()
     for pattern in patterns:
-        hits = {name for name, op in nodes if op == pattern or name == pattern or fnmatch.fnmatchcase(name, pattern)}
+        hits = named(models, (pattern,))
         if not hits:
-            known = {x for node in nodes for x in node}
+            known = {x for model in models for n in model.graph.all_nodes() for x in (str(n.name), n.op_type)}
             raise UsageError(f"no node, glob or operator type {pattern!r} in the model{suggestion(pattern, known)}")
         found |= hits
     return frozenset(found)
+
+
+def named(models: Sequence[ir.Model], patterns: Sequence[str]) -> frozenset[str]:
+    """What `select` finds, without the demand that every pattern matches."""
+    nodes = ((str(n.name), n.op_type) for model in models for n in model.graph.all_nodes()) if patterns else ()
+    return frozenset(
+        name for name, op in nodes if any(p in (op, name) or fnmatch.fnmatchcase(name, p) for p in patterns)
+    )
 
 
 def deciding_lengths(model: ir.Model) -> frozenset[str]:

@@ -16,12 +16,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgeopt.graph import raise_opset
 from edgeopt.graph.edit import Names, take_over
 from edgeopt.graph.edit import node as make
-from edgeopt.graph.ops import scalar
+from edgeopt.graph.ops import array, constant, scalar
 
 Gate = Callable[[ir.Value | None], tuple[ir.Value, float] | None]
 """(x, c) if a value is c times the gate of x."""
 OPSET, GELU_OPSET = 14, 20
 MICROSOFT = "com.microsoft"
+_ROUGH = 1e-3  # float16 has no nearer one
 
 
 def fuse_hardswish(model: ir.Model) -> ir.Model:
@@ -83,7 +84,7 @@ def _split(node: ir.Node | None, op_type: str) -> tuple[ir.Value, float] | None:
     if node is None or node.op_type != op_type or node.domain or len(node.inputs) != 2:
         return None
     for x, c in (node.inputs, reversed(tuple(node.inputs))):
-        number = scalar(c)
+        number = scalar(c) if constant(c) and array(c).ndim <= 1 else None  # more axes would be those of the result
         if number is not None and x is not None and (op_type != "Div" or c is node.inputs[1]):
             return x, number
     return None
@@ -135,7 +136,7 @@ def _error_gate(value: ir.Value | None) -> tuple[ir.Value, float] | None:
     if error is None or error.op_type != "Erf" or not _private(error) or error.inputs[0] is None:
         return None
     inside = _scaled(error.inputs[0].producer())
-    if inside is None or not math.isclose(inside[1], math.sqrt(0.5), rel_tol=1e-4):
+    if inside is None or not math.isclose(inside[1], math.sqrt(0.5), rel_tol=_ROUGH):
         return None
     return inside[0], 2.0
 

@@ -36,10 +36,13 @@ class _Norm:
 
 
 def fuse_layer_norm(model: ir.Model, named: Collection[str] = ()) -> ir.Model:
-    """A clone at opset 17 or later with the patterns replaced by LayerNormalization, but for those with a node in
-    `named`; the model itself if there are none, or if ONNX's converter cannot raise its opset.
+    """A clone at opset 17 or later with LayerNormalization in place of the patterns; the model itself if it has none,
+    if one has a node in `named` (from that opset on ONNX Runtime fuses them whoever is named), or if ONNX's converter
+    cannot raise its opset.
     """
-    if all(_norm(n) is None for n in model.graph):
+    patterns = {n: found for n in model.graph if (found := _norm(n)) is not None}
+    inside = (name for n, found in patterns.items() for name in behind(n, found.x))
+    if not patterns or not set(inside).isdisjoint(named):
         return model
     try:
         copy = raise_opset(model, OPSET).clone()
@@ -48,7 +51,7 @@ def fuse_layer_norm(model: ir.Model, named: Collection[str] = ()) -> ir.Model:
     names = Names(copy)
     for node in tuple(copy.graph):
         found = _norm(node)
-        if found is None or not set(behind(node, found.x)).isdisjoint(named):
+        if found is None:
             continue
         attributes = [ir.AttrInt64("axis", found.axis), ir.AttrFloat32("epsilon", found.epsilon)]
         inputs = [found.x, found.scale, found.bias]
@@ -69,7 +72,7 @@ def _norm(node: ir.Node) -> _Norm | None:
     above, below = (v.producer() if v is not None else None for v in divided.inputs)
     x, mean = _centred(above)
     added_to = _of_constant(_before(below, "Sqrt"), "Add")
-    epsilon = None if added_to is None else scalar(added_to[1])
+    epsilon = None if added_to is None else _number(added_to[1])
     variance = None if added_to is None else added_to[0].producer()
     if x is None or mean is None or variance is None or epsilon is None or variance.op_type != "ReduceMean":
         return None
@@ -78,11 +81,18 @@ def _norm(node: ir.Node) -> _Norm | None:
     if _squared(square) != (x, mean) or axes is None or axes != _axes(mean) or mean.inputs[0] is not x:
         return None
     axis = _first(axes, x)
-    if axis is None or any(array(v).ndim > -axis for v in (scaled[1], added[1])):
+    shape = array(scaled[1]).shape
+    if axis is None or shape != array(added[1]).shape or len(shape) != -axis:
         return None
-    if array(scaled[1]).shape != array(added[1]).shape or array(scaled[1]).ndim != -axis:
+    known = [d if isinstance(d, int) else None for d in list(x.shape)[axis:]] if x.shape is not None else [None] * -axis
+    if any(size != d and not (d is None and size > 1) for size, d in zip(shape, known, strict=True)):
         return None
     return _Norm(x, scaled[1], added[1], axis, epsilon)
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """A constant number without axes of its own."""
+    return scalar(value) if constant(value) and array(value).ndim <= 1 else None
 
 
 def _only(value: ir.Value) -> ir.Node | None:
@@ -120,7 +130,7 @@ def _squared(node: ir.Node | None) -> tuple[ir.Value | None, ir.Node | None]:
     if node is None or node.inputs[0] is None:
         return None, None
     alone = node.op_type == "Mul" and node.inputs[0] is node.inputs[1]
-    if not alone and not (node.op_type == "Pow" and scalar(node.inputs[1]) == 2):
+    if not alone and not (node.op_type == "Pow" and _number(node.inputs[1]) == 2):
         return None, None
     return _centred(node.inputs[0].producer())
 

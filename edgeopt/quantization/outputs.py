@@ -91,15 +91,15 @@ def fed_back(model: ir.Model, feed: Feed, outputs: Outputs) -> dict[int, str]:
     """Position of each output that is a recurrent state -> the input that takes it in the next step.
 
     A state has the shape and type of an input. The first input and the first output are the data. One of a row for each
-    item of a number that is free, [n, columns], is only taken for a state if the names say so; a vector, if its size is
-    fixed.
+    item of a number that is free, [n, columns], and a vector are only taken for a state if the names say
+    so.
     """
     inputs = [str(v.name) for v in model.graph.inputs][1:]
     found: dict[int, str] = {}
     for i, (value, y) in enumerate(zip(model.graph.outputs, outputs, strict=True)):
         alike = [n for n in inputs if n in feed and feed[n].shape == y.shape and feed[n].dtype == y.dtype]
-        alike = [n for n in alike if n not in found.values() and (y.ndim > 1 or _fixed(value)) and y.size > 1]
-        if y.ndim == 2 and not _fixed(value):
+        alike = [n for n in alike if n not in found.values() and y.size > 1]
+        if y.ndim == 1 or (y.ndim == 2 and not _fixed(value)):
             alike = [n for n in alike if _STATES.search(f"{n} {value.name}") or _common(n, str(value.name)) >= _ALIKE]
         if i and alike and np.issubdtype(y.dtype, np.floating):
             found[i] = max(alike, key=lambda n: _common(n, str(value.name)))

@@ -17,7 +17,7 @@ from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readabl
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
 from edgeopt.graph.ops import constant
-from edgeopt.graph.select import deciding_lengths, select
+from edgeopt.graph.select import deciding_lengths, named, select
 from edgeopt.graph.selection import Selection, selection, selects
 from edgeopt.hardware import target as targets
 from edgeopt.hardware.host import cores
@@ -230,8 +230,8 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
     def fused(x: ir.Model) -> ir.Model:
         if not faster:
             return fuse_gelu(x) if target.demands.gelu else x
-        named = select([model, x], (*options.exclude, *options.include))
-        return fuse_gelu_here(fuse_layer_norm(x, named), named)
+        left = named([model, x], (*options.exclude, *options.include))
+        return fuse_gelu_here(fuse_layer_norm(x, left), left)
 
     found = fused(simplify(fused(single)))  # before too: a factor may be folded into what comes next
     return fast_activations(found, select([model, found], (*options.exclude, *options.include))) if faster else found

@@ -186,6 +186,8 @@ def _forget(job: Job) -> None:
 def _ask(job: Job, panel: teachers.Panel, store: teachers.KeptAnswers, train: data_of.Examples) -> None:
     """Have the teachers asked elsewhere, if that is wanted."""
     options = job.options
+    if job.ranks.count > 1:
+        return  # every process asks for its own batches
     with spread(options.executor, options.jobs, options.cluster, job.listener.note) as by:
         if by is not None:
             for done in teachers.ask(job.portable_panel(), panel, store, train, job.size, by):
@@ -212,7 +214,11 @@ def _generation(
                 models = b"".join(graph.proto_bytes(m) for m in (teacher, *job.others))
                 place = teachers.kept(options.cache, models + repr(panel.outputs).encode(), job.whole, job.ranks.rank)
                 store = stack.enter_context(place)
+                begun = time.monotonic()
                 _ask(replace(job, teacher=teacher), panel, store, train)
+                if options.minutes is not None:
+                    left = max(options.minutes - (time.monotonic() - begun) / 60, _LEAST_MINUTES)
+                    options = options.model_copy(update={"minutes": left})
             teach = teachers.fixed(panel, store, options.device)
         hints, heads = hints_of(job), heads_of(job)
         found = fit(

@@ -161,7 +161,9 @@ def _tried(
     """The learning rate that is best in short runs."""
     limit_s = None if options.minutes is None else 60 * _TRYING * options.minutes
     total = run.steps_per_epoch * run.progress.epochs
-    found = tried(run.modules, run.average, lesson, epoch_batches, held, total, options, run.ranks, limit_s)
+    found = tried(
+        run.modules, run.average, lesson, epoch_batches, held, run.steps_per_epoch, total, options, run.ranks, limit_s
+    )
     rate = chosen(found)
     if rate is None:
         return FIRST[options.optimizer]

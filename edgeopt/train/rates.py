@@ -9,6 +9,7 @@ wins (Wu et al. 2018, arXiv:1803.02021), so that it has a fixed share of the ste
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -30,7 +31,7 @@ _FEWEST = 5  # steps that tell anything
 _JUDGED = 16  # batches
 _TRIALS = 5  # that there are, mostly
 _ENOUGH = 0.8  # of what the best rate gains: a whole run wants a lower one than a short run
-_TIMED = 3  # steps
+_TIMED = 2  # steps
 
 
 def climbed(loss: Callable[[float], float], first: float) -> dict[float, float]:
@@ -40,7 +41,8 @@ def climbed(loss: Callable[[float], float], first: float) -> dict[float, float]:
         here = start
         while 0 <= here + way < len(_LADDER):
             found[_LADDER[here + way]] = loss(_LADDER[here + way])
-            if not found[_LADDER[here + way]] < found[_LADDER[here]]:
+            diverged = way < 0 and found[_LADDER[here]] == math.inf  # a lower one still may not
+            if not diverged and not found[_LADDER[here + way]] < found[_LADDER[here]]:
                 break
             here += way
         if here != start:
@@ -66,45 +68,53 @@ def tried(
     lesson: Lesson,
     epoch_batches: Callable[[int], Iterator[Batch]],
     held: Callable[[], Iterable[Batch]],
+    epoch_steps: int,
     total: int,
     options: Distill,
     ranks: Ranks,
     limit_s: float | None,
 ) -> dict[float, float]:
     """The losses of the rates that were tried for a run of `total` steps, and of a rate of 0, the weights being left as
-    they were; empty if the run is too short. `limit_s`: how long all trials may take, about.
+    they were; empty if the run is too short. `epoch_steps`: steps of an epoch; `limit_s`: how long all trials may take,
+    about.
     """
     steps = min(_MOST, max(total // _SHARE, min(_LEAST, total)))
     start = {k: v.clone() for k, v in modules.state_dict().items()}
 
     def train(rate: float, count: int) -> None:
         modules.load_state_dict(start)
-        batches = itertools.chain.from_iterable(epoch_batches(epoch) for epoch in range(count))
-        optimizer = optimizer_of(modules, options, rate)
+        modules.zero_grad()  # of a rate that diverged
+        modules.train()
+        optimizer, batches = optimizer_of(modules, options, rate), iter(tuple[Batch, ...]())
         for step in range(count):
+            if step % epoch_steps == 0:
+                batches = epoch_batches(step // epoch_steps)
             set_rate(optimizer, rate, step, count, options.warm_up)
             take(modules, optimizer, lesson, batches, Moment(step / total, average), options, ranks)
+
+    def timed(count: int) -> float:
+        begun = time.monotonic()
+        with contextlib.suppress(NotFiniteError):
+            train(FIRST[options.optimizer], count)
+        return ranks.told([time.monotonic() - begun])[0]
 
     def loss(rate: float) -> float:
         try:
             train(rate, steps if rate else 0)
         except NotFiniteError:
             return math.inf
+        modules.eval()
         with torch.no_grad():
             values = [lesson(b, Moment(steps / total, average)).item() for b in itertools.islice(held(), _JUDGED)]
         (value,) = ranks.told([sum(values) / max(1, len(values))])
         return value if math.isfinite(value) else math.inf
 
-    modules.train()
     try:
-        if limit_s is not None and steps >= _FEWEST:
-            begun = time.monotonic()
-            train(FIRST[options.optimizer], _TIMED)
-            (second,) = ranks.told([(time.monotonic() - begun) / _TIMED])
-            steps = min(steps, int(limit_s / _TRIALS / max(second, 1e-9)) - _JUDGED // 2)
+        if limit_s is not None:
+            if timed(1) > limit_s / _FEWEST:  # the first is slower
+                return {}
+            steps = min(steps, int(limit_s / _TRIALS / max(timed(_TIMED) / _TIMED, 1e-9)) - _JUDGED // 2)
         return {0.0: loss(0.0), **climbed(loss, FIRST[options.optimizer])} if steps >= _FEWEST else {}
-    except NotFiniteError:
-        return {}
     finally:
         modules.load_state_dict(start)
         modules.zero_grad()

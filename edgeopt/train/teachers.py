@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -270,17 +271,26 @@ def fixed(panel: Panel, store: KeptAnswers | None, device: str) -> Teacher:
 def ask(
     asked: PortablePanel, panel: Panel, store: KeptAnswers, examples: Examples, size: int, by: Spread
 ) -> Iterator[int]:
-    """Have all samples answered by the workers of `by` before training, into `store`; yields how many are. Samples
+    """Have all samples that `store` lacks answered by the workers of `by` before training; yields how many are. Samples
     that do not go together, or on a full disk, are asked again while training.
     """
-    done, separate = 0, dict[tuple[Any, ...], bool]()
-    found = by.map(_answered, by.shared(asked), batches(examples, size))
-    for batch, answers in zip(batches(examples, size), found, strict=True):
-        key = _shapes(batch)
-        if key not in separate:
-            separate[key] = _by_sample(panel, batch, answers)
-        if separate[key]:
-            store.put(batch, answers)
+    waiting, separate = deque[Batch](), dict[tuple[Any, ...], bool]()
+
+    def missing() -> Iterator[Batch]:
+        for batch in batches(examples, size):
+            if (key := _shapes(batch)) not in separate:  # the first is asked here: it opens what is kept
+                answers = panel(batch)
+                separate[key] = _by_sample(panel, batch, answers)
+                if separate[key]:
+                    store.put(batch, answers)
+            elif separate[key] and store.get(batch, panel.outputs) is None:
+                waiting.append(batch)
+                yield batch
+
+    done = 0
+    for answers in by.map(_answered, by.shared(asked), missing()):
+        batch = waiting.popleft()
+        store.put(batch, answers)
         done += len(batch.indices)
         yield done
 

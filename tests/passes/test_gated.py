@@ -148,6 +148,19 @@ def test_a_gelu_of_which_the_user_names_a_node_stays() -> None:
     assert tiny.operators(fuse_gelu_here(model, {"another"})) == ["Gelu"]
 
 
+def test_a_gelu_with_a_constant_of_more_axes_stays_and_one_of_float16_does_not() -> None:
+    """Its axes are those of the result; and no float16 is nearer to the root of 2 than 1e-4."""
+    body, used = f"{ERROR['divided']}  {FACTORS['half (a x)']}", ("one", "half", "root")
+    for name in used:
+        numbers = {k: np.full((1, 1), GELU[k], np.float32) if k == name else np.float32(GELU[k]) for k in used}
+        model = tiny.model(f"g (float[64] x) => (float[A,64] y) {{ {body} }}", **numbers)
+        assert fuse_gelu_here(model) is model
+    halves = {k: np.float16(GELU[k]) for k in used}
+    assert tiny.operators(
+        fuse_gelu_here(tiny.model(f"g (float16[64] x) => (float16[64] y) {{ {body} }}", **halves))
+    ) == ["Gelu"]
+
+
 @pytest.mark.parametrize("other", NO_GELU)
 def test_what_only_looks_like_gelu_stays_for_onnxruntime_too(other: str) -> None:
     model = gelu_model(NO_GELU[other])

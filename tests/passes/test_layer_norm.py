@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 import edgeopt
+from edgeopt.errors import UsageError
 from edgeopt.passes.layer_norm import fuse_layer_norm
 from tests import tiny
 from tests.models import normal
@@ -80,15 +81,39 @@ def test_what_only_looks_like_it_stays(body: str) -> None:
     assert fuse_layer_norm(model) is model
 
 
-def test_a_scale_of_another_shape_stays() -> None:
-    model = model_of(spelt(), scale=normal(5, 8))
+@pytest.mark.parametrize("shape", [(5, 8), (1,)])
+def test_a_scale_of_another_shape_stays(shape: tuple[int, ...]) -> None:
+    model = model_of(spelt(), scale=normal(*shape), bias=normal(*shape))
     assert fuse_layer_norm(model) is model
 
 
 def test_one_of_which_the_user_names_a_node_stays() -> None:
     model = model_of(spelt())
     names = [str(n.name) for n in model.graph]
-    assert all("LayerNormalization" not in tiny.operators(fuse_layer_norm(model, {name})) for name in names)
+    assert all(fuse_layer_norm(model, {name}) is model for name in names)
+    assert tiny.operators(fuse_layer_norm(model, {"another"})) == ["LayerNormalization"]
+
+
+@pytest.mark.parametrize("constant", ["epsilon", "two"])
+def test_a_constant_with_more_axes_than_a_number_stays(constant: str) -> None:
+    """Its axes are those of the result."""
+    model = model_of(spelt(), **{constant: np.full((1, 1), 2, np.float32)})
+    assert fuse_layer_norm(model) is model
+
+
+def test_what_is_fused_or_only_there_when_simplified_can_be_named() -> None:
+    text = """<ir_version: 8, opset_import: ["": 14]> g (float[N,8] x) => (float[N,8] z) {
+        m = ReduceMean <axes = [-1]> (x)  d = Sub(x, m)  p = Mul(d, d)  v = ReduceMean <axes = [-1]> (p)
+        e = Add(v, epsilon)  s = Sqrt(e)  n = Div(d, s)  q = Mul(n, scale)  y = Add(q, bias)
+        h = MatMul(y, w)  a = Add(h, three)  b = Clip(a, zero, six)  c = Mul(h, b)  z = Div(c, six)
+    }"""
+    numbers = {k: np.float32(v) for k, v in {"epsilon": 1e-5, "three": 3, "zero": 0, "six": 6}.items()}
+    model = tiny.model(text, scale=normal(8), bias=normal(8), w=normal(8, 8), **numbers)
+    for named in ("LayerNormalization", "HardSwish"):
+        found = edgeopt.quantize(model, tiny.feeds(8, x=(1, 8)), mode="static", include=("MatMul",), exclude=(named,))
+        assert {"LayerNormalization", "HardSwish"} <= set(tiny.operators(found.model))
+    with pytest.raises(UsageError, match="no node, glob or operator type 'Hardswish'"):
+        edgeopt.quantize(model, tiny.feeds(8, x=(1, 8)), mode="static", exclude=("Hardswish",))
 
 
 def test_behind_integers_both_are_one_kernel_each(tmp_path: Path) -> None:

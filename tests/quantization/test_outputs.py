@@ -187,12 +187,12 @@ def test_scores_at_every_position_are_told_from_spectra_and_hidden_values_by_wha
     assert kinds(model, {"x": outs[0][0]}, outs, {}) == {"y": found}
 
 
-@pytest.mark.parametrize(("size", "fed"), [("6", {1: "h"}), ("n", {})])
-def test_a_state_may_be_a_vector_of_a_fixed_size(size: str, fed: dict[int, str]) -> None:
-    text = f"""g (float[1,8] x, float[{size}] h) => (float[1,6] y, float[{size}] next) {{
-        a = MatMul(x, v)  b = Add(a, h)  y = Tanh(b)  next = Squeeze(y) }}"""
+@pytest.mark.parametrize(("given", "fed"), [("hidden_1", {1: "hidden_1"}), ("threshold", {})])
+def test_a_state_may_be_a_vector_if_the_names_say_so(given: str, fed: dict[int, str]) -> None:
+    text = f"""g (float[1,8] x, float[6] {given}) => (float[1,6] y, float[6] out) {{
+        a = MatMul(x, v)  b = Add(a, {given})  y = Tanh(b)  out = Squeeze(y) }}"""
     model = tiny.model(text, v=normal(8, 6))
-    feed = {"x": normal(1, 8), "h": normal(6)}
+    feed = {"x": normal(1, 8), given: normal(6)}
     assert fed_back(model, feed, open_session(model).run(feed)) == fed
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from edgeopt import distill
 from edgeopt.options.distill import Distill
 from edgeopt.train.ranks import Ranks
 from edgeopt.train.rates import _LADDER, FIRST, chosen, climbed, tried
+from tests import tiny
 from tests.train import toys
 
 
@@ -76,6 +78,7 @@ def search(total: int, *, limit_s: float | None = None, **choices: Any) -> tuple
         lambda b, m: bowl.loss(),
         batches,
         lambda: batches(0),
+        3,
         total,
         options,
         Ranks(),
@@ -114,3 +117,30 @@ def test_without_lr_a_student_learns_more_than_at_the_first_rate_and_a_run_goes_
     listener = toys.Listener(note=notes.append)
     resumed = distill(toys.perceptron(), data, checkpoint=state, resume=True, listener=listener, **how)
     assert toys.same_bytes(resumed.model, made.model) and not any(line.startswith("--lr") for line in notes)
+
+
+def test_a_rate_that_diverges_leaves_nothing_to_the_next_and_lower_ones_are_tried() -> None:
+    def cliff(limit: float) -> dict[float, float]:
+        bowl = Bowl()
+
+        def lesson(batch: Any, moment: Any) -> Tensor:
+            return bowl.loss() if bowl.w.abs().max() < limit else bowl.loss() * math.nan
+
+        batches = lambda epoch: iter(range(3))  # noqa: E731
+        modules, options = nn.ModuleList([bowl]), Distill(optimizer="sgd", clip=1e9)
+        return tried(modules, None, lesson, batches, lambda: batches(0), 3, 1000, options, Ranks(), None)  # type: ignore[arg-type]
+
+    for limit in (0.3, 0.03):  # how far a weight may go before nothing is a number
+        found = cliff(limit)
+        rate = chosen(found)
+        assert found[FIRST["sgd"]] == math.inf and rate is not None and 0 < rate < FIRST["sgd"]
+
+
+def test_rates_are_tried_with_batch_normalization_and_a_last_batch_of_one() -> None:
+    text = """g (float[N,4] x) => (float[N,3] y) {
+        h = MatMul(x, a)  n = BatchNormalization(h, s, b, m, v)  y = MatMul(n, c) }"""
+    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
+    weights = {"a": toys.normal(0, 4, 8), "c": toys.normal(1, 8, 3), "s": ones, "b": zeros, "m": zeros, "v": ones}
+    how: dict[str, Any] = {"teacher": toys.perceptron(7), "batch_norm": "update", "epochs": 3, "batch_size": 8}
+    found = distill(tiny.proto(text, **weights), toys.samples(45), **how)  # 9 are held out
+    assert found.samples == {"train": 36, "held_out": 9} and found.improved
