@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from edgeopt.errors import ModelError
 from edgeopt.graph import raise_opset
 from edgeopt.graph.edit import Names, take_over
 from edgeopt.graph.edit import node as make
@@ -37,17 +36,16 @@ class _Norm:
 
 def fuse_layer_norm(model: ir.Model, named: Collection[str] = ()) -> ir.Model:
     """A clone at opset 17 or later with LayerNormalization in place of the patterns; the model itself if it has none,
-    if one has a node in `named` (from that opset on ONNX Runtime fuses them whoever is named), or if ONNX's converter
-    cannot raise its opset.
+    or if one has a node in `named` (from that opset on ONNX Runtime fuses them whoever is named).
+
+    Raises:
+        ModelError: ONNX's converter cannot raise the opset of the model.
     """
     patterns = {n: found for n in model.graph if (found := _norm(n)) is not None}
     inside = (name for n, found in patterns.items() for name in behind(n, found.x))
     if not patterns or not set(inside).isdisjoint(named):
         return model
-    try:
-        copy = raise_opset(model, OPSET).clone()
-    except ModelError:
-        return model
+    copy = raise_opset(model, OPSET).clone()
     names = Names(copy)
     for node in tuple(copy.graph):
         found = _norm(node)

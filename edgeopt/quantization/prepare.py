@@ -4,6 +4,7 @@ model's outputs on the held-out samples.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -231,7 +232,9 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
         if not faster:
             return fuse_gelu(x) if target.demands.gelu else x
         left = named([model, x], (*options.exclude, *options.include))
-        return fuse_gelu_here(fuse_layer_norm(x, left), left)
+        with contextlib.suppress(ModelError):  # then ONNX Runtime has to find them
+            x = fuse_layer_norm(x, left)
+        return fuse_gelu_here(x, left)
 
     found = fused(simplify(fused(single)))  # before too: a factor may be folded into what comes next
     return fast_activations(found, select([model, found], (*options.exclude, *options.include))) if faster else found

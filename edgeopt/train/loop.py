@@ -30,7 +30,7 @@ from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.rates import FIRST, chosen, tried
+from edgeopt.train.rates import FIRST, Trials, chosen, tried
 from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, set_rate, take
 
 
@@ -161,9 +161,10 @@ def _tried(
     """The learning rate that is best in short runs."""
     limit_s = None if options.minutes is None else 60 * _TRYING * options.minutes
     total = run.steps_per_epoch * run.progress.epochs
-    found = tried(
-        run.modules, run.average, lesson, epoch_batches, held, run.steps_per_epoch, total, options, run.ranks, limit_s
+    trials = Trials(
+        run.modules, run.average, lesson, epoch_batches, held, run.steps_per_epoch, total, options, run.ranks
     )
+    found = tried(trials, limit_s)
     rate = chosen(found)
     if rate is None:
         return FIRST[options.optimizer]

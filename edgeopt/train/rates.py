@@ -14,6 +14,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -62,59 +63,78 @@ def chosen(losses: Mapping[float, float]) -> float | None:
     return min(rate for rate, loss in finite.items() if loss <= bar)
 
 
-def tried(
-    modules: nn.ModuleList,
-    average: nn.Module | None,
-    lesson: Lesson,
-    epoch_batches: Callable[[int], Iterator[Batch]],
-    held: Callable[[], Iterable[Batch]],
-    epoch_steps: int,
-    total: int,
-    options: Distill,
-    ranks: Ranks,
-    limit_s: float | None,
-) -> dict[float, float]:
-    """The losses of the rates that were tried for a run of `total` steps, and of a rate of 0, the weights being left as
-    they were; empty if the run is too short. `epoch_steps`: steps of an epoch; `limit_s`: how long all trials may take,
-    about.
-    """
-    steps = min(_MOST, max(total // _SHARE, min(_LEAST, total)))
-    start = {k: v.clone() for k, v in modules.state_dict().items()}
+@dataclass(frozen=True)
+class Trials:
+    """Short runs from the weights that `modules` have."""
 
-    def train(rate: float, count: int) -> None:
-        modules.load_state_dict(start)
-        modules.zero_grad()  # of a rate that diverged
-        modules.train()
-        optimizer, batches = optimizer_of(modules, options, rate), iter(tuple[Batch, ...]())
+    modules: nn.ModuleList
+    average: nn.Module | None
+    """The student's moving average, if the lesson reads it."""
+    lesson: Lesson
+    epoch_batches: Callable[[int], Iterator[Batch]]
+    held: Callable[[], Iterable[Batch]]
+    """Held-out batches, on which losses are compared."""
+    epoch_steps: int
+    """Steps of an epoch."""
+    total: int
+    """Steps of the run that a rate is looked for."""
+    options: Distill
+    ranks: Ranks
+
+    def train(self, rate: float, count: int) -> None:
+        """Take so many steps.
+
+        Raises:
+            NotFiniteError: the loss or its gradient is NaN or infinite.
+        """
+        self.modules.zero_grad()  # of a rate that diverged
+        self.modules.train()
+        optimizer, batches = optimizer_of(self.modules, self.options, rate), iter(tuple[Batch, ...]())
         for step in range(count):
-            if step % epoch_steps == 0:
-                batches = epoch_batches(step // epoch_steps)
-            set_rate(optimizer, rate, step, count, options.warm_up)
-            take(modules, optimizer, lesson, batches, Moment(step / total, average), options, ranks)
+            if step % self.epoch_steps == 0:
+                batches = self.epoch_batches(step // self.epoch_steps)
+            set_rate(optimizer, rate, step, count, self.options.warm_up)
+            moment = Moment(step / self.total, self.average)
+            take(self.modules, optimizer, self.lesson, batches, moment, self.options, self.ranks)
 
-    def timed(count: int) -> float:
-        begun = time.monotonic()
-        with contextlib.suppress(NotFiniteError):
-            train(FIRST[options.optimizer], count)
-        return ranks.told([time.monotonic() - begun])[0]
-
-    def loss(rate: float) -> float:
+    def loss(self, rate: float, steps: int) -> float:
+        """The held-out loss after so many steps; infinite if they diverge."""
         try:
-            train(rate, steps if rate else 0)
+            self.train(rate, steps if rate else 0)
         except NotFiniteError:
             return math.inf
-        modules.eval()
+        self.modules.eval()
+        moment = Moment(steps / self.total, self.average)
         with torch.no_grad():
-            values = [lesson(b, Moment(steps / total, average)).item() for b in itertools.islice(held(), _JUDGED)]
-        (value,) = ranks.told([sum(values) / max(1, len(values))])
+            values = [self.lesson(b, moment).item() for b in itertools.islice(self.held(), _JUDGED)]
+        (value,) = self.ranks.told([sum(values) / max(1, len(values))])
         return value if math.isfinite(value) else math.inf
+
+    def seconds(self, count: int) -> float:
+        """The time of a step, from so many."""
+        begun = time.monotonic()
+        with contextlib.suppress(NotFiniteError):
+            self.train(FIRST[self.options.optimizer], count)
+        return self.ranks.told([(time.monotonic() - begun) / count])[0]
+
+
+def tried(trials: Trials, limit_s: float | None) -> dict[float, float]:
+    """The losses of the rates that were tried, and of a rate of 0, the weights being left as they were; empty if the
+    run is too short. `limit_s`: how long all trials may take, about.
+    """
+    steps = min(_MOST, max(trials.total // _SHARE, min(_LEAST, trials.total)))
+    start = {k: v.clone() for k, v in trials.modules.state_dict().items()}
+
+    def loss(rate: float) -> float:
+        trials.modules.load_state_dict(start)
+        return trials.loss(rate, steps)
 
     try:
         if limit_s is not None:
-            if timed(1) > limit_s / _FEWEST:  # the first is slower
+            if trials.seconds(1) > limit_s / _FEWEST:  # the first is slower
                 return {}
-            steps = min(steps, int(limit_s / _TRIALS / max(timed(_TIMED) / _TIMED, 1e-9)) - _JUDGED // 2)
-        return {0.0: loss(0.0), **climbed(loss, FIRST[options.optimizer])} if steps >= _FEWEST else {}
+            steps = min(steps, int(limit_s / _TRIALS / max(trials.seconds(_TIMED), 1e-9)) - _JUDGED // 2)
+        return {0.0: loss(0.0), **climbed(loss, FIRST[trials.options.optimizer])} if steps >= _FEWEST else {}
     finally:
-        modules.load_state_dict(start)
-        modules.zero_grad()
+        trials.modules.load_state_dict(start)
+        trials.modules.zero_grad()

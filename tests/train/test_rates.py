@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgeopt import distill
 from edgeopt.options.distill import Distill
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.rates import _LADDER, FIRST, chosen, climbed, tried
+from edgeopt.train.rates import _LADDER, FIRST, Trials, chosen, climbed, tried
 from tests import tiny
 from tests.train import toys
 
@@ -71,19 +71,9 @@ def search(total: int, *, limit_s: float | None = None, **choices: Any) -> tuple
     def batches(epoch: int) -> Iterator[Any]:
         yield from range(3)
 
-    options = Distill(**choices)
-    found = tried(
-        nn.ModuleList([bowl]),
-        None,
-        lambda b, m: bowl.loss(),
-        batches,
-        lambda: batches(0),
-        3,
-        total,
-        options,
-        Ranks(),
-        limit_s,
-    )
+    modules, options = nn.ModuleList([bowl]), Distill(**choices)
+    trials = Trials(modules, None, lambda b, m: bowl.loss(), batches, lambda: batches(0), 3, total, options, Ranks())
+    found = tried(trials, limit_s)
     return found, bowl
 
 
@@ -128,7 +118,7 @@ def test_a_rate_that_diverges_leaves_nothing_to_the_next_and_lower_ones_are_trie
 
         batches = lambda epoch: iter(range(3))  # noqa: E731
         modules, options = nn.ModuleList([bowl]), Distill(optimizer="sgd", clip=1e9)
-        return tried(modules, None, lesson, batches, lambda: batches(0), 3, 1000, options, Ranks(), None)  # type: ignore[arg-type]
+        return tried(Trials(modules, None, lesson, batches, lambda: batches(0), 3, 1000, options, Ranks()), None)  # type: ignore[arg-type]
 
     for limit in (0.3, 0.03):  # how far a weight may go before nothing is a number
         found = cliff(limit)
