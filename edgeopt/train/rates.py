@@ -27,11 +27,11 @@ from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, se
 _LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST: Mapping[str, float] = {"adamw": 3e-4, "sgd": 1e-2}
 """Where the search begins, by optimizer; what is taken where a run is too short for it."""
-_LEAST, _MOST, _SHARE = 50, 200, 25  # steps of a trial: 1/25 of the run, since a high rate wins every short one
+_LEAST, _MOST, _SHARE = 100, 200, 25  # steps of a trial: 1/25 of the run, since a high rate wins every short one
 _FEWEST = 5  # steps that tell anything
 _JUDGED = 16  # batches
 _TRIALS = 5  # that there are, mostly
-_ENOUGH = 0.8  # of what the best rate gains: a whole run wants a lower one than a short run
+_ENOUGH = 0.95  # of what the best rate gains: a whole run wants a lower one than a short run
 _TIMED = 2  # steps
 
 
