@@ -234,7 +234,7 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
         left = named([model, x], (*options.exclude, *options.include))
         with contextlib.suppress(ModelError):  # then ONNX Runtime has to find them
             x = fuse_layer_norm(x, left)
-        return fuse_gelu_here(x, left)
+        return x if options.mode == "weights" else fuse_gelu_here(x, left)  # which other runtimes take, too
 
     found = fused(simplify(fused(single)))  # before too: a factor may be folded into what comes next
     return fast_activations(found, select([model, found], (*options.exclude, *options.include))) if faster else found

@@ -8,8 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import edgeopt
 from edgeopt.passes.gated import fuse_gelu, fuse_gelu_here, fuse_hardswish
 from tests import tiny
+from tests.models import normal
 
 CONSTANTS = {"three": 3.0, "zero": 0.0, "six": 6.0, "sixth": 1 / 6, "four": 4.0}
 GATE = "s = Add({0})  g1 = Clip(s, zero, six)"
@@ -165,3 +167,14 @@ def test_a_gelu_with_a_constant_of_more_axes_stays_and_one_of_float16_does_not()
 def test_what_only_looks_like_gelu_stays_for_onnxruntime_too(other: str) -> None:
     model = gelu_model(NO_GELU[other])
     assert fuse_gelu_here(model) is model
+
+
+def test_what_is_quantized_with_a_gelu_can_be_trained_on() -> None:
+    body = f"a1 = MatMul(x, v)  {ERROR['divided']}  {FACTORS['half (a x)']}".replace("(x, root)", "(a1, root)")
+    text = f"g (float[N,64] x) => (float[N,8] z) {{ {body.replace('(a, x)', '(a, a1)')}  z = MatMul(y, w) }}"
+    numbers = {k: np.float32(GELU[k]) for k in ("one", "half", "root")}
+    model, feeds = tiny.model(text, v=normal(64, 64), w=normal(64, 8), **numbers), tiny.feeds(32, x=(1, 64))
+    made = edgeopt.quantize(model, feeds, mode="static", include=("MatMul",), measure=False).model
+    assert "Gelu" in tiny.operators(made)
+    found = edgeopt.distill(made, feeds, teacher=model, quantized=True, epochs=2, learning_rate=1e-4)
+    assert found.parity < 1e-2 and "Gelu" in tiny.operators(found.model)

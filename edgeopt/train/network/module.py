@@ -255,9 +255,13 @@ def _widen(model: ir.Model) -> bool:
     return found
 
 
+_ELSEWHERE = frozenset({("com.microsoft", "Gelu")})  # of other domains, that are as those of ONNX
+
+
 def _call(node: ir.Node) -> Callable[..., Any]:
     """The operator-table function of `node` with its attributes bound."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in OPS:
+    known = node.domain in ("", "ai.onnx") or (node.domain, node.op_type) in _ELSEWHERE
+    if not known or node.op_type not in OPS:
         where = f"node {node.name!r} ({node.domain + '.' if node.domain else ''}{node.op_type})"
         raise ModelError(
             f"{where} cannot be trained: no torch form of it; cut the model before it, or export it without"
