@@ -17,7 +17,6 @@ from edgeopt import graph
 from edgeopt.data import Data, Feed, Look, Sample, look, oddities, read, readable, specs, split
 from edgeopt.data.spec import check_feed, without_label
 from edgeopt.errors import CalibrationError, DataError, ModelError, UsageError
-from edgeopt.graph.ops import constant
 from edgeopt.graph.select import deciding_lengths, named, select
 from edgeopt.graph.selection import Selection, selection, selects
 from edgeopt.hardware import target as targets
@@ -33,6 +32,7 @@ from edgeopt.passes.layer_norm import fuse_layer_norm
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
+from edgeopt.quantization.accepted import check, has_gaps, runs
 from edgeopt.quantization.costing import Timing, timing
 from edgeopt.quantization.fixing import with_inputs
 from edgeopt.quantization.metric import Metric, metric
@@ -47,14 +47,6 @@ from edgeopt.runtime.spread import Spread
 
 _LATER = 8  # samples on which recurrent states are fed back
 _REPEATED_DB = 60.0  # two runs with at least this SQNR count as equal
-_COMPUTES = {
-    "DynamicQuantizeLinear": "dynamic int8",
-    "DynamicQuantizeLSTM": "dynamic int8",
-    "MatMulInteger": "dynamic int8",
-    "ConvInteger": "dynamic int8",
-    "MatMulNBits": "weights of a few bits",
-}
-_QUANTIZED = frozenset({"QuantizeLinear", *_COMPUTES})
 
 
 @dataclass
@@ -167,12 +159,12 @@ def prepare(
 
 def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache: SharedResults, notes: Notes) -> Task:
     model, target = graph.canonical(source), targets.load(options.target)
-    _check(model)
+    check(model)
     single = unfolded(widened(model))
     simplified = _simplified(single, model, options, target)
     chosen = selection(simplified, types_of(simplified)) if selects(simplified) else None
     recipe, include, lengths = _choices(options, model, simplified, chosen)
-    session = as_given(source, model) if _runs(model) else open_session(single, threads=1)
+    session = as_given(source, model) if runs(model) else open_session(single, threads=1)
     given = read(data, specs(model), options, session.run, norm_distance(model))
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
@@ -336,39 +328,6 @@ def _kinds_of(options: Quantize, model: ir.Model, seen: ir.Model) -> dict[str, K
     return {name: kind for name, kind in options.kinds.items() if name not in left}
 
 
-def _runs(model: ir.Model) -> bool:
-    """Whether ONNX Runtime has kernels for the float types of the model: it has few for bfloat16."""
-    return not any(
-        v.dtype == ir.DataType.BFLOAT16 for n in model.graph.all_nodes() for v in (*n.inputs, *n.outputs) if v
-    )
-
-
-def _check(model: ir.Model) -> None:
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.dtype == ir.DataType.BFLOAT16:
-            raise ModelError(
-                f"{value.name!r} is bfloat16, which ONNX Runtime cannot exchange with Python: put a Cast from or to "
-                "float32 there"
-            )
-    computing = [how for n in model.graph.all_nodes() if (how := _COMPUTES.get(n.op_type))]
-    for node in model.graph.all_nodes():
-        computed = node.op_type == "DequantizeLinear" and not constant(node.inputs[0])
-        if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear") or computed:
-            how = next(iter(computing), "static int8")  # Q/DQ of an embedding may stand before what is dynamic
-            raise ModelError(
-                f"node {node.name!r} is a {node.op_type}: the model is quantized already ({how}), and its floats "
-                "are lost; quantize the float model it was made of. edgeopt profile, compare and inspect "
-                "take it as it is"
-            )
-    for g in model.graphs():
-        for value in g.initializers.values():
-            if _holds_nan(value) and not _fills(value):
-                raise ModelError(
-                    f"weight {value.name!r} holds NaN; the model is broken before quantization: "
-                    "train or export it again"
-                )
-
-
 def _ranked(model: ir.Model, outputs: Outputs) -> ir.Model:
     """A clone in which every output declares a shape, as a valid file must: at least the rank it has on a sample."""
     copy = model.clone()
@@ -378,18 +337,8 @@ def _ranked(model: ir.Model, outputs: Outputs) -> ir.Model:
     return copy
 
 
-def _holds_nan(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.dtype.is_floating_point() and bool(np.isnan(tensor.numpy()).any())
-
-
-def _fills(value: ir.Value) -> bool:
-    """Whether a constant is only put by Where in place of values that are missing, for which NaN is a usual sign."""
-    return bool(value.uses()) and all(node.op_type == "Where" and i > 0 for node, i in value.uses())
-
-
 def _check_finite(model: ir.Model, session: Session, feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> None:
-    gaps = any(_holds_nan(v) and _fills(v) for v in model.graph.initializers.values())
+    gaps = has_gaps(model)
     for (name, feed), outputs in zip(feeds, reference, strict=True):
         if not finite(feed.values()):
             raise CalibrationError(f"sample {name} is not finite; mend or remove it")
