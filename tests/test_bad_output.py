@@ -291,5 +291,5 @@ def test_a_calibration_ends_soon_after(event: Callable[[], object], error: type[
     made = tiny.model(models.DENSE, w=models.normal(4, 4), b=models.normal(4))
     samples, seen = watched(event, error is CalibrationError)
     with pytest.raises(error):
-        observe(made, ["x"], samples, probes=probe(made, {"x": X[:1]}), max_ram=10**9)
+        observe(made, ["x"], samples, probes=probe(made, {"x": X[:1]}), room=10**9)
     assert len(seen) < 100  # about 22 by then, and a few more until every thread has seen it

@@ -117,6 +117,12 @@ def _one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
+def trim_heap() -> None:
+    """Give memory that is free back to the system; glibc keeps it between blocks that are in use."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def numeric_work() -> Iterator[None]:
     """Use one heap, and one BLAS thread for each matrix product: layers are processed in parallel, so more BLAS threads

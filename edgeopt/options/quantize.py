@@ -116,7 +116,9 @@ class Quantize(Placing, Spreading):
         description="The file takes an image's pixels, [N, H, W, C], red first, and prepares them itself.",
     )
     max_ram: Annotated[int | None, Flag(text=SIZE, step=False)] = Field(
-        default=None, ge=1, description="For calibration, e.g. 2G. [default: half of the free memory]"
+        default=None,
+        ge=1,
+        description="Memory beside 300 MB for Python itself, e.g. 2G. [default: what the model needs]",
     )
     recipe: Annotated[
         Path | Callable[[Any], Any] | None, SkipValidation, Flag(text=Text("FILE.toml", Path), step=False)

@@ -102,7 +102,7 @@ def _fits(layer: Layer) -> bool:
 def _all_factors(model: ir.Model, found: Sequence[Layer], feeds: Sequence[Feed]) -> list[_Factors]:
     """The factors of each layer, whitened by what it reads of `feeds`, if there are any."""
     samples: list[Sample] = [(str(i), partial(dict, feed)) for i, feed in enumerate(feeds)]
-    some, large = parts(found, _RAM, _RAM) if feeds else ([], list(found))
+    some, large = parts(found, _RAM, _RAM, {}) if feeds else ([], list(found))
     factors = [_factors(layer, None) for layer in large]
     for part in some:
         seen = gather(model, part, samples)

@@ -35,6 +35,7 @@ from edgeopt.runtime.spread import Spread
 POSITIONS = 128
 BLOCK = 512  # largest number of inputs that compensate each other's rounding, computed with in float64
 _FEW = 16  # positions for a depthwise convolution, whose H is small (about ten inputs for each channel)
+_BESIDE = 3  # times the moments of a part are in memory: sums, those of new samples, and one in the making
 _ROUNDING = 4  # memory for rounding a layer relative to its moments: damped H, its factor and the inverse of that
 _FEW_BLOCKS = 16
 _TOGETHER = 2  # samples whose columns are multiplied at once
@@ -136,21 +137,24 @@ def size_bytes(layer: Layer) -> int:
     return int(8 * w.shape[0] * w.shape[2] ** 2 / blocks_of(w.shape[2]))
 
 
-def parts(found: Sequence[Layer], max_ram: int, largest: int) -> tuple[list[list[Layer]], list[Layer]]:
-    """(layers in parts whose moments fit into `max_ram` bytes, layers that are too large to be rounded).
+def parts(
+    found: Sequence[Layer], room: int, largest: int, read_bytes: Mapping[str, int]
+) -> tuple[list[list[Layer]], list[Layer]]:
+    """(layers in parts that can be looked at within `room` bytes, layers that are too large to be rounded).
 
     A layer is too large if rounding it needs more than `largest` bytes. This limit changes the result, so it must not
-    depend on the machine.
+    depend on the machine. read_bytes: the size of each value of a sample that layers read, by name.
     """
     parts: list[list[Layer]] = []
     large: list[Layer] = []
     used = 0
     for layer in found:
-        need = size_bytes(layer)
-        if need * (1 + _ROUNDING) > largest:
+        moments = size_bytes(layer)
+        if moments * (1 + _ROUNDING) > largest:
             large.append(layer)
             continue
-        if not parts or used + need > max_ram:
+        need = _BESIDE * moments + cores() * sum(read_bytes.get(_read_by(n), 0) for n in layer)
+        if not parts or used + need > room:
             parts.append([])
             used = 0
         parts[-1].append(layer)
@@ -300,9 +304,13 @@ def _read(read: Callable[[], Feed]) -> Feed | None:
         return None
 
 
+def _read_by(node: ir.Node) -> str:
+    return str(activations(node)[0][1].name)
+
+
 def _columns(model: ir.Model, nodes: Sequence[ir.Node]) -> Callable[[int, Feed], Mapping[str, NDArray[np.float32]]]:
     """A function that gives the columns of `nodes` by name for a sample, whose number is the seed of their places."""
-    read = {str(n.name): str(activations(n)[0][1].name) for n in nodes}
+    read = {str(n.name): _read_by(n) for n in nodes}
     run = reading(model, read.values())
 
     def columns_of(number: int, feed: Feed) -> Mapping[str, NDArray[np.float32]]:

@@ -9,9 +9,11 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from edgeopt.data import oddities
+from edgeopt.graph.facts import size_bytes
+from edgeopt.graph.living import peak_bytes
 from edgeopt.graph.ops import macs_of
 from edgeopt.graph.plan import Plan
-from edgeopt.hardware.host import free_bytes
+from edgeopt.hardware.host import cores, free_bytes
 from edgeopt.numbers.observers import Statistics
 from edgeopt.ptq.grids import by_weight
 from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, parts
@@ -19,7 +21,9 @@ from edgeopt.quantization.state import State
 from edgeopt.runtime import calibrate
 from edgeopt.runtime.probe import Probe
 
-_BESIDE = 6  # times the moments of a part are in memory: sums, those of new samples, and what layers read of these
+_SESSIONS = 2  # at a time, each with the weights
+_RUN = 2  # memory of a run relative to the values that are alive: layouts of its own, and what cannot be used again
+_ROOM = 1_000_000_000  # bytes of values without --max-ram; not by the memory that is free: groups decide fusions
 _MUCH = 2_000_000_000  # multiply-accumulate operations for one sample
 _FEWEST = 6
 _LARGEST = 8 << 30  # bytes for one layer without --max-ram
@@ -44,6 +48,17 @@ def sources(plans: Iterable[Plan | None]) -> frozenset[str]:
     return frozenset(v for plan in plans if plan is not None and plan.integer for v in plan.grids.values())
 
 
+def room_of(model: ir.Model, probes: Mapping[str, Probe], max_ram: int | None) -> int:
+    """Bytes of values of `model` that may be in memory at once beside its sessions and what their runs take: of
+    `max_ram`, at least a sixteenth; without a limit `_ROOM`, or half of the free memory if that is less.
+    """
+    if max_ram is None:
+        return min(_ROOM, free_bytes() // 2)
+    sizes = {v: 4 * probes[str(v.name)].size for node in model.graph for v in node.outputs if v.name in probes}
+    taken = _SESSIONS * size_bytes(model) + cores() * _RUN * peak_bytes(model, sizes)
+    return max(max_ram - taken, max_ram // 16)
+
+
 def observe(state: State, wanted: frozenset[str]) -> Mapping[str, Statistics]:
     """Statistics of `wanted` values, and of all that were observed before, over the calibration samples.
 
@@ -60,10 +75,10 @@ def _observed(state: State, values: Sequence[str]) -> Mapping[str, Statistics]:
     resources, total = state.resources, len(state.samples)
     listener, cache = resources.listener, resources.cache
     first, probes = "calibrate" not in cache.seconds, cache.probes.get(id(state.source), state.probes)
-    max_ram = resources.max_ram or free_bytes() // 2
+    room = room_of(state.source, probes, resources.max_ram)
     with cache.timed("calibrate"):
         if first:
-            expected = calibrate.forecast(state.source, values, probes, max_ram)
+            expected = calibrate.forecast(state.source, values, probes, room)
             passes = "one pass" if expected.passes == 1 else f"{expected.passes} passes"
             start = time.perf_counter()
             resources.run(resources.feeds[0])
@@ -75,7 +90,7 @@ def _observed(state: State, values: Sequence[str]) -> Mapping[str, Statistics]:
             values,
             state.samples,
             probes=probes,
-            max_ram=max_ram,
+            room=room,
             progress=lambda done, of: listener.progress("calibrating", done, of),
             by=resources.spread,
         )
@@ -127,8 +142,9 @@ def layer_parts(state: State) -> list[list[Layer]]:
         str(n.name) for layer in by_weight(state.model.graph).values() for n in layer if name(layer) in state.params
     )
     limit = state.resources.max_ram
-    max_ram = limit // _BESIDE if limit else free_bytes() // 4
-    found, large = parts(layers(state.model, integer), max_ram, (limit or _LARGEST) // 2)
+    room = room_of(state.source, state.probes, limit)
+    read_bytes = {name: 4 * p.size for name, p in state.probes.items()}
+    found, large = parts(layers(state.model, integer), room, (limit or _LARGEST) // 2, read_bytes)
     for layer in large:
         state.resources.listener.note(
             f"{layer[0].name}: too large to be rounded by what it reads within --max-ram; to the nearest"

@@ -74,7 +74,7 @@ class Resources:
     listener: Listener = field(default_factory=Listener)
     cache: SharedResults = field(default_factory=SharedResults)
     max_ram: int | None = None
-    """Memory limit for calibration in bytes; None: half of the free memory."""
+    """Memory limit in bytes, beside what Python itself takes."""
     spread: Spread | None = None
     """Who does independent work; None: this process."""
     meter: Meter | None = None

@@ -96,7 +96,7 @@ def probed(state: State) -> Mapping[str, Probe]:
     cache = state.resources.cache
     if id(state.source) not in cache.probes:
         with cache.timed("probe"):
-            cache.probes[id(state.source)] = probe(state.source, state.resources.feeds[0])
+            cache.probes[id(state.source)] = probe(state.source, state.resources.feeds[0], state.resources.max_ram)
         cache.model(id(state.source), lambda: state.source)
     return cache.probes[id(state.source)]
 
@@ -300,7 +300,7 @@ class Write(Step):
     def _half(self, state: State, plan: Plan) -> ir.Model:
         peaks: dict[str, float] = {}
         for feed in state.resources.feeds[:_PEAK_SAMPLES]:
-            for name, p in probe(state.model, feed).items():
+            for name, p in probe(state.model, feed, state.resources.max_ram).items():
                 peak = max(abs(p.lo), abs(p.hi))
                 peaks[name] = max(peaks.get(name, 0.0), 0.0 if np.isnan(peak) or np.isinf(peak) else peak)
         names = frozenset(str(n.name) for n in state.model.graph.all_nodes())

@@ -50,11 +50,11 @@ class Forecast:
     ram_bytes: int
 
 
-def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fixed: int = 0) -> list[list[str]]:
-    """Split `values` into groups such that the observed values of one worker fit into its share of `max_ram` (bytes);
-    each group has at least one value. fixed: bytes that are needed in any case.
+def groups(values: Sequence[str], probes: Mapping[str, Probe], room: int) -> list[list[str]]:
+    """Split `values` into groups such that the observed values of one worker fit into its share of `room` (bytes);
+    each group has at least one value.
     """
-    share = max(max_ram - fixed, max_ram // 4) / cores()
+    share = room / cores()
     parts: list[list[str]] = []
     used = math.inf
     for name in values:
@@ -67,9 +67,9 @@ def groups(values: Sequence[str], probes: Mapping[str, Probe], max_ram: int, fix
     return parts
 
 
-def forecast(model: ir.Model, values: Sequence[str], probes: Mapping[str, Probe], max_ram: int) -> Forecast:
+def forecast(model: ir.Model, values: Sequence[str], probes: Mapping[str, Probe], room: int) -> Forecast:
     """The expected cost of `observe`: passes over the samples, and peak memory in addition to the interpreter's own."""
-    parts = groups(values, probes, max_ram, size_bytes(model))
+    parts = groups(values, probes, room)
     largest = max((sum(4 * probes[v].size for v in part if v in probes) for part in parts), default=0)
     return Forecast(len(parts), 2 * size_bytes(model) + cores() * largest)
 
@@ -80,12 +80,12 @@ def observe(
     samples: Sequence[Sample],
     *,
     probes: Mapping[str, Probe],
-    max_ram: int,
+    room: int,
     progress: Progress = lambda done, total: None,
     by: Spread | None = None,
 ) -> Observation:
     """Statistics of the values called `values` over `samples`; bit-identical for every order of the samples, number
-    of threads and number of workers of `by`.
+    of threads and number of workers of `by`. room: bytes of values that may be in memory at once.
 
     Raises:
         CalibrationError: a value contains NaN or infinity (the message names it and the sample), or there are no
@@ -94,7 +94,7 @@ def observe(
     """
     if not samples:
         raise CalibrationError("no samples to calibrate with")
-    parts = groups(values, probes, max_ram, size_bytes(model))
+    parts = groups(values, probes, room)
     found: dict[str, Statistics] = {}
     skipped: dict[str, str] = {}
     total = len(parts) * len(samples)
@@ -137,10 +137,10 @@ def _observe_group(
             except DataError as e:
                 skipped[name] = str(e)
                 continue
-            seen = run(feed)
+            seen = dict(run(feed))
             with turn:
                 for value in values:
-                    found[value] = _update(found[value], seen[value], value, name)
+                    found[value] = _update(found[value], seen.pop(value), value, name)
             progress(done)
         return found
 
@@ -170,9 +170,9 @@ def observed(shard: Shard, feeds: Sequence[tuple[str, Feed]]) -> dict[str, Stati
     """Statistics over some samples, on one thread."""
     found = {name: Statistics() for name in shard.values}
     for name, feed in feeds:
-        seen = shard.run(feed)
+        seen = dict(shard.run(feed))
         for value in shard.values:
-            found[value] = _update(found[value], seen[value], value, name)
+            found[value] = _update(found[value], seen.pop(value), value, name)
     return found
 
 

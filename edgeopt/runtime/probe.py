@@ -6,20 +6,24 @@ Static shape inference fails on many exported models; running a sample does not.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgeopt.runtime.session import Feed, open_session, with_outputs
+from edgeopt.files import temporary_folder
+from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
+from edgeopt.runtime.trace import ELEMENT_BYTES, kernel_runs, read_events
 
-_VALUES_A_RUN = 400  # at first; as many more as fit where they are small
-_GROWTH = 8
-_RUN_BYTES = 256e6
+_RUN_BYTES = 256_000_000  # of values shown in one run
+_UNKNOWN_BYTES = _RUN_BYTES // 32  # of a value whose size is not known yet
+_TRACE_BYTES = 64 << 20  # of a trace that is read: that of a loop may be endless
 _SIZES = 16  # largest number of elements of a value that may be a shape
 MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
 
@@ -43,20 +47,23 @@ class Probe:
         return not (math.isfinite(self.lo) and math.isfinite(self.hi)) or (self.lo <= -MASK and self.hi < -self.lo / 10)
 
 
-def probe(model: ir.Model, feed: Feed) -> Mapping[str, Probe]:
-    """Shape and extremes of every float value of the main graph of `model` on `feed`, by name."""
-    return probe_and_shapes(model, feed)[0]
+def probe(model: ir.Model, feed: Feed, max_ram: int | None = None) -> Mapping[str, Probe]:
+    """Shape and extremes of every float value of the main graph of `model` on `feed`, by name.
+
+    max_ram: most bytes in memory, of which values take a part.
+    """
+    return probe_and_shapes(model, feed, max_ram=max_ram)[0]
 
 
 def probe_and_shapes(
-    model: ir.Model, feed: Feed, limit_s: float | None = None
+    model: ir.Model, feed: Feed, limit_s: float | None = None, max_ram: int | None = None
 ) -> tuple[dict[str, Probe], dict[str, tuple[int, ...]]]:
     """(shape and extremes of every float value, shape of every value) of the main graph on `feed`, by name.
 
-    limit_s: the most that one run may take, in seconds.
+    limit_s: the most that one run may take, in seconds; max_ram: most bytes in memory.
     """
     found, all_shapes = dict[str, Probe](), dict[str, tuple[int, ...]]()
-    for name, x in _values(model, feed, limit_s):
+    for name, x in _values(model, feed, limit_s, max_ram):
         all_shapes[name] = x.shape
         if x.dtype == np.float32:
             found[name] = _probe(x)
@@ -83,21 +90,54 @@ def sizes(model: ir.Model, feed: Feed) -> tuple[dict[str, tuple[int, ...]], dict
     return found, numbers
 
 
-def _values(model: ir.Model, feed: Feed, limit_s: float | None = None) -> Iterator[tuple[str, NDArray[Any]]]:
-    values = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
+def _values(
+    model: ir.Model, feed: Feed, limit_s: float | None = None, max_ram: int | None = None
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Every value of `model` on `feed`. As many are shown in one run as fit; a few in the first, whose trace tells the
+    sizes of all.
+    """
+    rest = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
     yield from feed.items()
-    start, count, shown = 0, _VALUES_A_RUN, model
-    while start < len(values):
-        shown = with_outputs(shown, values[start : start + count], copy=shown is model)
-        session = open_session(shown, level="none", threads=2)
-        known = tuple(o.name for o in session.raw.get_outputs() if o.type != "tensor(bfloat16)")  # NumPy has none
-        session = replace(session, outputs=known)
-        arrays = [
-            (n, x)
-            for n, x in zip(session.outputs, session.run(feed, limit_s), strict=True)
-            if isinstance(x, np.ndarray)
-        ]
-        yield from arrays
-        fitting = count * _RUN_BYTES / max(1, sum(x.nbytes for _, x in arrays))
-        more = max(count, fitting / _GROWTH**2) * _GROWTH  # those that follow may be larger
-        start, count = start + count, int(max(_VALUES_A_RUN, min(fitting, more)))
+    shown, sizes, first = model, dict[str, int](), True
+    most_bytes = _RUN_BYTES if max_ram is None else min(_RUN_BYTES, max_ram // 4)
+    while rest:
+        count = _fitting((sizes.get(name, _UNKNOWN_BYTES) for name in rest), most_bytes)
+        shown = with_outputs(shown, rest[:count], copy=shown is model)
+        rest = rest[count:]
+        with temporary_folder() as folder:
+            session = open_session(
+                shown, level="none", threads=2, patterns=False, profile=folder / "trace" if first and rest else None
+            )
+            yield from _run(session, feed, limit_s)
+            if first and rest:
+                sizes = _sizes(model, Path(session.raw.end_profiling()))
+        first = False
+
+
+def _fitting(sizes: Iterable[int], most_bytes: int) -> int:
+    """How many of the first of `sizes` fit into `most_bytes`, at least one."""
+    return max(1, sum(total <= most_bytes for total in itertools.accumulate(sizes)))
+
+
+def _run(session: Session, feed: Feed, limit_s: float | None) -> Iterator[tuple[str, NDArray[Any]]]:
+    """The tensors that `session` gives, each forgotten when the next one is asked for."""
+    known = tuple(o.name for o in session.raw.get_outputs() if o.type != "tensor(bfloat16)")  # NumPy has none
+    arrays = replace(session, outputs=known).run(feed, limit_s)
+    arrays.reverse()
+    for name in known:
+        x = arrays.pop()
+        if isinstance(x, np.ndarray):
+            yield name, x
+
+
+def _sizes(model: ir.Model, trace: Path) -> dict[str, int]:
+    """Bytes of the values of the main graph by a trace, by name; of none if it is too long to be read."""
+    if trace.stat().st_size > _TRACE_BYTES:
+        return {}
+    outputs = {node.name: [str(v.name) for v in node.outputs if v.name] for node in model.graph}
+    runs = kernel_runs(read_events(trace))
+    return {
+        value: math.prod(shape) * ELEMENT_BYTES.get(kind, 1)
+        for run in runs
+        for value, (kind, shape) in zip(outputs.get(run.name, ()), run.shapes("output_type_shape"), strict=False)
+    }

@@ -23,8 +23,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from edgeopt.errors import DataError, ModelError, UsageError
 from edgeopt.files import is_text, temporary_folder
 from edgeopt.graph.facts import size_bytes
-from edgeopt.graph.serialization import write
-from edgeopt.hardware.host import at_most, threads
+from edgeopt.graph.serialization import proto_bytes, write
+from edgeopt.hardware.host import at_most, threads, trim_heap
 from edgeopt.numbers.ends import Ends, ends_of
 from edgeopt.numbers.scores import Outputs
 
@@ -89,6 +89,25 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
+@functools.cache
+def _idle() -> ort.InferenceSession:
+    """A session that does nothing."""
+    x, y = (ir.val(name, ir.DataType.FLOAT, [1]) for name in "xy")
+    node = ir.node("Identity", [x], outputs=[y])
+    model = ir.Model(ir.Graph([x], [y], nodes=[node], opset_imports={"": 17}), ir_version=8)
+    settings = ort.SessionOptions()
+    settings.add_session_config_entry("session.use_env_allocators", "1")
+    return ort.InferenceSession(proto_bytes(model), settings, providers=["CPUExecutionProvider"])
+
+
+def _trim_arena() -> None:
+    """Give back what the arena has kept of earlier runs: a new session divides its memory otherwise."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    _idle().run(None, {"x": np.ones(1, np.float32)}, options)
+    trim_heap()
+
+
 def open_session(
     model: ir.Model | Path,
     *,
@@ -97,9 +116,11 @@ def open_session(
     options: Mapping[str, str] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
+    patterns: bool = True,
 ) -> Session:
     """Load `model` (in memory or from a file) on the CPU.
 
+    patterns: from the second run on, take the memory of a run as one block, beside what the first has left;
     optimized: file to which ONNX Runtime writes the optimized graph; profile: prefix of the file to which it writes the
     times of kernels.
 
@@ -110,8 +131,10 @@ def open_session(
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    settings.enable_mem_pattern = patterns
     settings.graph_optimization_level = LEVELS[level]
     _share_arena()
+    _trim_arena()
     settings.add_session_config_entry("session.use_env_allocators", "1")
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
     for key, value in (options or {}).items():
@@ -201,7 +224,7 @@ def reading(model: ir.Model, values: Iterable[str]) -> Callable[[Feed], Feed]:
     inner = sorted(set(values) - {str(v.name) for v in model.graph.inputs})
     if not inner:
         return lambda feed: feed
-    session = open_session(with_outputs(model, inner))
+    session = open_session(with_outputs(model, inner), patterns=False)
     return lambda feed: {**feed, **dict(zip(session.outputs, session.run(feed), strict=True))}
 
 

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from edgeopt.errors import WorkerError
 from edgeopt.files import json_of
 
 _KERNEL = "_kernel_time"
+_SIZED = [t for t in ir.DataType if t not in (ir.DataType.UNDEFINED, ir.DataType.STRING)]
+ELEMENT_BYTES = {t.name.lower(): max(1, int(t.itemsize)) for t in _SIZED}
+"""Bytes of an element, by its type's name in a trace."""
 
 
 @dataclass(frozen=True)

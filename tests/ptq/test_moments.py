@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgeopt.ptq import moments
 from edgeopt.ptq.moments import (
     BLOCK,
     LayerMoments,
@@ -129,12 +130,22 @@ def test_memory_decides_how_many_layers_go_together_and_which_are_too_large() ->
     sizes = [size_bytes(n) for n in nodes]
     assert sizes == [8 * 36**2, 8 * 3**2]
     much = 10**9
-    assert parts(nodes, much, much) == ([nodes], [])
-    assert parts(nodes, much, 5 * sizes[0]) == ([nodes], [])
-    assert parts(nodes, much, 5 * sizes[0] - 1) == ([nodes[1:]], nodes[:1])
-    assert parts([nodes[0]] * 6, 5 * sizes[0], much) == ([[nodes[0]] * 5, [nodes[0]]], [])
-    assert parts(nodes, 1, much) == ([[nodes[0]], [nodes[1]]], [])
-    assert parts(nodes, much, 1) == ([], nodes)
+    assert parts(nodes, much, much, {}) == ([nodes], [])
+    assert parts(nodes, much, 5 * sizes[0], {}) == ([nodes], [])
+    assert parts(nodes, much, 5 * sizes[0] - 1, {}) == ([nodes[1:]], nodes[:1])
+    assert parts([nodes[0]] * 6, 5 * 3 * sizes[0], much, {}) == ([[nodes[0]] * 5, [nodes[0]]], [])
+    assert parts(nodes, 1, much, {}) == ([[nodes[0]], [nodes[1]]], [])
+    assert parts(nodes, much, 1, {}) == ([], nodes)
+
+
+def test_what_layers_read_takes_its_part_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "cores", lambda: 2)
+    nodes = layers(two(), frozenset({"first", "second"}))
+    (first, *_), (second, *_) = nodes
+    sizes, read = [size_bytes(n) for n in nodes], {str(n.inputs[0].name): 1000 for n in (first, second)}
+    need = 3 * sum(sizes) + 2 * 2 * 1000  # by two workers at once
+    assert parts(nodes, need, 10**9, read) == ([nodes], [])
+    assert parts(nodes, need - 1, 10**9, read) == ([nodes[:1], nodes[1:]], [])
 
 
 @pytest.mark.parametrize("size", [1, 9, 512, 513, 576, 1024, 1152, 1536, 4608, 5760, 521, 2 * 521])

@@ -42,12 +42,12 @@ def seen(
     values: list[str] = VALUES,
     *,
     cores: int = 2,
-    max_ram: int = PLENTY,
+    room: int = PLENTY,
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Statistics]:
     monkeypatch.setattr(calibrate, "cores", lambda: cores)
     made = model()
-    return observe(made, values, data, probes=probe(made, data[0][1]()), max_ram=max_ram).statistics
+    return observe(made, values, data, probes=probe(made, data[0][1]()), room=room).statistics
 
 
 def bits(statistics: Mapping[str, Statistics]) -> dict[str, tuple[object, ...]]:
@@ -102,11 +102,10 @@ def test_groups_under_a_memory_cap_give_what_one_pass_gives(parts: int, monkeypa
     made = model()
     probes = probe(made, samples()[0][1]())
     each = 4 * probes["a"].size
-    cap = {1: PLENTY, 2: 4 * 3 * each, 5: 4}[parts]  # the weights take all but a quarter of the two small ones
-    assert len(groups(VALUES, probes, cap, fixed=cap)) == parts
-    monkeypatch.setattr(calibrate, "size_bytes", lambda _: cap)
-    found = observe(made, VALUES, samples(), probes=probes, max_ram=cap).statistics
-    whole = observe(made, VALUES, samples(), probes=probes, max_ram=PLENTY * 4).statistics
+    cap = {1: PLENTY, 2: 3 * each, 5: 1}[parts]
+    assert len(groups(VALUES, probes, cap)) == parts
+    found = observe(made, VALUES, samples(), probes=probes, room=cap).statistics
+    whole = observe(made, VALUES, samples(), probes=probes, room=PLENTY * 4).statistics
     # other exposed values mean other fusions, so float32 rounding may differ in what is computed, and in nothing else
     assert found["x"] == whole["x"]
     for name in VALUES:
@@ -148,16 +147,16 @@ def test_a_tensor_without_elements_counts_for_nothing(monkeypatch: pytest.Monkey
     probes = probe(made, some[1]())
     for cores in (1, 3):
         monkeypatch.setattr(calibrate, "cores", lambda n=cores: n)
-        alone = observe(made, ["x", "a"], [some], probes=probes, max_ram=PLENTY).statistics
-        assert observe(made, ["x", "a"], [empty, some, empty], probes=probes, max_ram=PLENTY).statistics == alone
-    nothing = observe(made, ["x", "a"], [empty], probes=probes, max_ram=PLENTY).statistics
+        alone = observe(made, ["x", "a"], [some], probes=probes, room=PLENTY).statistics
+        assert observe(made, ["x", "a"], [empty, some, empty], probes=probes, room=PLENTY).statistics == alone
+    nothing = observe(made, ["x", "a"], [empty], probes=probes, room=PLENTY).statistics
     assert nothing == {"x": Statistics(), "a": Statistics()}
 
 
 def test_inputs_alone_need_no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeopt.runtime.session.open_session", lambda *_: pytest.fail("a session was opened"))
     made = model()
-    found = observe(made, ["x"], samples(2), probes={}, max_ram=PLENTY).statistics
+    found = observe(made, ["x"], samples(2), probes={}, room=PLENTY).statistics
     assert found["x"].histogram.counts.sum() == 2 * 8 * 144
 
 
@@ -168,12 +167,12 @@ def test_a_value_that_is_not_finite_is_named_with_its_sample(bad: float, value: 
     x[0, 3, 5, 5] = bad
     data: list[Sample] = [*samples(4), ("broken.png", lambda: {"x": x})]
     with pytest.raises(CalibrationError, match=rf"value '{value}' is not finite on sample broken\.png"):
-        observe(model(), [value], data, probes={}, max_ram=PLENTY)
+        observe(model(), [value], data, probes={}, room=PLENTY)
 
 
 def test_without_samples_there_is_nothing_to_calibrate_with() -> None:
     with pytest.raises(CalibrationError, match="no samples"):
-        observe(model(), ["x"], [], probes={}, max_ram=PLENTY)
+        observe(model(), ["x"], [], probes={}, room=PLENTY)
 
 
 def unreadable(name: str) -> Sample:
@@ -186,7 +185,7 @@ def unreadable(name: str) -> Sample:
 def test_a_few_unreadable_samples_are_skipped_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [*samples(39), unreadable("torn.png")]
     monkeypatch.setattr(calibrate, "cores", lambda: 3)
-    found = observe(model(), ["x"], data, probes={}, max_ram=PLENTY)
+    found = observe(model(), ["x"], data, probes={}, room=PLENTY)
     assert found.skipped == {"torn.png": "torn.png is torn"}
     assert found.statistics["x"].histogram.counts.sum() == 39 * 8 * 144
 
@@ -194,13 +193,13 @@ def test_a_few_unreadable_samples_are_skipped_and_told(monkeypatch: pytest.Monke
 def test_many_unreadable_samples_are_refused() -> None:
     data = [*samples(5), unreadable("a"), unreadable("b")]
     with pytest.raises(DataError, match="torn"):
-        observe(model(), ["x"], data, probes={}, max_ram=PLENTY)
+        observe(model(), ["x"], data, probes={}, room=PLENTY)
 
 
 def test_a_sample_that_the_model_refuses_is_an_error() -> None:
     data: list[Sample] = [("flat", lambda: {"x": np.zeros((1, 8, 12), np.float32)})]
     with pytest.raises(DataError, match="failed on a sample"):
-        observe(model(), ["a"], data, probes={}, max_ram=PLENTY)
+        observe(model(), ["a"], data, probes={}, room=PLENTY)
 
 
 def test_progress_ends_at_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +207,7 @@ def test_progress_ends_at_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     note: Callable[[int, int], None] = lambda done, total: told.append((done, total))  # noqa: E731
     monkeypatch.setattr(calibrate, "cores", lambda: 1)
     made = model()
-    observe(made, VALUES, samples(4), probes=probe(made, samples(1)[0][1]()), max_ram=1, progress=note)
+    observe(made, VALUES, samples(4), probes=probe(made, samples(1)[0][1]()), room=1, progress=note)
     assert told[-1] == (20, 20) and [d for d, _ in told] == sorted(d for d, _ in told)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgeopt.runtime import probe as module
 from edgeopt.runtime.probe import Probe, probe
+from edgeopt.runtime.session import with_outputs
 from tests import tiny
 
 TEXT = """g (float[N,4] x, int64[2] s) => (float[A,B] y) {
@@ -30,13 +32,34 @@ def test_every_float32_value_has_its_real_shape_and_extremes() -> None:
     assert not {"s", "n", "f"} & found.keys()
 
 
-def test_many_values_take_several_runs_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("room", "runs"),
+    [(128, [["a", "b"], ["y"]]), (64, [["a"], ["b", "y"]]), (63, [["a"], ["b"], ["y"]]), (1, [["a"], ["b"], ["y"]])],
+)
+def test_as_many_values_of_32_bytes_are_shown_in_one_run_as_fit_and_the_first_run_guesses(
+    room: int, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.model(TEXT)
     whole = probe(model, feed())
     before = tiny.frozen(model)
-    monkeypatch.setattr(module, "_VALUES_A_RUN", 1)
-    assert probe(model, feed()) == whole
-    assert tiny.frozen(model) == before
+    shown: list[list[str]] = []
+
+    def noted(model: ir.Model, values: list[str], *, copy: bool) -> ir.Model:
+        shown.append(values)
+        return with_outputs(model, values, copy=copy)
+
+    monkeypatch.setattr(module, "with_outputs", noted)
+    monkeypatch.setattr(module, "_UNKNOWN_BYTES", 64)
+    assert probe(model, feed(), max_ram=4 * room) == whole
+    assert shown == runs and tiny.frozen(model) == before
+
+
+def test_sizes_are_unknown_where_the_trace_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model(TEXT)
+    whole = probe(model, feed())
+    monkeypatch.setattr(module, "_TRACE_BYTES", 10)
+    monkeypatch.setattr(module, "_UNKNOWN_BYTES", 64)
+    assert probe(model, feed(), max_ram=4 * 64) == whole
 
 
 def test_a_value_without_elements_has_size_zero() -> None:

@@ -76,9 +76,7 @@ def samples(count: int) -> list[tuple[str, Any]]:
 def observed(by: Spread | None, count: int = 23) -> dict[str, Statistics]:
     model = tiny.model(DENSE, w=W)
     probes = probe(model, samples(1)[0][1]())
-    return calibrate.observe(
-        model, ["x", "a", "b", "y"], samples(count), probes=probes, max_ram=1 << 30, by=by
-    ).statistics
+    return calibrate.observe(model, ["x", "a", "b", "y"], samples(count), probes=probes, room=1 << 30, by=by).statistics
 
 
 def test_results_come_in_order_and_items_are_taken_as_they_are_needed() -> None:
@@ -147,7 +145,7 @@ def test_a_value_that_is_not_finite_is_told_from_elsewhere_too() -> None:
             ["a"],
             [("good", lambda: ones), ("bad", lambda: {"x": -ones["x"]})],
             probes=probe(model, ones),
-            max_ram=1 << 30,
+            room=1 << 30,
             by=Spread(Inline()),
         )
 
@@ -251,7 +249,7 @@ def test_a_worker_of_a_cluster_that_is_killed_changes_nothing(cluster: Cluster) 
 
         values = ["x", "a", "b", "y"]
         found = calibrate.observe(
-            model, values, samples(400), probes=probes, max_ram=1 << 30, by=by, progress=progress
+            model, values, samples(400), probes=probes, room=1 << 30, by=by, progress=progress
         ).statistics
     assert killed and all(repr(found[name]) == repr(alone[name]) for name in alone)
 
