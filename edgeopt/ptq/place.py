@@ -141,7 +141,7 @@ def place(
     reasons: dict[str, str] = {}
     candidates: list[ir.Node] = []
     for node in model.graph:
-        reason = "excluded" if node.name in exclude else refused[str(node.name)] or _lacks(target, node)
+        reason = "chosen to stay float" if node.name in exclude else refused[str(node.name)] or _lacks(target, node)
         known = reason is None and (target.place.rule == "all" or cost_class(node) in target.cost)
         if reason is None and costs is not None:
             times = costs.of(node, probes)

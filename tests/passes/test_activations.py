@@ -133,7 +133,7 @@ def test_what_the_user_names_stays() -> None:
     made = tiny.proto(text, w=normal(16, 16), a=normal(16))
     data = [{"x": normal(1, 16, seed=i)} for i in range(12)]
     found = edgeopt.quantize(made, data, mode="static", include=("MatMul",), exclude=("mine",), measure=False)
-    assert ops(found.model)["PRelu"] == 1 and found.report.kept_float["mine"] == "excluded"
+    assert ops(found.model)["PRelu"] == 1 and found.report.kept_float["mine"] == "chosen to stay float"
 
 
 def test_a_power_of_one_half_is_a_square_root() -> None:
