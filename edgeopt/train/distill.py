@@ -38,6 +38,7 @@ from edgeopt.train.network.choice import Choice
 from edgeopt.train.network.module import OnnxModule, restored
 from edgeopt.train.places import check_places, checkpoints
 from edgeopt.train.ranks import ranks
+from edgeopt.train.steps import Course
 
 _LEAST_MINUTES = 1e-3
 
@@ -223,18 +224,20 @@ def _generation(
         hints, heads = hints_of(job), heads_of(job)
         found = fit(
             nn.ModuleList([*networks, *(m for m in (hints, heads) if m is not None)]).to(options.device),
-            lesson_of(job, networks, teach, hints, heads),
-            lambda epoch: data_of.shuffled(
-                train, job.size, (options.seed, epoch), options.augment, (job.ranks.rank, job.ranks.count)
+            Course(
+                lesson_of(job, networks, teach, hints, heads),
+                lambda epoch: data_of.shuffled(
+                    train, job.size, (options.seed, epoch), options.augment, (job.ranks.rank, job.ranks.count)
+                ),
+                sum(1 for _ in data_of.groups(train, job.size, range(len(train)))),
+                score,
+                first,
+                lambda: data_of.batches(job.held, job.size),
             ),
-            sum(1 for _ in data_of.groups(train, job.size, range(len(train)))),
-            score,
-            first,
             options,
             job.listener,
             job.ranks,
-            identity=job.identity,
-            held=lambda: data_of.batches(job.held, job.size),
+            job.identity,
         )
     for line in signs.agreed(job, networks) if job.peers and job.ranks.first else ():
         job.listener.note(line)

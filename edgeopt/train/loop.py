@@ -15,7 +15,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,9 @@ from edgeopt.files import replacing
 from edgeopt.graph.serialization import MALFORMED
 from edgeopt.listener import Listener
 from edgeopt.options.distill import Distill
-from edgeopt.train.batches import Batch
 from edgeopt.train.ranks import Ranks
 from edgeopt.train.rates import FIRST, Trials, chosen, tried
-from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, set_rate, take
+from edgeopt.train.steps import Course, Moment, NotFiniteError, optimizer_of, set_rate, take
 
 
 @dataclass(frozen=True)
@@ -104,42 +103,27 @@ _TRYING = 0.15  # share of the minutes in which rates are tried
 
 
 def fit(
-    modules: nn.ModuleList,
-    lesson: Lesson,
-    epoch_batches: Callable[[int], Iterator[Batch]],
-    batch_count: int,
-    score: Callable[[nn.Module], float],
-    first: float,
-    options: Distill,
-    listener: Listener,
-    ranks: Ranks,
-    identity: str = "",
-    held: Callable[[], Iterable[Batch]] = tuple,
+    modules: nn.ModuleList, course: Course, options: Distill, listener: Listener, ranks: Ranks, identity: str = ""
 ) -> Progress:
-    """Train `modules` until epochs, minutes or patience run out; the student is left with its best weights.
-
-    `lesson`: the loss of a batch at a moment. `epoch_batches`: this rank's
-    batches of an epoch by number; `batch_count`: those of all ranks. `score`: the held-out metric of a module, higher
-    is better, called on rank 0; `first`: of the student as it is, which is returned unchanged if nothing beats it.
-    `identity`: digest of the job; a checkpoint of a different one is refused. `held`: held-out batches, on which rates
-    are compared.
+    """Train `modules` until epochs, minutes or patience run out; the student is left with its best weights, those that
+    it had if nothing beats them. `identity`: digest of the job; a checkpoint of a different one is refused.
 
     Raises:
         Diverged: the loss became NaN or infinite before any epoch improved on the input; the student has its best
           weights.
     """
-    run = _begin(modules, batch_count, options, ranks, identity)
+    run = _begin(modules, course.batch_count, options, ranks, identity)
     if options.resume and not run.progress.weights:
         listener.note(f"--resume: {options.checkpoint} is not there; from the beginning")
     progress, start = run.progress, time.monotonic()
     if not progress.weights:
-        progress.first = progress.best = first
+        progress.first = progress.best = course.first
         progress.weights = _state(modules[0])
     if not progress.rate:
-        progress.rate = options.learning_rate or _tried(run, lesson, epoch_batches, held, options, listener)
+        progress.rate = options.learning_rate or _tried(run, course, options, listener)
     try:
         while not progress.stopped and progress.epoch < progress.epochs:
-            _one(run, lesson, epoch_batches(progress.epoch), score, options, listener, start)
+            _one(run, course, options, listener, start)
     except NotFiniteError as e:
         progress.diverged = str(e)
         if progress.best_epoch == 0:
@@ -150,20 +134,11 @@ def fit(
     return progress
 
 
-def _tried(
-    run: TrainingRun,
-    lesson: Lesson,
-    epoch_batches: Callable[[int], Iterator[Batch]],
-    held: Callable[[], Iterable[Batch]],
-    options: Distill,
-    listener: Listener,
-) -> float:
+def _tried(run: TrainingRun, course: Course, options: Distill, listener: Listener) -> float:
     """The learning rate that is best in short runs."""
     limit_s = None if options.minutes is None else 60 * _TRYING * options.minutes
     total = run.steps_per_epoch * run.progress.epochs
-    trials = Trials(
-        run.modules, run.average, lesson, epoch_batches, held, run.steps_per_epoch, total, options, run.ranks
-    )
+    trials = Trials(run.modules, run.average, course, run.steps_per_epoch, total, options, run.ranks)
     found = tried(trials, limit_s)
     rate = chosen(found)
     if rate is None:
@@ -173,23 +148,15 @@ def _tried(
     return rate
 
 
-def _one(
-    run: TrainingRun,
-    lesson: Lesson,
-    batches: Iterator[Batch],
-    score: Callable[[nn.Module], float],
-    options: Distill,
-    listener: Listener,
-    start: float,
-) -> None:
+def _one(run: TrainingRun, course: Course, options: Distill, listener: Listener, start: float) -> None:
     """Train one epoch, evaluate, log and checkpoint. `start`: of training, by the monotonic clock."""
     progress, begun = run.progress, time.monotonic()
-    loss = _epoch(run, lesson, batches, options, start)
+    loss = _epoch(run, course, options, start)
     progress.epoch += 1
     if progress.epoch == 1 and progress.step < run.steps_per_epoch:
         seen = f"{progress.step} of {run.steps_per_epoch} steps"
         listener.note(f"the minutes were over after {seen} of the first epoch: more --minutes, or fewer --samples")
-    held_out = _scored(run, score)
+    held_out = _scored(run, course.score)
     if held_out > progress.best:
         progress.best, progress.best_epoch = held_out, progress.epoch
     # of equals the last: few held-out samples have many, and it learned more
@@ -240,10 +207,10 @@ def _fit_into_minutes(run: TrainingRun, epoch_seconds: float, left: float, optio
         run.progress.epochs = min(options.epochs, int(run.ranks.told([possible])[0]))
 
 
-def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options: Distill, begun: float) -> float:
+def _epoch(run: TrainingRun, course: Course, options: Distill, begun: float) -> float:
     """One pass, or as much as fits into the minutes since `begun`; returns the mean loss over all ranks."""
     run.modules.train()
-    total, count, start = 0.0, 0, time.monotonic()
+    total, count, start, examples = 0.0, 0, time.monotonic(), course.epoch_batches(run.progress.epoch)
     for step in range(run.steps_per_epoch):
         if options.minutes is not None and run.progress.epoch == 0 and step == _LOOK:
             seconds = (time.monotonic() - start) / _LOOK * run.steps_per_epoch
@@ -254,7 +221,7 @@ def _epoch(run: TrainingRun, lesson: Lesson, examples: Iterator[Batch], options:
         set_rate(run.optimizer, run.progress.rate, run.progress.step, steps, options.warm_up)
         moment = Moment(run.progress.step / steps, run.average)
         try:
-            value, taken = take(run.modules, run.optimizer, lesson, examples, moment, options, run.ranks)
+            value, taken = take(run.modules, run.optimizer, course.lesson, examples, moment, options, run.ranks)
         except NotFiniteError as e:
             where = f"epoch {run.progress.epoch + 1}, step {step + 1}, at a rate of {_now(run):.2g}"
             raise NotFiniteError(f"the loss or its gradient is not a number in {where}") from e

@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from torch import nn
 from edgeopt.options.distill import Distill
 from edgeopt.train.batches import Batch
 from edgeopt.train.ranks import Ranks
-from edgeopt.train.steps import Lesson, Moment, NotFiniteError, optimizer_of, set_rate, take
+from edgeopt.train.steps import Course, Moment, NotFiniteError, optimizer_of, set_rate, take
 
 _LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 FIRST: Mapping[str, float] = {"adamw": 3e-4, "sgd": 1e-2}
@@ -70,10 +70,7 @@ class Trials:
     modules: nn.ModuleList
     average: nn.Module | None
     """The student's moving average, if the lesson reads it."""
-    lesson: Lesson
-    epoch_batches: Callable[[int], Iterator[Batch]]
-    held: Callable[[], Iterable[Batch]]
-    """Held-out batches, on which losses are compared."""
+    course: Course
     epoch_steps: int
     """Steps of an epoch."""
     total: int
@@ -92,10 +89,10 @@ class Trials:
         optimizer, batches = optimizer_of(self.modules, self.options, rate), iter(tuple[Batch, ...]())
         for step in range(count):
             if step % self.epoch_steps == 0:
-                batches = self.epoch_batches(step // self.epoch_steps)
+                batches = self.course.epoch_batches(step // self.epoch_steps)
             set_rate(optimizer, rate, step, count, self.options.warm_up)
             moment = Moment(step / self.total, self.average)
-            take(self.modules, optimizer, self.lesson, batches, moment, self.options, self.ranks)
+            take(self.modules, optimizer, self.course.lesson, batches, moment, self.options, self.ranks)
 
     def loss(self, rate: float, steps: int) -> float:
         """The held-out loss after so many steps; infinite if they diverge."""
@@ -106,7 +103,7 @@ class Trials:
         self.modules.eval()
         moment = Moment(steps / self.total, self.average)
         with torch.no_grad():
-            values = [self.lesson(b, moment).item() for b in itertools.islice(self.held(), _JUDGED)]
+            values = [self.course.lesson(b, moment).item() for b in itertools.islice(self.course.held(), _JUDGED)]
         (value,) = self.ranks.told([sum(values) / max(1, len(values))])
         return value if math.isfinite(value) else math.inf
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,24 @@ class Moment:
 
 
 Lesson = Callable[[Batch, Moment], Tensor]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is taught, and to what end."""
+
+    lesson: Lesson
+    """The loss of a batch at a moment."""
+    epoch_batches: Callable[[int], Iterator[Batch]]
+    """This rank's batches of an epoch, by its number."""
+    batch_count: int
+    """Batches of an epoch, of all ranks."""
+    score: Callable[[nn.Module], float]
+    """The held-out metric of a module, higher is better; called on rank 0."""
+    first: float
+    """The score of the student as it is."""
+    held: Callable[[], Iterable[Batch]] = tuple
+    """Held-out batches, on which rates are compared."""
 
 
 class NotFiniteError(Exception):

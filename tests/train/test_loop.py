@@ -22,6 +22,7 @@ from edgeopt.options.distill import Distill
 from edgeopt.train import lessons, loop
 from edgeopt.train.loop import Progress, fit
 from edgeopt.train.ranks import Ranks
+from edgeopt.train.steps import Course
 from tests.train import toys
 
 STEPS = 2  # an epoch
@@ -58,7 +59,8 @@ def fitted(
     options = Distill(**{"epochs": 5, "learning_rate": 0.2, "weight_decay": 0.0, **choices})
     modules = nn.ModuleList([module])
     score = lambda m: -distance(m).item()  # noqa: E731
-    return fit(modules, lesson, batches, STEPS, score, score(module), options, Listener(note=note), Ranks())
+    course = Course(lesson, batches, STEPS, score, score(module))
+    return fit(modules, course, options, Listener(note=note), Ranks())
 
 
 def test_a_loss_that_ends_being_a_number_leaves_the_best_weights_and_says_so() -> None:
@@ -118,13 +120,13 @@ def test_of_epochs_with_the_same_score_the_last_is_kept_and_patience_counts_from
         return next(scores)
 
     lesson = lambda batch, moment: distance(module)  # noqa: E731
-    found = fit(nn.ModuleList([module]), lesson, lambda e: iter(range(2)), 2, score, 0.0, options, Listener(), Ranks())
+    course = Course(lesson, lambda e: iter(range(2)), 2, score, 0.0)
+    found = fit(nn.ModuleList([module]), course, options, Listener(), Ranks())
     assert (found.best_epoch, found.kept_epoch, found.epoch) == (2, 5, 6)
     assert module.w.item() == seen[4]
-    as_good = fit(
-        nn.ModuleList([one := One()]), lambda b, m: distance(one), lambda e: iter(range(2)), 2, lambda m: 0.0, 0.0,
-        options, Listener(), Ranks(),
-    )  # fmt: skip
+    modules = nn.ModuleList([one := One()])
+    course = Course(lambda b, m: distance(one), lambda e: iter(range(2)), 2, lambda m: 0.0, 0.0)
+    as_good = fit(modules, course, options, Listener(), Ranks())
     assert one.w.item() == 0 and as_good.kept_epoch == 0  # the input is not replaced by what is no better
 
 
@@ -293,17 +295,9 @@ def test_minutes_end_a_run_inside_an_epoch_and_what_it_learned_is_measured(monke
 
     options, notes = Distill(minutes=0.5, epochs=3, learning_rate=0.2), list[str]()
     modules = nn.ModuleList([module])
-    found = fit(
-        modules,
-        lambda batch, average: distance(module),
-        batches,
-        1000,
-        lambda m: -distance(m).item(),
-        -distance(module).item(),
-        options,
-        Listener(note=notes.append),
-        Ranks(),
-    )
+    score = lambda m: -distance(m).item()  # noqa: E731
+    course = Course(lambda batch, average: distance(module), batches, 1000, score, score(module))
+    found = fit(modules, course, options, Listener(note=notes.append), Ranks())
     assert f"after {found.step} of 1000 steps of the first epoch: more --minutes" in notes[0]
     assert 0 < len(seen) < 200 and found.epoch == 1 and found.best > found.first
 

@@ -15,6 +15,7 @@ from edgeopt import distill
 from edgeopt.options.distill import Distill
 from edgeopt.train.ranks import Ranks
 from edgeopt.train.rates import _LADDER, FIRST, Trials, chosen, climbed, tried
+from edgeopt.train.steps import Course
 from tests import tiny
 from tests.train import toys
 
@@ -72,7 +73,8 @@ def search(total: int, *, limit_s: float | None = None, **choices: Any) -> tuple
         yield from range(3)
 
     modules, options = nn.ModuleList([bowl]), Distill(**choices)
-    trials = Trials(modules, None, lambda b, m: bowl.loss(), batches, lambda: batches(0), 3, total, options, Ranks())
+    course = Course(lambda b, m: bowl.loss(), batches, 3, lambda m: 0.0, 0.0, lambda: batches(0))
+    trials = Trials(modules, None, course, 3, total, options, Ranks())
     found = tried(trials, limit_s)
     return found, bowl
 
@@ -116,9 +118,10 @@ def test_a_rate_that_diverges_leaves_nothing_to_the_next_and_lower_ones_are_trie
         def lesson(batch: Any, moment: Any) -> Tensor:
             return bowl.loss() if bowl.w.abs().max() < limit else bowl.loss() * math.nan
 
-        batches = lambda epoch: iter(range(3))  # noqa: E731
+        batches: Any = lambda epoch: iter(range(3))  # noqa: E731
+        course = Course(lesson, batches, 3, lambda m: 0.0, 0.0, lambda: batches(0))
         modules, options = nn.ModuleList([bowl]), Distill(optimizer="sgd", clip=1e9)
-        return tried(Trials(modules, None, lesson, batches, lambda: batches(0), 3, 1000, options, Ranks()), None)  # type: ignore[arg-type]
+        return tried(Trials(modules, None, course, 3, 1000, options, Ranks()), None)
 
     for limit in (0.3, 0.03):  # how far a weight may go before nothing is a number
         found = cliff(limit)
