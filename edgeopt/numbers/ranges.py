@@ -52,7 +52,9 @@ def _candidates(lo: float, hi: float, symmetric: bool) -> tuple[NDArray[np.float
 
 
 def mse(statistics: Statistics, qtype: QType) -> Range:
-    """The interval with the smallest expected squared error."""
+    """The interval with the smallest expected squared error; of 16 bits the range of all elements seen."""
+    if qtype.levels > 2 * HALF:  # the histogram is coarser than the grid, and of a part of the elements
+        return minmax(statistics, qtype)
     h = statistics.histogram
     los, his = _candidates(*minmax(statistics, qtype), qtype.symmetric)
     x, c = h.centres, h.counts.astype(np.float64)

@@ -12,12 +12,15 @@ import onnx_ir as ir
 
 from edgeopt.data import Feed, readable
 from edgeopt.errors import EdgeoptError, LostError, UsageError
+from edgeopt.graph import raise_opset
+from edgeopt.graph.ops import bias_of, weight_of
 from edgeopt.graph.plan import Form
 from edgeopt.hardware.host import cores
 from edgeopt.hardware.target import arithmetic
 from edgeopt.numbers.observers import Statistics
 from edgeopt.numbers.scores import OutputReport, Outputs, lowest_sqnr_db, short_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
+from edgeopt.passes.qdq import insert_qdq
 from edgeopt.quantization.looking import affordable
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
@@ -95,11 +98,26 @@ class Sketches:
 
     def of(self, made: Draft) -> list[OutputReport] | None:
         """The errors of the outputs of a candidate; None if there is nothing to compare."""
+        return self._compared(made.model)
+
+    def by_activations(self, recipe: Recipe) -> list[OutputReport] | None:
+        """The errors of the outputs by `recipe` with weights in float; None if there is nothing to compare."""
+        state = recipe.without(Clip, Round, Refit, Write)(self.task.start)
+        if state.plan is None or not state.plan.integer:
+            return None
+        nodes = [n for n in state.model.graph if n.name in state.plan.integer]
+        weights = {str(v.name) for n in nodes for v in (weight_of(n), bias_of(n)) if v is not None}
+        model = raise_opset(state.model, state.target.demands.lowest_opset)
+        return self._compared(
+            insert_qdq(model, state.plan, {k: p for k, p in state.params.items() if k not in weights})
+        )
+
+    def _compared(self, model: ir.Model) -> list[OutputReport] | None:
         if not self.feeds:
             return None
         reference = self._reference
         try:
-            session = open_session(self.task.shown(made.model), options=arithmetic(self.task.target))
+            session = open_session(self.task.shown(model), options=arithmetic(self.task.target))
             outputs = run_all(session, self.feeds, workers=cores())
             return self.task.compared(session.outputs, [f for _, f in self.feeds], reference, outputs)
         except EdgeoptError:  # lengths that depend on values cannot be compared
@@ -111,7 +129,8 @@ def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, list[
     samples with weights rounded to nearest; their errors, None if that was not looked at).
 
     `mse` clips, `minmax` does not, and which of the two loses less depends on the model. A rule given by the user is
-    kept, and so is `mse` if the gain of the other is small.
+    kept, and so is `mse` if the gain of the other is small. The error of weights, which are rounded better later, may
+    hide that of ranges: where it does, ranges are compared with weights in float.
     """
     recipe, options = task.recipe, task.options
     grids = recipe.find(Grids)
@@ -126,9 +145,14 @@ def settled(task: Task, sketches: Sketches | None = None) -> tuple[Recipe, list[
     short = [0.0 if options.judged_by_user else short_db(errors) for errors in (first, second)]
     reaches = short[1] == 0 < short[0]
     nearer = short[1] <= short[0] and near[1] >= near[0] + _RULE_GAIN_DB
-    if not (reaches or nearer or short[1] <= short[0] - _RULE_GAIN_DB):
-        return recipe, first
     found, what = (near, "dB") if nearer else (short, "dB short of the bar")
+    if not (reaches or nearer or short[1] <= short[0] - _RULE_GAIN_DB):
+        alone = (
+            [sketches.by_activations(r) for r in (recipe, other)] if short[1] <= short[0] and near[1] >= near[0] else ()
+        )
+        found, what = [lowest_sqnr_db(errors) for errors in alone if errors is not None], "dB with weights in float"
+        if len(found) < 2 or found[1] < found[0] + _RULE_GAIN_DB:
+            return recipe, first
     on = f"{what} on {len(sketches.feeds)} calibration samples"
     task.note(f"ranges by minmax: {found[1]:.1f} {on}, {found[0]:.1f} by {grids.rule}")
     return other, second
