@@ -349,6 +349,18 @@ def test_nan_that_a_model_puts_in_place_of_missing_values_is_no_fault() -> None:
     assert 10 < found.report.worst_sqnr_db < 200
 
 
+def test_nan_of_some_outputs_alone_is_told_and_not_compared() -> None:
+    ears = Ears()
+    made = tiny.proto(
+        "g (float[1,4] x) => (float[1,4] y, float[1,4] z) { y = Gemm(x, w, b)  z = Log(y) }",
+        w=models.normal(4, 4),
+        b=models.normal(4) + 3,
+    )
+    found = edgeopt.quantize(made, X, listener=ears.listener, **STATIC)
+    assert any("nothing is compared" in line for line in ears.told("output 'z' of the float model has "))
+    assert not ears.told("output 'y'") and 0 < found.report.worst_sqnr_db < 200
+
+
 def test_nan_everywhere_or_of_a_layer_is_one() -> None:
     made, data = gaps(1.1)
     with pytest.raises(CalibrationError, match=r"output 'y' of the float model has 4 NaN of 4 values on sample"):

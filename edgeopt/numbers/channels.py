@@ -24,6 +24,7 @@ _SIDES = 4  # the first channels of boxes
 _SHOWN = 0.25  # smallest score of a class that the samples show
 _FAINT = 1e-5  # of the largest channel: below, a channel is not read at all
 _MOST_CHANNELS = 512
+BLOCK = 1 << 22  # elements that are computed with at once
 CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
 
 
@@ -55,17 +56,34 @@ def _extremes(outputs: Outputs, axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.min([r.min(0) for r in rows], axis=0), np.max([r.max(0) for r in rows], axis=0)
 
 
-def _by_channel(reference: Outputs, result: Outputs, axis: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """For each channel along `axis`: the power of what varies of it, and that of its errors; 0 if it is constant."""
+def _by_channel(
+    reference: Outputs, result: Outputs, axis: int, gain: float = 1.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each channel along `axis`: the power of what varies of it, and that of its errors; 0 if it is constant.
+    `gain`: of the result.
+    """
     count, first, second, noise = 0, 0.0, 0.0, 0.0
-    for r, y in zip(reference, result, strict=True):
-        a, b = (np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype(np.float64) for x in (r, y))
+    for r, y in _rows(reference, result, axis):
+        a, b = r.astype(np.float64), y.astype(np.float64)
         count += len(a)
-        first, second, noise = first + a.sum(0), second + (a**2).sum(0), noise + ((a - b) ** 2).sum(0)
+        b /= gain
+        b -= a
+        squares, errors = (np.einsum("ij,ij->j", x, x) for x in (a, b))
+        first, second, noise = first + a.sum(0), second + squares, noise + errors
     mean = np.asarray(first) / count
     varies = np.asarray(second - count * mean**2)
     there = varies > CONSTANT * count * mean**2
     return np.where(there, varies, 0.0), np.where(there, noise, 0.0)
+
+
+def _rows(reference: Outputs, result: Outputs, axis: int) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Both as [places, channels], a part of a sample at a time."""
+    for r, y in zip(reference, result, strict=True):
+        longest = max((i for i in range(r.ndim) if i != axis % r.ndim), key=lambda i: r.shape[i])
+        step = max(1, BLOCK * r.shape[longest] // max(1, r.size))
+        for start in range(0, r.shape[longest], step):
+            part = tuple(slice(start, start + step) if i == longest else slice(None) for i in range(r.ndim))
+            yield tuple(np.moveaxis(x[part], axis, -1).reshape(-1, x.shape[axis]) for x in (r, y))  # type: ignore[misc]
 
 
 def signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
@@ -73,25 +91,36 @@ def signal(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     nor are silence and the opposite. Angles may be whole turns apart.
     """
     result = _turned(reference, result)
-    pairs = [(r.reshape(-1).astype(np.float64), y.reshape(-1)) for r, y in zip(reference, result, strict=True)]
-    power, count = sum(float(r @ r) for r, _ in pairs), sum(r.size for r, _ in pairs)
-    varies = power - sum(float(r.sum()) for r, _ in pairs) ** 2 / count
+    power = total = both = noise = 0.0
+    for r, y in _flat(reference, result):
+        power, total, both = power + float(r @ r), total + float(r.sum()), both + float(r @ y)
+    varies = power - total**2 / sum(r.size for r in reference)
     if varies <= CONSTANT * power:
         return
-    gain = sum(float(r @ y) for r, y in pairs) / power
-    noise = sum(float(((y - gain * r) ** 2).sum()) for r, y in pairs)
+    gain = both / power
+    for r, y in _flat(reference, result):
+        noise += float(((y - gain * r) ** 2).sum())
     db = -math.inf if gain <= 0 else math.inf if noise == 0 else 10 * math.log10(gain**2 * varies / noise)
     yield Figure("SI-SNR", db, _SIGNAL_DB, "dB")
-    yield from _groups(reference, [y / gain for y in result] if gain > 0 else result)
+    yield from _groups(reference, result, gain if gain > 0 else 1.0)
+
+
+def _flat(reference: Outputs, result: Outputs) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
+    """Both in rows, a part of a sample at a time, since outputs may be large."""
+    for r, y in zip(reference, result, strict=True):
+        for start in range(0, r.size, BLOCK):
+            part = slice(start, start + BLOCK)
+            yield r.reshape(-1)[part].astype(np.float64), y.reshape(-1)[part]
 
 
 def change(reference: Outputs, result: Outputs, inputs: Outputs) -> Iterator[Figure]:
     """SI-SNR of what float changes of an input, for an output that is that input but for little: the input itself would
     be near to the whole. `inputs`: that input of each sample, at the gain that is nearest to the output.
     """
-    apart, found = ([y - x for y, x in zip(ys, inputs, strict=True)] for ys in (reference, result))
-    power = sum(float((r.astype(np.float64) ** 2).sum()) for r in apart)
-    noise = sum(float(((r.astype(np.float64) - y) ** 2).sum()) for r, y in zip(apart, found, strict=True))
+    power = noise = 0.0
+    for r, y, x in zip(reference, result, inputs, strict=True):
+        a, b = (r - x).astype(np.float64), y - x
+        power, noise = power + float((a**2).sum()), noise + float(((a - b) ** 2).sum())
     if power > 0:
         db = math.inf if noise == 0 else 10 * math.log10(power / noise)
         yield Figure("of what changes of the input", db, _CHANGE_DB, "dB")
@@ -122,15 +151,15 @@ def _fill_a_turn(low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(inside & (low < -_FILLED * math.pi) & (high > _FILLED * math.pi))
 
 
-def _groups(reference: Outputs, result: Outputs) -> Iterator[Figure]:
+def _groups(reference: Outputs, result: Outputs, gain: float) -> Iterator[Figure]:
     """Of channels whose scales lie far apart along an axis, as those of boxes and scores do, the group of one scale
-    that is furthest from float: the SQNR of the whole is that of the largest.
+    that is furthest from float: the SQNR of the whole is that of the largest. `gain`: of the result.
     """
     if len({x.shape[1:] for x in reference}) > 1:
         return
     widest, db = _GAP, math.inf
     for axis in _channel_axes(reference[0].shape):
-        power, noise = _by_channel(reference, result, axis)
+        power, noise = _by_channel(reference, result, axis, gain)
         low, high = _extremes(reference, axis)
         unseen = (high < _SHOWN) & (low.min() >= 0) & (high.max() <= 1) & (high.max() >= _SHOWN)
         if power[unseen].sum() > 0:  # each alone is noise, but they may not be dead

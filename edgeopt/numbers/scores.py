@@ -7,7 +7,7 @@ SQNR = 10 log10( sum r^2 / sum (r - y)^2 ) dB over all samples, r the float outp
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import ValidityError
+from edgeopt.numbers.channels import BLOCK
 from edgeopt.numbers.figure import Figure, are_probabilities
 from edgeopt.numbers.intervals import Interval, wilson
 from edgeopt.numbers.kinds import Kind, figures, vectors
@@ -73,13 +74,12 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], kind: 
     same = total = 0
     scores = kind in _CLASSES or (kind in _PERHAPS and class_scores([r for r, _ in pairs]))
     for r, y in pairs:
-        mask = np.isfinite(r)
-        a, b = r[mask].astype(np.float64), y[mask].astype(np.float64)
-        signal += float(a @ a)
-        power += float(b @ b)
-        dot += float(a @ b)
-        noise += float((a - b) @ (a - b))
-        peak = max(peak, float(np.abs(a - b).max(initial=0.0)))
+        for a, b in _parts(r, y):
+            signal += float(a @ a)
+            power += float(b @ b)
+            dot += float(a @ b)
+            noise += float((a - b) @ (a - b))
+            peak = max(peak, float(np.abs(a - b).max(initial=0.0)))
         if scores:
             same += int((r.argmax(-1) == y.argmax(-1)).sum())
             total += r.argmax(-1).size
@@ -88,6 +88,14 @@ def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], kind: 
     agreement, interval = (same / total, wilson(same / total, total)) if scores and total else (None, None)
     made = () if kind is None else figures(kind, *zip(*(_finite(r, y, kind) for r, y in pairs), strict=True))
     return OutputReport(name, sqnr_db, cosine, peak, agreement, interval, kind, made)
+
+
+def _parts(r: NDArray[Any], y: NDArray[Any]) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Both where the reference is finite, in rows of float64, a part at a time, since outputs may be large."""
+    for start in range(0, r.size, BLOCK):
+        a, b = (x.reshape(-1)[start : start + BLOCK] for x in (r, y))
+        there = np.isfinite(a)
+        yield a[there].astype(np.float64), b[there].astype(np.float64)
 
 
 def _finite(r: NDArray[Any], y: NDArray[Any], kind: Kind) -> tuple[NDArray[Any], NDArray[Any]]:

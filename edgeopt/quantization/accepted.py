@@ -56,11 +56,6 @@ def check(model: ir.Model) -> None:
                 )
 
 
-def has_gaps(model: ir.Model) -> bool:
-    """Whether a constant holds NaN in the place of values that are missing, which `check` lets pass."""
-    return any(_holds_nan(v) and _fills(v) for v in model.graph.initializers.values())
-
-
 def _holds_nan(value: ir.Value) -> bool:
     tensor = value.const_value
     return tensor is not None and tensor.dtype.is_floating_point() and bool(np.isnan(tensor.numpy()).any())

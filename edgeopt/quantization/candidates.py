@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,13 +21,13 @@ from edgeopt.numbers.observers import Statistics
 from edgeopt.numbers.scores import OutputReport, Outputs, lowest_sqnr_db, short_db
 from edgeopt.passes.dynamic import candidates as dynamic_nodes
 from edgeopt.passes.qdq import insert_qdq
-from edgeopt.quantization.looking import affordable
+from edgeopt.quantization.looking import affordable, comparable
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
 from edgeopt.quantization.state import State
 from edgeopt.quantization.steps import Clip, Grids, Place, Refit, Round, Write, probed
 from edgeopt.runtime.meter import Timed
-from edgeopt.runtime.session import open_session, run_all
+from edgeopt.runtime.session import AS_WRITTEN, open_session, run_all
 
 _INTEGERS = (ir.DataType.INT8, ir.DataType.INT4)
 _RULE_SAMPLES = 16
@@ -85,6 +85,7 @@ class Sketches:
         """The calibration samples that are compared; none if none can be read."""
         samples = self.task.start.samples
         count = affordable(self.task.start.source, probed(self.task.start), _RULE_SAMPLES)
+        count = min(count, comparable(self.task.reference[0], self.task.options.max_ram))
         return readable(samples[:count], total=len(samples))[0]
 
     @cached_property
@@ -108,16 +109,15 @@ class Sketches:
         nodes = [n for n in state.model.graph if n.name in state.plan.integer]
         weights = {str(v.name) for n in nodes for v in (weight_of(n), bias_of(n)) if v is not None}
         model = raise_opset(state.model, state.target.demands.lowest_opset)
-        return self._compared(
-            insert_qdq(model, state.plan, {k: p for k, p in state.params.items() if k not in weights})
-        )
+        grids = {k: p for k, p in state.params.items() if k not in weights}
+        return self._compared(insert_qdq(model, state.plan, grids), AS_WRITTEN)
 
-    def _compared(self, model: ir.Model) -> list[OutputReport] | None:
+    def _compared(self, model: ir.Model, options: Mapping[str, str] | None = None) -> list[OutputReport] | None:
         if not self.feeds:
             return None
         reference = self._reference
         try:
-            session = open_session(self.task.shown(model), options=arithmetic(self.task.target))
+            session = open_session(self.task.shown(model), options=options or arithmetic(self.task.target))
             outputs = run_all(session, self.feeds, workers=cores())
             return self.task.compared(session.outputs, [f for _, f in self.feeds], reference, outputs)
         except EdgeoptError:  # lengths that depend on values cannot be compared

@@ -15,6 +15,7 @@ from edgeopt.graph.ops import macs_of
 from edgeopt.graph.plan import Plan
 from edgeopt.hardware.host import cores, free_bytes
 from edgeopt.numbers.observers import Statistics
+from edgeopt.numbers.scores import Outputs
 from edgeopt.ptq.grids import by_weight
 from edgeopt.ptq.moments import Layer, LayerMoments, gather, layers, name, parts
 from edgeopt.quantization.state import State
@@ -26,6 +27,7 @@ _RUN = 2  # memory of a run relative to the values that are alive: layouts of it
 _ROOM = 1_000_000_000  # bytes of values without --max-ram; not by the memory that is free: groups decide fusions
 _MUCH = 2_000_000_000  # multiply-accumulate operations for one sample
 _FEWEST = 6
+_COMPARED, _LEAST_COMPARED = 200_000_000, 2  # bytes of outputs of one candidate; samples
 _LARGEST = 8 << 30  # bytes for one layer without --max-ram
 
 
@@ -41,6 +43,14 @@ def affordable(model: ir.Model, probes: Mapping[str, Probe], samples: int) -> in
     shapes = {name: p.shape for name, p in probes.items()}
     work = sum(macs_of(node, shapes) for node in model.graph)
     return max(min(samples, _FEWEST), min(samples, samples * _MUCH // max(work, 1)))
+
+
+def comparable(outputs: Outputs, max_ram: int | None) -> int:
+    """How many samples are compared at the most whose outputs are as large as those of one: several candidates' are in
+    memory at a time.
+    """
+    most = _COMPARED if max_ram is None else min(_COMPARED, max_ram // 8)
+    return max(_LEAST_COMPARED, most // max(1, sum(x.nbytes for x in outputs)))
 
 
 def sources(plans: Iterable[Plan | None]) -> frozenset[str]:

@@ -74,8 +74,10 @@ def of_selection(model: ir.Model, seen: ir.Model) -> Iterator[str]:
         )
 
 
-def of_few(options: Quantize, held: int) -> Iterator[str]:
-    """Of a metric that few samples decide."""
+def of_few(options: Quantize, held: int, read: int) -> Iterator[str]:
+    """Of samples that are not compared, of `read`; and of a metric that few samples decide."""
+    if held < read:
+        yield f"outputs are large: {held} of {read} held-out samples are compared"
     if options.max_drop is not None and held < _FEW_HELD:
         samples = f"{held} held-out sample{'s' * (held > 1)}"
         yield f"the metric is that of {samples}, of which one can change it by {1 / held:.0%}"

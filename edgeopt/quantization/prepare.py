@@ -32,9 +32,10 @@ from edgeopt.passes.layer_norm import fuse_layer_norm
 from edgeopt.passes.simplifying import simplify
 from edgeopt.passes.widen import unfolded, widened
 from edgeopt.quantization import notices
-from edgeopt.quantization.accepted import check, has_gaps, runs
+from edgeopt.quantization.accepted import check, runs
 from edgeopt.quantization.costing import Timing, timing
 from edgeopt.quantization.fixing import with_inputs
+from edgeopt.quantization.looking import comparable
 from edgeopt.quantization.metric import Metric, metric
 from edgeopt.quantization.outputs import changed, fed_back, kinds, levels, steps_on, with_changes
 from edgeopt.quantization.recipe import Recipe, load, own_step
@@ -169,7 +170,10 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
     checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
     calibration, held = split(checked, options.samples)
     feeds, problems = readable(held, total=len(calibration) + len(held))
-    reference = _outputs(single, session, feeds, problems)
+    read_count = len(feeds)
+    if feeds:
+        try_loops(single, feeds[0][1])
+    feeds, reference = _outputs(session, feeds, problems, options, notes)
     simplified = _ranked(simplified, reference[0])
     chosen = _stateless(chosen, model, feeds[0][1], reference[0])
     judging, seen, reference = _judging(chosen, model, simplified, session, feeds, reference)
@@ -185,7 +189,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
         *notices.of_inputs(model),
         *notices.of_included(simplified, include),
         *notices.of_lengths(simplified, lengths),
-        *notices.of_few(options, len(feeds)),
+        *notices.of_few(options, len(feeds), read_count),
         *notices.of_selection(model, seen),
         *notices.of_outputs(seen, found, chance_db, () if len({x.digest for x in looks.values()}) == 1 else reference),
     ):
@@ -233,15 +237,21 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
 
 
 def _outputs(
-    model: ir.Model, session: Session, feeds: list[tuple[str, Feed]], problems: Mapping[str, str]
-) -> list[Outputs]:
-    """What float gives for the held-out samples."""
+    session: Session,
+    feeds: list[tuple[str, Feed]],
+    problems: Mapping[str, str],
+    options: Quantize,
+    notes: Notes,
+) -> tuple[list[tuple[str, Feed]], list[Outputs]]:
+    """(the held-out samples that are compared, what float gives for them)."""
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
-    try_loops(model, feeds[0][1])
-    reference = run_all(session, feeds, workers=cores())
-    _check_finite(model, session, feeds, reference)
-    return reference
+    first = session.run(feeds[0][1])
+    if options.metric is None:
+        feeds = feeds[: comparable(first, options.max_ram)]
+    reference = [first, *run_all(session, feeds[1:], workers=cores())]
+    _check_finite(session, feeds, reference, notes)
+    return feeds, reference
 
 
 def _stateless(chosen: Selection | None, model: ir.Model, feed: Feed, outputs: Outputs) -> Selection | None:
@@ -337,18 +347,22 @@ def _ranked(model: ir.Model, outputs: Outputs) -> ir.Model:
     return copy
 
 
-def _check_finite(model: ir.Model, session: Session, feeds: list[tuple[str, Feed]], reference: list[Outputs]) -> None:
-    gaps = has_gaps(model)
+def _check_finite(session: Session, feeds: list[tuple[str, Feed]], reference: list[Outputs], notes: Notes) -> None:
+    """Refuse samples and outputs that are not numbers; of an output that has some, tell that they are not compared."""
+    told = set[str]()
     for (name, feed), outputs in zip(feeds, reference, strict=True):
         if not finite(feed.values()):
             raise CalibrationError(f"sample {name} is not finite; mend or remove it")
         for output, y in zip(session.outputs, outputs, strict=True):
             missing = np.isnan(y) if np.issubdtype(y.dtype, np.floating) else np.False_
-            if missing.any() and not (gaps and not missing.all()):
-                raise CalibrationError(
-                    f"output {output!r} of the float model has {missing.sum()} NaN of {y.size} values on sample "
-                    f"{name}; is the preprocessing right?"
-                )
+            figures = (
+                f"output {output!r} of the float model has {missing.sum()} NaN of {y.size} values on sample {name}"
+            )
+            if missing.any() and missing.all():
+                raise CalibrationError(f"{figures}; is the preprocessing right?")
+            if missing.any() and output not in told:
+                told.add(output)
+                notes.note(f"{figures}: where float gives none, nothing is compared")
 
 
 def _checked(read: Callable[[], Feed], model: ir.Model, name: str, looks: dict[str, Look]) -> Feed:

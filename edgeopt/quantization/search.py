@@ -26,6 +26,7 @@ from edgeopt.quantization.candidates import Draft, draft
 from edgeopt.quantization.check import measurable
 from edgeopt.quantization.journal import Journal, Verdict, journal
 from edgeopt.quantization.judge import Figures, near_enough, nearer
+from edgeopt.quantization.looking import comparable
 from edgeopt.quantization.moves import MOVES, Move
 from edgeopt.quantization.prepare import Task
 from edgeopt.quantization.recipe import Recipe
@@ -236,7 +237,8 @@ def start(task: Task, first: Draft, output: Path | None = None, *, enough: float
     Raises:
         DataError: the user's metric fails on the first result.
     """
-    feeds, _ = readable(task.start.samples[:SELECTION], total=len(task.start.samples))
+    count = min(SELECTION, comparable(task.reference[0], task.options.max_ram))
+    feeds, _ = readable(task.start.samples[:count], total=len(task.start.samples))
     if not feeds or not first.static:
         return None
     clock = time.monotonic if task.options.searches or task.options.budget_s is not None else own_time()

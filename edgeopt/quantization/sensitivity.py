@@ -42,7 +42,7 @@ from edgeopt.quantization.metric import kl
 from edgeopt.quantization.prepare import Task, prepare
 from edgeopt.quantization.steps import Clip, Refit, Round, Write
 from edgeopt.runtime.meter import Meter, Timed
-from edgeopt.runtime.session import Feed, open_session, run_all
+from edgeopt.runtime.session import AS_WRITTEN, Feed, open_session, run_all
 from edgeopt.runtime.spread import Spread, spread
 
 _MEASURED_S = 0.1
@@ -263,7 +263,8 @@ class _Trial:
 
         side: "weights", "activations" or "both".
         """
-        session = open_session(self.quantized(integer, side), options=arithmetic(self.target))
+        options = arithmetic(self.target) if side == "both" else AS_WRITTEN
+        session = open_session(self.quantized(integer, side), options=options)
         found = run_all(session, [(str(i), feed) for i, feed in enumerate(self.feeds)], workers=self.workers)
         noise = [
             [a - b for a, b in zip(y, r, strict=True)]

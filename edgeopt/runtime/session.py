@@ -36,6 +36,8 @@ ERRORS: tuple[type[Exception], ...] = (
 )
 RUN_S = 60.0  # of a model that is not trusted yet
 _LOOP_BYTES = 1_500_000_000  # beside the weights
+AS_WRITTEN = {"session.disable_quant_qdq": "1"}
+"""Options of a session that leaves Q/DQ as they are: else ONNX Runtime rounds float weights between them, by tensor."""
 _TENSOR = re.compile(r"tensor\((\w+)\)")
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,

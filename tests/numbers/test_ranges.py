@@ -185,3 +185,11 @@ def test_every_rule_represents_a_constant_tensor(rule, value: float) -> None:
 def test_every_rule_depends_on_the_statistics_alone(rule) -> None:
     x, y = with_outliers("one end"), with_outliers("negative")
     assert rule(seen(x, y), UINT8) == rule(seen(y).merge(seen(x)), UINT8)
+
+
+def test_a_grid_of_16_bits_clips_nothing_that_was_seen() -> None:
+    x = np.random.default_rng(3).standard_normal(100_000).astype(np.float32)
+    statistics = Statistics().update(x, 1024)  # of which the histogram has some only
+    wide = QType("uint16", 0, 65535, symmetric=False)
+    assert mse(statistics, wide) == minmax(statistics, wide) == (x.min(), x.max())
+    assert squared_error(x, *mse(statistics, wide), wide) < 1e-6 * float((x**2).sum())

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edgeopt.hardware.target import load
-from edgeopt.quantization.candidates import placements, whole
+from edgeopt.numbers.scores import lowest_sqnr_db
+from edgeopt.quantization.candidates import Sketches, placements, whole
 from edgeopt.quantization.judge import may_gain, pays
 from edgeopt.quantization.looking import affordable
 from edgeopt.quantization.prepare import Task
@@ -258,3 +259,13 @@ def test_a_model_with_much_work_is_looked_at_on_fewer_samples_but_on_some() -> N
 
     assert [count(side, 16) for side in (28, 240, 2000)] == [16, 15, 6]
     assert [count(2000, samples) for samples in (2, 6, 16)] == [2, 6, 6]
+
+
+def test_ranges_alone_lose_less_than_ranges_and_weights_and_an_unknown_plan_nothing() -> None:
+    task = mixed()
+    sketches = Sketches(task)
+    alone, both = sketches.by_activations(task.recipe), sketches.errors(task.recipe)
+    assert alone is not None and both is not None
+    assert lowest_sqnr_db(both) < lowest_sqnr_db(alone) < 80  # ONNX Runtime rounds float weights itself, if it may
+    nothing = task.recipe.having(Place(exclude=frozenset(str(n.name) for n in task.start.source.graph)))
+    assert sketches.by_activations(nothing) is None

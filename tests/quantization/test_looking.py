@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeopt import graph
 from edgeopt.listener import Listener
 from edgeopt.options.quantize import Quantize
-from edgeopt.quantization.looking import observe
+from edgeopt.quantization.looking import comparable, observe, room_of
 from edgeopt.quantization.prepare import prepare
 from edgeopt.quantization.steps import probed
+from edgeopt.runtime.probe import Probe
+from tests import tiny
 
 DIGITS = Path(__file__).parents[2] / "calibration_data" / "digits"
 
@@ -26,3 +29,20 @@ def test_calibration_is_divided_into_passes_that_fit_into_the_memory(max_ram: in
     found = observe(task.start, frozenset(probed(task.start)) - {"image"})
     (line,) = [n for n in notes if n.startswith("calibration:")]
     assert re.search(rf"{len(found)} tensors, \d+ samples, {passes} pass", line) and not task.start.probes
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "max_ram", "samples"), [(1, None, 200), (50, None, 4), (500, None, 2), (1, 80_000_000, 10)]
+)
+def test_fewer_samples_are_compared_whose_outputs_are_large(megabytes: int, max_ram: int | None, samples: int) -> None:
+    outputs = [np.broadcast_to(np.int8(0), (megabytes, 500_000)) for _ in range(2)]
+    assert comparable(outputs, max_ram) == samples
+    assert comparable([np.zeros(0)], max_ram) > 1000
+
+
+def test_what_is_held_back_are_the_weights_and_what_runs_take() -> None:
+    model = tiny.model("g (float[1,25] x) => (float[1,25] y) { a = Mul(x, w)  y = Relu(a) }", w=np.ones(25, np.float32))
+    probes = {name: Probe((1, 25), 0.0, 1.0) for name in "xay"}
+    rooms = [room_of(model, probes, cap) for cap in (10_000, 20_000)]
+    assert rooms[1] - rooms[0] == 10_000 and 0 < rooms[0] < 10_000 - 2 * 100
+    assert room_of(model, probes, 160) == 10
