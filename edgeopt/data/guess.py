@@ -49,9 +49,12 @@ class Guess:
                 f"preprocessing: took '{self.preset}', nearest to what the first batch normalization was trained with:"
                 f" {table} away"
             )
-        table = ", ".join(f"{k} {i:.2f} nats (confidence {c:.2f})" for k, (i, c) in self.scores.items())
+        # a mean of entropies may be a rounding error below 0
+        table = ", ".join(f"{k} {max(i, 0.0):.2f} nats (confidence {c:.2f})" for k, (i, c) in self.scores.items())
         if not self.clear:
-            why = table or "no output looks like class scores, and no batch normalization is left"
+            why = "no output looks like class scores, and no batch normalization is left"
+            if table:
+                why = f"what its answers tell of the classes of these images is about the same under each: {table}"
             return f"preprocessing: the model does not tell how its images were prepared ({why})"
         return f"preprocessing: took '{self.preset}', under which the float model knows most of the samples: {table}"
 

@@ -14,7 +14,7 @@ from edgeopt.graph.edit import node as make
 from edgeopt.graph.ops import array, constant
 from edgeopt.numbers.grid import INT8_WEIGHT, quantize, weight_params
 
-_SMALLEST = 65536  # elements; for a smaller table three additional nodes do not pay off
+_SMALLEST = 32768  # elements; for a smaller table three additional nodes do not pay off
 
 
 def embeddings(model: ir.Model) -> frozenset[str]:

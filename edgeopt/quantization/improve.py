@@ -166,7 +166,8 @@ def _replaced(task: Task, before: Outcome, made: Draft, how: str, path: Path, *,
         empty(path.parent)
         no_nearer = f"no nearer to float than before {how}" + (", but by chance" if chance else "")
         verdict = "slower than float" if found.slower else no_nearer
-        reason = f"{kept.mode}: {figures} {how}, which was kept"
+        why = "; the difference may be chance" if chance and not found.slower else ""
+        reason = f"{kept.mode}: {figures} {how}; the file from before is kept{why}"
         return replace(before, reason=reason, candidates=(*before.candidates, found.candidate(verdict)))
     lines = [
         replace(c, verdict=f"before {how}") if c.verdict in ("kept", "asked for") else c for c in before.candidates

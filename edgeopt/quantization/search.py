@@ -147,9 +147,11 @@ class Search:
         """
         attempt, best = self._attempt(what, made), self.best
         verdict = self._faster(attempt) if faster else self._nearer(attempt)
-        metric = "" if self.task.metric is None else f", {self.task.metric.name} {attempt.score:.4g}"
         change = f"{attempt.sqnr_db - best.sqnr_db:+.1f} dB, {attempt.speed / best.speed:.2f}x"
-        self.task.note(f"search: {what}: {attempt.sqnr_db:.1f} dB ({change}){metric}, {verdict}")
+        figures = "" if self.task.metric is None else f", {self.task.metric.name} {attempt.score:.4g}"
+        if best.short_db and not self.task.options.judged_by_user:
+            figures = f", {attempt.short_db:.1f} dB short of the bar after {best.short_db:.1f}"
+        self.task.note(f"search: {what}: {attempt.sqnr_db:.1f} dB ({change}){figures}, {verdict}")
         if verdict == "kept":
             self.best = attempt
             self.fastest = max(self.fastest, attempt.speed)

@@ -39,7 +39,7 @@ def test_a_second_time_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("text", "table", "only"),
     [
-        (TEXT, TABLE[:512], None),
+        (TEXT, TABLE[:480], None),
         (TEXT, TABLE, frozenset({"another"})),
         ("g (int64[5] ids) => (float[1024,5] y) { [look] y = Gather <axis = 1> (t, ids) }", TABLE, None),
     ],
