@@ -14,9 +14,7 @@ from edgeopt.numbers.figure import Figure, Outputs
 _CHANNEL_DB = 10.0
 _SIGNAL_DB = 10.0
 _CHANGE_DB = 6.0
-_UNSEEN = "classes that no sample shows"
-_UNSEEN_DB = 0.0  # of these: dead ones have less
-_ALIVE_DB = 3.0  # of these in a list of boxes, where dead ones have 0
+_UNSEEN_DB = 0.0  # of classes that no sample shows: dead ones have less
 _FILLED, _TURN_ERROR = 0.98, 1e-3  # share of a turn that angles fill; radians that rounding goes beyond pi
 _RESULT_ERROR = 0.2  # radians that a result's angles go beyond pi
 _GAP = 16.0  # between the scales of channels that are read apart: boxes in pixels, and scores
@@ -30,8 +28,8 @@ CONSTANT = 1e-5  # of the power of its mean: what varies by less is constant
 
 def detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     """The channel (along the shorter of the last two axes) that is furthest from float in what varies of it. Scores of
-    classes that no sample shows are apart, as near as all of them together and as half of them: each is noise near 0,
-    which nobody reads, but they may not be dead.
+    classes that no sample shows are one channel, as near as all of them together and as half of them: alone, each is
+    noise, but not all may be dead.
     """
     axis = -1 if reference[0].shape[-1] <= reference[0].shape[-2] else -2
     varies, noise = _by_channel(reference, result, axis)
@@ -40,14 +38,13 @@ def detections(reference: Outputs, result: Outputs) -> Iterator[Figure]:
     if (high[:2] >= _SHOWN).any():  # where a box is: of normalized boxes the sides are as small as unseen scores
         unseen[:_SIDES] = False
     unseen &= varies > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        each = 10 * np.log10(varies / noise)
-        together = 10 * np.log10(varies[unseen].sum() / noise[unseen].sum())
-    read = ~unseen & (varies > 0)
-    if read.any():
-        yield Figure("weakest channel", float(each[read].min()), _CHANNEL_DB, "dB")
-    if unseen.any():
-        yield Figure(_UNSEEN, float(min(together, np.median(each[unseen]))), _ALIVE_DB, "dB")
+    powers = (np.append(x[~unseen], x[unseen].sum()) for x in (varies, noise))
+    with np.errstate(divide="ignore"):
+        found = [10 * np.log10(s / n) for s, n in zip(*powers, strict=True) if s > 0]
+        if unseen.any():
+            found.append(np.median(10 * np.log10(varies[unseen] / noise[unseen])))
+    if found:
+        yield Figure("weakest channel", float(min(found)), _CHANNEL_DB, "dB")
 
 
 def _extremes(outputs: Outputs, axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -165,7 +162,7 @@ def _groups(reference: Outputs, result: Outputs, gain: float) -> Iterator[Figure
         if power[unseen].sum() > 0:  # each alone is noise, but they may not be dead
             with np.errstate(divide="ignore"):
                 together = 10 * np.log10(power[unseen].sum() / noise[unseen].sum())
-            yield Figure(_UNSEEN, float(together), _UNSEEN_DB, "dB")
+            yield Figure("classes that no sample shows", float(together), _UNSEEN_DB, "dB")
         power = np.where(unseen, 0.0, power)
         order = [i for i in power.argsort() if power[i] > power.max() * _FAINT**2 > 0]
         steps = np.sqrt(power[order][1:] / power[order][:-1])

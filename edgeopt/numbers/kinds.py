@@ -33,6 +33,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _DECODED = 0.93
+_TIE = 0.05  # difference of the two largest probabilities
 _NEIGHBOURS = 0.9
 _EMBEDDED_DB = 10.0
 _FEWEST = 4  # samples, below which their order says nothing
@@ -62,8 +63,9 @@ def vectors(kind: Kind, x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _tokens(reference: Outputs, result: Outputs) -> Iterator[Figure]:
-    """The classes at all positions, and the edit distance after greedy decoding (repeats are one). Where all positions
-    have one class, any other may be dead: their probabilities are compared.
+    """The classes at all positions, and the edit distance after greedy decoding (repeats are one) of those where float
+    is no tie, which either may win. Where all positions have one class, any other may be dead: their probabilities are
+    compared.
     """
     yield from classes(reference, result)
     seen = np.unique(np.concatenate([r.argmax(-1).reshape(-1) for r in reference]))
@@ -76,17 +78,28 @@ def _tokens(reference: Outputs, result: Outputs) -> Iterator[Figure]:
             yield Figure("classes that no sample shows", db, _UNSEEN_DB, "dB")
     errors = length = 0
     for r, y in zip(reference, result, strict=True):
-        for before, after in zip(_sequences(r), _sequences(y), strict=True):
+        sure = _sure(r)
+        for before, after in zip(_sequences(r, sure), _sequences(y, sure), strict=True):
             errors += edit_distance(before, after)
             length += len(before)
     if length:
         yield Figure("decoded alike", 1 - errors / length, _DECODED)
 
 
-def _sequences(x: NDArray[Any]) -> Iterator[list[int]]:
-    """Greedy decoding of [..., positions, classes]: runs of one class become one."""
-    for row in x.argmax(-1).reshape(-1, x.shape[-2]):
-        yield [int(v) for i, v in enumerate(row) if i == 0 or v != row[i - 1]]
+def _sure(x: NDArray[Any]) -> NDArray[np.bool_]:
+    """The positions [rows, positions] of [..., positions, classes] whose two largest classes are no tie."""
+    p = as_probabilities(x).reshape(-1, *x.shape[-2:])
+    if p.shape[-1] < 2:
+        return np.ones(p.shape[:-1], bool)
+    second, first = np.moveaxis(np.partition(p, -2, axis=-1)[..., -2:], -1, 0)
+    return np.asarray(first - second >= _TIE)
+
+
+def _sequences(x: NDArray[Any], sure: NDArray[np.bool_]) -> Iterator[list[int]]:
+    """Greedy decoding of the positions `sure` of [..., positions, classes]: runs of one class become one."""
+    for row, there in zip(x.argmax(-1).reshape(-1, x.shape[-2]), sure, strict=True):
+        seen = row[there]
+        yield [int(v) for i, v in enumerate(seen) if i == 0 or v != seen[i - 1]]
 
 
 def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:

@@ -194,14 +194,13 @@ def _nothing(task: Task) -> str:
 
 
 def _why(task: Task, kept: Tried, tried: Sequence[Tried]) -> str:
-    others = "; ".join(f"{t.mode}: {why_not(task, t)}" for t in tried if t is not kept)
     if good(task, kept):
         speed = "; its speed was not measured"
         if kept.latency is not None:
             slightly = kept.latency.speedup_high < 1  # than what counts as slower
             speed = f" and hardly slower ({kept.latency.speedup:.2f}x)" if slightly else " and no slower"
-        return f"{kept.mode}: close to float{speed}" + (f" ({others})" if others else "")
-    return f"{kept.mode}: asked for" + (f"; the nearest of what was tried ({others})" if others else "")
+        return f"{kept.mode}: close to float{speed}"
+    return f"{kept.mode}: asked for" + ("; the nearest of what was tried" if len(tried) > 1 else "")
 
 
 def _report(task: Task, options: Quantize, done: Outcome, input_bytes: int, start: float) -> Report:

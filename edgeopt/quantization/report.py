@@ -22,6 +22,7 @@ from edgeopt.pictures import shortened
 from edgeopt.quantization.outputs import STEPS
 
 SCHEMA = "edgeopt.quantization.report/1"
+_SHOWN = 4  # candidates that were not kept
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class Candidate:
     speedup: float | None
     verdict: str
     metric: float | None = None
+
+    def describe(self) -> str:
+        """A line for a reader."""
+        near = "" if self.worst_sqnr_db is None else f", {decibels(self.worst_sqnr_db)}"
+        speed = "" if self.speedup is None else f", {self.speedup:.2f}x"
+        return f"{self.mode}{near}{speed}: {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,11 @@ class Report:
             yield f"{shortened(o.output)}, fed back", f"after {STEPS} steps: {_nearness(o)}"
         if self.integer_nodes and not self.kernels["integer"]:  # 16 bits
             yield "in integers", f"{len(self.integer_nodes)} nodes, which this CPU runs in floats"
+        others = [c for c in self.candidates if c.verdict not in ("kept", "asked for")]
+        for c in others[:_SHOWN]:
+            yield "not kept", c.describe()
+        if len(others) > _SHOWN:
+            yield "not kept", f"{len(others) - _SHOWN} more: --report FILE.json has them"
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
         yield "float", counts(self.kernels["floating"])
