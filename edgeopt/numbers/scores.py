@@ -34,6 +34,8 @@ def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
     first = outputs[0]
     if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
         return False
+    if any(_holds_nan(x) for x in outputs):
+        return False
     return first.ndim == 2 or (first.ndim == 3 and are_probabilities(first))
 
 
@@ -44,7 +46,7 @@ def compare(
     kinds: Mapping[str, Kind] | None = None,
 ) -> list[OutputReport]:
     """The error of every float output over all samples; of an output whose kind is known, the figures of it too, also
-    if it is not float.
+    if it is not float. One that float leaves open in places (NaN) is judged as a signal by the rest.
 
     Raises:
         ValidityError: a shape differs from the float model's, or a value is not finite where the reference is finite.
@@ -58,9 +60,20 @@ def compare(
             if np.issubdtype(y.dtype, np.floating) and not np.isfinite(y[np.isfinite(r)]).all():
                 raise ValidityError(f"output {name!r} is not finite where the reference's is")
         kind = None if kinds is None else kinds.get(name)
+        if any(_holds_nan(r) for r, _ in pairs):
+            pairs, kind = _there(pairs), "state" if kind == "state" else None if kind is None else "signal"
         if pairs and (kind is not None or np.issubdtype(pairs[0][0].dtype, np.floating)):
             found.append(_error(name, pairs, kind))
     return found
+
+
+def _holds_nan(x: NDArray[Any]) -> bool:
+    return bool(np.issubdtype(x.dtype, np.floating) and np.isnan(x).any())
+
+
+def _there(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """What there is of an output that float leaves open in places, in rows: these are no rows of classes any more."""
+    return [(r[np.isfinite(r)], y[np.isfinite(r)]) for r, y in pairs if np.isfinite(r).any()]
 
 
 def _error(name: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], kind: Kind | None) -> OutputReport:
@@ -102,7 +115,7 @@ def _finite(r: NDArray[Any], y: NDArray[Any], kind: Kind) -> tuple[NDArray[Any],
     """Both with the same finite numbers where the reference has none: the lowest for masked classes, else 0."""
     if not np.issubdtype(r.dtype, np.floating) or np.isfinite(r).all():
         return r, y
-    known = np.nan_to_num(r, nan=0.0) if kind in _CLASSES else np.where(np.isfinite(r), r, np.zeros_like(r))
+    known = np.nan_to_num(r) if kind in _CLASSES else np.where(np.isfinite(r), r, np.zeros_like(r))
     return known, np.where(np.isfinite(r), y, known)
 
 

@@ -85,7 +85,7 @@ class Sketches:
         """The calibration samples that are compared; none if none can be read."""
         samples = self.task.start.samples
         count = affordable(self.task.start.source, probed(self.task.start), _RULE_SAMPLES)
-        count = min(count, comparable(self.task.reference[0], self.task.options.max_ram))
+        count = min(count, comparable(self.task.held[0][1], self.task.reference[0], self.task.options.max_ram))
         return readable(samples[:count], total=len(samples))[0]
 
     @cached_property

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from edgeopt.data import oddities
+from edgeopt.data import Feed, oddities
 from edgeopt.graph.facts import size_bytes
 from edgeopt.graph.living import peak_bytes
 from edgeopt.graph.ops import macs_of
@@ -27,7 +27,8 @@ _RUN = 2  # memory of a run relative to the values that are alive: layouts of it
 _ROOM = 1_000_000_000  # bytes of values without --max-ram; not by the memory that is free: groups decide fusions
 _MUCH = 2_000_000_000  # multiply-accumulate operations for one sample
 _FEWEST = 6
-_COMPARED, _LEAST_COMPARED = 200_000_000, 2  # bytes of outputs of one candidate; samples
+_COMPARED = 200_000_000  # bytes of samples with the outputs of one candidate
+_LEAST_COMPARED = 4  # samples that any figure needs
 _LARGEST = 8 << 30  # bytes for one layer without --max-ram
 
 
@@ -45,12 +46,12 @@ def affordable(model: ir.Model, probes: Mapping[str, Probe], samples: int) -> in
     return max(min(samples, _FEWEST), min(samples, samples * _MUCH // max(work, 1)))
 
 
-def comparable(outputs: Outputs, max_ram: int | None) -> int:
-    """How many samples are compared at the most whose outputs are as large as those of one: several candidates' are in
+def comparable(feed: Feed, outputs: Outputs, max_ram: int | None) -> int:
+    """How many samples are compared at the most that are as large as one and its outputs: several candidates' are in
     memory at a time.
     """
     most = _COMPARED if max_ram is None else min(_COMPARED, max_ram // 8)
-    return max(_LEAST_COMPARED, most // max(1, sum(x.nbytes for x in outputs)))
+    return max(_LEAST_COMPARED, most // max(1, sum(x.nbytes for x in (*feed.values(), *outputs))))
 
 
 def sources(plans: Iterable[Plan | None]) -> frozenset[str]:

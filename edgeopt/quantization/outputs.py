@@ -70,12 +70,21 @@ def kinds(
     for i, value in enumerate(model.graph.outputs):
         name, seen = str(value.name), [r[i] for r in reference]
         found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0], images))
+        if name in given and found[name] not in ("state", "signal") and any(_open(x) for x in seen):
+            raise DataError(
+                f"{flag} {name}={found[name]}: the float model leaves some of it open (NaN), so that it is judged as a "
+                "signal by the rest"
+            )
         if name in given and found[name] != "state" and not _suffices(found[name], seen):
             raise DataError(
                 f"{flag} {name}={found[name]}: {len(seen)} held-out sample{'s' if len(seen) > 1 else ''} of shape "
                 f"{list(seen[0].shape)} cannot be judged so; give more samples, or another kind"
             )
     return found
+
+
+def _open(x: NDArray[Any]) -> bool:
+    return bool(np.issubdtype(x.dtype, np.floating) and np.isnan(x).any())
 
 
 def _suffices(kind: Kind, seen: Outputs) -> bool:

@@ -37,7 +37,7 @@ from edgeopt.quantization.costing import Timing, timing
 from edgeopt.quantization.fixing import with_inputs
 from edgeopt.quantization.looking import comparable
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.outputs import changed, fed_back, kinds, levels, steps_on, with_changes
+from edgeopt.quantization.outputs import STEPS, changed, fed_back, kinds, levels, steps_on, with_changes
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
@@ -176,9 +176,13 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
     feeds, reference = _outputs(session, feeds, problems, options, notes)
     simplified = _ranked(simplified, reference[0])
     chosen = _stateless(chosen, model, feeds[0][1], reference[0])
-    judging, seen, reference = _judging(chosen, model, simplified, session, feeds, reference)
+    judging, seen, feeds, reference = _judging(chosen, model, simplified, session, feeds, reference, options)
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
     fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
+    later = tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed)
+    if not finite(y for outputs in later for y in outputs):
+        fed, later = {}, ()
+        notes.note(f"float itself gives no numbers after {STEPS} steps: states are not judged so")
     chance_db = _chance(judging, feeds, reference)
     resources = _resources(options, [feed for _, feed in feeds], session, cache, notes, by)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
@@ -211,7 +215,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
         metric=None if options.metric is None else metric(options.metric, session, reference),
         kinds=found,
         fed=fed,
-        reference_later=tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed),
+        reference_later=later,
         levels=levels([feed for _, feed in feeds], reference, [found[name] for name in judging.outputs]),
         chance_db=chance_db,
         changed=changed(judging.outputs, [feed for _, feed in feeds], reference, found),
@@ -247,8 +251,7 @@ def _outputs(
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
     first = session.run(feeds[0][1])
-    if options.metric is None:
-        feeds = feeds[: comparable(first, options.max_ram)]
+    feeds = _few(feeds, first, options)
     reference = [first, *run_all(session, feeds[1:], workers=cores())]
     _check_finite(session, feeds, reference, notes)
     return feeds, reference
@@ -265,17 +268,25 @@ def _judging(
     model: ir.Model,
     simplified: ir.Model,
     session: Session,
-    feeds: Sequence[tuple[str, Feed]],
+    feeds: list[tuple[str, Feed]],
     outputs: list[Outputs],
-) -> tuple[Session, ir.Model, list[Outputs]]:
-    """(the float session whose outputs are compared, its model, what it gives for `feeds`); `outputs`: what `session`,
-    that of `model`, gives.
+    options: Quantize,
+) -> tuple[Session, ir.Model, list[tuple[str, Feed]], list[Outputs]]:
+    """(the float session whose outputs are compared, its model, the samples on which they are, what it gives for them);
+    `outputs`: what `session`, that of `model`, gives.
     """
     if chosen is None:
-        return session, model, outputs
+        return session, model, feeds, outputs
     seen = chosen.shown(simplified)
     judging = open_session(seen)
-    return judging, seen, run_all(judging, feeds, workers=cores())
+    first = judging.run(feeds[0][1])
+    feeds = _few(feeds, first, options)
+    return judging, seen, feeds, [first, *run_all(judging, feeds[1:], workers=cores())]
+
+
+def _few(feeds: list[tuple[str, Feed]], first: Outputs, options: Quantize) -> list[tuple[str, Feed]]:
+    """The samples that are compared where those of the first are its outputs; all, if a user's metric wants them."""
+    return feeds[: comparable(feeds[0][1], first, options.max_ram)] if options.metric is None else feeds
 
 
 def _choices(

@@ -123,6 +123,11 @@ class Report:
         """The lowest top-1 agreement over the outputs that look like class scores."""
         return lowest_agreement(self.outputs)
 
+    @property
+    def not_kept(self) -> tuple[Candidate, ...]:
+        """What else was tried."""
+        return tuple(c for c in self.candidates if c.verdict not in ("kept", "asked for"))
+
     def rows(self) -> Iterator[tuple[str, str]]:
         """The content of the report for a reader, as (label, text)."""
         yield "mode", self.reason
@@ -149,11 +154,10 @@ class Report:
             yield f"{shortened(o.output)}, fed back", f"after {STEPS} steps: {_nearness(o)}"
         if self.integer_nodes and not self.kernels["integer"]:  # 16 bits
             yield "in integers", f"{len(self.integer_nodes)} nodes, which this CPU runs in floats"
-        others = [c for c in self.candidates if c.verdict not in ("kept", "asked for")]
-        for c in others[:_SHOWN]:
+        for c in self.not_kept[:_SHOWN]:
             yield "not kept", c.describe()
-        if len(others) > _SHOWN:
-            yield "not kept", f"{len(others) - _SHOWN} more: --report FILE.json has them"
+        if len(self.not_kept) > _SHOWN:
+            yield "not kept", f"{len(self.not_kept) - _SHOWN} more: --report FILE.json has them"
         yield "integer", counts(self.kernels["integer"])
         yield "Q/DQ left", counts(self.kernels["qdq"])
         yield "float", counts(self.kernels["floating"])

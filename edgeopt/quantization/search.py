@@ -82,6 +82,8 @@ class Search:
     """Speed relative to the first model that a closer result must have; None: that of the fastest one kept so far."""
     attempts: list[Attempt] = field(default_factory=list)
     """All attempts, in order."""
+    tried: list[Verdict] = field(default_factory=list)
+    """What was said of them."""
     best: Attempt = field(init=False)
     """The best attempt so far."""
     fastest: float = 1.0  # highest speed of the attempts that were kept
@@ -178,10 +180,12 @@ class Search:
             against = self.recipe
             known = self.journal.find(recipe, against)
             if known is not None and not known.kept and self.task.options.pareto is None:  # a front needs all models
-                self.task.note(f"search: {what}: {known.verdict} (known from before)")
+                if known not in self.tried:
+                    self.task.note(f"search: {what}: {known.verdict} (known from before)")
                 continue
             verdict = self._tried(what, recipe, move.faster)
-            self.journal.add(Verdict(recipe, against, what, verdict))
+            self.tried.append(Verdict(recipe, against, what, verdict))
+            self.journal.add(self.tried[-1])
             if verdict == "kept":
                 yield self.best.draft
 
@@ -239,7 +243,7 @@ def start(task: Task, first: Draft, output: Path | None = None, *, enough: float
     Raises:
         DataError: the user's metric fails on the first result.
     """
-    count = min(SELECTION, comparable(task.reference[0], task.options.max_ram))
+    count = min(SELECTION, comparable(task.held[0][1], task.reference[0], task.options.max_ram))
     feeds, _ = readable(task.start.samples[:count], total=len(task.start.samples))
     if not feeds or not first.static:
         return None

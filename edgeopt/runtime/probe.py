@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,9 @@ from edgeopt.runtime.session import Feed, Session, open_session, with_outputs
 from edgeopt.runtime.trace import ELEMENT_BYTES, kernel_runs, read_events
 
 _RUN_BYTES = 256_000_000  # of values shown in one run
-_UNKNOWN_BYTES = _RUN_BYTES // 32  # of a value whose size is not known yet
+_UNKNOWN_BYTES = _RUN_BYTES // 32  # at least, of a value whose size is not known yet
+_LARGER = 16  # times the largest input that such a value may be: channels of the first layers
+_LEAST_S = 1e-3
 _TRACE_BYTES = 64 << 20  # of a trace that is read: that of a loop may be endless
 _SIZES = 16  # largest number of elements of a value that may be a shape
 MASK = 5e3  # additive attention masks are -1e4, -65504, -3.4e38 or -inf
@@ -60,7 +63,7 @@ def probe_and_shapes(
 ) -> tuple[dict[str, Probe], dict[str, tuple[int, ...]]]:
     """(shape and extremes of every float value, shape of every value) of the main graph on `feed`, by name.
 
-    limit_s: the most that one run may take, in seconds; max_ram: most bytes in memory.
+    limit_s: the most that all runs may take, in seconds; max_ram: most bytes in memory.
     """
     found, all_shapes = dict[str, Probe](), dict[str, tuple[int, ...]]()
     for name, x in _values(model, feed, limit_s, max_ram):
@@ -98,18 +101,20 @@ def _values(
     """
     rest = [str(v.name) for node in model.graph for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
     yield from feed.items()
-    shown, sizes, first = model, dict[str, int](), True
-    most_bytes = _RUN_BYTES if max_ram is None else min(_RUN_BYTES, max_ram // 4)
+    shown, sizes, first, begun = model, dict[str, int](), True, time.monotonic()
+    most = _RUN_BYTES if max_ram is None else min(_RUN_BYTES, max_ram // 4)
+    unknown = max(_UNKNOWN_BYTES, _LARGER * max((x.nbytes for x in feed.values()), default=0))
     while rest:
-        count = _fitting((sizes.get(name, _UNKNOWN_BYTES) for name in rest), most_bytes)
+        count = _fitting((sizes.get(name, unknown) for name in rest), most)
+        count = 1 if first and max_ram is not None else count
         shown = with_outputs(shown, rest[:count], copy=shown is model)
         rest = rest[count:]
+        left_s = None if limit_s is None else max(limit_s - (time.monotonic() - begun), _LEAST_S)
         with temporary_folder() as folder:
-            session = open_session(
-                shown, level="none", threads=2, patterns=False, profile=folder / "trace" if first and rest else None
-            )
-            yield from _run(session, feed, limit_s)
-            if first and rest:
+            trace = folder / "trace" if first and rest else None
+            session = open_session(shown, level="none", threads=2, patterns=False, profile=trace)
+            yield from _run(session, feed, left_s)
+            if trace is not None:
                 sizes = _sizes(model, Path(session.raw.end_profiling()))
         first = False
 
@@ -135,9 +140,10 @@ def _sizes(model: ir.Model, trace: Path) -> dict[str, int]:
     if trace.stat().st_size > _TRACE_BYTES:
         return {}
     outputs = {node.name: [str(v.name) for v in node.outputs if v.name] for node in model.graph}
-    runs = kernel_runs(read_events(trace))
-    return {
-        value: math.prod(shape) * ELEMENT_BYTES.get(kind, 1)
-        for run in runs
-        for value, (kind, shape) in zip(outputs.get(run.name, ()), run.shapes("output_type_shape"), strict=False)
-    }
+    found = dict[str, int]()
+    for run in kernel_runs(read_events(trace)):
+        values, shapes = outputs.get(run.name, []), run.shapes("output_type_shape")
+        if len(values) == len(shapes):  # what is no tensor is missing in the trace
+            sizes = (math.prod(shape) * ELEMENT_BYTES.get(kind, 1) for kind, shape in shapes)
+            found |= dict(zip(values, sizes, strict=True))
+    return found

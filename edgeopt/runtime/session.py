@@ -103,7 +103,7 @@ def _idle() -> ort.InferenceSession:
 
 
 def _trim_arena() -> None:
-    """Give back what the arena has kept of earlier runs: a new session divides its memory otherwise."""
+    """Give back what the arena has kept of earlier runs: another session divides its memory otherwise."""
     options = ort.RunOptions()
     options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     _idle().run(None, {"x": np.ones(1, np.float32)}, options)
@@ -247,5 +247,6 @@ def finite(arrays: Iterable[NDArray[Any]]) -> bool:
 
 def run_all(session: Session, feeds: Sequence[tuple[str, Feed]], *, workers: int = 1) -> list[Outputs]:
     """The outputs for every feed, in order."""
+    _trim_arena()
     with threads(workers) as pool:
         return list(pool.map(lambda item: session.run(item[1]), feeds))

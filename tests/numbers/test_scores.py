@@ -138,3 +138,18 @@ def test_figures_of_outputs_with_masked_elements_are_those_of_the_rest(kind: Kin
         x[..., 0] = -np.inf
     (found,) = compare(["y"], [[x] for x in r], [[np.maximum(x, np.float32(-3e38))] for x in r], {"y": kind})
     assert found.kind == kind and all(f.close and f.value > 0.999 for f in found.figures)
+
+
+@pytest.mark.parametrize("kind", ["signal", "classes", "tokens", "regression", "embedding", "detections", "mask"])
+def test_what_float_leaves_open_does_not_count_as_right(kind: Kind) -> None:
+    rng = np.random.default_rng(0)
+    x = [100 + rng.standard_normal((1, 6, 40)).astype(np.float32) for _ in range(8)]
+    y = [v + 3 * rng.standard_normal(v.shape).astype(np.float32) for v in x]
+    there = [rng.random(v.shape) < 0.5 for v in x]
+    open_ = [np.where(t, v, np.float32(np.nan)) for t, v in zip(there, x, strict=True)]
+    (whole,) = compare(["y"], [[v] for v in x], [[v] for v in y], {"y": "signal"})
+    for result in (y, [np.where(t, v, np.float32(np.nan)) for t, v in zip(there, y, strict=True)]):
+        (part,) = compare(["y"], [[v] for v in open_], [[v] for v in result], {"y": kind})
+        assert part.kind == "signal" and part.agreement is None
+        assert [f.value for f in part.figures] == pytest.approx([f.value for f in whole.figures], abs=1)
+    assert not class_scores(open_)

@@ -32,12 +32,12 @@ def test_calibration_is_divided_into_passes_that_fit_into_the_memory(max_ram: in
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "max_ram", "samples"), [(1, None, 200), (50, None, 4), (500, None, 2), (1, 80_000_000, 10)]
+    ("megabytes", "max_ram", "samples"), [(1, None, 200), (20, None, 10), (500, None, 4), (1, 80_000_000, 10)]
 )
 def test_fewer_samples_are_compared_whose_outputs_are_large(megabytes: int, max_ram: int | None, samples: int) -> None:
     outputs = [np.broadcast_to(np.int8(0), (megabytes, 500_000)) for _ in range(2)]
-    assert comparable(outputs, max_ram) == samples
-    assert comparable([np.zeros(0)], max_ram) > 1000
+    assert comparable({}, outputs, max_ram) == comparable({"x": outputs[0]}, outputs[1:], max_ram) == samples
+    assert comparable({}, [np.zeros(0)], max_ram) > 1000
 
 
 def test_what_is_held_back_are_the_weights_and_what_runs_take() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from edgeopt.runtime import probe as module
-from edgeopt.runtime.probe import Probe, probe
-from edgeopt.runtime.session import with_outputs
+from edgeopt.runtime.probe import Probe, probe, probe_and_shapes
+from edgeopt.runtime.session import Feed, Session, with_outputs
 from tests import tiny
 
 TEXT = """g (float[N,4] x, int64[2] s) => (float[A,B] y) {
@@ -34,9 +37,9 @@ def test_every_float32_value_has_its_real_shape_and_extremes() -> None:
 
 @pytest.mark.parametrize(
     ("room", "runs"),
-    [(128, [["a", "b"], ["y"]]), (64, [["a"], ["b", "y"]]), (63, [["a"], ["b"], ["y"]]), (1, [["a"], ["b"], ["y"]])],
+    [(64, [["a"], ["b", "y"]]), (63, [["a"], ["b"], ["y"]]), (1, [["a"], ["b"], ["y"]])],
 )
-def test_as_many_values_of_32_bytes_are_shown_in_one_run_as_fit_and_the_first_run_guesses(
+def test_as_many_values_of_32_bytes_are_shown_in_one_run_as_fit_after_a_first_one_with_its_trace(
     room: int, runs: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model(TEXT)
@@ -49,9 +52,23 @@ def test_as_many_values_of_32_bytes_are_shown_in_one_run_as_fit_and_the_first_ru
         return with_outputs(model, values, copy=copy)
 
     monkeypatch.setattr(module, "with_outputs", noted)
-    monkeypatch.setattr(module, "_UNKNOWN_BYTES", 64)
     assert probe(model, feed(), max_ram=4 * room) == whole
     assert shown == runs and tiny.frozen(model) == before
+
+
+def test_all_runs_together_are_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[float | None] = []
+
+    def run(session: Session, feed: Feed, limit_s: float | None) -> Iterator[tuple[str, np.ndarray]]:
+        left.append(limit_s)
+        time.sleep(0.05)
+        return iter(())
+
+    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "_sizes", lambda model, trace: {})
+    probe_and_shapes(tiny.model(TEXT), feed(), 0.12, max_ram=1)
+    assert left[0] == pytest.approx(0.12, abs=0.02) and left[1] is not None and left[1] <= 0.07
+    assert left[2] == pytest.approx(0.02, abs=0.02)
 
 
 def test_sizes_are_unknown_where_the_trace_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

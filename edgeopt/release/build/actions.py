@@ -135,7 +135,7 @@ def _quantize(step: Any, source: Path, output: Path, context: Context) -> Facts:
     sqnr = "exact" if math.isinf(r.worst_sqnr_db) else f"{r.worst_sqnr_db:.1f} dB"
     return {
         "summary": f"{r.mode}: {sqnr} on {r.samples['held_out']} held-out samples",
-        "notes": [r.reason, *r.notes],
+        "notes": [r.reason, *(f"not kept: {c.describe()}" for c in r.not_kept), *r.notes],
         "mode": r.mode,
         "kernels": {kind: dict(counts) for kind, counts in r.kernels.items()},
         "kept_float": dict(r.kept_float),
