@@ -43,8 +43,10 @@ def of_inputs(model: ir.Model) -> Iterator[str]:
         )
 
 
-def of_included(model: ir.Model, include: frozenset[str]) -> Iterator[str]:
-    """Notes on included nodes whose operator has no static integer kernel: the form they get instead."""
+def of_choices(model: ir.Model, include: frozenset[str], lengths: frozenset[str]) -> Iterator[str]:
+    """Notes on included nodes whose operator has no static integer kernel: the form they get instead; and of layers
+    among the nodes that decide `lengths`.
+    """
     nodes = [n for n in model.graph if n.name in include and (not rule(n).inputs or rule(n).elsewhere)]
     for op in sorted({n.op_type for n in nodes}):
         names = [str(n.name) for n in nodes if n.op_type == op]
@@ -52,9 +54,6 @@ def of_included(model: ir.Model, include: frozenset[str]) -> Iterator[str]:
         stored = "its weights are stored as int8" if op in LAYERS else "it stays float"
         yield f"--include: {op} has no static integer kernel, so {stored}{dynamic}: {', '.join(names[:3])}"
 
-
-def of_lengths(model: ir.Model, lengths: frozenset[str]) -> Iterator[str]:
-    """Of layers among the nodes that decide `lengths`."""
     layers = [str(n.name) for n in model.graph if n.op_type in LAYERS and n.name in lengths]
     if layers:
         yield (
@@ -83,13 +82,20 @@ def of_few(options: Quantize, held: int, read: int) -> Iterator[str]:
         yield f"the metric is that of {samples}, of which one can change it by {1 / held:.0%}"
 
 
+def of_states(found: Mapping[str, Kind], fed: Mapping[int, str]) -> Iterator[str]:
+    """Of recurrent states, `fed` back or not."""
+    states = [name for name, kind in found.items() if kind == "state"]
+    if states:
+        how = (
+            f"fed back for {STEPS} steps" if fed else f"not fed back, since float gives no numbers after {STEPS} steps"
+        )
+        yield f"recurrent states, {how}: {', '.join(states)} (--kind NAME=KIND if they are none)"
+
+
 def of_outputs(
     model: ir.Model, found: Mapping[str, Kind], chance_db: Mapping[str, float], reference: Sequence[Outputs]
 ) -> Iterator[str]:
-    """Of recurrent states, of outputs that chance changes, and of those that are the same for every sample."""
-    states = [name for name, kind in found.items() if kind == "state"]
-    if states:
-        yield f"recurrent states, fed back for {STEPS} steps: {', '.join(states)} (--kind NAME=KIND if they are none)"
+    """Of outputs that chance changes, and of those that are the same for every sample."""
     drawn = [str(n.name) for n in model.graph.all_nodes() if n.op_type.startswith("Random") or n.op_type == "Bernoulli"]
     for name, db in chance_db.items():
         made = f" ({', '.join(drawn[:3])})" if drawn else ""

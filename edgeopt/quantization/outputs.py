@@ -20,7 +20,7 @@ from edgeopt.numbers.figure import are_probabilities, as_probabilities
 from edgeopt.numbers.kinds import KINDS, Kind, figures, vectors
 from edgeopt.numbers.pixels import class_axis
 from edgeopt.numbers.scores import OutputReport, Outputs
-from edgeopt.runtime.session import Feed, Session
+from edgeopt.runtime.session import Feed, Session, finite
 
 _LEVELS = 3  # of noise
 STEPS = 20  # in which recurrent states are fed back
@@ -187,6 +187,17 @@ def steps_on(session: Session, feed: Feed, fed: Mapping[int, str], steps: int = 
     for _ in range(steps - 1):
         outputs = session.run(values | {name: outputs[i] for i, name in fed.items()})
     return outputs
+
+
+def fed_on(
+    session: Session, model: ir.Model, feeds: Sequence[tuple[str, Feed]], outputs: Outputs, kinds: Mapping[str, Kind]
+) -> tuple[Mapping[int, str], tuple[Outputs, ...]]:
+    """(the states that are fed back, what float gives after that for `feeds`); none if those are no numbers.
+    `outputs`: those of the first sample.
+    """
+    states = {i: n for i, n in fed_back(model, feeds[0][1], outputs).items() if kinds[session.outputs[i]] == "state"}
+    later = tuple(steps_on(session, feed, states) for _, feed in feeds if states)
+    return (states, later) if finite(y for outputs in later for y in outputs) else ({}, ())
 
 
 def _may_give_classes(x: NDArray[Any], named: Kind | None, images: Outputs) -> bool:

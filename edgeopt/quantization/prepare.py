@@ -37,7 +37,7 @@ from edgeopt.quantization.costing import Timing, timing
 from edgeopt.quantization.fixing import with_inputs
 from edgeopt.quantization.looking import comparable
 from edgeopt.quantization.metric import Metric, metric
-from edgeopt.quantization.outputs import STEPS, changed, fed_back, kinds, levels, steps_on, with_changes
+from edgeopt.quantization.outputs import changed, fed_back, fed_on, kinds, levels, with_changes
 from edgeopt.quantization.recipe import Recipe, load, own_step
 from edgeopt.quantization.state import Resources, SharedResults, State
 from edgeopt.quantization.steps import Place
@@ -167,22 +167,14 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
     recipe, include, lengths = _choices(options, model, simplified, chosen)
     session = as_given(source, model) if runs(model) else open_session(single, threads=1)
     given = read(data, specs(model), options, session.run, norm_distance(model))
-    checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in given.samples]
-    calibration, held = split(checked, options.samples)
+    calibration, held, rest = _parts(given.samples, model, cache, options)
     feeds, problems = readable(held, total=len(calibration) + len(held))
-    read_count = len(feeds)
-    if feeds:
-        try_loops(single, feeds[0][1])
-    feeds, reference = _outputs(session, feeds, problems, options, notes)
+    feeds, reference = _outputs(single, session, feeds, problems, options, notes)
     simplified = _ranked(simplified, reference[0])
     chosen = _stateless(chosen, model, feeds[0][1], reference[0])
     judging, seen, feeds, reference = _judging(chosen, model, simplified, session, feeds, reference, options)
     found = kinds(seen, feeds[0][1], reference, _kinds_of(options, model, seen))
-    fed = {i: n for i, n in fed_back(seen, feeds[0][1], reference[0]).items() if found[judging.outputs[i]] == "state"}
-    later = tuple(steps_on(judging, feed, fed) for _, feed in feeds[:_LATER] if fed)
-    if not finite(y for outputs in later for y in outputs):
-        fed, later = {}, ()
-        notes.note(f"float itself gives no numbers after {STEPS} steps: states are not judged so")
+    fed, later = fed_on(judging, seen, feeds[:_LATER], reference[0], found)
     chance_db = _chance(judging, feeds, reference)
     resources = _resources(options, [feed for _, feed in feeds], session, cache, notes, by)
     looks = {name: cache.looks[name] for name, _ in feeds if name in cache.looks}
@@ -191,10 +183,10 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
         *notices.of_samples(calibration, feeds, problems),
         *oddities(looks, set(looks)),
         *notices.of_inputs(model),
-        *notices.of_included(simplified, include),
-        *notices.of_lengths(simplified, lengths),
-        *notices.of_few(options, len(feeds), read_count),
+        *notices.of_choices(simplified, include, lengths),
+        *notices.of_few(options, len(feeds), len(held) - len(problems)),
         *notices.of_selection(model, seen),
+        *notices.of_states(found, fed),
         *notices.of_outputs(seen, found, chance_db, () if len({x.digest for x in looks.values()}) == 1 else reference),
     ):
         notes.note(line)
@@ -204,7 +196,7 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
         source=model,
         start=State(simplified, target, tuple(calibration), resources, simplified),
         recipe=recipe,
-        rest=tuple(checked[len(held) + len(calibration) :]) if len(checked) > 1 else (),
+        rest=rest,
         held=tuple(feeds),
         reference=tuple(reference),
         float_session=session,
@@ -220,6 +212,15 @@ def _prepared(source: ir.Model, data: Data, options: Quantize, by: Timing, cache
         chance_db=chance_db,
         changed=changed(judging.outputs, [feed for _, feed in feeds], reference, found),
     )
+
+
+def _parts(
+    samples: Sequence[Sample], model: ir.Model, cache: SharedResults, options: Quantize
+) -> tuple[list[Sample], list[Sample], tuple[Sample, ...]]:
+    """(samples to calibrate with, those held out, the rest), checked when they are read."""
+    checked = [(name, partial(_checked, reader, model, name, cache.looks)) for name, reader in samples]
+    calibration, held = split(checked, options.samples)
+    return calibration, held, tuple(checked[len(held) + len(calibration) :]) if len(checked) > 1 else ()
 
 
 def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Target) -> ir.Model:
@@ -241,6 +242,7 @@ def _simplified(single: ir.Model, model: ir.Model, options: Quantize, target: Ta
 
 
 def _outputs(
+    single: ir.Model,
     session: Session,
     feeds: list[tuple[str, Feed]],
     problems: Mapping[str, str],
@@ -250,6 +252,7 @@ def _outputs(
     """(the held-out samples that are compared, what float gives for them)."""
     if not feeds:
         raise DataError(f"no held-out sample can be read: {next(iter(problems.values()), '')}")
+    try_loops(single, feeds[0][1])
     first = session.run(feeds[0][1])
     feeds = _few(feeds, first, options)
     reference = [first, *run_all(session, feeds[1:], workers=cores())]

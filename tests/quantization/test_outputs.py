@@ -288,6 +288,17 @@ def test_an_output_that_only_looks_like_a_state_is_judged_by_itself_if_the_user_
     assert found.later == () and [o.kind for o in found.outputs] == ["regression", "regression"]
 
 
+def test_states_of_which_float_makes_no_numbers_are_not_fed_back() -> None:
+    body = STEP.removesuffix("}").replace("next", "raw").replace("[1,6] raw", "[1,6] next")
+    text = f"{body} one = Constant<value = float {{1.0}}>()  s = Add(raw, one)  next = Log(s) }}"
+    model = tiny.model(text, v=normal(4, 6), w=normal(6, 4, seed=1))
+    samples = tiny.feeds(24, x=(1, 4), h=(1, 6))
+    choices = {"mode": "static", "include": ("MatMul",), "measure": False}
+    found = edgeopt.quantize(graph.proto_bytes(model), samples, **choices).report
+    assert any(n.startswith("recurrent states, not fed back, since float gives no numbers") for n in found.notes)
+    assert found.later == ()
+
+
 def test_texts_are_compared_by_being_equal() -> None:
     a, b = np.array([["cat"]], object), np.array([["dog"]], object)
     same, other = (compare(["y"], [[a]], [[y]], {"y": "exact"})[0] for y in (a, b))
