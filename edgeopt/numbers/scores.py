@@ -34,7 +34,7 @@ def class_scores(outputs: Sequence[NDArray[Any]]) -> bool:
     first = outputs[0]
     if not np.issubdtype(first.dtype, np.floating) or first.ndim < 2 or first.shape[-1] < _MIN_CLASSES:
         return False
-    if any(_holds_nan(x) for x in outputs):
+    if any(holds_nan(x) for x in outputs):
         return False
     return first.ndim == 2 or (first.ndim == 3 and are_probabilities(first))
 
@@ -60,14 +60,15 @@ def compare(
             if np.issubdtype(y.dtype, np.floating) and not np.isfinite(y[np.isfinite(r)]).all():
                 raise ValidityError(f"output {name!r} is not finite where the reference's is")
         kind = None if kinds is None else kinds.get(name)
-        if any(_holds_nan(r) for r, _ in pairs):
+        if any(holds_nan(r) for r, _ in pairs):
             pairs, kind = _there(pairs), "state" if kind == "state" else None if kind is None else "signal"
         if pairs and (kind is not None or np.issubdtype(pairs[0][0].dtype, np.floating)):
             found.append(_error(name, pairs, kind))
     return found
 
 
-def _holds_nan(x: NDArray[Any]) -> bool:
+def holds_nan(x: NDArray[Any]) -> bool:
+    """Whether an output is left open in places."""
     return bool(np.issubdtype(x.dtype, np.floating) and np.isnan(x).any())
 
 

@@ -76,7 +76,7 @@ def of_selection(model: ir.Model, seen: ir.Model) -> Iterator[str]:
 def of_few(options: Quantize, held: int, read: int) -> Iterator[str]:
     """Of samples that are not compared, of `read`; and of a metric that few samples decide."""
     if held < read:
-        yield f"outputs are large: {held} of {read} held-out samples are compared"
+        yield f"samples or outputs are large: {held} of {read} held-out samples are compared"
     if options.max_drop is not None and held < _FEW_HELD:
         samples = f"{held} held-out sample{'s' * (held > 1)}"
         yield f"the metric is that of {samples}, of which one can change it by {1 / held:.0%}"
@@ -86,9 +86,8 @@ def of_states(found: Mapping[str, Kind], fed: Mapping[int, str]) -> Iterator[str
     """Of recurrent states, `fed` back or not."""
     states = [name for name, kind in found.items() if kind == "state"]
     if states:
-        how = (
-            f"fed back for {STEPS} steps" if fed else f"not fed back, since float gives no numbers after {STEPS} steps"
-        )
+        none = f"not fed back (no input takes them, or float gives no numbers after {STEPS} steps)"
+        how = f"fed back for {STEPS} steps" if fed else none
         yield f"recurrent states, {how}: {', '.join(states)} (--kind NAME=KIND if they are none)"
 
 

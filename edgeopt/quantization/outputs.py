@@ -19,7 +19,7 @@ from edgeopt.numbers.channels import change
 from edgeopt.numbers.figure import are_probabilities, as_probabilities
 from edgeopt.numbers.kinds import KINDS, Kind, figures, vectors
 from edgeopt.numbers.pixels import class_axis
-from edgeopt.numbers.scores import OutputReport, Outputs
+from edgeopt.numbers.scores import OutputReport, Outputs, holds_nan
 from edgeopt.runtime.session import Feed, Session, finite
 
 _LEVELS = 3  # of noise
@@ -70,7 +70,7 @@ def kinds(
     for i, value in enumerate(model.graph.outputs):
         name, seen = str(value.name), [r[i] for r in reference]
         found[name] = given.get(name) or ("state" if i in fed else _kind(value, seen, reference[0], images))
-        if name in given and found[name] not in ("state", "signal") and any(_open(x) for x in seen):
+        if name in given and found[name] not in ("state", "signal") and any(holds_nan(x) for x in seen):
             raise DataError(
                 f"{flag} {name}={found[name]}: the float model leaves some of it open (NaN), so that it is judged as a "
                 "signal by the rest"
@@ -81,10 +81,6 @@ def kinds(
                 f"{list(seen[0].shape)} cannot be judged so; give more samples, or another kind"
             )
     return found
-
-
-def _open(x: NDArray[Any]) -> bool:
-    return bool(np.issubdtype(x.dtype, np.floating) and np.isnan(x).any())
 
 
 def _suffices(kind: Kind, seen: Outputs) -> bool:

@@ -116,7 +116,7 @@ def _values(
             yield from _run(session, feed, left_s)
             if trace is not None:
                 sizes = _sizes(model, Path(session.raw.end_profiling()))
-        first = False
+        first, unknown = False, _UNKNOWN_BYTES
 
 
 def _fitting(sizes: Iterable[int], most_bytes: int) -> int:
